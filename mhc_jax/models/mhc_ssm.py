@@ -1,0 +1,46 @@
+"""mHC-SSM: diagonal state-space language models with static mHC and stream-specialised adapters.
+
+Each variant has two named forms. ``"original"`` reproduces the published code's initialisation and
+mathematics; ``"default"`` repairs it: embeddings of standard deviation 0.02, H_res near the
+identity, unit writes, streams that start as copies and read unevenly, poles over many time scales,
+adapters that begin as the identity.
+"""
+
+from typing import Any, Literal
+
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import DiagonalSSMConfig
+from mhc_jax.nn.residual import (
+    DenseEndsConfig,
+    IdentityEndsConfig,
+    PlainConfig,
+    SimplexMHCConfig,
+    StreamAdaptersConfig,
+)
+
+Form = Literal["default", "original"]
+Variant = Literal["baseline", "mhc", "adapters"]
+
+_ORIGINAL_RESIDUAL = SimplexMHCConfig(projection="sinkhorn", unit_writes=False, diagonal_bias=0.0, read_bias=0.0)
+
+
+def mhc_ssm(variant: Variant = "mhc", form: Form = "default", **changes: Any) -> LMConfig:
+    """The published architecture (D = 512, L = 8, V = 50257, T = 256) in one of its variants.
+
+    Args:
+        variant: ``"baseline"`` (plain residual), ``"mhc"`` (static mHC, n = 4) or ``"adapters"`` (mHC with rank-64
+            adapters).
+        form: ``"default"`` (repaired) or ``"original"``.
+        changes: fields of :class:`LMConfig` to replace.
+    """
+    original = form == "original"
+    plain = variant == "baseline"
+    streamed = _ORIGINAL_RESIDUAL if original else SimplexMHCConfig()
+    config = LMConfig(
+        embed_std=1.0 if original else 0.02,
+        residual=PlainConfig() if plain else streamed,
+        ends=IdentityEndsConfig() if plain else DenseEndsConfig(init="uniform" if original else "repeat"),
+        adapters=StreamAdaptersConfig(zero_init=not original) if variant == "adapters" else None,
+        mixer=DiagonalSSMConfig(init="original" if original else "time_scales"),
+    )
+    return config.replace(**changes)

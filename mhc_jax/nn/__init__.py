@@ -1,0 +1,1 @@
+"""Thin modules: they hold parameters and call :mod:`mhc_jax.ops`."""

@@ -1,0 +1,6 @@
+"""Sequence mixers, one per file."""
+
+from mhc_jax.nn.mixers.base import Mixer, MixerConfig
+from mhc_jax.nn.mixers.diagonal_ssm import DiagonalSSMConfig
+
+__all__ = ["DiagonalSSMConfig", "Mixer", "MixerConfig"]

@@ -1,0 +1,131 @@
+"""The gated diagonal-SSM unit of mHC-SSM (its norm and residual live outside, in the block)."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mhc_jax.nn.init import Init, constant, normal, ones, uniform, zeros
+from mhc_jax.nn.layers import Dense
+from mhc_jax.nn.mixers.base import Mixer, MixerConfig
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.ops.conv import causal_depthwise_conv
+from mhc_jax.ops.diag_ssm import diag_ssm
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("mixer", "diagonal_ssm")
+@dataclasses.dataclass(frozen=True)
+class DiagonalSSMConfig(MixerConfig):
+    """Gated unit around one real, time-invariant pole per channel.
+
+    Attributes:
+        conv_kernel: taps of the causal depth-wise convolution.
+        init: ``"time_scales"`` spreads the poles over memories of 2 to 1000 tokens with unit output
+            variance and a unit skip; ``"original"`` draws logit_a, b, c from 0.02 N(0, 1) with d = 0, which
+            leaves the unit nearly inert.
+        form: how the recurrence is computed; ``"auto"`` is sequential on CPU and chunked elsewhere.
+        chunk: tokens per chunk of the chunked form.
+    """
+
+    conv_kernel: int = 3
+    init: Literal["time_scales", "original"] = "time_scales"
+    form: Literal["auto", "sequential", "associative", "chunked"] = "auto"
+    chunk: int = 16
+
+    def validate(self):
+        super().validate()
+        self.require(self.conv_kernel >= 1, f"conv_kernel must be at least 1, got {self.conv_kernel}")
+        self.require(self.chunk >= 1, f"chunk must be at least 1, got {self.chunk}")
+
+    def build(self, width, policy, init):
+        return DiagonalSSM(self, width, policy, init)
+
+
+class _SSM(nnx.Module):
+    """Holds the four per-channel vectors of the recurrence."""
+
+    def __init__(self, config: DiagonalSSMConfig, width: int, init: Init):
+        if config.init == "original":
+            small = normal(0.02)
+            self.logit_a, self.b, self.c = (init(name, small, width) for name in ("logit_a", "b", "c"))
+            self.d = init("d", zeros, width)
+            return
+        memory_D = jnp.exp(jnp.linspace(math.log(2.0), math.log(1000.0), width))
+        a_D = 1 - 1 / memory_D
+        self.logit_a = init("logit_a", constant(jnp.log(a_D) - jnp.log1p(-a_D)), width)
+        self.b = init("b", constant(jnp.sqrt(1 - jnp.square(a_D))), width)
+        self.c = init("c", ones, width)
+        self.d = init("d", ones, width)
+
+
+class _Conv(nnx.Module):
+    """Holds filter (K, D) and bias (D,) of the depth-wise convolution."""
+
+    def __init__(self, taps: int, width: int, init: Init):
+        self.filter = init("filter", uniform(taps), taps, width)
+        self.bias = init("bias", uniform(taps), width)
+
+
+class DiagonalSSM(Mixer):
+    """``out(sigmoid(gate) * SSM(SiLU(conv(u))))`` with ``u, gate = in_proj(x)`` (mHC-SSM, sections 1.2 and 1.3).
+
+    The state is ``{"inputs": (B, K-1, D), "ssm": (B, D)}``: O(1) memory and time per token.
+    """
+
+    def __init__(self, config: DiagonalSSMConfig, width: int, policy: Policy, init: Init):
+        self.config, self.policy, self.width = config, policy, width
+        self.in_proj = Dense(width, 2 * width, init / "in_proj")
+        self.conv = _Conv(config.conv_kernel, width, init / "conv")
+        self.ssm = _SSM(config, width, init / "ssm")
+        self.out_proj = Dense(width, width, init / "out_proj")
+
+    def init_state(self, batch, max_len):
+        return {
+            "inputs": jnp.zeros((batch, self.config.conv_kernel - 1, self.width), self.policy.compute),
+            "ssm": jnp.zeros((batch, self.width), self.policy.accumulate),
+        }
+
+    def __call__(self, u_BTD, *, positions=None, segment_ids=None, tap=no_tap):
+        return self._run(u_BTD, self.init_state(u_BTD.shape[0], 0), segment_ids, tap)[0]
+
+    def prefill(self, u_BTD, state):
+        return self._run(u_BTD, state, None, no_tap)
+
+    def step(self, u_BD, state):
+        y_B1D, state = self.prefill(u_BD[:, None], state)
+        return y_B1D[:, 0], state
+
+    def _run(self, u_BTD, state, segment_ids, tap):
+        compute, accumulate = self.policy.compute, self.policy.accumulate
+        x_BTD, gate_BTD = jnp.split(self.in_proj(u_BTD.astype(compute)), 2, axis=-1)
+        inputs = jnp.concatenate([state["inputs"], x_BTD], axis=1)
+        filter_KD, bias_D = self.conv.filter[...].astype(compute), self.conv.bias[...].astype(compute)
+        convolved = causal_depthwise_conv(x_BTD, filter_KD, bias_D, state["inputs"], segment_ids=segment_ids)
+        x_BTD = tap("conv", jax.nn.silu(convolved)).astype(accumulate)
+        ssm = [leaf[...].astype(accumulate) for leaf in (self.ssm.logit_a, self.ssm.b, self.ssm.c, self.ssm.d)]
+        y_BTD, s_BD = diag_ssm(
+            x_BTD,
+            *ssm,
+            state["ssm"],
+            reset_BT=None if segment_ids is None else _segment_starts(segment_ids),
+            form=self._form(),
+            chunk=self.config.chunk,
+        )
+        y_BTD = tap("ssm", y_BTD).astype(compute) * jax.nn.sigmoid(gate_BTD)
+        kept = self.config.conv_kernel - 1
+        return self.out_proj(y_BTD), {"inputs": inputs[:, inputs.shape[1] - kept :], "ssm": s_BD}
+
+    def _form(self):
+        if self.config.form != "auto":
+            return self.config.form
+        return "sequential" if jax.default_backend() == "cpu" else "chunked"
+
+
+def _segment_starts(segment_ids: jax.Array) -> jax.Array:
+    """(B, T) true at the first token of every segment but the first, whose state is the initial one."""
+    return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))

@@ -1,0 +1,78 @@
+"""Stream-specialised adapters: a residual topology wrapped so that each stream adapts what it gives and takes."""
+
+import dataclasses
+
+from mhc_jax.config import Config
+from mhc_jax.nn.init import Init, normal, ones, zeros
+from mhc_jax.nn.layers import Dense, Norm, NormName, dropout, fold
+from mhc_jax.nn.residual.base import Residual
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.ops.adapter import stream_adapter
+from mhc_jax.precision import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamAdaptersConfig(Config):
+    """Bottleneck adapters around every site (mHC-SSM, section 1.5).
+
+    Attributes:
+        rank: width of the bottleneck.
+        dropout: rate on the adapter's output, before it is added.
+        zero_init: start ``up`` at zero and spread the gains, so that the adapters begin as the identity
+            and differ between streams; the original starts them random with equal gains.
+    """
+
+    rank: int = 64
+    dropout: float = 0.0
+    zero_init: bool = True
+
+    def validate(self):
+        super().validate()
+        self.require(self.rank >= 1, f"adapter rank must be at least 1, got {self.rank}")
+        self.require(0 <= self.dropout < 1, f"adapter dropout must lie in [0, 1), got {self.dropout}")
+
+
+class StreamAdapters(Residual):
+    """``X_i += A(norm(X_i); gamma_pre[i])`` before the site reads; ``Y_i = y + A(norm(y); gamma_post[i])`` before it writes.
+
+    Both directions share ``down``, ``up`` and ``norm``; only the gains differ.
+    """
+
+    def __init__(
+        self,
+        inner: Residual,
+        config: StreamAdaptersConfig,
+        width: int,
+        stream_count: int,
+        norm: NormName,
+        policy: Policy,
+        init: Init,
+    ):
+        self.inner, self.config, self.policy = inner, config, policy
+        init = init / "adapters"
+        gains = normal(0.5, mean=1.0) if config.zero_init else ones
+        up = zeros if config.zero_init else None
+        self.norm = Norm(width, norm, init / "norm")
+        self.down = Dense(width, config.rank, init / "down")
+        self.up = Dense(config.rank, width, init / "up", kernel=up, bias=up)
+        self.gamma_pre = init("gamma_pre", gains, stream_count, config.rank)
+        self.gamma_post = init("gamma_post", gains, stream_count, config.rank)
+
+    def _adapt(self, x, gamma, *, per_stream, key):
+        leaves = (gamma, self.down.kernel, self.down.bias, self.up.kernel, self.up.bias)
+        gamma, down, down_bias, up, up_bias = (leaf[...].astype(self.policy.compute) for leaf in leaves)
+        x = self.norm(x.astype(self.policy.accumulate)).astype(self.policy.compute)
+        adapted = stream_adapter(x, gamma, down, down_bias, up, up_bias, per_stream=per_stream)
+        return dropout(adapted, self.config.dropout, key)
+
+    def pre(self, state, *, key=None, tap=no_tap):
+        adapted = self._adapt(state, self.gamma_pre, per_stream=True, key=fold(key, 0))
+        state = tap("adapted", state + adapted.astype(state.dtype))
+        u_BTD, ctx = self.inner.pre(state, tap=tap)
+        return u_BTD, (state, ctx)
+
+    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+        state, ctx = ctx
+        adapted = self._adapt(y, self.gamma_post, per_stream=False, key=fold(key, 1))
+        y_BTND = tap("y_streams", y[..., None, :].astype(state.dtype) + adapted.astype(state.dtype))
+        return self.inner.post(state, y_BTND, ctx, tap=tap)

@@ -1,0 +1,46 @@
+"""The diagonal state-space layer of mHC-SSM: one real scalar state per channel, time-invariant."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mhc_jax.ops.diag_scan import ScanForm, diagonal_scan
+
+POLE_MARGIN = 1e-4
+
+
+def pole(logit_a_D: Float[Array, " D"]) -> Float[Array, " D"]:
+    """``a = clip(sigmoid(logit_a), 1e-4, 1 - 1e-4)``; no gradient reaches a clipped logit."""
+    return jnp.clip(jax.nn.sigmoid(logit_a_D), POLE_MARGIN, 1 - POLE_MARGIN)
+
+
+def diag_ssm(
+    u_BTD: Float[Array, "B T D"],
+    logit_a_D: Float[Array, " D"],
+    b_D: Float[Array, " D"],
+    c_D: Float[Array, " D"],
+    d_D: Float[Array, " D"],
+    s0_BD: Float[Array, "B D"] | None = None,
+    *,
+    reset_BT: Bool[Array, "B T"] | None = None,
+    form: ScanForm = "sequential",
+    chunk: int = 64,
+) -> tuple[Float[Array, "B T D"], Float[Array, "B D"]]:
+    """``s_t = a s_{t-1} + b u_t``, ``y_t = c s_t + d u_t`` for every channel (mHC-SSM, DiagonalSSM).
+
+    Args:
+        u_BTD: input.
+        logit_a_D: pole before :func:`pole`.
+        b_D, c_D, d_D: input, output and skip gains.
+        s0_BD: state before the first token; zeros if omitted.
+        reset_BT: where true, the state is forgotten before the token is read.
+        form, chunk: see :func:`mhc_jax.ops.diag_scan.diagonal_scan`.
+
+    Returns:
+        Output (B, T, D) and the state after the last token (B, D).
+    """
+    a = pole(logit_a_D)
+    if reset_BT is not None:
+        a = jnp.where(reset_BT[..., None], 0, a)
+    s_BTD = diagonal_scan(a, b_D * u_BTD, s0_BD, form=form, chunk=chunk)
+    return c_D * s_BTD + d_D * u_BTD, s_BTD[:, -1]

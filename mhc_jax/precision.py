@@ -1,0 +1,36 @@
+"""Numeric policies: which part of the computation runs in which dtype."""
+
+import dataclasses
+from typing import Literal
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+PolicyName = Literal["float32", "bfloat16", "float64"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Dtypes of one forward pass.
+
+    Attributes:
+        compute: matrix products, convolutions and activations.
+        accumulate: residual streams, mixing coefficients, recurrences, norm statistics, logits and loss.
+        precision: matrix-product precision handed to XLA; ``"highest"`` forbids TF32 and bf16 passes.
+    """
+
+    compute: DTypeLike
+    accumulate: DTypeLike
+    precision: str | None
+
+
+_POLICIES: dict[str, Policy] = {
+    "float32": Policy(jnp.float32, jnp.float32, "highest"),
+    "bfloat16": Policy(jnp.bfloat16, jnp.float32, None),
+    "float64": Policy(jnp.float64, jnp.float64, "highest"),
+}
+
+
+def policy(name: PolicyName) -> Policy:
+    """The policy of that name. ``float64`` needs ``jax_enable_x64``."""
+    return _POLICIES[name]

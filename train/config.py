@@ -1,0 +1,216 @@
+"""The configuration of a training run: what ``python -m train NAME --flags`` resolves to."""
+
+import dataclasses
+from typing import Literal
+
+from mhc_jax.config import Config
+from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.lm import LMConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig(Config):
+    """Where the tokens come from.
+
+    Attributes:
+        source: ``"docstrings"`` (the embedded corpus), ``"wikitext-2-v1"``, ``"wikitext-2-raw-v1"``,
+            ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, or the path of a text or JSONL file, or of a folder of
+            parquet files named ``train-*``, ``validation-*``, ``test-*``.
+        path: local folder that holds the named source's parquet files; empty to ask the Hub.
+        tokenizer: ``"gpt2"``, ``"bytes"``, or the path or Hub name of another tokenizer.
+        seq_len: tokens in a training window, and the model's ``max_len`` unless that is given.
+        batch_size: windows in one optimizer step, over all devices and accumulation steps.
+        max_train_tokens: use only so many tokens of the training split; 0 for all.
+        max_eval_tokens: use only so many tokens of the validation split; 0 for all.
+        cache_dir: token cache; empty for ``$XDG_CACHE_HOME/mhc_jax`` (``~/.cache/mhc_jax``).
+        seed: order of the training windows.
+    """
+
+    source: str = "docstrings"
+    path: str = ""
+    tokenizer: str = "gpt2"
+    seq_len: int = 256
+    batch_size: int = 16
+    max_train_tokens: int = 0
+    max_eval_tokens: int = 0
+    cache_dir: str = ""
+    seed: int = 1337
+
+    def validate(self):
+        super().validate()
+        self.require(bool(self.source), "source must not be empty")
+        for name in ("seq_len", "batch_size"):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_train_tokens", "max_eval_tokens"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig(Config):
+    """AdamW, its schedule and what it decays.
+
+    Attributes:
+        lr: peak learning rate.
+        beta1, beta2, eps: Adam's moments.
+        weight_decay: decoupled (AdamW).
+        decay: ``"matrices"`` decays dense kernels only; ``"all"`` also embeddings, gains, biases,
+            poles and mixing logits, as the original mHC-SSM does.
+        clip: global gradient norm; 0 for none. Scales by ``clip / (norm + 1e-6)`` as PyTorch does.
+        schedule: ``"cosine"`` decays to ``final_lr * lr`` after a linear warm-up; ``"constant"`` only warms up.
+        warmup_steps: optimizer steps of linear warm-up.
+        final_lr: fraction of ``lr`` at the last step of the cosine.
+    """
+
+    lr: float = 3e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    decay: Literal["matrices", "all"] = "matrices"
+    clip: float = 1.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: int = 100
+    final_lr: float = 0.1
+
+    def validate(self):
+        super().validate()
+        self.require(self.lr > 0, f"lr must be positive, got {self.lr}")
+        self.require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must lie in [0, 1)")
+        self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
+        self.require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        self.require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
+        self.require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
+        self.require(0 <= self.final_lr <= 1, f"final_lr must lie in [0, 1], got {self.final_lr}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Config):
+    """The loop.
+
+    Attributes:
+        epochs: passes over the training windows; ignored if ``steps`` is given.
+        steps: optimizer steps; 0 to follow ``epochs``.
+        accumulate: micro-batches per optimizer step, weighted by their number of targets.
+        loss_chunk: tokens of each sequence whose logits exist at once.
+        stream_diversity: coefficient of the stream-diversity term of mHC-SSM.
+        eval_every: optimizer steps between evaluations; 0 for only at the end.
+        eval_batches: batches of an evaluation during training; 0 for the whole validation split. The
+            final evaluation always covers the whole split.
+        max_nonfinite: stop after so many consecutive steps with a NaN or Inf gradient (each is skipped).
+        seed: initial parameters and dropout.
+        resume: continue the run in the run directory.
+        sample_tokens: length of the text sample at the end; 0 for none.
+    """
+
+    epochs: int = 1
+    steps: int = 0
+    accumulate: int = 1
+    loss_chunk: int = 128
+    stream_diversity: float = 0.0
+    eval_every: int = 500
+    eval_batches: int = 0
+    max_nonfinite: int = 10
+    seed: int = 1337
+    resume: bool = False
+    sample_tokens: int = 64
+
+    def validate(self):
+        super().validate()
+        for name in ("epochs", "accumulate", "loss_chunk", "max_nonfinite"):
+            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("steps", "eval_every", "eval_batches", "stream_diversity", "sample_tokens"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(Config):
+    """Devices along each axis of the mesh.
+
+    Attributes:
+        data: copies of the parameters, each with a slice of the batch; 0 for all devices the other axes leave.
+        fsdp: slices of parameters and optimizer state; the batch is sliced along it too.
+        tensor: slices of the width of matrix products.
+    """
+
+    data: int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    def validate(self):
+        super().validate()
+        self.require(self.data >= 0, f"data must not be negative, got {self.data}")
+        self.require(self.fsdp >= 1 and self.tensor >= 1, "fsdp and tensor must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig(Config):
+    """What is saved and how much of it is kept.
+
+    Attributes:
+        every: optimizer steps between checkpoints; 0 for only at the end.
+        keep: latest checkpoints kept; the best one is kept besides.
+    """
+
+    every: int = 1000
+    keep: int = 2
+
+    def validate(self):
+        super().validate()
+        self.require(self.every >= 0, f"every must not be negative, got {self.every}")
+        self.require(self.keep >= 1, f"keep must be at least 1, got {self.keep}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig(Config):
+    """What is reported.
+
+    Attributes:
+        every: optimizer steps between lines of ``metrics.jsonl``.
+        tensorboard: also write TensorBoard events (needs the ``tracking`` extra).
+        wandb: also log to this Weights & Biases project (needs the ``tracking`` extra); empty for none.
+        progress: show a progress bar when standard output is a terminal.
+    """
+
+    every: int = 10
+    tensorboard: bool = False
+    wandb: str = ""
+    progress: bool = True
+
+    def validate(self):
+        super().validate()
+        self.require(self.every >= 1, f"every must be at least 1, got {self.every}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Config):
+    """A whole run. In ``model``, ``vocab_size = 0`` means the tokenizer's and ``max_len = 0`` means ``data.seq_len``.
+
+    Attributes:
+        name: of the configuration it started from.
+        run_dir: where everything is written; empty for ``runs/NAME``.
+    """
+
+    name: str = "mhc_ssm"
+    run_dir: str = ""
+    model: LMConfig = mhc_ssm(vocab_size=0, max_len=0)
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    def validate(self):
+        super().validate()
+        self.require(
+            self.model.max_len >= self.data.seq_len,
+            f"model.max_len {self.model.max_len} is shorter than data.seq_len {self.data.seq_len}",
+        )
+        self.require(
+            self.data.batch_size % self.train.accumulate == 0,
+            f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}",
+        )
+        self.require(
+            self.train.stream_diversity == 0 or self.model.residual.stream_count is not None,
+            "train.stream_diversity needs a residual with streams",
+        )
