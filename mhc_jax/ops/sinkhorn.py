@@ -34,9 +34,7 @@ def sinkhorn_rows_then_columns(
     return jax.lax.scan(iteration, p, None, length=iters)[0]
 
 
-def log_sinkhorn(
-    logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: float = 1.0
-) -> Float[Array, "*L N N"]:
+def log_sinkhorn(logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: float = 1.0) -> Float[Array, "*L N N"]:
     """The same order in the log domain, without epsilons: no entry under- or overflows.
 
     Raises:

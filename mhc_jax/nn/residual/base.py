@@ -25,9 +25,7 @@ class Residual(nnx.Module):
         """What the branch reads, (B, T, D), and the context that :meth:`post` needs. ``key`` drives dropout."""
         raise NotImplementedError
 
-    def post(
-        self, state: State, y: jax.Array, ctx: Any, *, key: jax.Array | None = None, tap: Tap = no_tap
-    ) -> State:
+    def post(self, state: State, y: jax.Array, ctx: Any, *, key: jax.Array | None = None, tap: Tap = no_tap) -> State:
         """The state after the branch has returned ``y``: (B, T, D), or (B, T, N, D) if it differs by stream."""
         raise NotImplementedError
 

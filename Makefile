@@ -1,0 +1,50 @@
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+
+.PHONY: help install quickstart test test-all lint bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+# torch comes first and pinned, so that nothing pulls another build of it.
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet torch==2.13.0
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed-test
+	$(BIN)/pip install --quiet --editable '.[lint]'
+	touch $@
+
+install: $(VENV)/.installed  ## environment with the library and the trainer
+
+quickstart: $(VENV)/.installed  ## train a real mHC language model on docstrings, in minutes
+	$(BIN)/python -m train quickstart
+
+test: $(VENV)/.installed-test  ## unit, parity and training tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q
+
+test-all: $(VENV)/.installed-test  ## the same with the slow studies
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m 'slow or not slow'
+
+lint: $(VENV)/.installed-lint  ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+bench: $(VENV)/.installed-test  ## training, decoding, recurrence and compile-time benchmarks
+	$(BIN)/python -m train.benchmark mhc_ssm --what scan
+	$(BIN)/python -m train.benchmark mhc_ssm --what compile
+	$(BIN)/python -m train.benchmark mhc_ssm --what train
+	$(BIN)/python -m train.benchmark mhc_ssm --what decode
+
+clean:  ## remove the environment and caches (runs/ stays)
+	rm -rf $(VENV) .pytest_cache .ruff_cache
