@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of a model over a whole split.
+"""Loss, perplexity and bits per byte of a model over a whole split: ``python -m train.evaluate RUN``.
 
 Definitions. The split is cut into windows of ``data.seq_len`` tokens that do not overlap; every
 token after the first of the split is predicted once, from the tokens before it in its window (the
@@ -7,18 +7,29 @@ tokens in nats, each token weighted equally; ``ppl = exp(loss)``; ``bpb`` is the
 bits, per UTF-8 byte of the text that the tokens stand for.
 """
 
+import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import jax
+import numpy as np
+import tyro
 
 from mhc_jax.config import ConfigError
+from mhc_jax.functional import Params
+from train import cli
+from train.config import DataConfig, RunConfig
+from train.data import Corpus, eval_batches, load_corpus
+from train.restore import load_run
+from train.step import make_eval_step
+from train.table import markdown
 
 EvalStep = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 
-def evaluate(eval_step: EvalStep, params: Any, batches: Iterable[Any]) -> tuple[float, int]:
+def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Any]) -> tuple[float, int]:
     """Summed negative log likelihood (nats) and number of predicted tokens over all batches.
 
     The device is not waited for between batches, and the sums over batches are taken in float64.
@@ -44,3 +55,79 @@ def summarise(loss_sum: float, count: int, bytes_per_token: float) -> dict[str, 
     loss = loss_sum / count
     ppl = math.exp(loss) if loss < 700 else math.inf  # exp overflows float64 at 709
     return {"loss": loss, "ppl": ppl, "bpb": loss / math.log(2) / bytes_per_token, "tokens": count}
+
+
+def evaluate_split(config: RunConfig, params: Params, tokens: np.ndarray, n_bytes: int) -> dict[str, float]:
+    """:func:`summarise` for the whole split ``tokens``, whose text has ``n_bytes`` bytes; compiles one evaluation step."""
+    eval_step = jax.jit(make_eval_step(config))
+    loss_sum, count = evaluate(eval_step, params, eval_batches(tokens, config.data))
+    return summarise(loss_sum, count, n_bytes / len(tokens))
+
+
+def split_of(corpus: Corpus, name: Literal["validation", "test"]) -> tuple[np.ndarray, int]:
+    """Tokens and bytes of one split.
+
+    Raises:
+        ConfigError: the corpus has no such split.
+    """
+    if name == "validation":
+        return corpus.validation, corpus.validation_bytes
+    if corpus.test is None:
+        raise ConfigError("this corpus has no test split; evaluate its validation split")
+    return corpus.test, corpus.test_bytes
+
+
+def check_tokenizer(config: RunConfig, corpus: Corpus) -> None:
+    """Raises ConfigError if the tokenizer can produce ids that the model does not know."""
+    if corpus.tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"tokenizer {corpus.tokenizer.name!r} has {corpus.tokenizer.vocab_size} tokens but the model only "
+            f"{config.model.vocab_size}; use the tokenizer that the model was trained with"
+        )
+
+
+def word_ppl(loss_sum: float, tokens: np.ndarray, corpus: Corpus) -> float:
+    """Perplexity per word, as WikiText counts: whitespace-separated words and one end mark per line."""
+    ends = tokens == corpus.tokenizer.eos_id
+    words = len(corpus.tokenizer.decode(tokens[~ends].tolist()).split()) + int(ends.sum())
+    return math.exp(min(loss_sum / words, 700))
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Loss, perplexity and bits per byte over a whole split.
+
+    Attributes:
+        run: run directory, or exported folder.
+        split: which part of the corpus.
+        which: checkpoint of the run directory.
+        json: print one JSON object instead of a table.
+        data: corpus, tokenizer and windows; the run's own by default.
+    """
+
+    run: tyro.conf.Positional[str]
+    split: Literal["validation", "test"] = "validation"
+    which: Literal["best", "last"] = "best"
+    json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    data: DataConfig = DataConfig()
+
+
+def main(argv: list[str]) -> None:
+    """The command; see :class:`Flags`."""
+    flags = cli.parse(Flags, argv, prog="python -m train.evaluate")
+    config, params = load_run(flags.run, flags.which)
+    flags = cli.parse(Flags, argv, prog="python -m train.evaluate", default=Flags(flags.run, data=config.data))
+    config = config.replace(data=flags.data)
+    config.validate()
+    corpus = load_corpus(config.data)
+    check_tokenizer(config, corpus)
+    tokens, n_bytes = split_of(corpus, flags.split)
+    found = evaluate_split(config, params, tokens, n_bytes)
+    if config.data.source.startswith("wikitext"):
+        found["word_ppl"] = word_ppl(found["loss"] * found["tokens"], tokens, corpus)
+    row = {"run": flags.run, "split": flags.split, **found}
+    print(json.dumps(row) if flags.json else markdown([row]))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,59 @@
+"""A trained model as plain files: ``python -m train.export RUN OUT``.
+
+``OUT`` receives ``config.json`` and ``model.safetensors``, which :func:`mhc_jax.load` and ``torch_ref``
+read, and ``run.json``, the whole run configuration: its ``data.tokenizer`` names the tokenizer.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+import mhc_jax
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import Params
+from train import cli
+from train.config import RunConfig
+from train.restore import load_run
+
+RUN_FILE = "run.json"
+
+
+def export(config: RunConfig, params: Params, out: Path) -> None:
+    """Writes the model to the new folder ``out``.
+
+    Raises:
+        ConfigError: ``out`` exists and is not an empty folder.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists already; export to a new folder")
+    out.mkdir(parents=True, exist_ok=True)
+    mhc_jax.save(out, config.model, params)
+    (out / RUN_FILE).write_text(config.to_json())
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Write a trained model as config.json and model.safetensors.
+
+    Attributes:
+        run: run directory.
+        out: folder to create.
+        which: checkpoint of the run directory.
+    """
+
+    run: tyro.conf.Positional[str]
+    out: tyro.conf.Positional[str]
+    which: Literal["best", "last"] = "best"
+
+
+def main(argv: list[str]) -> None:
+    """The command; see :class:`Flags`."""
+    flags = cli.parse(Flags, argv, prog="python -m train.export")
+    export(*load_run(flags.run, flags.which), Path(flags.out))
+    print(f"{flags.out} written. Next: python -m parity_tests --checkpoint {flags.out}")
+
+
+if __name__ == "__main__":
+    cli.run(main)
