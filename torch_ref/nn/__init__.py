@@ -1,0 +1,1 @@
+"""Modules: they hold parameters and call :mod:`torch_ref.ops`."""

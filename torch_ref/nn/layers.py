@@ -1,0 +1,40 @@
+"""Small parametrised pieces: norms and the depth-wise filter."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from torch_ref.config import one_of
+from torch_ref.ops.conv import causal_depthwise_conv
+from torch_ref.ops.norm import layer_norm, rms_norm
+
+
+class Norm(nn.Module):
+    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``) over the last axis.
+
+    Raises:
+        ValueError: another name.
+    """
+
+    def __init__(self, width: int, name: str):
+        super().__init__()
+        one_of("norm", name, ("rms", "ln"))
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if name == "ln" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight) if self.bias is None else layer_norm(x, self.weight, self.bias)
+
+
+class CausalConv(nn.Module):
+    """Depth-wise filter over time; weight (D, 1, K) and bias (D,), U(-1/sqrt(K), 1/sqrt(K))."""
+
+    def __init__(self, width: int, taps: int):
+        super().__init__()
+        bound = 1 / math.sqrt(taps)
+        self.weight = nn.Parameter(torch.empty(width, 1, taps).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(width).uniform_(-bound, bound))
+
+    def forward(self, u_BTD: Tensor, history_BJD: Tensor, segment_ids: Tensor | None) -> Tensor:
+        return causal_depthwise_conv(u_BTD, self.weight[:, 0].T, self.bias, history_BJD, segment_ids=segment_ids)

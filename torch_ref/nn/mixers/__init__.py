@@ -1,0 +1,6 @@
+"""Sequence mixers, one per file."""
+
+from torch_ref.nn.mixers.base import Mixer
+from torch_ref.nn.mixers.diagonal_ssm import DiagonalSSM
+
+__all__ = ["DiagonalSSM", "Mixer"]

@@ -1,0 +1,37 @@
+"""The plain residual, ``x + branch(norm(x))``, and its identity ends."""
+
+from torch_ref.config import register
+from torch_ref.nn.residual.base import Residual, StreamEnds
+from torch_ref.nn.taps import no_tap
+
+
+@register("residual", "plain")
+class PlainResidual(Residual):
+    """State (B, T, D)."""
+
+    stream_count = None
+
+    def __init__(self, config, layer: int):
+        super().__init__()
+
+    def pre(self, state, *, tap=no_tap):
+        return state, None
+
+    def post(self, state, y, ctx, *, tap=no_tap):
+        return state + y
+
+
+@register("ends", "identity")
+class IdentityEnds(StreamEnds):
+    """The embedding is the state and the state is the output."""
+
+    def __init__(self, config, width: int, stream_count: int | None):
+        super().__init__()
+        if stream_count is not None:
+            raise ValueError(f"a residual of {stream_count} streams needs ends that expand, e.g. 'dense'")
+
+    def expand(self, x_BTD):
+        return x_BTD
+
+    def collapse(self, state):
+        return state

@@ -1,0 +1,18 @@
+"""Normalisation over the last axis, in the dtype of the input."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+RMS_EPS = 1e-6
+LAYER_NORM_EPS = 1e-5
+
+
+def rms_norm(x: Tensor, scale_D: Tensor, *, eps: float = RMS_EPS) -> Tensor:
+    """``x / sqrt(mean(x^2) + eps) * scale``."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scale_D
+
+
+def layer_norm(x: Tensor, scale_D: Tensor, bias_D: Tensor, *, eps: float = LAYER_NORM_EPS) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * scale + bias`` with the biased variance."""
+    return F.layer_norm(x, scale_D.shape, scale_D, bias_D, eps)

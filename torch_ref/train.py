@@ -1,0 +1,113 @@
+"""Training: AdamW and its schedule, one optimizer step, compilation.
+
+``config`` arguments take a ``train`` optimizer record (read by its attributes) or its JSON dict. The
+original's settings are ``decay="all"``, ``schedule="constant"``, ``warmup_steps=0``.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torch_ref.config import as_record, one_of
+from torch_ref.nn.lm import LM, weighted_diversity
+from torch_ref.ops.loss import IGNORE
+
+
+def decayed(model: nn.Module, decay: str) -> set[str]:
+    """Names of the parameters that weight decay acts on.
+
+    Args:
+        decay: ``"matrices"`` for the weights of linear layers only, ``"all"`` for every parameter.
+    """
+    if one_of("decay", decay, ("matrices", "all")) == "all":
+        return {name for name, _ in model.named_parameters()}
+    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+
+
+def make_optimizer(model: nn.Module, config: Any) -> torch.optim.AdamW:
+    """AdamW with decoupled weight decay on :func:`decayed` parameters.
+
+    Args:
+        config: fields lr, beta1, beta2, eps, weight_decay, decay.
+    """
+    config = as_record(config)
+    chosen = decayed(model, config.decay)
+    groups = [
+        {"params": [p for name, p in model.named_parameters() if name in chosen], "weight_decay": config.weight_decay},
+        {"params": [p for name, p in model.named_parameters() if name not in chosen], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
+def learning_rate(config: Any, step: int, total_steps: int) -> float:
+    """Learning rate of optimizer step ``step``, counted from 0.
+
+    Linear warm-up, ``lr * (step + 1) / warmup_steps``; then constant, or a cosine from ``lr`` to
+    ``final_lr * lr`` over the remaining steps.
+
+    Args:
+        config: fields lr, schedule, warmup_steps, final_lr.
+    """
+    config = as_record(config)
+    one_of("schedule", config.schedule, ("constant", "cosine"))
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return config.lr
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
+
+
+def train_step(
+    model: LM,
+    optimizer: torch.optim.Optimizer,
+    tokens_BT: Tensor,
+    targets_BT: Tensor,
+    *,
+    lr: float | None = None,
+    clip: float = 0.0,
+    accumulate: int = 1,
+    stream_diversity: float = 0.0,
+    segment_ids: Tensor | None = None,
+) -> Tensor:
+    """One optimizer step; returns the cross-entropy before it, without the diversity term.
+
+    Args:
+        tokens_BT, targets_BT: the whole batch; targets of -100 do not count.
+        lr: learning rate of this step; the optimizer's own if omitted.
+        clip: largest global gradient norm (scaled by ``clip / (norm + 1e-6)``); 0 for no clipping.
+        accumulate: micro-batches that the batch is cut into, weighted by their number of targets.
+        stream_diversity: coefficient of the diversity term.
+
+    Raises:
+        ValueError: a batch that ``accumulate`` does not divide, or diversity without streams.
+    """
+    if len(tokens_BT) % accumulate:
+        raise ValueError(f"a batch of {len(tokens_BT)} is not a multiple of accumulate {accumulate}")
+    if lr is not None:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+    optimizer.zero_grad()
+    targets = (targets_BT != IGNORE).sum()
+    segments = [None] * accumulate if segment_ids is None else segment_ids.chunk(accumulate)
+    loss = torch.zeros_like(model.embed.tokens[0, 0])
+    for tokens, labels, ids in zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), segments, strict=True):
+        total, count, diversity = model.loss_terms(tokens, labels, segment_ids=ids)
+        part = total / targets
+        (part + count / targets * weighted_diversity(diversity, stream_diversity)).backward()
+        loss += part.detach()
+    if clip > 0:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return loss
+
+
+def compile_model(model: LM, **options: Any) -> LM:
+    """The same module with ``forward`` and ``loss_terms`` through ``torch.compile``; its state dict is unchanged."""
+    model.forward = torch.compile(model.forward, **options)
+    model.loss_terms = torch.compile(model.loss_terms, **options)
+    return model
