@@ -1,0 +1,17 @@
+"""Writes every configuration as JSON: ``python -m configs``. The files show in review what a change of defaults does."""
+
+from pathlib import Path
+
+import configs
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def main() -> None:
+    GOLDEN.mkdir(exist_ok=True)
+    for name in configs.names():
+        (GOLDEN / f"{name}.json").write_text(configs.load(name).to_json())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+"""Every configuration resolves to what its golden file says, and is what its name promises."""
+
+import pytest
+
+import configs
+from configs.__main__ import GOLDEN
+from configs.mhc_ssm import matched_width, parameter_count
+from mhc_jax.config import ConfigError
+from mhc_jax.models import mhc_ssm as models
+from train.config import RunConfig
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_golden_file_is_current(name):
+    config = configs.load(name)
+    golden = (GOLDEN / f"{name}.json").read_text()
+    assert config.to_json() == golden, "if the change is meant, run: python -m configs"
+    assert RunConfig.from_json(golden) == config
+    assert config.name == name
+
+
+def test_golden_files_have_no_orphans():
+    assert sorted(path.stem for path in GOLDEN.glob("*.json")) == configs.names()
+
+
+@pytest.mark.parametrize("name", configs.names())
+def test_is_valid_once_the_data_is_known(name):
+    config = configs.load(name)
+    config.replace(model=config.model.replace(vocab_size=50257, max_len=config.data.seq_len)).validate()
+
+
+@pytest.mark.parametrize(
+    ("variant", "count"), [("baseline", 32_203_776), ("mhc", 33_254_596), ("adapters", 33_791_684)]
+)
+def test_parameter_counts_are_the_published_ones(variant, count):
+    assert parameter_count(models(variant)) == count
+
+
+def test_matched_control_is_the_nearest_width():
+    target = parameter_count(models("mhc"))
+    width = matched_width(models("baseline"), target)
+    error = {w: abs(parameter_count(models("baseline", width=w)) - target) for w in (width - 1, width, width + 1)}
+    assert min(error, key=error.get) == width
+
+
+def test_original_runs_decay_everything_at_a_constant_rate():
+    for name in ("mhc_ssm_original", "mhc_ssm_baseline_original", "mhc_ssm_adapters_original"):
+        config = configs.load(name)
+        assert (config.optim.decay, config.optim.schedule, config.optim.warmup_steps) == ("all", "constant", 0)
+        assert (config.train.epochs, config.data.source) == (10, "wikitext-2-raw-v1")
+    assert config.model.adapters.dropout == 0.1
+
+
+def test_unknown_name_is_met_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"did you mean 'mhc_ssm_baseline'\?"):
+        configs.load("mhc_ssm_baselin")

@@ -1,0 +1,61 @@
+"""AdamW as PyTorch computes it, its schedule, and what it decays."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from train.config import OptimConfig
+
+
+def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+    """Clipping, AdamW and schedule; equal to ``clip_grad_norm_`` and ``torch.optim.AdamW`` of PyTorch.
+
+    The rate of the latest update can be read with ``optax.tree.get(opt_state, "learning_rate")``.
+    """
+    clip = [clip_by_global_norm(config.clip)] if config.clip > 0 else []
+    return optax.chain(
+        *clip,
+        optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=partial(decay_mask, config)),
+        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=schedule(config, total_steps)),
+    )
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+    """Scales by ``min(1, limit / (norm + 1e-6))``, as PyTorch does; optax's own divides by the bare norm."""
+
+    def update(updates, state, params=None):
+        scale = jnp.minimum(1, limit / (optax.tree.norm(updates) + 1e-6))
+        return jax.tree.map(lambda g: (g * scale).astype(g.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
+    """Learning rate by number of updates made so far, from 0.
+
+    ``lr * (step + 1) / warmup_steps`` while ``step < warmup_steps``, so the last step of the warm-up has
+    the full rate; then half a cosine from ``lr`` towards ``final_lr * lr``, reached after ``total_steps``.
+    """
+    decay_steps = max(1, total_steps - config.warmup_steps)
+
+    def rate(step):
+        warmup = jnp.minimum(1, (step + 1) / max(1, config.warmup_steps))
+        if config.schedule == "constant":
+            return config.lr * warmup
+        progress = jnp.clip((step - config.warmup_steps) / decay_steps, 0, 1)
+        cosine = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        return config.lr * warmup * cosine
+
+    return rate
+
+
+def decay_mask(config: OptimConfig, params: Any) -> Any:
+    """True for every parameter that is decayed, in the structure of ``params``."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: config.decay == "all" or path[-1].key == "kernel",
+        params,
+    )

@@ -1,0 +1,132 @@
+"""One training step and one evaluation step: pure functions that the caller compiles."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import mhc_jax
+from mhc_jax.functional import Params, bind
+from mhc_jax.ops.loss import chunked_cross_entropy
+from mhc_jax.precision import policy
+from train.config import RunConfig
+from train.state import TrainState
+
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def init_state(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step; compile it with ``out_shardings`` to create it sharded."""
+    params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
+    # Three arrays rather than one shared: a step donates each of them.
+    step, skipped, consecutive = (jnp.zeros((), jnp.int32) for _ in range(3))
+    return TrainState(step, params, optimizer.init(params), skipped, consecutive)
+
+
+def make_train_step(
+    config: RunConfig, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """A function of (state, batch) that returns the next state and metrics.
+
+    ``batch`` holds ``inputs`` and ``targets``, int32 (B, T); B is a multiple of ``train.accumulate``. Micro-batches
+    are weighted by their number of targets, so the step equals the one on the whole batch, but for the stream-diversity
+    term, which is not additive over sequences: it is the weighted mean over micro-batches.
+
+    A step whose loss, gradient, update or resulting parameters are not finite changes nothing but the counters, so
+    the parameters and the optimizer state are finite at all times.
+
+    Metrics: ``loss`` (mean nats per token, without the diversity term), ``lr``, ``grad_norm`` (before clipping),
+    ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this step), ``skipped`` (steps skipped
+    so far), ``consecutive_skipped``, and ``stream_diversity`` for topologies with streams.
+    """
+    coefficient = config.train.stream_diversity
+
+    def objective(params: Params, batch: Batch, key: jax.Array):
+        output, loss_sum, count = _forward(config, params, batch, key)
+        sums = {"loss": loss_sum, "tokens": count}
+        total = loss_sum
+        if "stream_diversity" in output.aux:
+            sums["stream_diversity"] = count * output.aux["stream_diversity"]
+            total = total + coefficient * sums["stream_diversity"]
+        return total, sums
+
+    def gradients(params: Params, batch: Batch, key: jax.Array):
+        """Gradients of the mean, and the means."""
+
+        def part(index, micro_batch):
+            (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(
+                params, micro_batch, jax.random.fold_in(key, index)
+            )
+            return grads, sums
+
+        grads, sums = _sum_over_parts(part, batch, config.train.accumulate)
+        tokens = sums.pop("tokens")
+        grads, means = jax.tree.map(lambda x: (x / tokens).astype(x.dtype), (grads, sums))
+        return grads, {**means, "tokens": tokens}
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
+        grads, metrics = gradients(state.params, batch, key)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norms = {
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "param_norm": optax.tree.norm(params),
+        }
+        finite = jnp.isfinite(metrics["loss"])
+        for norm in norms.values():
+            finite &= jnp.isfinite(norm)
+        lr = optax.tree.get(opt_state, "learning_rate")
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        )
+        skipped = state.skipped + ~finite
+        consecutive = jnp.where(finite, 0, state.consecutive_skipped + 1)
+        metrics |= {**norms, "lr": lr, "skipped": skipped, "consecutive_skipped": consecutive}
+        return TrainState(state.step + 1, params, opt_state, skipped, consecutive), metrics
+
+    return train_step
+
+
+def make_eval_step(config: RunConfig) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
+    """A function of (params, batch) that returns the summed loss in nats and the number of targets, without dropout."""
+
+    def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        _, loss_sum, count = _forward(config, params, batch, None)
+        return loss_sum, count
+
+    return eval_step
+
+
+def _forward(config: RunConfig, params: Params, batch: Batch, dropout_key: jax.Array | None):
+    """Output of the model, summed loss and number of targets; the logits are never whole."""
+    dtypes = policy(config.model.execution.policy)
+    output = mhc_jax.apply(config.model, params, batch["inputs"], dropout_key=dropout_key)
+    with jax.default_matmul_precision(dtypes.precision):
+        loss_sum, count = chunked_cross_entropy(
+            output.hidden_BTD.astype(dtypes.compute),
+            bind(config.model, params).head_VD(),
+            batch["targets"],
+            chunk=config.train.loss_chunk,
+            logits_dtype=dtypes.accumulate,
+        )
+    return output, loss_sum, count
+
+
+def _sum_over_parts(function: Callable[[Any, Batch], Any], batch: Batch, parts: int) -> Any:
+    """``sum_i function(i, part i of batch)``, one part at a time."""
+    if parts == 1:
+        return function(0, batch)
+    # Part i holds rows i, i + parts, ...: a batch axis sharded in contiguous runs is then cut without moving a row.
+    split = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(-1, parts, *x.shape[1:]), 0, 1), batch)
+    shapes = jax.eval_shape(function, 0, jax.tree.map(lambda x: x[0], split))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    def body(total, part):
+        return jax.tree.map(jnp.add, total, function(*part)), None
+
+    return jax.lax.scan(body, zeros, (jnp.arange(parts), split))[0]
