@@ -1,0 +1,111 @@
+"""The embedded corpus: prose that every installation already holds.
+
+The docstrings of the standard library and of some of the project's own dependencies, read with
+`ast`; nothing is imported or run. Two machines with the same versions have the same corpus.
+
+`transformers` is left out on purpose: half of its docstrings repeat the other half, and parsing it
+takes as long as all the rest.
+"""
+
+import ast
+import hashlib
+import importlib.metadata
+import platform
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from train.data.errors import DataError
+
+PACKAGES = (
+    "datasets",
+    "flax",
+    "grain",
+    "huggingface_hub",
+    "jax",
+    "matplotlib",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "rich",
+    "safetensors",
+    "scipy",
+    "tokenizers",
+    "tyro",
+)
+# Not every distributor of Python and of these packages ships them.
+LEFT_OUT = frozenset({"test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "site-packages", "dist-packages"})
+
+
+def python_files() -> tuple[dict[str, Path], dict[str, str]]:
+    """Python files of the corpus by a name that is the same on every machine, sorted, and versions by package.
+
+    Raises:
+        DataError: a package is not installed, or does not list its files.
+    """
+    library = Path(sysconfig.get_paths()["stdlib"])
+    found = {
+        f"python/{path.relative_to(library).as_posix()}": path
+        for path in library.rglob("*.py")
+        if path.relative_to(library).parts[0].removesuffix(".py") in sys.stdlib_module_names
+        and LEFT_OUT.isdisjoint(path.relative_to(library).parts)
+    }
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            distribution = importlib.metadata.distribution(package)
+        except importlib.metadata.PackageNotFoundError:
+            raise DataError(f"the docstring corpus needs {package}: pip install {package}") from None
+        files = [
+            file
+            for file in distribution.files or ()
+            if file.suffix == ".py" and ".." not in file.parts and LEFT_OUT.isdisjoint(file.parts)
+        ]
+        if not files:
+            raise DataError(f"the docstring corpus: {package} does not list its files; reinstall it with pip")
+        found.update({f"{package}/{file.as_posix()}": Path(str(file.locate())) for file in files})
+        versions[package] = distribution.version
+    return dict(sorted(found.items())), versions
+
+
+def docstrings_of(source: bytes) -> Iterator[str]:
+    """The docstrings of one Python file, outermost first, with their indentation removed.
+
+    Raises:
+        SyntaxError, ValueError: ``source`` is not a file of this version of Python.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SyntaxWarning)
+        tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text:
+                # Escapes in a docstring may name half a surrogate pair, which no UTF-8 text can hold.
+                yield text.encode(errors="replace").decode()
+
+
+def docstrings_by_file(files: dict[str, Path]) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Docstrings by file, in order, each text only where it comes first; and a record of what was read."""
+    seen: set[bytes] = set()
+    found: dict[str, list[str]] = {}
+    unreadable = []
+    for name, path in files.items():
+        try:
+            texts = list(docstrings_of(path.read_bytes()))
+        except (SyntaxError, ValueError):
+            unreadable.append(name)
+            continue
+        fresh = []
+        for text in texts:
+            digest = hashlib.sha256(text.encode()).digest()
+            if digest not in seen:
+                seen.add(digest)
+                fresh.append(text)
+        if fresh:
+            found[name] = fresh
+    record = {"files": len(found), "docstrings": len(seen), "unreadable": unreadable}
+    return found, record

