@@ -1,0 +1,210 @@
+"""Which device holds which slice of the training state.
+
+The mesh has three axes. ``data`` repeats the parameters, ``fsdp`` slices them (both slice the batch),
+``tensor`` slices the width of the matrix products. One ordered table of rules on canonical parameter
+names says which dimension each axis slices; XLA inserts the communication. Streams are never sliced:
+every mix of streams stays within a device.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_shapes
+from train.config import MeshConfig, RunConfig
+
+P = PartitionSpec
+AXES = ("data", "fsdp", "tensor")
+BATCH_SPEC = P(("data", "fsdp"))
+
+# First match wins. A rule names the dimensions from the last one backwards, so that the same rule serves a
+# parameter with or without the leading layer axis. Matrices of one pair are sliced column-wise, then row-wise:
+# the activations between them stay sliced, and only the second product needs a sum over ``tensor``.
+# Alternatives follow in order of preference: GPT-2's vocabulary of 50,257 tokens divides by nothing useful.
+RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
+    (r"embed\.tokens", (P("tensor", "fsdp"), P(None, ("tensor", "fsdp")))),  # (V, D)
+    (r"embed\.positions", (P(None, "fsdp"),)),  # (P, D)
+    (r"ends\.proj\.kernel", (P(("tensor", "fsdp"), None),)),  # (D, N*D): the streams stay whole
+    (r".*\.(in_proj|down)\.kernel", (P("fsdp", "tensor"),)),  # (D, 2D), (D, R)
+    (r".*\.(in_proj|down)\.bias", (P("tensor"),)),  # (2D), (R)
+    (r".*\.(out_proj|up)\.kernel", (P("tensor", "fsdp"),)),  # (D, D), (R, D)
+    (r".*\.(conv|ssm)\.[a-z_]+", (P(("tensor", "fsdp")),)),  # (K, D), (D): channels of the sliced activations
+    (r".*\.gamma_(pre|post)", (P(None, "tensor"),)),  # (N, R)
+    (r".*\.(out_proj|up)\.bias", (P("fsdp"),)),  # (D)
+    (r"(.*\.)?(norm|final_norm)\.(scale|bias)", (P("fsdp"),)),  # (D)
+    (r".*_logits|ends\.proj\.bias", (P(),)),  # (N), (N, N), (N*D)
+)
+
+
+def make_mesh(config: MeshConfig) -> Mesh:
+    """The mesh of all devices of all processes.
+
+    Raises:
+        ConfigError: the axes do not use exactly the devices there are.
+    """
+    devices = jax.device_count()
+    data = config.data or devices // (config.fsdp * config.tensor)
+    if data * config.fsdp * config.tensor != devices:
+        wanted = f"{config.data or 'data'} x {config.fsdp} x {config.tensor}"
+        raise ConfigError(
+            f"mesh of {wanted} (data x fsdp x tensor) does not use exactly the {devices} available device(s); "
+            "choose --mesh.data, --mesh.fsdp and --mesh.tensor whose product is that number"
+        )
+    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of a (B, ...) batch: sliced over ``data`` and ``fsdp``."""
+    return NamedSharding(mesh, BATCH_SPEC)
+
+
+def host_slice(mesh: Mesh) -> tuple[int, int]:
+    """Which of how many equal slices of the global batch this process loads, as ``(host, hosts)``.
+
+    Processes that hold the same rows of the batch (``tensor`` spans them) load the same slice.
+
+    Raises:
+        ConfigError: the rows of this process are not one such slice.
+    """
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    mine = [i for i, row in enumerate(rows) if any(d.process_index == jax.process_index() for d in row)]
+    hosts, rest = divmod(len(rows), len(mine))
+    host, offset = divmod(mine[0], len(mine))
+    if rest or offset or mine != list(range(mine[0], mine[0] + len(mine))):
+        raise ConfigError("the mesh does not give each process one slice of the batch; change --mesh.tensor")
+    return host, hosts
+
+
+def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Global arrays (B, ...) from this process's slice (B / hosts, ...), see :func:`host_slice`."""
+    sharding, (_, hosts) = batch_sharding(mesh), host_slice(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array, (len(array) * hosts, *array.shape[1:]))
+        for name, array in batch.items()
+    }
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """``"blocks.mixer.norm.scale"`` for a key path of a pytree."""
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def param_specs(params: Any, mesh: Mesh) -> dict[str, PartitionSpec]:
+    """The spec of every parameter by canonical name.
+
+    Args:
+        params: nested dict of arrays or shapes, as from :func:`mhc_jax.functional.param_shapes`.
+
+    Raises:
+        ConfigError: a parameter that no rule matches, or a dimension that its axes do not divide.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return {dotted(path): _spec(dotted(path), leaf.shape, mesh) for path, leaf in leaves}
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    alternatives = next((specs for pattern, specs in RULES if re.fullmatch(pattern, name)), None)
+    if alternatives is None:
+        raise ConfigError(f"no sharding rule matches parameter {name}; add one to RULES in train/sharding.py")
+    aligned = [P(*[None] * (len(shape) - len(spec)), *spec) for spec in alternatives]
+    faults = [_fault(name, shape, spec, mesh) for spec in aligned]
+    if all(faults):
+        raise ConfigError(faults[0])
+    return aligned[faults.index(None)]
+
+
+def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else entry
+
+
+def _slices(entry: str | tuple[str, ...] | None, mesh: Mesh) -> int:
+    return math.prod(mesh.shape[axis] for axis in _axes(entry))
+
+
+def _fault(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str | None:
+    """Why ``spec`` cannot slice this parameter, or None."""
+    for dim, entry in enumerate(spec):
+        if shape[dim] % _slices(entry, mesh):
+            axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in _axes(entry))
+            return (
+                f"parameter {name} {shape}: dimension {dim} of size {shape[dim]} does not divide by mesh axis {axes}; "
+                f"choose a size that is a multiple of {_slices(entry, mesh)}, or a smaller "
+                + " or ".join(f"--mesh.{axis}" for axis in _axes(entry))
+            )
+    return None
+
+
+def state_shardings(state: Any, mesh: Mesh) -> Any:
+    """A pytree of NamedSharding like ``state``.
+
+    Args:
+        state: a :class:`train.state.TrainState` of arrays or shapes. Parameters follow :data:`RULES`; leaves of
+            the optimizer state that are named and shaped like a parameter (its moments) follow that parameter;
+            everything else is held whole by every device.
+
+    Raises:
+        ConfigError: see :func:`param_specs`.
+    """
+    specs = param_specs(state.params, mesh)
+    shapes = {dotted(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+
+    def like_param(path, leaf):
+        for start in range(len(path)):
+            name = dotted(path[start:])
+            if shapes.get(name) == leaf.shape:
+                return NamedSharding(mesh, specs[name])
+        return NamedSharding(mesh, P())
+
+    whole = jax.tree.map(lambda _: NamedSharding(mesh, P()), state)
+    return dataclasses.replace(
+        whole,
+        params=jax.tree_util.tree_map_with_path(like_param, state.params),
+        opt_state=jax.tree_util.tree_map_with_path(like_param, state.opt_state),
+    )
+
+
+def check(config: RunConfig, mesh: Mesh) -> None:
+    """Raises ConfigError unless batch and parameters divide by the mesh. Allocates and compiles nothing.
+
+    Args:
+        config: with the model's vocabulary and length resolved.
+    """
+    slices, accumulate = _slices(BATCH_SPEC[0], mesh), config.train.accumulate
+    if config.data.batch_size % (slices * accumulate):
+        raise ConfigError(
+            f"data.batch_size {config.data.batch_size} is not a multiple of mesh data x fsdp ({slices}) x "
+            f"train.accumulate ({accumulate}); choose a multiple of {slices * accumulate}"
+        )
+    host_slice(mesh)
+    param_specs(param_shapes(config.model), mesh)
+
+
+def rules_table(params: Any, mesh: Mesh) -> str:
+    """One line per parameter: name, shape, spec, bytes on each device; then the totals.
+
+    Args:
+        params: nested dict of arrays or shapes.
+    """
+    specs = param_specs(params, mesh)
+    rows, total, local = [("parameter", "shape", "sharding", "bytes/device")], 0, 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        spec = specs[dotted(path)]
+        shard = math.prod(NamedSharding(mesh, spec).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        total, local = total + math.prod(leaf.shape) * leaf.dtype.itemsize, local + shard
+        rows.append((dotted(path), "x".join(map(str, leaf.shape)), _spell(spec), f"{shard:,}"))
+    rows.append(("total", f"{total:,} bytes", f"mesh {dict(mesh.shape)}", f"{local:,}"))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    return "\n".join(
+        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>{widths[3]}}"
+        for name, shape, spec, size in rows
+    )
+
+
+def _spell(spec: PartitionSpec) -> str:
+    return "(" + ", ".join("*".join(_axes(entry)) or "-" for entry in spec) + ")"
