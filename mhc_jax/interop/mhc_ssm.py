@@ -1,0 +1,189 @@
+"""Checkpoints of the published mHC-SSM code (``mhc_slm``)."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mhc_jax.interop.keys import InteropError, Shapes, account
+from mhc_jax.interop.names import torch_shapes
+from mhc_jax.interop.original import AXIS, Original
+from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
+from mhc_jax.models.mhc_ssm import Variant, mhc_ssm
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import DiagonalSSMConfig
+from mhc_jax.nn.residual import PlainConfig, SimplexMHCConfig
+from mhc_jax.registry import did_you_mean, register
+
+COMPILED = "_orig_mod."
+TOKENS = "tok_emb.emb.weight"
+TIED_HEAD = "lm_head.weight"
+
+# The mirror's names and the original's differ by these prefixes alone, outside and inside a block.
+_OUTSIDE = {
+    "embed.tokens": TOKENS,
+    "embed.positions": "pos_emb.pos.weight",
+    "ends.proj": "expand.proj",
+    "ends.collapse_logits": "aggregate.w_logits",
+    "final_norm": "norm_f",
+}
+_INSIDE = {
+    "mixer.residual.inner.": "h",
+    "mixer.residual.pre_logits": "hpre_logits",
+    "mixer.residual.post_logits": "hpost_logits",
+    "mixer.residual.res_logits": "hres_logits",
+    "mixer.residual.norm": "ad_norm",
+    "mixer.residual.down": "ad_down",
+    "mixer.residual.up": "ad_up",
+    "mixer.residual.gamma": "gamma",
+    "mixer.norm": "ssm.norm",
+    "mixer.branch.conv": "ssm.dwconv",
+    "mixer.branch": "ssm",
+}
+
+# Fields of the original's ModelConfig: what the tensors cannot say, with its defaults; what they do
+# say; and what its model stores but never reads.
+_FREE: dict[str, Any] = {"sinkhorn_iters": 8, "sinkhorn_temp": 1.0, "dropout": 0.0, "adapter_dropout": 0.0}
+_TOLD = {"vocab_size", "dim", "n_layers", "conv_kernel", "norm_type", "n_streams", "stream_adapters", "adapter_rank"}
+_UNREAD = {"adaptive_routing", "route_hidden", "route_from"}
+
+
+def original_name(torch_name: str) -> str:
+    """The original's name of a tensor of the mirror."""
+    head, table = "", _OUTSIDE
+    if torch_name.startswith("blocks."):
+        _, layer, torch_name = torch_name.split(".", 2)
+        head, table = f"blocks.{layer}.", _INSIDE
+    prefix = max((prefix for prefix in table if torch_name.startswith(prefix)), key=len)
+    return head + table[prefix] + torch_name.removeprefix(prefix)
+
+
+@register(AXIS, "mhc_ssm")
+class MHCSSM(Original):
+    """Baseline, static mHC and mHC with adapters, recognised by their tensors."""
+
+    @staticmethod
+    def read(state_dict, hints):
+        whole = isinstance(state_dict.get("model"), Mapping)
+        arrays = as_numpy(_without_prefix(state_dict["model"] if whole else state_dict))
+        shapes = {name: value.shape for name, value in arrays.items()}
+        told = _infer(shapes)
+        stored = _stored(told, state_dict) if whole else {}
+        config = _config(told, shapes, _check_hints(told, stored | dict(hints)))
+        names = {name: original_name(name) for name in torch_shapes(config)}
+        shapes.pop(TIED_HEAD, None)
+        account("the mhc_ssm weights", {names[name]: shape for name, shape in torch_shapes(config).items()}, shapes)
+        if TIED_HEAD in arrays and not np.array_equal(arrays[TIED_HEAD], arrays[TOKENS]):
+            raise InteropError(f"{TIED_HEAD} differs from {TOKENS}, but the two are one tied matrix")
+        return config, from_torch(config, {name: arrays[original] for name, original in names.items()})
+
+    @staticmethod
+    def write(config, params):
+        _check_expressible(config)
+        state_dict = {original_name(name): value for name, value in to_torch(config, params).items()}
+        return state_dict | {TIED_HEAD: state_dict[TOKENS]}
+
+
+def _without_prefix(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Drops the prefix that ``torch.compile`` leaves on every name."""
+    compiled = all(name.startswith(COMPILED) for name in tensors)
+    return {name.removeprefix(COMPILED): value for name, value in tensors.items()} if compiled else tensors
+
+
+def _infer(shapes: Shapes) -> dict[str, Any]:
+    """The fields of the original's configuration that the tensors tell."""
+    vocab_size, dim = _shape(shapes, re.escape(TOKENS), "vocab_size and dim", rank=2)
+    layers = {match[1] for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
+    told = {
+        "vocab_size": vocab_size,
+        "dim": dim,
+        "n_layers": len(layers),
+        "conv_kernel": _shape(shapes, r"blocks\.\d+\.ssm\.dwconv\.weight", "conv_kernel", rank=3)[-1],
+        "norm_type": "ln" if _any(shapes, r"norm_f\.bias|blocks\.\d+\.(ssm\.|ad_)norm\.bias") else "rms",
+        "stream_adapters": _any(shapes, r"blocks\.\d+\.(ad_|gamma_)"),
+    }
+    if _any(shapes, r"expand\.|aggregate\.|blocks\.\d+\.h(pre|post|res)_logits"):
+        pattern = r"blocks\.\d+\.h(pre|post)_logits|aggregate\.w_logits"
+        told["n_streams"] = _shape(shapes, pattern, "n_streams", rank=1)[0]
+    if told["stream_adapters"]:
+        told["adapter_rank"] = _shape(shapes, r"blocks\.\d+\.ad_down\.bias", "adapter_rank", rank=1)[0]
+    return told
+
+
+def _any(shapes: Shapes, pattern: str) -> bool:
+    return any(re.match(pattern, name) for name in shapes)
+
+
+def _shape(shapes: Shapes, pattern: str, field: str, *, rank: int) -> tuple[int, ...]:
+    """The shape of the first tensor of that name and rank."""
+    for name, shape in shapes.items():
+        if re.fullmatch(pattern, name) and len(shape) == rank:
+            return shape
+    readable = pattern.replace("\\d+", "*").replace("\\", "")
+    raise InteropError(f"not mhc_ssm weights: {field} cannot be told, {readable} of rank {rank} is missing")
+
+
+def _stored(told: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration inside a whole checkpoint, less what its architecture does not use."""
+    arch, tensors_are = checkpoint.get("arch"), "mhc" if "n_streams" in told else "baseline"
+    if arch not in (None, tensors_are):
+        raise InteropError(f"the checkpoint says arch {arch!r}, but its tensors are those of {tensors_are!r}")
+    unused = (_TOLD - told.keys()) | _UNREAD
+    return {name: value for name, value in checkpoint.get("cfg", {}).items() if name not in unused}
+
+
+def _check_hints(told: dict[str, Any], hints: dict[str, Any]) -> dict[str, Any]:
+    """The values of the free fields."""
+    known = _FREE.keys() | _TOLD | _UNREAD
+    for name, value in hints.items():
+        if name not in known:
+            raise InteropError(f"mhc_ssm: unknown hint {name!r}{did_you_mean(name, known)}")
+        if name in _TOLD and value != told.get(name):
+            raise InteropError(f"mhc_ssm: {name}={value!r} contradicts the tensors, which say {told.get(name)!r}")
+    return {name: hints.get(name, default) for name, default in _FREE.items()}
+
+
+def _config(told: dict[str, Any], shapes: Shapes, free: dict[str, Any]) -> LMConfig:
+    max_len, _ = _shape(shapes, r"pos_emb\.pos\.weight", "the number of positions", rank=2)
+    variant: Variant = "baseline"
+    if "n_streams" in told:
+        variant = "adapters" if told["stream_adapters"] else "mhc"
+    config = mhc_ssm(
+        variant,
+        "original",
+        vocab_size=told["vocab_size"],
+        max_len=max_len,
+        width=told["dim"],
+        layers=told["n_layers"],
+        dropout=free["dropout"],
+        norm=told["norm_type"],
+    )
+    config = config.replace(mixer=config.mixer.replace(conv_kernel=told["conv_kernel"]))
+    if variant != "baseline":
+        config = config.replace(
+            residual=config.residual.replace(
+                streams=told["n_streams"],
+                sinkhorn_iters=free["sinkhorn_iters"],
+                sinkhorn_temp=free["sinkhorn_temp"],
+            )
+        )
+    if config.adapters is not None:
+        config = config.replace(
+            adapters=config.adapters.replace(rank=told["adapter_rank"], dropout=free["adapter_dropout"])
+        )
+    config.validate()
+    return config
+
+
+def _check_expressible(config: LMConfig) -> None:
+    """The original knows one residual topology, one projection and divided writes."""
+    residual = config.residual
+    faithful = isinstance(residual, PlainConfig) or (
+        isinstance(residual, SimplexMHCConfig) and residual.projection == "sinkhorn" and not residual.unit_writes
+    )
+    if not faithful or not isinstance(config.mixer, DiagonalSSMConfig):
+        raise InteropError(
+            "the original mHC-SSM cannot express this model: it needs the mixer 'diagonal_ssm' and a residual that is "
+            "'plain', or 'simplex_mhc' with projection 'sinkhorn' and without unit_writes"
+        )

@@ -1,0 +1,100 @@
+"""Canonical parameter names, and how each maps to the PyTorch mirror's name and memory layout.
+
+In JAX the parameters of all layers are stacked under ``blocks.<path>``, layer axis first; in PyTorch
+layer l owns ``blocks.<l>.<path>``. A leaf is translated by its own name alone, see :data:`_RULES`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mhc_jax.functional import param_shapes
+from mhc_jax.nn.lm import LMConfig
+
+STACKED = "blocks."
+
+Layout = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rule:
+    """PyTorch's name of a leaf, and the change of layout in both directions."""
+
+    name: str
+    to_torch: Layout
+    to_jax: Layout
+
+
+def _same(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+_RULES = {
+    "kernel": _Rule("weight", lambda x: x.T, lambda x: x.T),
+    "filter": _Rule("weight", lambda x: x.T[:, None, :], lambda x: x[:, 0, :].T),
+    "scale": _Rule("weight", _same, _same),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One PyTorch tensor and where it lives in JAX: a path, and a layer if the path is stacked."""
+
+    torch_name: str
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]
+    to_torch: Layout
+    to_jax: Layout
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """``{"a": {"b": x}}`` becomes ``{"a.b": x}``, in the order of the tree."""
+    return dict(_walk(tree, ""))
+
+
+def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of :func:`flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def jax_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical path to shape, for every parameter of the model."""
+    return {path: leaf.shape for path, leaf in flatten(param_shapes(config)).items()}
+
+
+def torch_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+    """The mirror's name to shape, for every tensor of its state_dict."""
+    abstract = ((entry, np.broadcast_to(np.float32(0), entry.shape)) for entry in entries(config))
+    return {entry.torch_name: entry.to_torch(leaf).shape for entry, leaf in abstract}
+
+
+def entries(config: LMConfig) -> Iterator[Entry]:
+    """The PyTorch tensors that stand for the parameters of the model."""
+    for path, shape in jax_shapes(config).items():
+        parent, _, leaf = path.rpartition(".")
+        rule = _RULES.get(leaf, _Rule(leaf, _same, _same))
+        torch_path = f"{parent}.{rule.name}"
+        if not path.startswith(STACKED):
+            yield Entry(torch_path, path, None, tuple(shape), rule.to_torch, rule.to_jax)
+            continue
+        for layer in range(shape[0]):
+            torch_name = f"{STACKED}{layer}.{torch_path.removeprefix(STACKED)}"
+            yield Entry(torch_name, path, layer, tuple(shape[1:]), rule.to_torch, rule.to_jax)

@@ -1,0 +1,58 @@
+"""Checkpoints of the published code bases, by the name of their system."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mhc_jax import registry
+from mhc_jax.functional import Params
+from mhc_jax.interop.keys import InteropError
+from mhc_jax.nn.lm import LMConfig
+
+AXIS = "original"
+
+
+class Original:
+    """One published code base. Subclasses register under :data:`AXIS` and the system's name."""
+
+    @staticmethod
+    def read(state_dict: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[LMConfig, Params]:
+        """See :func:`from_original`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def write(config: LMConfig, params: Params) -> dict[str, np.ndarray]:
+        """See :func:`to_original`."""
+        raise NotImplementedError
+
+
+def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> tuple[LMConfig, Params]:
+    """The model, in its ``original`` form, and the parameters that a published checkpoint holds.
+
+    Args:
+        system: ``"mhc_ssm"``.
+        state_dict: the state_dict as tensors or arrays, or the whole checkpoint around it.
+        hints: fields of the original's own configuration, for what the tensors cannot say.
+
+    Raises:
+        InteropError: an unknown system or hint, a hint that contradicts the tensors, or keys that are
+            missing, unexpected or of the wrong shape (all listed).
+    """
+    return _system(system).read(state_dict, hints)
+
+
+def to_original(system: str, config: LMConfig, params: Params) -> dict[str, np.ndarray]:
+    """Inverse of :func:`from_original`: the original's state_dict as NumPy arrays.
+
+    Raises:
+        InteropError: an unknown system, or a model that the original cannot express.
+    """
+    return _system(system).write(config, params)
+
+
+def _system(system: str) -> type[Original]:
+    try:
+        return registry.get(AXIS, system)
+    except KeyError as error:
+        raise InteropError(error.args[0]) from None

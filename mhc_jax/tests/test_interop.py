@@ -1,0 +1,320 @@
+"""Weights in other forms: names, strict accounting, published checkpoints, safetensors folders."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhc_jax
+from mhc_jax import interop
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_shapes
+from mhc_jax.interop.names import flatten, unflatten
+from mhc_jax.models import mhc_ssm
+
+SIZE = {"vocab_size": 11, "max_len": 7, "width": 6, "layers": 3}
+
+
+def small(variant, form="default", norm="rms", streams=3, kernel=2):
+    config = mhc_ssm(variant, form, norm=norm, **SIZE)
+    config = config.replace(mixer=config.mixer.replace(conv_kernel=kernel))
+    if variant != "baseline":
+        config = config.replace(residual=config.residual.replace(streams=streams))
+    if variant == "adapters":
+        config = config.replace(adapters=config.adapters.replace(rank=5))
+    return config
+
+
+CONFIGS = {
+    "baseline rms": small("baseline"),
+    "baseline ln": small("baseline", norm="ln", kernel=1),
+    "mhc": small("mhc"),
+    "mhc n=1": small("mhc", "original", streams=1),
+    "adapters rms": small("adapters", "original"),
+    "adapters ln": small("adapters", "original", norm="ln", kernel=4),
+}
+ORIGINALS = {
+    f"{variant} {norm}": small(variant, "original", norm)
+    for variant in ("baseline", "mhc", "adapters")
+    for norm in ("rms", "ln")
+}
+
+
+def filled(config, seed=0):
+    """Distinct values everywhere, so that no two tensors can be confused."""
+    leaves, tree = jax.tree.flatten(param_shapes(config))
+    rng = np.random.default_rng(seed)
+    return jax.tree.unflatten(tree, [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in leaves])
+
+
+def assert_bitwise(left, right):
+    left, right = flatten(left), flatten(right)
+    assert left.keys() == right.keys()
+    for path in left:
+        a, b = np.asarray(left[path]), np.asarray(right[path])
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), path
+        assert a.tobytes() == b.tobytes(), path
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_torch_round_trip_is_bitwise(config):
+    params = filled(config)
+    assert_bitwise(interop.from_torch(config, interop.to_torch(config, params)), params)
+
+
+def test_bfloat16_is_kept():
+    config = CONFIGS["mhc"]
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), filled(config))
+    assert_bitwise(interop.from_torch(config, interop.to_torch(config, params)), params)
+
+
+def test_names_and_layouts_follow_pytorch():
+    config = CONFIGS["adapters rms"]
+    params = filled(config)
+    state_dict = interop.to_torch(config, params)
+    mixer = params["blocks"]["mixer"]
+    branch = mixer["branch"]
+    same = np.testing.assert_array_equal
+    same(state_dict["blocks.2.mixer.branch.in_proj.weight"], branch["in_proj"]["kernel"][2].T)
+    same(state_dict["blocks.1.mixer.branch.conv.weight"][:, 0, :], branch["conv"]["filter"][1].T)
+    same(state_dict["blocks.0.mixer.residual.inner.res_logits"], mixer["residual"]["inner"]["res_logits"][0])
+    same(state_dict["blocks.0.mixer.residual.up.weight"], mixer["residual"]["up"]["kernel"][0].T)
+    same(state_dict["final_norm.weight"], params["final_norm"]["scale"])
+    same(state_dict["embed.tokens"], params["embed"]["tokens"])
+    assert state_dict["ends.proj.weight"].shape == (18, 6)
+
+
+def test_flatten_and_unflatten_are_inverse():
+    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
+    assert flatten(tree) == {"a.b": 1, "a.c.d": 2, "e": 3}
+    assert unflatten(flatten(tree)) == tree
+
+
+def test_every_fault_is_listed():
+    config = CONFIGS["mhc"]
+    state_dict = interop.to_torch(config, filled(config))
+    del state_dict["final_norm.weight"]
+    state_dict["extra"] = np.zeros(3, np.float32)
+    state_dict["embed.tokens"] = state_dict["embed.tokens"].T
+    with pytest.raises(interop.InteropError) as error:
+        interop.from_torch(config, state_dict)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "missing (1): final_norm.weight" in message
+    assert "unexpected (1): extra" in message
+    assert "wrong shape (1): embed.tokens is (6, 11), expected (11, 6)" in message
+
+
+def test_parameters_of_another_model_are_refused():
+    with pytest.raises(interop.InteropError, match=r"missing.*blocks.mixer.residual.pre_logits"):
+        interop.to_torch(CONFIGS["mhc"], filled(CONFIGS["baseline rms"]))
+
+
+def test_integer_and_double_weights_are_refused():
+    config = CONFIGS["baseline rms"]
+    state_dict = interop.to_torch(config, filled(config))
+    for dtype, hint in ((np.int32, "floating point"), (np.float64, "64-bit mode")):
+        wrong = state_dict | {"embed.tokens": state_dict["embed.tokens"].astype(dtype)}
+        with pytest.raises(interop.InteropError, match=hint):
+            interop.from_torch(config, wrong)
+
+
+# The published checkpoints ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", ORIGINALS.values(), ids=ORIGINALS)
+def test_original_round_trip(config):
+    params = filled(config)
+    state_dict = interop.to_original("mhc_ssm", config, params)
+    np.testing.assert_array_equal(state_dict["lm_head.weight"], params["embed"]["tokens"])
+    found, loaded = interop.from_original("mhc_ssm", state_dict)
+    assert found == config
+    assert_bitwise(loaded, params)
+
+
+def test_original_names():
+    config = ORIGINALS["adapters ln"]
+    names = interop.to_original("mhc_ssm", config, filled(config)).keys()
+    block = {
+        *("hpre_logits", "hpost_logits", "hres_logits", "gamma_pre", "gamma_post"),
+        *("ssm.norm.weight", "ssm.norm.bias", "ssm.in_proj.weight", "ssm.in_proj.bias"),
+        *("ssm.dwconv.weight", "ssm.dwconv.bias", "ssm.ssm.logit_a", "ssm.ssm.b", "ssm.ssm.c", "ssm.ssm.d"),
+        *("ssm.out_proj.weight", "ssm.out_proj.bias", "ad_down.weight", "ad_down.bias"),
+        *("ad_up.weight", "ad_up.bias", "ad_norm.weight", "ad_norm.bias"),
+    }
+    outside = {
+        *("tok_emb.emb.weight", "pos_emb.pos.weight", "expand.proj.weight", "expand.proj.bias"),
+        *("aggregate.w_logits", "norm_f.weight", "norm_f.bias", "lm_head.weight"),
+    }
+    assert names == outside | {f"blocks.{layer}.{name}" for layer in range(3) for name in block}
+
+
+def original_cfg(**changes):
+    """The configuration that the original stores in its checkpoints, for the small sizes."""
+    return {
+        **{"vocab_size": 11, "dim": 6, "n_layers": 3, "dropout": 0.25, "conv_kernel": 2, "norm_type": "rms"},
+        **{"n_streams": 3, "sinkhorn_iters": 5, "sinkhorn_temp": 0.5, "adaptive_routing": False, "route_hidden": 256},
+        **{"route_from": "u", "stream_adapters": False, "adapter_rank": 64, "adapter_dropout": 0.1},
+        **changes,
+    }
+
+
+def test_whole_checkpoint_of_a_compiled_run():
+    config = ORIGINALS["mhc rms"]
+    params = filled(config)
+    tensors = interop.to_original("mhc_ssm", config, params)
+    compiled = {f"_orig_mod.{name}": value for name, value in tensors.items()}
+    checkpoint = {"arch": "mhc", "step": 3, "model": compiled, "opt": {}, "scaler": None, "cfg": original_cfg()}
+    found, loaded = interop.from_original("mhc_ssm", checkpoint)
+    assert (found.dropout, found.residual.sinkhorn_iters, found.residual.sinkhorn_temp) == (0.25, 5, 0.5)
+    assert_bitwise(loaded, params)
+    assert interop.from_original("mhc_ssm", checkpoint, sinkhorn_iters=2)[0].residual.sinkhorn_iters == 2
+    with pytest.raises(interop.InteropError, match="arch 'baseline'"):
+        interop.from_original("mhc_ssm", checkpoint | {"arch": "baseline"})
+    with pytest.raises(interop.InteropError, match="dim=8 contradicts"):
+        interop.from_original("mhc_ssm", checkpoint | {"cfg": original_cfg(dim=8)})
+
+
+def test_whole_checkpoint_of_a_baseline_ignores_the_fields_it_does_not_use():
+    config = ORIGINALS["baseline rms"]
+    tensors = interop.to_original("mhc_ssm", config, filled(config))
+    found, _ = interop.from_original("mhc_ssm", {"arch": "baseline", "model": tensors, "cfg": original_cfg()})
+    assert found == config.replace(dropout=0.25)
+
+
+def broken(change):
+    config = ORIGINALS["mhc rms"]
+    state_dict = interop.to_original("mhc_ssm", config, filled(config))
+    change(state_dict)
+    return state_dict
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("blocks.1.ssm.ssm.logit_a"), r"missing \(1\): blocks.1.ssm.ssm.logit_a"),
+        (lambda s: s.pop("tok_emb.emb.weight"), "tok_emb.emb.weight.*missing"),
+        (lambda s: s.update({"blocks.0.extra": s["norm_f.weight"]}), r"unexpected \(1\): blocks.0.extra"),
+        (lambda s: s.update({"expand.proj.bias": s["norm_f.weight"]}), r"expand.proj.bias is \(6,\), expected \(18,\)"),
+        (lambda s: s.update({"lm_head.weight": s["lm_head.weight"] + 1}), "lm_head.weight differs"),
+        (lambda s: s.pop("norm_f.weight"), r"missing \(1\): norm_f.weight"),
+    ],
+)
+def test_original_refuses_what_does_not_fit(change, message):
+    with pytest.raises(interop.InteropError, match=message):
+        interop.from_original("mhc_ssm", broken(change))
+
+
+@pytest.mark.parametrize(
+    ("hints", "message"),
+    [
+        ({"sinkhorn_iter": 3}, "unknown hint 'sinkhorn_iter'; did you mean 'sinkhorn_iters'"),
+        ({"n_streams": 4}, "n_streams=4 contradicts the tensors, which say 3"),
+        ({"adapter_rank": 4}, "adapter_rank=4 contradicts"),
+        ({"sinkhorn_temp": 0.0}, "sinkhorn_temp must be positive"),
+    ],
+)
+def test_original_hints_are_checked(hints, message):
+    with pytest.raises(ConfigError, match=message):
+        interop.from_original("mhc_ssm", broken(lambda s: None), **hints)
+
+
+def test_unknown_system_names_the_nearest():
+    with pytest.raises(interop.InteropError, match="unknown original 'mhc_smm'; did you mean 'mhc_ssm'"):
+        interop.from_original("mhc_smm", {})
+
+
+def test_what_the_original_cannot_express_is_refused():
+    config = CONFIGS["mhc"]
+    with pytest.raises(interop.InteropError, match="cannot express"):
+        interop.to_original("mhc_ssm", config, filled(config))
+
+
+# Folders ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["baseline ln", "adapters rms"])
+def test_saved_model_loads_bitwise(name, tmp_path):
+    config, params = CONFIGS[name], filled(CONFIGS[name])
+    mhc_jax.save(tmp_path / "model", config, params)
+    found, loaded = mhc_jax.load(tmp_path / "model")
+    assert found == config
+    assert_bitwise(loaded, params)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_saving_replaces_an_export_and_nothing_else(tmp_path):
+    config = CONFIGS["mhc"]
+    first, second = filled(config, 1), filled(config, 2)
+    (tmp_path / "empty").mkdir()
+    for folder in ("new", "empty"):
+        mhc_jax.save(tmp_path / folder, config, first)
+    mhc_jax.save(tmp_path / "new", config, second)
+    assert_bitwise(mhc_jax.load(tmp_path / "new")[1], second)
+
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "notes.txt").write_text("precious")
+    with pytest.raises(interop.InteropError, match=r"notes\.txt"):
+        mhc_jax.save(foreign, config, first)
+    (foreign / "notes.txt").rename(foreign / "config.json")
+    with pytest.raises(interop.InteropError, match="something else"):
+        mhc_jax.save(foreign, config, first)
+    assert (foreign / "config.json").read_text() == "precious"
+
+
+def test_parameters_that_do_not_fit_leave_no_folder(tmp_path):
+    with pytest.raises(interop.InteropError):
+        mhc_jax.save(tmp_path / "model", CONFIGS["mhc"], filled(CONFIGS["baseline rms"]))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def exported(tmp_path):
+    config = CONFIGS["mhc"]
+    mhc_jax.save(tmp_path / "model", config, filled(config))
+    return tmp_path / "model"
+
+
+def truncate(folder):
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def other_width(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"width": 8}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors does not exist"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text('{"kind": "llama"}'), "llama"),
+        (truncate, "truncated"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04 not safetensors"), "not a safetensors"),
+        (other_width, "wrong shape"),
+    ],
+)
+def test_damaged_folders_give_one_line(damage, message, exported):
+    damage(exported)
+    with pytest.raises(interop.InteropError, match=message) as error:
+        mhc_jax.load(exported)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_folder_gives_one_line(tmp_path):
+    with pytest.raises(interop.InteropError, match="does not exist"):
+        mhc_jax.load(tmp_path / "nothing")
+
+
+def test_foreign_safetensors_are_refused(exported):
+    from safetensors.numpy import save_file
+
+    save_file({"transformer.wte.weight": np.zeros((11, 6), np.float32)}, exported / "model.safetensors")
+    with pytest.raises(interop.InteropError, match=r"missing.*unexpected.*transformer.wte.weight"):
+        mhc_jax.load(exported)
