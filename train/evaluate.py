@@ -1,10 +1,11 @@
 """Loss, perplexity and bits per byte of a model over a whole split: ``python -m train.evaluate RUN``.
 
-Definitions. The split is cut into windows of ``data.seq_len`` tokens that do not overlap; every
-token after the first of the split is predicted once, from the tokens before it in its window (the
-state is empty at the start of a window). ``loss`` is the mean negative log likelihood of these
-tokens in nats, each token weighted equally; ``ppl = exp(loss)``; ``bpb`` is the same likelihood in
-bits, per UTF-8 byte of the text that the tokens stand for.
+Definitions. The split is cut into windows of ``data.seq_len`` targets that do not overlap (a rest
+shorter than a window is dropped); every target is predicted once, from the tokens before it in its
+window, whose state starts empty. ``loss`` is the mean negative log likelihood of all targets in
+nats, each weighted equally; ``ppl = exp(loss)``; ``bpb`` is the loss in bits per UTF-8 byte of text,
+``loss / ln 2`` times the split's tokens over its bytes. An end token is predicted like any other
+and stands for no byte. ``word_ppl``, for WikiText, is ``exp`` of the loss per word.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train import cli
 from train.config import DataConfig, RunConfig
-from train.data import Corpus, eval_batches, load_corpus
+from train.data import Corpus, Tokenizer, check_ids, eval_batches, load_corpus
 from train.restore import load_run
 from train.step import make_eval_step
 from train.table import markdown
@@ -53,12 +54,11 @@ def summarise(loss_sum: float, count: int, bytes_per_token: float) -> dict[str, 
         bytes_per_token: UTF-8 bytes of the split's text over the number of its tokens.
     """
     loss = loss_sum / count
-    ppl = math.exp(loss) if loss < 700 else math.inf  # exp overflows float64 at 709
-    return {"loss": loss, "ppl": ppl, "bpb": loss / math.log(2) / bytes_per_token, "tokens": count}
+    return {"loss": loss, "ppl": _exp(loss), "bpb": loss / math.log(2) / bytes_per_token, "tokens": count}
 
 
 def evaluate_split(config: RunConfig, params: Params, tokens: np.ndarray, n_bytes: int) -> dict[str, float]:
-    """:func:`summarise` for the whole split ``tokens``, whose text has ``n_bytes`` bytes; compiles one evaluation step."""
+    """:func:`summarise` for the whole split ``tokens``, which stand for ``n_bytes`` bytes of text."""
     eval_step = jax.jit(make_eval_step(config))
     loss_sum, count = evaluate(eval_step, params, eval_batches(tokens, config.data))
     return summarise(loss_sum, count, n_bytes / len(tokens))
@@ -70,27 +70,25 @@ def split_of(corpus: Corpus, name: Literal["validation", "test"]) -> tuple[np.nd
     Raises:
         ConfigError: the corpus has no such split.
     """
-    if name == "validation":
-        return corpus.validation, corpus.validation_bytes
-    if corpus.test is None:
+    if name == "test" and corpus.test is None:
         raise ConfigError("this corpus has no test split; evaluate its validation split")
-    return corpus.test, corpus.test_bytes
+    return getattr(corpus, name), getattr(corpus, f"{name}_bytes")
 
 
-def check_tokenizer(config: RunConfig, corpus: Corpus) -> None:
-    """Raises ConfigError if the tokenizer can produce ids that the model does not know."""
-    if corpus.tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"tokenizer {corpus.tokenizer.name!r} has {corpus.tokenizer.vocab_size} tokens but the model only "
-            f"{config.model.vocab_size}; use the tokenizer that the model was trained with"
-        )
+def word_ppl(loss: float, tokens: np.ndarray, tokenizer: Tokenizer) -> float:
+    """Perplexity per word, as WikiText counts: whitespace-separated words, and one end mark per line.
+
+    Args:
+        loss: mean nats per token.
+        tokens: the split that it was measured on.
+    """
+    ends = tokens == tokenizer.eos_id
+    words = len(tokenizer.decode(tokens[~ends].tolist()).split()) + int(ends.sum())
+    return _exp(loss * len(tokens) / words)
 
 
-def word_ppl(loss_sum: float, tokens: np.ndarray, corpus: Corpus) -> float:
-    """Perplexity per word, as WikiText counts: whitespace-separated words and one end mark per line."""
-    ends = tokens == corpus.tokenizer.eos_id
-    words = len(corpus.tokenizer.decode(tokens[~ends].tolist()).split()) + int(ends.sum())
-    return math.exp(min(loss_sum / words, 700))
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf  # exp overflows float64 at 709
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,12 +117,12 @@ def main(argv: list[str]) -> None:
     flags = cli.parse(Flags, argv, prog="python -m train.evaluate", default=Flags(flags.run, data=config.data))
     config = config.replace(data=flags.data)
     config.validate()
-    corpus = load_corpus(config.data)
-    check_tokenizer(config, corpus)
+    corpus = load_corpus(config.data, needed=(flags.split,))
     tokens, n_bytes = split_of(corpus, flags.split)
+    check_ids(tokens, config.model.vocab_size, f"the {flags.split} tokens")
     found = evaluate_split(config, params, tokens, n_bytes)
     if config.data.source.startswith("wikitext"):
-        found["word_ppl"] = word_ppl(found["loss"] * found["tokens"], tokens, corpus)
+        found["word_ppl"] = word_ppl(found["loss"], tokens, corpus.tokenizer)
     row = {"run": flags.run, "split": flags.split, **found}
     print(json.dumps(row) if flags.json else markdown([row]))
 

@@ -28,7 +28,6 @@ def export(config: RunConfig, params: Params, out: Path) -> None:
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already; export to a new folder")
-    out.mkdir(parents=True, exist_ok=True)
     mhc_jax.save(out, config.model, params)
     (out / RUN_FILE).write_text(config.to_json())
 
