@@ -1,0 +1,283 @@
+"""Checkpoints of a run: asynchronous and atomic through Orbax, each file certified by a digest.
+
+``RUN/checkpoints/STEP/`` holds the items ``state`` (parameters, optimizer, counters), ``data`` (position in the
+data) and ``meta``, and ``manifest.sha256``. Orbax writes under a temporary name and renames when all is there, but
+does not notice a file that later loses or changes bytes; the manifest does. It has the format of ``sha256sum``.
+"""
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import PreservationPolicy
+
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import Params
+from train import manifest
+from train.manifest import Status
+from train.sharding import dotted
+from train.state import TrainState
+
+
+class CheckpointError(ConfigError):
+    """No usable checkpoint, or one that does not fit. The message names fault and fix."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. Reading creates nothing; leaving the context waits for the last save.
+
+    With several processes all of them call every method, and ``run_dir`` is on storage that they share.
+    """
+
+    def __init__(self, run_dir: Path, keep: int):
+        self.directory = Path(run_dir).absolute() / "checkpoints"
+        self.keep = keep
+        self._worker = ThreadPoolExecutor(1, "seal-checkpoint")
+        self._sealing: Future[None] | None = None
+        self._metrics: dict[int, float | None] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.wait()
+        finally:
+            self._worker.shutdown()
+            if "_manager" in vars(self):
+                self._manager.close()
+
+    @functools.cached_property
+    def _manager(self) -> ocp.CheckpointManager:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._metrics.update({step: self._metric(step) for step in self.steps()})
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_LatestAndBest(self.keep, self._metrics),
+            lightweight_initialize=True,  # a broken file in an old step must not stop the run
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(self.directory, options=options)
+
+    def save(
+        self, step: int, state: TrainState, data_state: dict[str, Any], meta: dict[str, Any], *, metric: float | None
+    ) -> None:
+        """Copies ``state`` off the devices and returns; a thread writes, commits and certifies it.
+
+        Afterwards the ``keep`` latest steps and the one of lowest metric remain. Checkpoints of ``step`` and later
+        are what a run left behind that has since resumed from an earlier step: they are deleted first.
+
+        Args:
+            step: optimizer steps done.
+            state: may be donated as soon as this returns.
+            data_state: JSON-compatible position in the data.
+            meta: JSON-compatible.
+            metric: lower is better; None or not finite is never the best.
+
+        Raises:
+            CheckpointError: a parameter is not finite (nothing is written), or the previous save failed.
+        """
+        self.wait()
+        if not _finite(state.params):
+            raise CheckpointError(f"step {step}: a parameter is NaN or infinite; this state is not saved")
+        for abandoned in [found for found in self._manager.all_steps() if found >= step]:
+            self._manager.delete(abandoned)
+        metric = metric if metric is not None and math.isfinite(metric) else None
+        self._metrics[step] = metric
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_flat(state)),
+            data=ocp.args.JsonSave(data_state),
+            meta=ocp.args.JsonSave({"metric": metric, "meta": meta}),
+        )
+        self._manager.save(step, args=items, force=True)
+        self._sealing = self._worker.submit(self._seal, step)
+
+    def wait(self) -> None:
+        """Returns when the last save is committed and certified.
+
+        Raises:
+            CheckpointError: it could not be written; earlier checkpoints are intact.
+        """
+        sealing, self._sealing = self._sealing, None
+        if sealing is not None:
+            try:
+                sealing.result()
+            except Exception as error:
+                raise CheckpointError(f"a checkpoint could not be written to {self.directory}: {error}") from error
+
+    def _seal(self, step: int) -> None:
+        self._manager.wait_until_finished()
+        if jax.process_index() == 0:
+            manifest.seal(self.directory / str(step))
+
+    def steps(self) -> list[int]:
+        """Committed steps in order; they may be damaged."""
+        found = self.directory.iterdir() if self.directory.is_dir() else ()
+        return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdecimal())
+
+    def latest_step(self) -> int | None:
+        """The last committed step, or None."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int | None:
+        """The committed step of lowest metric; without any metric the latest; None without checkpoints."""
+        return next(iter(self._by_metric()), None)
+
+    def _by_metric(self) -> list[int]:
+        """Steps from best to worst; those without a metric last, the later first."""
+        metric = {step: self._metric(step) for step in self.steps()}
+        return sorted(metric, key=lambda step: (math.inf if metric[step] is None else metric[step], -step))
+
+    def _metric(self, step: int) -> float | None:
+        """None also for a step whose metadata cannot be read: it is damaged, and found so before it is used."""
+        try:
+            return _read_json(self.directory / str(step) / "meta")["metric"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def restore(
+        self, abstract_state: TrainState, step: int | None = None
+    ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+        """The latest good checkpoint, or that of ``step``, as ``(state, data_state, meta)``.
+
+        A damaged latest checkpoint costs a warning line, and the one before is used.
+
+        Args:
+            abstract_state: shapes, dtypes and shardings to restore to, of any mesh.
+            step: this step or none.
+
+        Raises:
+            CheckpointError: no good checkpoint, or one of another structure or other shapes (all are listed).
+        """
+
+        def read(path: Path) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
+            flat = _read_arrays(path / "state", _flat(abstract_state))
+            leaves = [flat[name] for name in _flat(abstract_state)]
+            state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+            return state, _read_json(path / "data"), _read_json(path / "meta")["meta"]
+
+        self.wait()
+        return self._first_good(read, reversed(self.steps()) if step is None else [step])
+
+    def restore_params(self, abstract_params: Params, which: Literal["best", "last"]) -> Params:
+        """The parameters alone, of the best or the last good checkpoint; see :meth:`restore`.
+
+        Args:
+            abstract_params: shapes; without shardings they come to the first local device.
+        """
+
+        def read(path: Path) -> Params:
+            wanted = _flat({"params": abstract_params})
+            flat = _read_arrays(path / "state", wanted, only="params.")
+            return jax.tree.unflatten(jax.tree.structure(abstract_params), [flat[name] for name in wanted])
+
+        self.wait()
+        return self._first_good(read, self._by_metric() if which == "best" else reversed(self.steps()))
+
+    def _first_good(self, read: Callable[[Path], Any], candidates: Iterable[int]) -> Any:
+        faults = []
+        for step in candidates:
+            path = self.directory / str(step)
+            status, fault = _examine(path)
+            if status != Status.BAD:
+                try:
+                    found = read(path)
+                except CheckpointError:
+                    raise
+                except Exception as error:  # whatever a half-written file makes its reader raise
+                    if status == Status.GOOD:
+                        raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
+                    fault = f"{fault} and cannot be read ({_first_line(error)})"
+                else:
+                    if faults or fault:
+                        _warn("; ".join([*faults, f"using {path}" + (f", which {fault}" if fault else "")]))
+                    return found
+            faults.append(f"{path} {fault}")
+        raise CheckpointError("; ".join([f"no good checkpoint in {self.directory}", *faults]))
+
+
+class _LatestAndBest(PreservationPolicy):
+    """Keeps the ``keep`` latest steps and the one of lowest metric."""
+
+    def __init__(self, keep: int, metrics: dict[int, float | None]):
+        self.keep, self.metrics = keep, metrics
+
+    def should_preserve(self, checkpoints, *, context):
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        measured = [step for step in steps if self.metrics.get(step) is not None]
+        kept = {*steps[-self.keep :], *sorted(measured, key=lambda step: (self.metrics[step], -step))[:1]}
+        return [step in kept for step in steps]
+
+
+def _examine(path: Path) -> tuple[Status, str]:
+    """What process 0 found, and there the fault: all processes must choose the same checkpoint."""
+    status, fault = manifest.verify(path) if jax.process_index() == 0 else (Status.GOOD, "")
+    if jax.process_count() > 1:
+        status = Status(int(multihost_utils.broadcast_one_to_all(np.int32(status))))
+    return status, fault
+
+
+def _warn(text: str) -> None:
+    if jax.process_index() == 0:
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    """``{"params.embed.tokens": leaf, ...}``: independent of the classes of which state and optimizer are made."""
+    return {dotted(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@jax.jit
+def _finite(params: Params) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]).all()
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads((path / "metadata").read_text())
+
+
+def _read_arrays(path: Path, wanted: dict[str, Any], *, only: str = "") -> dict[str, jax.Array]:
+    """The arrays named ``wanted``, which must be all that are saved under the prefix ``only``.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ; all differences are listed.
+    """
+    saved = ocp.StandardCheckpointHandler().metadata(path).tree
+    saved = {name: leaf for name, leaf in saved.items() if name.startswith(only)}
+    if differences := [text for name in sorted({*saved, *wanted}) if (text := _difference(name, saved, wanted))]:
+        raise CheckpointError(f"{path.parent} does not fit this configuration: {'; '.join(differences)}")
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None) or here)
+        for name, leaf in wanted.items()
+    }
+    restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+    args = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+    return ocp.PyTreeCheckpointHandler().restore(path, args=args)
+
+
+def _difference(name: str, saved: dict[str, Any], wanted: dict[str, Any]) -> str | None:
+    if name not in saved:
+        return f"{name} is missing from the checkpoint"
+    if name not in wanted:
+        return f"{name} is only in the checkpoint"
+    there, here = ((tuple(leaf.shape), jnp.dtype(leaf.dtype).name) for leaf in (saved[name], wanted[name]))
+    return None if there == here else f"{name} is {_spell(there)} in the checkpoint, {_spell(here)} here"
+
+
+def _spell(shape_and_dtype: tuple[tuple[int, ...], str]) -> str:
+    shape, dtype = shape_and_dtype
+    return f"{dtype}[{','.join(map(str, shape))}]"

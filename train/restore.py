@@ -1,0 +1,45 @@
+"""A trained model back from disk: from its run directory, or from an exported folder."""
+
+from pathlib import Path
+from typing import Literal
+
+import mhc_jax
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import Params, param_shapes
+from train.checkpoint import Checkpoints
+from train.config import DataConfig, RunConfig
+
+
+def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple[RunConfig, Params]:
+    """Configuration and parameters, on the first local device.
+
+    Args:
+        path: a run directory, or a folder with ``config.json`` and ``model.safetensors`` (see
+            :mod:`train.export`; without its ``run.json``, all but the model is at its defaults).
+        which: checkpoint of a run directory; an exported folder holds only one.
+
+    Raises:
+        ConfigError: no such folder, or neither of the two.
+        CheckpointError: no good checkpoint, or one that does not fit ``config.json``.
+    """
+    path = Path(path)
+    if (path / "model.safetensors").is_file():
+        model, params = mhc_jax.load(path)
+        if (path / "run.json").is_file():
+            return _read_config(path / "run.json").replace(model=model), params
+        return RunConfig(name=path.name, model=model, data=DataConfig(seq_len=model.max_len)), params
+    if not (path / "config.json").is_file():
+        problem = "has neither a run's config.json nor a model.safetensors" if path.is_dir() else "does not exist"
+        raise ConfigError(f"{path} {problem}; give a run directory or an exported folder")
+    config = _read_config(path / "config.json")
+    checkpoints = Checkpoints(path, config.checkpoint.keep)
+    return config, checkpoints.restore_params(param_shapes(config.model), which)
+
+
+def _read_config(file: Path) -> RunConfig:
+    try:
+        config = RunConfig.from_json(file.read_text(errors="replace"))
+        config.validate()
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+    return config
