@@ -1,0 +1,101 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+import mhc_jax
+from mhc_jax.config import ConfigError
+from train import evaluate
+from train.data import load_corpus, load_tokenizer
+from train.tests.tiny import tiny_export
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_export(tmp_path_factory.mktemp("tiny"))
+
+
+def windows_loss(config, params, tokens):
+    """Mean loss by whole logits, window by window, in float64."""
+    T = config.data.seq_len
+    count = (len(tokens) - 1) // T
+    rows = np.stack([tokens[i * T : i * T + T + 1] for i in range(count)]).astype(np.int32)
+    logits = np.asarray(mhc_jax.apply(config.model, params, rows[:, :-1]).logits_BTV, np.float64)
+    picked = np.take_along_axis(logits, rows[:, 1:, None], axis=-1)[..., 0]
+    return float(np.mean(np.log(np.exp(logits).sum(-1)) - picked)), count * T
+
+
+def test_every_target_of_the_split_weighs_the_same(tiny):
+    config, params, _ = tiny
+    corpus = load_corpus(config.data)
+    expected, count = windows_loss(config, params, np.asarray(corpus.validation))
+    assert count % (config.data.batch_size * config.data.seq_len), "the last batch must be a short one"
+    found = evaluate.evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    assert found["tokens"] == count
+    assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert found["ppl"] == pytest.approx(math.exp(expected), rel=1e-5)
+    per_byte = len(corpus.validation) / corpus.validation_bytes
+    assert found["bpb"] == pytest.approx(expected / math.log(2) * per_byte, rel=1e-5)
+
+
+def test_sums_over_batches_are_not_means_of_means():
+    batches = [(10.0, 2), (1.0, 8)]
+    loss_sum, count = evaluate.evaluate(lambda _, batch: batch, None, batches)
+    assert (loss_sum, count) == (11.0, 10)
+    assert evaluate.summarise(loss_sum, count, 4.0) == {
+        "loss": 1.1,
+        "ppl": math.exp(1.1),
+        "bpb": 1.1 / math.log(2) / 4,
+        "tokens": 10,
+    }
+
+
+def test_huge_losses_give_infinite_perplexity():
+    assert evaluate.summarise(1e4, 10, 1.0)["ppl"] == math.inf
+
+
+def test_nothing_to_predict_is_an_error():
+    with pytest.raises(ConfigError, match="nothing to evaluate"):
+        evaluate.evaluate(lambda _, batch: batch, None, [(0.0, 0)])
+
+
+def test_word_perplexity_counts_words_and_line_ends():
+    tokenizer = load_tokenizer("bytes")
+    tokens = np.array([*tokenizer.encode("two words"), tokenizer.eos_id, tokenizer.eos_id])
+    per_token = 0.5
+    assert evaluate.word_ppl(per_token, tokens, tokenizer) == pytest.approx(math.exp(0.5 * 11 / 4))
+
+
+def test_command_prints_the_same_numbers(tiny, capsys):
+    config, params, folder = tiny
+    evaluate.main([str(folder), "--json"])
+    row = json.loads(capsys.readouterr().out)
+    expected, _ = windows_loss(config, params, np.asarray(load_corpus(config.data).validation))
+    assert row["loss"] == pytest.approx(expected, rel=1e-5)
+    evaluate.main([str(folder), "--data.batch-size", "2"])
+    assert f"{row['ppl']:.4g}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "fault"),
+    [
+        (["--split", "test"], "test"),
+        (["--data.seq-len", "64"], "max_len 32 is shorter"),
+        (["--data.sorce", "x"], "did you mean --data.source"),
+        (["--data.tokenizer", "gpt2"], "outside the vocabulary of 257"),
+    ],
+)
+def test_faults_are_named_before_anything_is_compiled(tiny, argv, fault):
+    with pytest.raises(ConfigError, match=fault):
+        evaluate.main([str(tiny[2]), *argv])
+
+
+def test_missing_run_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["evaluate", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit) as exit:
+        evaluate.cli.run(evaluate.main)
+    assert exit.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
