@@ -24,7 +24,7 @@ def parse(record: type[T], argv: Sequence[str], *, prog: str, default: T | None 
     try:
         with contextlib.redirect_stderr(complaint):
             options = {} if default is None else {"default": default}
-            return tyro.cli(record, args=list(argv), prog=prog, **options)
+            return tyro.cli(record, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **options)
     except SystemExit as exit:
         if not exit.code:
             raise

@@ -1,0 +1,143 @@
+"""Speed of training, decoding, the recurrence and compilation: ``python -m train.benchmark NAME --what train``."""
+
+import dataclasses
+import importlib.util
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import tyro
+
+import configs
+import mhc_jax
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import Params
+from mhc_jax.nn.lm import LMConfig
+from train import cli
+from train.benchmark import cases, report
+from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from train.data import check_ids, load_corpus
+from train.evaluate import evaluate_split
+from train.resolve import resolve
+from train.restore import load_run
+from train.table import markdown
+
+PROG = "python -m train.benchmark"
+What = Literal["train", "decode", "scan", "compile"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Time JAX beside PyTorch, in turns, each in a process of its own.
+
+    Attributes:
+        name: configuration; python -m train lists them.
+        what: whole training steps, greedy decoding, the diagonal recurrence, or compilation by depth.
+        rounds: turns of every contender.
+        calls: timed calls in a turn.
+        batch_sizes: of training and decoding.
+        times: sequence lengths of the recurrence (batch 16, width 512).
+        depths: layers for compilation.
+        checkpoint: run directory or exported folder to take model and weights from; empty for random weights.
+        ppl: evaluate the weights on the validation split after timing.
+        torch: time PyTorch too.
+        torch_python: interpreter of PyTorch's side, where it has an environment of its own.
+        out: folder of the results; empty to only print them.
+        model, data, optim, train: as in training; the model comes from the checkpoint if there is one.
+    """
+
+    name: tyro.conf.Positional[str]
+    what: What = "train"
+    rounds: int = 5
+    calls: int = 3
+    batch_sizes: tuple[int, ...] = (2, 8)
+    times: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
+    depths: tuple[int, ...] = (2, 4, 8, 16)
+    checkpoint: str = ""
+    ppl: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    torch: bool = True
+    torch_python: str = sys.executable
+    out: str = "benchmarks"
+    model: LMConfig = LMConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
+    """Flags, the configuration they make of the named one, and the checkpoint's weights if one is given.
+
+    Raises:
+        ConfigError: a wrong flag or configuration, no PyTorch, or a checkpoint that cannot be read.
+    """
+    name = next(iter(argv), "")
+    if name.startswith("-") or not name:
+        cli.parse(Flags, argv, prog=PROG)  # prints the help, or says what is missing
+        raise ConfigError(f"the name of a configuration comes first: {', '.join(configs.names())}")
+    base = configs.load(name)
+    default = Flags(name, model=base.model, data=base.data, optim=base.optim, train=base.train)
+    flags = cli.parse(Flags, argv, prog=PROG, default=default)
+    for field in ("rounds", "calls"):
+        if getattr(flags, field) < 1:
+            raise ConfigError(f"{field} must be at least 1, got {getattr(flags, field)}")
+    if flags.torch and flags.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
+        raise ConfigError("PyTorch is not installed: pip install 'mhc-jax[test]', or time JAX alone with --no-torch")
+    params = None
+    model = flags.model
+    if flags.checkpoint:
+        run, params = load_run(flags.checkpoint)
+        model = run.model
+    config = base.replace(model=model, data=flags.data, optim=flags.optim, train=flags.train)
+    return flags, resolve(config), params
+
+
+def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Table:
+    """The table that ``flags.what`` asks for."""
+    plan = cases.Plan(flags.rounds, flags.calls, flags.torch_python if flags.torch else "")
+    if flags.what == "scan":
+        return cases.scan(plan, flags.times, batch=16, width=512, chunk=16)
+    if flags.what == "compile":
+        return cases.compilation(config, plan, flags.depths)
+    if params is None:
+        params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder, "weights")
+        mhc_jax.save(weights, config.model, params)
+        case = cases.train if flags.what == "train" else cases.decode
+        rows, notes = case(config, weights, plan, flags.batch_sizes)
+        if flags.ppl:
+            # The timed steps changed the contenders' copies; what is evaluated is read again from the weights.
+            notes = [*notes, perplexity_note(config, mhc_jax.load(weights)[1], flags.checkpoint)]
+    return rows, notes
+
+
+def perplexity_note(config: RunConfig, params: Params, checkpoint: str) -> str:
+    """Loss, perplexity and bits per byte on the whole validation split, as a sentence."""
+    corpus = load_corpus(config.data, needed=("validation",))
+    check_ids(corpus.validation, config.model.vocab_size, "the validation tokens")
+    found = evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    of = f"the weights of {checkpoint}" if checkpoint else "RANDOM weights (no --checkpoint was given)"
+    return (
+        f"Validation of {of}, restored after timing: loss {found['loss']:.4f}, perplexity {found['ppl']:.2f}, "
+        f"{found['bpb']:.4f} bits per byte, {found['tokens']:,} tokens."
+    )
+
+
+def main(argv: list[str]) -> None:
+    """The command; see :class:`Flags`."""
+    about = report.machine()
+    flags, config, params = parse(argv)
+    if flags.ppl and not flags.checkpoint:
+        print("warning: perplexity of random weights; give --checkpoint RUN for trained ones", file=sys.stderr)
+    rows, notes = measure(flags, config, params)
+    if flags.out:
+        name = f"{flags.what}-{config.name}"
+        print(report.write(Path(flags.out), name, {**about, "config": config.to_dict()}, rows, notes))
+    else:
+        print(markdown(rows), *notes, sep="\n\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
