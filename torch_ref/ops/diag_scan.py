@@ -1,5 +1,7 @@
 """The diagonal linear recurrence ``s_t = a_t * s_{t-1} + x_t`` in three forms of one signature."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -33,13 +35,50 @@ def diagonal_scan(
     return scan(a, x_BTD, s0_BD, chunk)
 
 
-def _sequential(a: Tensor, x_BTD: Tensor, s_BD: Tensor, chunk: int) -> Tensor:
-    decays = [a] * x_BTD.shape[1] if a.ndim == 1 else a.unbind(1)
-    states = []
-    for a_t, x_BD in zip(decays, x_BTD.unbind(1), strict=True):
-        s_BD = torch.addcmul(x_BD, a_t, s_BD)
-        states.append(s_BD)
-    return torch.stack(states, 1)
+@torch.library.custom_op("torch_ref::walk", mutates_args=())
+def _walk(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, reverse: bool) -> Tensor:
+    """The recurrence step by step, from the last token to the first if ``reverse``.
+
+    One opaque operator, so that ``torch.compile`` does not unroll time.
+    """
+    s_BTD = torch.empty_like(x_BTD, memory_format=torch.contiguous_format)
+    T = x_BTD.shape[1]
+    decays = [a] * T if a.ndim == 1 else a.unbind(1)
+    steps = list(zip(decays, x_BTD.unbind(1), s_BTD.unbind(1), strict=True))
+    state = s0_BD
+    for a_t, x_t, s_t in reversed(steps) if reverse else steps:
+        state = torch.addcmul(x_t, a_t, state, out=s_t)
+    return s_BTD
+
+
+@_walk.register_fake
+def _(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, reverse: bool) -> Tensor:
+    return torch.empty_like(x_BTD, memory_format=torch.contiguous_format)
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor) -> None:
+    a, _, s0_BD, ctx.reverse = inputs
+    ctx.save_for_backward(a, s0_BD, output)
+
+
+def _walk_backward(ctx: Any, g_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    """The states' cotangents obey the same recurrence the other way: ``gs_t = g_t + a_{t+1} gs_{t+1}``."""
+    a, s0_BD, s_BTD = ctx.saved_tensors
+    first, shift = (-1, 1) if ctx.reverse else (0, -1)
+    # The decay that the roll wraps around meets the zero initial state.
+    gs_BTD = _walk(a if a.ndim == 1 else a.roll(shift, 1), g_BTD, torch.zeros_like(s0_BD), not ctx.reverse)
+    before = [s_BTD[:, 1:], s0_BD[:, None]] if ctx.reverse else [s0_BD[:, None], s_BTD[:, :-1]]
+    ga_BTD = gs_BTD * torch.cat(before, 1)
+    if a.ndim == 1:
+        return ga_BTD.sum((0, 1)), gs_BTD, a * gs_BTD[:, first], None
+    return ga_BTD, gs_BTD, a[:, first] * gs_BTD[:, first], None
+
+
+_walk.register_autograd(_walk_backward, setup_context=_save_for_backward)
+
+
+def _sequential(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, chunk: int) -> Tensor:
+    return _walk(a, x_BTD, s0_BD, False)
 
 
 def _associative(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, chunk: int) -> Tensor:
@@ -64,21 +103,20 @@ def _chunked(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, chunk: int) -> Tensor:
     def cut(z: Tensor) -> Tensor:
         return torch.nn.functional.pad(z, (0, 0, 0, chunks * chunk - T)).unflatten(1, (chunks, chunk))
 
-    a_BGCD = a.expand(1, 1, chunk, D) if a.ndim == 1 else cut(a)
-    x_BGCD = cut(x_BTD)
-    decay, local = a_BGCD[:, :, 0], x_BGCD[:, :, 0]
+    a_steps = [a] * chunk if a.ndim == 1 else cut(a).unbind(2)
+    x_steps = cut(x_BTD).unbind(2)
+    decay, local = a_steps[0], x_steps[0]
     decays, locals_ = [decay], [local]
-    for i in range(1, chunk):
-        decay = a_BGCD[:, :, i] * decay
-        local = torch.addcmul(x_BGCD[:, :, i], a_BGCD[:, :, i], local)
+    for a_BGD, x_BGD in zip(a_steps[1:], x_steps[1:], strict=True):
+        decay = a_BGD * decay
+        local = torch.addcmul(x_BGD, a_BGD, local)
         decays.append(decay)
         locals_.append(local)
-    decays, locals_ = torch.stack(decays, 2), torch.stack(locals_, 2)
-    ends = decay.expand(-1, chunks, -1)
+    ends = [decay] * chunks if a.ndim == 1 else decay.unbind(1)
     starts = [s0_BD]
-    for g in range(chunks - 1):
-        starts.append(torch.addcmul(local[:, g], ends[:, g], starts[-1]))
-    s_BGCD = torch.addcmul(locals_, decays, torch.stack(starts, 1)[:, :, None])
+    for end, inside in zip(ends[:-1], local.unbind(1)[:-1], strict=True):
+        starts.append(torch.addcmul(inside, end, starts[-1]))
+    s_BGCD = torch.addcmul(torch.stack(locals_, 2), torch.stack(decays, -2), torch.stack(starts, 1)[:, :, None])
     return s_BGCD.flatten(1, 2)[:, :T]
 
 

@@ -44,8 +44,7 @@ class DiagonalSSM(Mixer):
         super().__init__()
         if config.conv_kernel < 1 or config.chunk < 1:
             raise ValueError(f"conv_kernel {config.conv_kernel} and chunk {config.chunk} must be at least 1")
-        forms = ("auto", "sequential", "associative", "chunked")
-        self.form = "chunked" if one_of("scan form", config.form, forms) == "auto" else config.form
+        self.form = one_of("scan form", config.form, ("auto", "sequential", "associative", "chunked"))
         self.chunk, self.width, self.taps = config.chunk, width, config.conv_kernel
         self.in_proj = nn.Linear(width, 2 * width)
         self.conv = CausalConv(width, config.conv_kernel)
@@ -69,10 +68,15 @@ class DiagonalSSM(Mixer):
             ssm.d,
             state["ssm"],
             reset_BT=None if segment_ids is None else _segment_starts(segment_ids),
-            form=self.form,
+            form=self._form(u_BTD.device.type),
             chunk=self.chunk,
         )
         return self.out_proj(tap("ssm", y_BTD) * gate_BTD.sigmoid()), {"inputs": inputs, "ssm": s_BD}
+
+    def _form(self, device: str) -> str:
+        if self.form != "auto":
+            return self.form
+        return "sequential" if device == "cpu" else "chunked"
 
 
 def _segment_starts(segment_ids: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch_ref.ops.adapter import stream_adapter
 
 
 class StreamAdapters(Residual):
-    """Adds ``A(norm(X_i); gamma_pre[i])`` to stream i before reading, ``A(norm(y); gamma_post[i])`` to what it is written.
+    """Stream i is adapted before the site reads it, ``X_i += A(norm(X_i); gamma_pre[i])``, and so is what it is written,
+    ``Y_i = y + A(norm(y); gamma_post[i])``.
 
     ``down``, ``up`` and ``norm`` are shared by both directions and all streams; only the gains differ.
 
