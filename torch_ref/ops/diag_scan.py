@@ -96,7 +96,7 @@ def _associative(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, chunk: int) -> Tensor:
 
 def _chunked(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, chunk: int) -> Tensor:
     """With P the product of the decays since a chunk's start, ``s = local + P * (state at the chunk's start)``."""
-    T, D = x_BTD.shape[1:]
+    T = x_BTD.shape[1]
     chunk = min(chunk, T)
     chunks = -(-T // chunk)
 

@@ -58,9 +58,7 @@ def test_original_form_starts_far_from_it():
     wide = {"width": 256, "max_len": 32}
     batch, targets = tokens(32, 8), tokens(32, 8).roll(5, 1)
     baseline = torch_ref.build(config("baseline", **wide))
-    logits = baseline(batch)
-    assert logits.std().item() == pytest.approx(math.sqrt(256), rel=0.2)
-    assert (logits.argmax(-1) == batch).all()  # its own input, through the tied embedding
+    assert (baseline(batch).argmax(-1) == batch).all()  # its own input, through the tied embedding
     assert baseline.loss(batch, targets).item() > 100
     mhc = torch_ref.build(config("mhc", **wide))
     assert mhc(batch).std().item() == pytest.approx(math.sqrt(256), rel=0.2)
@@ -197,7 +195,7 @@ def test_a_tap_sees_its_own_path_alone():
         (config("baseline") | {"ends": {"kind": "dense", "init": "repeat"}}, "no streams to expand to"),
         (config("adapters") | {"residual": {"kind": "plain"}}, "adapters need a residual with streams"),
         (config() | {"residual": {"kind": "simplex_mhc"}}, "simplex_mhc: field 'streams' is missing"),
-        ({"width": 4}, "configuration: field 'kind' is missing"),
+        ({"width": 4}, "unknown model kind None; known: lm"),
         (config(layers=0), "layers must be at least 1"),
     ],
 )

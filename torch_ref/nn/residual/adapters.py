@@ -11,7 +11,7 @@ from torch_ref.ops.adapter import stream_adapter
 
 
 class StreamAdapters(Residual):
-    """Stream i is adapted before the site reads it, ``X_i += A(norm(X_i); gamma_pre[i])``, and so is what it is written,
+    """Stream i is adapted before the site reads it, ``X_i += A(norm(X_i); gamma_pre[i])``, and what is written to it,
     ``Y_i = y + A(norm(y); gamma_post[i])``.
 
     ``down``, ``up`` and ``norm`` are shared by both directions and all streams; only the gains differ.
