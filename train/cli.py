@@ -4,8 +4,8 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import tyro
 
@@ -14,21 +14,46 @@ from mhc_jax.config import ConfigError
 T = TypeVar("T")
 
 
-def parse(record: type[T], argv: Sequence[str], *, prog: str, default: T | None = None) -> T:
+def parse(
+    record: type[T], argv: Sequence[str], *, prog: str, default: T | None = None, markers: Sequence[Any] = ()
+) -> T:
     """``record`` filled from flags, starting from ``default``. ``--help`` prints the flags and exits.
+
+    Args:
+        record: a dataclass; its docstring is the help.
+        argv: without the program's name.
+        prog: as shown in the help.
+        default: what flags that are not given keep.
+        markers: of :mod:`tyro.conf`, for the whole command.
 
     Raises:
         ConfigError: an unknown flag (the nearest is named), a value of the wrong type, or a missing argument.
     """
+    options = {} if default is None else {"default": default}
+    with _one_line_faults():
+        return tyro.cli(record, args=list(argv), prog=prog, config=list(markers), **options)
+
+
+def parse_known(record: type[T], argv: Sequence[str]) -> tuple[T, list[str]]:
+    """``record`` filled from those flags that are its own, and the other arguments in order, ``--help`` among them.
+
+    Raises:
+        ConfigError: a value of the wrong type.
+    """
+    with _one_line_faults():
+        return tyro.cli(record, args=list(argv), return_unknown_args=True, add_help=False)
+
+
+@contextlib.contextmanager
+def _one_line_faults() -> Iterator[None]:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            options = {} if default is None else {"default": default}
-            return tyro.cli(record, args=list(argv), prog=prog, config=(tyro.conf.AvoidSubcommands,), **options)
+            yield
     except SystemExit as exit:
         if not exit.code:
             raise
-    raise ConfigError(_one_line(complaint.getvalue()))
+        raise ConfigError(_one_line(complaint.getvalue())) from None
 
 
 def _one_line(box: str) -> str:

@@ -24,7 +24,6 @@ from train.resolve import resolve
 from train.restore import load_run
 from train.table import markdown
 
-PROG = "python -m train.benchmark"
 What = Literal["train", "decode", "scan", "compile"]
 
 
@@ -72,25 +71,24 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
     Raises:
         ConfigError: a wrong flag or configuration, no PyTorch, or a checkpoint that cannot be read.
     """
-    name = next(iter(argv), "")
-    if name.startswith("-") or not name:
-        cli.parse(Flags, argv, prog=PROG)  # prints the help, or says what is missing
-        raise ConfigError(f"the name of a configuration comes first: {', '.join(configs.names())}")
-    base = configs.load(name)
-    default = Flags(name, model=base.model, data=base.data, optim=base.optim, train=base.train)
-    flags = cli.parse(Flags, argv, prog=PROG, default=default)
+    flags = cli.parse_named(Flags, argv, prog="python -m train.benchmark", default=_defaults)
     for field in ("rounds", "calls"):
         if getattr(flags, field) < 1:
             raise ConfigError(f"{field} must be at least 1, got {getattr(flags, field)}")
     if flags.torch and flags.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
         raise ConfigError("PyTorch is not installed: pip install 'mhc-jax[test]', or time JAX alone with --no-torch")
-    params = None
-    model = flags.model
+    model, params = flags.model, None
     if flags.checkpoint:
+        if model != configs.load(flags.name).model:
+            raise ConfigError("the model comes from the checkpoint; leave out --model flags, or --checkpoint")
         run, params = load_run(flags.checkpoint)
         model = run.model
-    config = base.replace(model=model, data=flags.data, optim=flags.optim, train=flags.train)
-    return flags, resolve(config), params
+    return flags, resolve(RunConfig(flags.name, "", model, flags.data, flags.optim, flags.train)), params
+
+
+def _defaults(name: str) -> Flags:
+    config = configs.load(name)
+    return Flags(name, model=config.model, data=config.data, optim=config.optim, train=config.train)
 
 
 def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Table:
