@@ -34,6 +34,22 @@ def parse(
         return tyro.cli(record, args=list(argv), prog=prog, config=list(markers), **options)
 
 
+def parse_named(record: type[T], argv: Sequence[str], *, prog: str, default: Callable[[str], T]) -> T:
+    """:func:`parse` for records whose first argument is a name that decides the defaults of all other flags.
+
+    Args:
+        default: the record of a name.
+
+    Raises:
+        ConfigError: as :func:`parse`, or a flag before the name.
+    """
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    if not argv or argv[0].startswith("-"):
+        parse(record, argv, prog=prog, markers=markers)  # prints the help, or says what is missing
+        raise ConfigError(f"the name comes before the flags: {prog} NAME [--flags]")
+    return parse(record, argv, prog=prog, default=default(argv[0]), markers=markers)
+
+
 def parse_known(record: type[T], argv: Sequence[str]) -> tuple[T, list[str]]:
     """``record`` filled from those flags that are its own, and the other arguments in order, ``--help`` among them.
 

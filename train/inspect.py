@@ -8,9 +8,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 import configs
 import mhc_jax
@@ -19,7 +20,7 @@ from mhc_jax.functional import Params, param_shapes
 from train import cli
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from train.optimizer import make_optimizer
-from train.resolve import resolve
+from train.prepare import resolve
 from train.restore import load_run
 from train.step import init_state, make_train_step
 from train.table import markdown
@@ -133,7 +134,9 @@ def draw_mixing(matrices: dict[str, np.ndarray], path: Path, title: str) -> None
     """H_pre and H_post as columns by layer, and every layer's H_res, on one page; row i of H_res feeds stream i."""
     h_res = matrices["h_res"]
     layers, n = h_res.shape[:2]
-    figure, axes = plt.subplots(1, layers + 2, figsize=(1.6 * (layers + 2) + 1, 2.6), layout="constrained")
+    figure = Figure(figsize=(1.6 * (layers + 2) + 1, 2.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, layers + 2)
     for axis, name in zip(axes, ("h_pre", "h_post")):
         image = axis.imshow(matrices[name], cmap="viridis", vmin=0, aspect="auto")
         figure.colorbar(image, ax=axis, location="bottom")
@@ -145,7 +148,6 @@ def draw_mixing(matrices: dict[str, np.ndarray], path: Path, title: str) -> None
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="black" if value > 0.5 else "w")
     figure.suptitle(title)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
 @dataclasses.dataclass(frozen=True)

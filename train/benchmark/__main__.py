@@ -5,7 +5,7 @@ import importlib.util
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import jax
 import tyro
@@ -20,7 +20,7 @@ from train.benchmark import cases, report
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from train.data import check_ids, load_corpus
 from train.evaluate import evaluate_split
-from train.resolve import resolve
+from train.prepare import resolve
 from train.restore import load_run
 from train.table import markdown
 
@@ -55,7 +55,7 @@ class Flags:
     times: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     depths: tuple[int, ...] = (2, 4, 8, 16)
     checkpoint: str = ""
-    ppl: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    ppl: bool = False
     torch: bool = True
     torch_python: str = sys.executable
     out: str = "benchmarks"
@@ -76,7 +76,7 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
         if getattr(flags, field) < 1:
             raise ConfigError(f"{field} must be at least 1, got {getattr(flags, field)}")
     if flags.torch and flags.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
-        raise ConfigError("PyTorch is not installed: pip install 'mhc-jax[test]', or time JAX alone with --no-torch")
+        raise ConfigError("PyTorch is not installed: pip install 'mhc-jax[test]', or time JAX alone with --torch False")
     model, params = flags.model, None
     if flags.checkpoint:
         if model != configs.load(flags.name).model:

@@ -1,0 +1,88 @@
+"""Runs side by side, as a table and one picture of their curves: ``python -m train.compare RUN RUN ...``."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from mhc_jax.config import ConfigError
+from train import cli
+from train.metrics import read_metrics
+from train.table import markdown
+
+COLUMNS = {
+    "val_loss": "loss",
+    "val_ppl": "ppl",
+    "val_bpb": "bits per byte",
+    "unigram_ppl": "unigram ppl",
+    "params": "parameters",
+    "tokens": "tokens",
+    "tokens_per_second": "tokens/s",
+    "seconds": "s",
+}
+
+
+def summary_row(run: Path) -> dict[str, Any]:
+    """What the run's ``summary.json`` says, by column.
+
+    Raises:
+        ConfigError: not a finished run.
+    """
+    file = run / "summary.json"
+    if not file.is_file():
+        raise ConfigError(f"{file} does not exist: {run} is not a run directory, or its training has not finished")
+    try:
+        summary = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is damaged ({error})") from None
+    return {"run": run.name, **{title: summary.get(key) for key, title in COLUMNS.items()}}
+
+
+def draw_curves(runs: Sequence[Path], image: Path) -> None:
+    """Training loss (thin) and validation loss (marked) of every run by step."""
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for index, run in enumerate(runs):
+        lines, colour = read_metrics(run / "metrics.jsonl"), f"C{index}"
+        for key, style in (("loss", {"linewidth": 0.6, "alpha": 0.5}), ("val_loss", {"marker": "o", "markersize": 4})):
+            points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+            if points:
+                axes.plot(*zip(*points), color=colour, label=run.name if key == "val_loss" else None, **style)
+    axes.set(xlabel="step", ylabel="loss (nats per token)", title="Training (thin) and validation loss")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(image, dpi=150)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Compare finished runs.
+
+    Attributes:
+        runs: run directories.
+        picture: where the curves are drawn.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]]
+    picture: str = "compare.png"
+
+
+def main(argv: list[str]) -> None:
+    """The command; see :class:`Flags`."""
+    flags = cli.parse(Flags, argv, prog="python -m train.compare")
+    runs = [Path(run) for run in flags.runs]
+    if not runs:
+        raise ConfigError("give at least one run directory: python -m train.compare RUN RUN ...")
+    rows = [summary_row(run) for run in runs]
+    draw_curves(runs, Path(flags.picture))
+    print(markdown(rows), "", f"Curves drawn in {flags.picture}", sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
