@@ -1,4 +1,4 @@
-"""Writes every configuration as JSON: ``python -m configs``. The files show in review what a change of defaults does."""
+"""``python -m configs`` writes every configuration as JSON, which shows in review what a change of defaults does."""
 
 from pathlib import Path
 

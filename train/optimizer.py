@@ -1,7 +1,7 @@
 """AdamW as PyTorch computes it, its schedule, and what it decays."""
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,30 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         *clip,
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=partial(decay_mask, config)),
-        optax.inject_hyperparams(optax.scale_by_learning_rate)(learning_rate=schedule(config, total_steps)),
+        _scale_by_rate(schedule(config, total_steps)),
     )
+
+
+class RateState(NamedTuple):
+    """Updates made so far, and the learning rate of the latest (of the first, before it)."""
+
+    count: jax.Array
+    learning_rate: jax.Array
+
+
+def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
+    """:func:`optax.scale_by_learning_rate` that also keeps the rate it used, so that it can be reported."""
+
+    def init(params):
+        count = jnp.zeros((), jnp.int32)
+        return RateState(count, jnp.asarray(rate(count)))
+
+    def update(updates, state, params=None):
+        learning_rate = jnp.asarray(rate(state.count))
+        updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
+        return updates, RateState(optax.safe_increment(state.count), learning_rate)
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:

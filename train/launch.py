@@ -1,0 +1,72 @@
+"""What a process sets up before it computes: the compile cache, and its place among the processes of a run."""
+
+import dataclasses
+import os
+
+import jax
+
+from mhc_jax.config import Config, ConfigError
+from train.data.cache import default_cache_dir
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig(Config):
+    """This process's place among those of a run; all of them are started with the same command.
+
+    A value that is not given is taken from the environment: ``MHC_JAX_COORDINATOR``,
+    ``MHC_JAX_NUM_PROCESSES``, ``MHC_JAX_PROCESS_ID``.
+
+    Attributes:
+        coordinator: ``HOST:PORT`` of process 0, the same for all; ``"auto"`` asks the cluster (SLURM,
+            Kubernetes, TPU pods); empty for a single process.
+        num_processes: how many there are.
+        process_id: which one this is, from 0.
+    """
+
+    coordinator: str = ""
+    num_processes: int | None = None
+    process_id: int | None = None
+
+
+def join(config: DistributedConfig) -> None:
+    """Connects to the other processes, if there are any. Must run before anything that touches a device.
+
+    Raises:
+        ConfigError: an incomplete or impossible place, or a coordinator that cannot be reached.
+    """
+    coordinator = config.coordinator or os.environ.get("MHC_JAX_COORDINATOR", "")
+    count = _number(config.num_processes, "MHC_JAX_NUM_PROCESSES")
+    index = _number(config.process_id, "MHC_JAX_PROCESS_ID")
+    if not coordinator:
+        if count is not None or index is not None:
+            raise ConfigError("several processes need a coordinator: give --distributed.coordinator HOST:PORT")
+        return
+    try:
+        if coordinator == "auto":
+            jax.distributed.initialize()
+            return
+        if count is None or index is None or not 0 <= index < count:
+            raise ConfigError(
+                "--distributed.coordinator needs --distributed.num-processes N and --distributed.process-id "
+                f"in 0..N-1, got {count} and {index}"
+            )
+        jax.distributed.initialize(coordinator, count, index)
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"cannot join the processes at {coordinator}: {str(error).splitlines()[0]}") from error
+
+
+def _number(given: int | None, variable: str) -> int | None:
+    text = os.environ.get(variable)
+    if given is not None or not text:
+        return given
+    if not text.isdecimal():
+        raise ConfigError(f"environment variable {variable} must be a number, got {text!r}")
+    return int(text)
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs in ``~/.cache/mhc_jax/xla`` for later runs, unless JAX is told where to keep them."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))

@@ -1,0 +1,193 @@
+"""What a run reports: speed, and the lines of ``metrics.jsonl`` with their copies elsewhere."""
+
+import contextlib
+import importlib.util
+import json
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import jax
+
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_shapes
+from mhc_jax.nn.lm import LMConfig
+from train.config import LogConfig, RunConfig
+from train.sharding import dotted
+
+# Dense bfloat16 operations per second of one device, from the makers' data sheets; the first name found in
+# jax's device_kind counts.
+PEAK_FLOPS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+    "TPU v6 lite": 918e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v4": 275e12,
+}
+
+
+def flops_per_token(config: LMConfig) -> int:
+    """Floating-point operations of one token's training step: 2 forward and 4 backward per weight of a matrix product.
+
+    Counts the dense layers (adapters once per stream that uses them) and the head. Recurrence, convolution and stream
+    mixing are left out: they are bound by memory and together a few percent.
+    """
+    streams = config.residual.stream_count or 1
+    uses = {"down": streams + 1, "up": 2 * streams}
+    weights = config.vocab_size * config.width
+    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
+        *_, layer, name = dotted(path).split(".")
+        if name == "kernel":
+            weights += math.prod(leaf.shape) * uses.get(layer, 1)
+    return 6 * weights
+
+
+class Meter:
+    """Speed between two readings, and over the whole run; time outside :meth:`running` does not count."""
+
+    def __init__(self, tokens_per_step: int, flops_per_token: int):
+        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
+        device = jax.devices()[0]
+        peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device.device_kind), None)
+        self._peak = peak and peak * jax.device_count()
+        self._total_seconds, self._total_steps = 0.0, 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what has passed since the last reading."""
+        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
+    def step(self) -> None:
+        """Counts one finished step."""
+        self._steps += 1
+
+    def read(self) -> dict[str, float]:
+        """``tokens_per_second``, ``data_wait`` (fraction of time), ``flops_per_second``; ``mfu`` on known devices."""
+        seconds = time.perf_counter() - self._start
+        speed = self._steps * self.tokens_per_step / seconds
+        reading = {
+            "tokens_per_second": speed,
+            "data_wait": self._waited / seconds,
+            "flops_per_second": speed * self.flops_per_token,
+        }
+        if self._peak:
+            reading["mfu"] = reading["flops_per_second"] / self._peak
+        self._total_seconds += seconds
+        self._total_steps += self._steps
+        self.restart()
+        return reading
+
+    def average(self) -> float | None:
+        """Tokens per second over all readings."""
+        return self._total_steps * self.tokens_per_step / self._total_seconds if self._total_steps else None
+
+
+class Sink(Protocol):
+    """Somewhere that metrics go besides ``metrics.jsonl``."""
+
+    def write(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class TensorBoard:
+    """Scalars as TensorBoard events in ``RUN/tensorboard``."""
+
+    def __init__(self, folder: Path):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step, values):
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self):
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Scalars to a Weights & Biases project; a resumed run continues the same curve."""
+
+    def __init__(self, folder: Path, config: RunConfig):
+        import wandb
+
+        name = folder.absolute().name
+        self._run = wandb.init(
+            project=config.log.wandb, name=name, id=name, dir=str(folder), resume="allow", config=config.to_dict()
+        )
+
+    def write(self, step, values):
+        self._run.log(values, step=step)
+
+    def close(self):
+        self._run.finish()
+
+
+def check_sinks(config: LogConfig) -> None:
+    """Raises ConfigError if a package that ``config`` asks for is not installed."""
+    for asked, flag, package in (
+        (config.tensorboard, "log.tensorboard", "tensorboardX"),
+        (config.wandb, "log.wandb", "wandb"),
+    ):
+        if asked and importlib.util.find_spec(package) is None:
+            raise ConfigError(f"{flag} needs {package}, which is not installed: pip install 'mhc-jax[tracking]'")
+
+
+class MetricsLog:
+    """``metrics.jsonl``, one JSON object a line, written at once; and the sinks that were asked for."""
+
+    def __init__(self, folder: Path, config: RunConfig, *, start: int):
+        """Keeps the lines of steps up to ``start``: a resumed run repeats what came after."""
+        self._sinks: list[Sink] = []
+        self._stream = None
+        if jax.process_index() != 0:
+            return
+        file = folder / "metrics.jsonl"
+        kept = [line for line in read_metrics(file) if line["step"] <= start]
+        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._stream = file.open("a")
+        if config.log.tensorboard:
+            self._sinks.append(TensorBoard(folder))
+        if config.log.wandb:
+            self._sinks.append(WeightsAndBiases(folder, config))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._stream:
+            self._stream.close()
+        for sink in self._sinks:
+            sink.close()
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One line, on process 0; a value that is not finite is written as null."""
+        if not self._stream:
+            return
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._stream.write(json.dumps({"step": step, **finite}) + "\n")
+        self._stream.flush()
+        for sink in self._sinks:
+            sink.write(step, values)
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a ``metrics.jsonl``, without one that a killed process left half written at its end."""
+    if not file.is_file():
+        return []
+    try:
+        return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file} is damaged: {error}") from None

@@ -1,0 +1,295 @@
+"""One training run from start to finish: everything that happens, in the order in which it happens."""
+
+import functools
+import importlib.metadata
+import itertools
+import json
+import math
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import Params
+from train import sharding
+from train.checkpoint import Checkpoints
+from train.config import RunConfig
+from train.console import Display, say
+from train.data import Corpus, eval_batches, load_corpus, steps_per_epoch, train_batches, unigram_perplexity
+from train.evaluate import evaluate, summarise
+from train.interrupt import Interrupt
+from train.metrics import Meter, MetricsLog, check_sinks, flops_per_token
+from train.optimizer import make_optimizer
+from train.plot import plot_losses
+from train.prepare import CONFIG_FILE, check_resumes, refuse_overwrite, resolve, run_folder
+from train.sample import sample
+from train.state import TrainState
+from train.step import init_state, make_eval_step, make_train_step
+
+PACKAGES = ("mhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class NonFiniteError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is NaN or infinite."""
+
+
+def run(config: RunConfig, *, resume_command: str = "the same command with --train.resume True") -> dict[str, Any]:
+    """Trains, evaluates and writes the run's folder; with ``train.resume`` continues what is there.
+
+    SIGTERM or SIGINT finishes the current step, saves, says how to resume and returns.
+
+    Args:
+        config: where the model's ``vocab_size`` and ``max_len`` are 0 they follow tokenizer and data.
+        resume_command: what to tell a person whose run was interrupted.
+
+    Returns:
+        What ``summary.json`` holds; empty if the run was interrupted.
+
+    Raises:
+        ConfigError: anything wrong with configuration, data, checkpoint or folder, before training starts.
+        NonFiniteError: ``train.max_nonfinite`` steps in a row were skipped.
+    """
+    started = time.monotonic()
+    refuse_overwrite(config)
+    check_sinks(config.log)
+    config = resolve(config)
+    check_resumes(config)
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check(config, mesh)
+    host, hosts = sharding.host_slice(mesh)
+
+    corpus = load_corpus(config.data)
+    total_steps = steps_per_epoch(corpus.train, config.data) * config.train.epochs
+    total_steps = config.train.steps or total_steps
+    data = train_batches(corpus.train, config.data, host=host, hosts=hosts)
+    eval_batches(corpus.validation, config.data)  # refuses a split too short to evaluate, before training for hours
+    unigram_ppl = unigram_perplexity(corpus.train, corpus.validation, config.model.vocab_size)
+
+    optimizer = make_optimizer(config.optim, total_steps)
+    initialise = functools.partial(init_state, config, optimizer)
+    shapes = jax.eval_shape(initialise)
+    shardings = sharding.state_shardings(shapes, mesh)
+    abstract_state = _with_sharding(shapes, shardings)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
+    folder = _claim(config)
+    _introduce(config, corpus, mesh, shapes.params, parameters, total_steps, unigram_ppl)
+
+    with Checkpoints(folder, config.checkpoint.keep) as checkpoints:
+        resuming = config.train.resume and checkpoints.latest_step() is not None
+        if resuming:
+            state, position, meta = checkpoints.restore(abstract_state)
+            _check_corpus(meta, corpus, folder)
+            data.set_state(position)
+            say(f"resumed {folder} at step {int(state.step)}")
+        else:
+            state, meta = jax.jit(initialise, out_shardings=shardings)(), {}
+        start, seconds_before, best = int(state.step), meta.get("seconds", 0.0), meta.get("best_val_loss") or math.inf
+
+        train_step, compile_seconds = _compile_train_step(config, optimizer, abstract_state, shardings, mesh)
+        eval_step = jax.jit(make_eval_step(config), out_shardings=_whole(mesh))
+        meter = Meter(config.data.batch_size * config.data.seq_len, flops_per_token(config.model))
+        log = MetricsLog(folder, config, start=start)
+        display = Display(start, total_steps, bar=config.log.progress)
+
+        def seconds() -> float:
+            return seconds_before + time.monotonic() - started
+
+        def validate(state: TrainState, *, batches: int) -> dict[str, float]:
+            """Loss, perplexity and bits per byte on so many batches of the validation split, 0 for all of it."""
+            every = eval_batches(corpus.validation, config.data, host=host, hosts=hosts)
+            some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(every, batches or None))
+            bytes_per_token = corpus.validation_bytes / len(corpus.validation)
+            scores = summarise(*evaluate(eval_step, state.params, some), bytes_per_token)
+            scores = {f"val_{name}": scores[name] for name in ("loss", "ppl", "bpb")}
+            log.write(int(state.step), scores)
+            display.say(f"step {int(state.step)}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+            return scores
+
+        def save(state: TrainState, metric: float | None) -> None:
+            meta = {
+                "config": config.to_dict(),
+                "corpus": corpus.fingerprint,
+                "best_val_loss": best if math.isfinite(best) else None,
+                "seconds": seconds(),
+            }
+            checkpoints.save(int(state.step), state, data.get_state(), meta, metric=metric)
+
+        def report(step: int, metrics: dict[str, jax.Array]) -> None:
+            """Waits for a step's metrics, then logs them if it is time."""
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            meter.step()
+            display.step(step)
+            in_a_row = int(values.pop("consecutive_skipped"))
+            if step % config.log.every == 0 or step in (start + 1, total_steps):
+                values |= meter.read()
+                log.write(step, values)
+                display.metrics(step, values)
+            if in_a_row >= config.train.max_nonfinite:
+                raise NonFiniteError(
+                    f"{in_a_row} steps in a row up to step {step} had a loss or gradient that is NaN or infinite; "
+                    "all were skipped. Lower --optim.lr, lengthen --optim.warmup-steps, or set --optim.clip"
+                )
+
+        with log, display, Interrupt() as interrupt:
+            pending = None
+            meter.restart()
+            for step in range(start + 1, total_steps + 1):
+                with meter.waiting():
+                    batch = sharding.global_batch(next(data), mesh)
+                state, metrics = train_step(state, batch)
+                # Read while this step runs, so that the device never waits for the host.
+                if pending:
+                    report(*pending)
+                pending = (step, metrics)
+                last = step == total_steps
+                # Asking the other processes takes time, so they are asked when metrics are read anyway.
+                may_stop = jax.process_count() == 1 or step % config.log.every == 0
+                stopping = may_stop and not last and interrupt.requested()
+                eval_due = not last and _due(step, config.train.eval_every)
+                save_due = not last and (_due(step, config.checkpoint.every) or stopping)
+                if not (last or eval_due or save_due):
+                    continue
+                report(*pending)
+                pending = None
+                metric = None
+                if eval_due:
+                    metric = validate(state, batches=config.train.eval_batches)["val_loss"]
+                    save_due |= metric < best
+                    best = min(best, metric)
+                if save_due:
+                    save(state, metric)
+                if stopping:
+                    checkpoints.wait()
+                    display.say(f"interrupted: saved step {step} in {folder}; resume with: {resume_command}")
+                    return {}
+                meter.restart()
+
+            final = validate(state, batches=0)
+            best = min(best, final["val_loss"])
+            save(state, final["val_loss"])
+            checkpoints.wait()
+
+    summary = {
+        **final,
+        "unigram_ppl": unigram_ppl,
+        "best_val_loss": best,
+        "steps": total_steps,
+        "skipped": int(state.skipped),
+        "tokens": total_steps * config.data.batch_size * config.data.seq_len,
+        "tokens_per_second": meter.average(),
+        "params": parameters,
+        "seconds": seconds(),
+        "compile_seconds": compile_seconds,
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+    _finish(config, folder, corpus, state.params, summary)
+    return summary
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _whole(mesh: Mesh) -> NamedSharding:
+    """Held whole by every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def _with_sharding(shapes: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _compile_train_step(config: RunConfig, optimizer, abstract_state: TrainState, shardings: Any, mesh: Mesh):
+    """The training step compiled for this state and batch and no other, and the seconds that took."""
+    start = time.perf_counter()
+    tokens = jax.ShapeDtypeStruct(
+        (config.data.batch_size, config.data.seq_len), jnp.int32, sharding=sharding.batch_sharding(mesh)
+    )
+    step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, _whole(mesh)))
+    compiled = step.lower(abstract_state, {"inputs": tokens, "targets": tokens}).compile()
+    seconds = time.perf_counter() - start
+    say(f"compiled the training step in {seconds:.1f} s")
+    return compiled, seconds
+
+
+def _claim(config: RunConfig) -> Path:
+    """The run's folder, with the configuration in it."""
+    folder = run_folder(config)
+    if jax.process_count() > 1:
+        # Every process has looked whether the folder is free before one of them takes it.
+        multihost_utils.sync_global_devices("claim the run folder")
+    if jax.process_index() == 0:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / CONFIG_FILE).write_text(config.to_json())
+        except OSError as error:
+            raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --run-dir") from error
+    return folder
+
+
+def _check_corpus(meta: dict[str, Any], corpus: Corpus, folder: Path) -> None:
+    if meta["corpus"] != corpus.fingerprint:
+        raise ConfigError(
+            f"cannot resume {folder}: the text or its tokenizer is not what the run began with; "
+            "give the same data, or choose another --run-dir"
+        )
+
+
+def _introduce(
+    config: RunConfig, corpus: Corpus, mesh: Mesh, params: Params, parameters: int, total_steps: int, unigram_ppl: float
+) -> None:
+    """What is about to happen, before anything is compiled."""
+    devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
+    say(
+        f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}\n"
+        f"data: {config.data.source}, {len(corpus.train):,} training and {len(corpus.validation):,} validation tokens "
+        f"of {corpus.tokenizer.name}; unigram perplexity {unigram_ppl:.2f}\n"
+        f"{total_steps} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
+    )
+    if config.optim.warmup_steps >= total_steps:
+        say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
+    if mesh.size > 1:
+        say(sharding.rules_table(params, mesh))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # the project itself, run from a checkout
+            continue
+    return found
+
+
+def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, summary: dict[str, Any]) -> None:
+    """Summary, plot and text sample."""
+    if jax.process_count() > 1:
+        params = multihost_utils.process_allgather(params, tiled=True)
+    if jax.process_index() != 0:
+        return
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    title = f"{config.name}: {summary['params']:,} parameters"
+    plot_losses(
+        folder / "metrics.jsonl", folder / "loss.png", title=title, unigram_loss=math.log(summary["unigram_ppl"])
+    )
+    tokens = min(config.train.sample_tokens, config.model.max_len - 1)
+    if tokens > 0:
+        text = sample(
+            config, params, corpus.tokenizer, tokens=tokens, temperature=0.8, top_k=50, seed=config.train.seed
+        )
+        (folder / "sample.txt").write_text(text + "\n")
+        say(f"sample:\n{text}\n")
+    speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""
+    say(
+        f"validation loss {summary['val_loss']:.4f}, perplexity {summary['val_ppl']:.2f} (unigram model "
+        f"{summary['unigram_ppl']:.2f}), {summary['val_bpb']:.4f} bits per byte{speed}; written to {folder}"
+    )
