@@ -28,8 +28,8 @@ def cached_arrays(folder: Path, key: str, make: Callable[[], Made]) -> Made:
     """The arrays (as read-only memory maps) and the record filed under ``key``, made and filed first if need be.
 
     Every file appears whole under its name or not at all, and the manifest, with the digest of every
-    array, appears last; two processes may make the same entry at once. An entry that does not match
-    its manifest is made again.
+    array and its own, appears last; two processes may make the same entry at once. An entry that
+    does not match its digests is made again.
 
     Args:
         folder: of the cache; created if need be.
@@ -37,29 +37,39 @@ def cached_arrays(folder: Path, key: str, make: Callable[[], Made]) -> Made:
         make: gives the arrays by name, and a JSON-compatible record.
 
     Raises:
-        DataError: the folder cannot be written.
+        DataError: the folder cannot be read or written.
     """
     manifest = folder / f"{key}.json"
-    try:
-        return _load(folder, key, manifest)
-    except FileNotFoundError:
-        pass
-    except (ValueError, KeyError, TypeError) as error:
-        log.warning("token cache %s is damaged (%s) and is made again", manifest, error)
-    arrays, record = make()
-    try:
+    with _clear_errors(folder):
+        try:
+            return _load(folder, key, manifest)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("token cache %s is damaged (%s) and is made again", manifest, error)
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # better refused now than when the arrays are made
+            pass
+    arrays, record = make()
+    with _clear_errors(folder):
         digests = {}
         for name, array in arrays.items():
             path = _array_path(folder, key, name)
             with _replacing(path) as file:
                 np.save(file, array)
             digests[name] = _digest(path)
+        content = {"arrays": digests, "record": record}
         with _replacing(manifest) as file:
-            file.write(json.dumps({"arrays": digests, "record": record}, indent=2).encode() + b"\n")
+            file.write(json.dumps({"sha256": _content_digest(content), "content": content}, indent=2).encode())
+        return _load(folder, key, manifest)
+
+
+@contextlib.contextmanager
+def _clear_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
-        raise DataError(f"cannot write the token cache {folder} ({error}); choose another: --data.cache_dir") from None
-    return _load(folder, key, manifest)
+        raise DataError(f"cannot use the token cache {folder} ({error}); choose another: --data.cache_dir") from None
 
 
 def _array_path(folder: Path, key: str, name: str) -> Path:
@@ -68,13 +78,20 @@ def _array_path(folder: Path, key: str, name: str) -> Path:
 
 def _load(folder: Path, key: str, manifest: Path) -> Made:
     stored = json.loads(manifest.read_bytes())
+    content = stored["content"]
+    if stored["sha256"] != _content_digest(content):
+        raise ValueError("it does not match its own digest")
     arrays = {}
-    for name, digest in stored["arrays"].items():
+    for name, digest in content["arrays"].items():
         path = _array_path(folder, key, name)
         if _digest(path) != digest:
             raise ValueError(f"{path.name} does not match its digest")
         arrays[name] = np.load(path, mmap_mode="r")
-    return arrays, stored["record"]
+    return arrays, content["record"]
+
+
+def _content_digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(path: Path) -> str:

@@ -201,6 +201,10 @@ def _digest(files: dict[str, Path]) -> str:
     """SHA-256 over names and contents."""
     total = hashlib.sha256()
     for name, path in sorted(files.items()):
-        with path.open("rb") as file:
-            total.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise DataError(f"{path} cannot be read ({error.strerror})") from None
+        total.update(f"{name}\0{digest}\n".encode())
     return total.hexdigest()

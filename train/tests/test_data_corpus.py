@@ -1,0 +1,279 @@
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from train.config import DataConfig
+from train.data import DataError, check_ids, load_corpus, load_tokenizer, pack, unigram_perplexity
+from train.data.corpus import token_dtype
+from train.data.sources import _parquet_rows
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("MHC_JAX_SHARED", ROOT.parent / "shared"))
+REAL_WIKITEXT = SHARED / "data" / "wikitext-2-v1"
+
+TEXT = "".join(f"Line {i} of a small text: naïve café.\n" for i in range(200))
+
+
+@pytest.fixture
+def config(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT, encoding="utf-8")
+    return DataConfig(source=str(file), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+
+
+def cache_files(config, suffix):
+    return sorted(Path(config.cache_dir).glob(f"*{suffix}"))
+
+
+def refused(config, *parts, **options):
+    with pytest.raises(DataError) as caught:
+        load_corpus(config, **options)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_packing_puts_the_end_token_after_every_row():
+    tokenizer = load_tokenizer("bytes")
+    assert pack(["", "ab", "", "c\n"], tokenizer).tolist() == [256, 97, 98, 256, 256, 99, 10, 256]
+    assert pack([], tokenizer).shape == (0,)
+
+
+def test_packing_does_not_depend_on_how_rows_are_grouped(monkeypatch):
+    tokenizer = load_tokenizer("gpt2")
+    rows = [f"row {i} \n" if i % 3 else "" for i in range(20)]
+    expected = [token for row in rows for token in [*tokenizer.encode(row), 50256]]
+    monkeypatch.setattr("train.data.corpus.ENCODE_ROWS", 7)
+    tokens = pack(rows, tokenizer)
+    assert tokens.tolist() == expected
+    assert tokens.dtype == np.uint16
+
+
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(257, np.uint16), (65_535, np.uint16), (65_536, np.int32)])
+def test_token_dtype(vocab_size, dtype):
+    assert token_dtype(vocab_size) == dtype
+
+
+def test_corpus_of_a_text_file(config):
+    corpus = load_corpus(config)
+    text = [corpus.tokenizer.decode(split.tolist()) for split in (corpus.train, corpus.validation)]
+    assert "".join(text) == TEXT
+    assert [corpus.train_bytes, corpus.validation_bytes] == [len(part.encode()) for part in text]
+    assert len(corpus.train) == corpus.train_bytes + 1
+    assert corpus.test is None
+    assert corpus.record["splits"]["train"]["bytes"] == corpus.train_bytes
+    assert corpus.record["tokenizer"] == "bytes"
+
+
+def test_cuts(config):
+    whole = load_corpus(config)
+    cut = load_corpus(config.replace(max_train_tokens=1000, max_eval_tokens=10**9))
+    np.testing.assert_array_equal(cut.train, whole.train[:1000])
+    # The cut may end inside a character of two bytes, which then counts as U+FFFD's three.
+    assert 1000 <= cut.train_bytes <= 1002
+    assert cut.validation_bytes == whole.validation_bytes
+    assert cut.fingerprint != whole.fingerprint
+
+
+def test_splits_not_asked_for(tmp_path):
+    import datasets
+
+    for split in ("validation", "test"):
+        datasets.Dataset.from_dict({"text": [f"the {split} row"]}).to_parquet(str(tmp_path / f"{split}-0.parquet"))
+    config = DataConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    refused(config, "holds no train-*.parquet")
+    corpus = load_corpus(config, needed=("validation",))
+    assert (len(corpus.train), corpus.train_bytes) == (0, 0)
+    assert corpus.test is not None
+    assert corpus.tokenizer.decode(corpus.test.tolist()) == "the test row"
+    assert corpus.test_bytes == 12
+
+
+def test_blank_split_is_refused(tmp_path):
+    import datasets
+
+    for split, rows in {"train": ["text"], "validation": ["", ""]}.items():
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / f"{split}-0.parquet"))
+    config = DataConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    refused(config, "the validation split holds no text")
+
+
+def test_cache_is_used_and_follows_text_and_tokenizer(config, monkeypatch):
+    first = load_corpus(config)
+    assert len(cache_files(config, ".json")) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr("train.data.corpus.pack", None)
+        again = load_corpus(config)
+    assert again.fingerprint == first.fingerprint
+    assert isinstance(again.train, np.memmap)
+    assert not again.train.flags.writeable
+    other_tokenizer = load_corpus(config.replace(tokenizer="gpt2"))
+    Path(config.source).write_text(TEXT + "One more line.\n", encoding="utf-8")
+    other_text = load_corpus(config)
+    assert len({first.fingerprint, other_tokenizer.fingerprint, other_text.fingerprint}) == 3
+    assert len(cache_files(config, ".json")) == 3
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])
+@pytest.mark.parametrize("suffix", ["-train.npy", "-validation.npy", ".json"])
+def test_damaged_cache_is_made_again(damage, suffix, config):
+    first = load_corpus(config)
+    expected = np.array(first.train)
+    (path,) = cache_files(config, suffix)
+    intact = path.read_bytes()
+    damage(path)
+    again = load_corpus(config)
+    np.testing.assert_array_equal(again.train, expected)
+    assert again.fingerprint == first.fingerprint
+    assert path.read_bytes() == intact
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"sha256": "", "content": {"arrays": {}, "record": {}}}'])
+def test_foreign_manifest_is_made_again(manifest, config):
+    first = load_corpus(config)
+    (path,) = cache_files(config, ".json")
+    path.write_text(manifest)
+    assert load_corpus(config).fingerprint == first.fingerprint
+
+
+def test_failed_write_leaves_nothing_behind(config, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "save", full)
+        refused(config, "cannot use the token cache", "No space left", "--data.cache_dir")
+    assert os.listdir(config.cache_dir) == []
+    assert len(load_corpus(config).train) > 0
+
+
+def test_cache_folder_that_is_a_file(config, tmp_path):
+    (tmp_path / "cache").write_text("in the way")
+    refused(config, "cannot use the token cache", "--data.cache_dir")
+
+
+def test_default_cache_folder(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    load_corpus(config.replace(cache_dir=""))
+    assert len(list((tmp_path / "xdg" / "mhc_jax").glob("*.json"))) == 1
+
+
+def test_two_processes_fill_one_cache(config):
+    program = (
+        "import sys; from train.config import DataConfig; from train.data import load_corpus; sys.stdin.readline();"
+        "print(load_corpus(DataConfig.from_json(sys.argv[1])).fingerprint)"
+    )
+    command = [sys.executable, "-c", program, config.to_json()]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+    workers = [subprocess.Popen(command, **pipes) for _ in range(2)]
+    answers = [worker.communicate("go\n", timeout=120)[0].strip() for worker in workers]
+    assert answers == [load_corpus(config).fingerprint] * 2
+    assert not [name for name in os.listdir(config.cache_dir) if name.startswith(".")]
+
+
+def test_ids_outside_the_vocabulary(config):
+    check_ids(np.array([0, 256]), 257, "tokens")
+    with pytest.raises(DataError, match="^tokens: token 2 is 300, outside the vocabulary of 257 ids$"):
+        check_ids(np.array([0, 5, 300, 999], np.uint16), 257, "tokens")
+    with pytest.raises(DataError, match="token 1 is -1,"):
+        check_ids(np.array([0, -1], np.int32), 257, "tokens")
+    # A cache whose digests agree but whose ids do not fit, as a foreign tool would leave it.
+    load_corpus(config)
+    (path,) = cache_files(config, "-train.npy")
+    (manifest,) = cache_files(config, ".json")
+    np.save(path, np.full(50, 60_000, np.uint16))
+    stored = json.loads(manifest.read_text())
+    stored["content"]["arrays"]["train"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    stored["sha256"] = hashlib.sha256(json.dumps(stored["content"], sort_keys=True).encode()).hexdigest()
+    manifest.write_text(json.dumps(stored))
+    refused(config, "the train tokens", "token 0 is 60000", config.cache_dir)
+
+
+def test_unigram_perplexity():
+    # By hand: p = (3/6, 2/6, 1/6) after train 0, 0, 1; validation 0, 1, 2.
+    value = unigram_perplexity(np.array([0, 0, 1], np.uint16), np.array([0, 1, 2], np.uint16), 3)
+    assert value == pytest.approx(36 ** (1 / 3), rel=1e-12)
+    assert unigram_perplexity(np.zeros(0, np.int32), np.array([1]), 50) == pytest.approx(50)
+    with pytest.raises(DataError, match="no validation tokens"):
+        unigram_perplexity(np.array([1]), np.zeros(0, np.int32), 50)
+
+
+ROWS = ["", " = Robert <unk> = \n", "", " Robert <unk> is an English film actor . \n"] * 3
+
+
+def wikitext_folder(folder, rows=ROWS):
+    import datasets
+
+    for split in ("train", "validation"):
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    return folder
+
+
+def test_wikitext_by_the_original_recipe(tmp_path):
+    tokenizer = load_tokenizer("gpt2")
+    path, cache = str(wikitext_folder(tmp_path)), str(tmp_path / "cache")
+    corpus = load_corpus(DataConfig(source="wikitext-2-v1", path=path, cache_dir=cache))
+    assert corpus.train.tolist() == [token for row in ROWS for token in [*tokenizer.encode(row), 50256]]
+    assert corpus.train_bytes == sum(len(row.encode()) for row in ROWS)
+
+    if REAL_WIKITEXT.is_dir():
+        validation = _parquet_rows([REAL_WIKITEXT / "validation-00000-of-00001.parquet"])
+        assert len(pack(validation, tokenizer)) == 259_821
+
+
+@pytest.mark.slow
+def test_wikitext_token_count_against_the_published_file(tmp_path):
+    """The published file has " \\n", two tokens, where the data set has an empty row, and no end tokens."""
+    tokenizer = load_tokenizer("gpt2")
+    published = {wikitext_folder(tmp_path): sum(len(tokenizer.encode(row or " \n")) for row in ROWS)}
+    if REAL_WIKITEXT.is_dir():
+        published[REAL_WIKITEXT] = 2_448_382
+    for folder, count in published.items():
+        config = DataConfig(source="wikitext-2-v1", path=str(folder), cache_dir=str(tmp_path / "cache"))
+        rows = _parquet_rows([folder / "train-00000-of-00001.parquet"])
+        assert len(load_corpus(config).train) == count - 2 * rows.count("") + len(rows)
+
+
+def test_gpt2_counts_published_for_wikitext_2_raw():
+    """The raw test split joined as perplexities are usually reported on it."""
+    tokenizer = load_tokenizer("gpt2")
+    joined = tokenizer.encode(" = A title = \n\n\n A sentence . \n")
+    assert tokenizer.decode(joined) == " = A title = \n\n\n A sentence . \n"
+
+    real = SHARED / "data" / "wikitext-2-raw-v1" / "test-00000-of-00001.parquet"
+    if real.is_file():
+        import datasets
+
+        rows = datasets.load_dataset("parquet", data_files=[str(real)], split="train", streaming=True)
+        assert len(tokenizer.encode("\n\n".join(row["text"] for row in rows))) == 287_644
+
+
+def test_gpt2_equals_the_published_tokenizer_file():
+    tokenizer = load_tokenizer("gpt2")
+    texts = ["Hello world", " \n\n\tdef f(x):\n    return x**2  # naïve 日本語 🙂", "I'll we've 1234567 <|endoftext|>"]
+    ids = tokenizer.encode_batch(texts)
+    assert ids[0] == [15496, 995]
+    assert ids[2][-1] == 50256
+
+    real = SHARED / "data" / "gpt2" / "tokenizer.json"
+    if real.is_file():
+        published = load_tokenizer(str(real))
+        assert published.encode_batch(texts) == ids
+        assert (published.vocab_size, published.eos_id) == (50257, 50256)

@@ -1,0 +1,252 @@
+import json
+
+import datasets
+import pytest
+
+from train.config import DataConfig
+from train.data import DataError, docstrings
+from train.data.sources import NAMED, find_source, validation_keys
+
+
+def write_parquet(folder, **splits):
+    folder.mkdir(exist_ok=True)
+    for split, rows in splits.items():
+        datasets.Dataset.from_dict({"text": rows}).to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    return folder
+
+
+def read(source, **config):
+    return find_source(DataConfig(source=str(source), **config)).read()[0]
+
+
+def refused(*parts, **config):
+    with pytest.raises(DataError) as caught:
+        find_source(DataConfig(**{name: str(value) for name, value in config.items()})).read()
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message, message
+
+
+def test_parquet_folder_by_path_and_by_name(tmp_path):
+    rows = {"train": ["", " = Title = \n", " text \n"], "validation": [" more \n"], "test": [" last \n"]}
+    folder = write_parquet(tmp_path / "wikitext", **rows)
+    assert read(folder) == rows
+    for name in NAMED[1:]:
+        assert read(name, path=str(folder)) == rows
+
+
+def test_parquet_shards_are_read_in_order(tmp_path):
+    folder = write_parquet(tmp_path, validation=["v"])
+    for index, row in enumerate(["first", "second", "third"]):
+        datasets.Dataset.from_dict({"text": [row]}).to_parquet(str(folder / f"train-0000{index}-of-00003.parquet"))
+    assert read(folder)["train"] == ["first", "second", "third"]
+
+
+def test_missing_split_is_named_when_it_is_needed(tmp_path):
+    folder = write_parquet(tmp_path, validation=["v"], test=["t"])
+    refused("holds no train-*.parquet", source=folder)
+    assert set(find_source(DataConfig(source=str(folder)), needed=("validation",)).read()[0]) == {"validation", "test"}
+
+
+def test_bad_parquet(tmp_path):
+    folder = write_parquet(tmp_path, validation=["v"])
+    file = folder / "train-00000-of-00001.parquet"
+    datasets.Dataset.from_dict({"content": ["a"], "id": [1]}).to_parquet(str(file))
+    refused(file.name, "no column 'text'", "content, id", source=folder)
+    datasets.Dataset.from_dict({"text": ["a", None]}).to_parquet(str(file))
+    refused("row 1 of train is None", source=folder)
+    file.write_bytes(b"PAR1 this is not parquet")
+    refused(file.name, "not a parquet file", source=folder)
+
+
+def test_text_file_ends_in_validation(tmp_path):
+    lines = [f"line {i}\n" for i in range(100)]
+    file = tmp_path / "text.txt"
+    file.write_text("\ufeff" + "".join(lines), encoding="utf-8")
+    rows = read(file)
+    assert [len(part) for part in rows.values()] == [1, 1]
+    assert rows["train"][0] + rows["validation"][0] == "".join(lines)
+    assert rows["validation"][0].startswith("line 95\n")
+
+
+def test_jsonl_documents_are_split_by_their_text(tmp_path):
+    documents = [f"document {i} with \u2028 inside" for i in range(40)]
+    file = tmp_path / "documents.jsonl"
+
+    def split(documents):
+        file.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in documents) + "\n")
+        return read(file)
+
+    rows = split(documents)
+    assert len(rows["validation"]) == 2
+    assert sorted(rows["train"] + rows["validation"]) == sorted(documents)
+    again = split(documents[::-1])
+    assert set(again["validation"]) == set(rows["validation"])
+    # A document and its copy are never on both sides.
+    doubled = split(documents + documents)
+    assert set(doubled["train"]).isdisjoint(doubled["validation"])
+
+
+def test_validation_keys():
+    assert len(validation_keys(map(str, range(1000)))) == 50
+    assert len(validation_keys(["a", "b"])) == 1
+    assert validation_keys(["only"]) == {"only"}
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        (b"", ["holds no text"]),
+        (b" \n\n", ["holds no text"]),
+        (b"text\xff more", ["not UTF-8", "byte 4"]),
+        (b"text\0 more", ["binary", "NUL at byte 4"]),
+        (b"one line and no other", ["too short to split"]),
+    ],
+)
+def test_bad_text(content, parts, tmp_path):
+    file = tmp_path / "bad.txt"
+    file.write_bytes(content)
+    refused("bad.txt", *parts, source=file)
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ('{"text": "a"}\n{"text": \n', ["line 2 is not JSON"]),
+        ('{"text": "a"}\n\n{"body": "b"}\n', ["line 3", '"text"']),
+        ('{"text": 7}\n', ["line 1", '"text"']),
+        ('["text"]\n', ["line 1", '"text"']),
+        ('{"text": "\\ud800"}\n', ["line 1", "surrogate"]),
+        ('{"text": "a"}\n{"text": "a"}\n', ["two different documents"]),
+    ],
+)
+def test_bad_jsonl(content, parts, tmp_path):
+    file = tmp_path / "bad.jsonl"
+    file.write_text(content)
+    refused("bad.jsonl", *parts, source=file)
+
+
+def test_wrong_names_and_paths(tmp_path):
+    refused("unknown data.source 'docstring'", "did you mean 'docstrings'?", source="docstring")
+    refused("did you mean 'wikitext-2-v1'?", source="wikitext2-v1")
+    refused("no such file or folder", source=tmp_path / "absent.txt")
+    refused("no such file or folder", source="absent.txt")
+    refused("no such folder", source="wikitext-2-v1", path=tmp_path / "absent")
+    refused("data.path is for WikiText", source="docstrings", path=tmp_path)
+    other = tmp_path / "text.csv"
+    other.write_text("a,b")
+    refused("expected a .txt or .jsonl file", source=other)
+
+
+def test_unreachable_hub_names_the_way_out(monkeypatch):
+    import huggingface_hub
+
+    def unreachable(*args, **kwargs):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no route\nmore lines")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
+    refused("Salesforce/wikitext", "(no route)", "--data.path FOLDER", source="wikitext-103-raw-v1")
+
+
+def test_hub_snapshot_is_read_like_a_folder(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    rows = {"train": ["a"], "validation": ["b"]}
+    write_parquet(tmp_path / "wikitext-2-raw-v1", **rows)
+    asked = []
+
+    def snapshot(repository, **options):
+        asked.append((repository, options["repo_type"], options["allow_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert read("wikitext-2-raw-v1") == rows
+    assert asked == [("Salesforce/wikitext", "dataset", ["wikitext-2-raw-v1/*.parquet"])]
+
+
+def test_digest_follows_the_bytes(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("a\n" * 40)
+    config = DataConfig(source=str(file))
+    before = find_source(config).digest
+    assert find_source(config).digest == before
+    file.write_text("a\n" * 39 + "b\n")
+    assert find_source(config).digest != before
+
+
+def test_docstrings_are_found_in_the_order_of_their_lines():
+    source = '''"""Module."""
+class A:
+    """  First line.
+
+        Indented.
+    Not.
+    """
+    async def f(self):
+        "Half a pair: \\ud800."
+        def g(): """Inner."""
+        if self:
+            def h(): r"""Conditional \\d."""
+    x = """not one"""
+try:
+    def k(): """Tried."""
+except ValueError:
+    def k(): """Excepted."""
+else:
+    def k(): """Otherwise."""
+def last(): b"""bytes"""
+'''
+    assert list(docstrings.docstrings_of(source.encode())) == [
+        "Module.",
+        "First line.\n\n    Indented.\nNot.",
+        "Half a pair: ?.",
+        "Inner.",
+        "Conditional \\d.",
+        "Tried.",
+        "Excepted.",
+        "Otherwise.",
+    ]
+
+
+def test_docstrings_are_kept_once_and_bad_files_recorded(tmp_path):
+    contents = {"b.py": '"""Same."""', "a.py": '"""Same."""\ndef f(): """Own."""', "c.py": "def", "d.py": "x = 1"}
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    found, record = docstrings.docstrings_by_file({name: tmp_path / name for name in sorted(contents)})
+    assert found == {"a.py": ["Same.", "Own."]}
+    assert record == {"files": 1, "docstrings": 2, "unreadable": ["c.py"]}
+
+
+def test_docstring_corpus_of_one_package(monkeypatch):
+    monkeypatch.setattr(docstrings, "PACKAGES", ("optax",))
+    files, versions = docstrings.python_files()
+    assert list(files) == sorted(files)
+    assert versions.keys() == {"python", "optax"}
+    assert {"python/json/decoder.py", "python/argparse.py", "optax/optax/__init__.py"} <= files.keys()
+    assert not any("test" in name.split("/") or "site-packages" in name for name in files)
+    # The whole standard library takes seconds to parse; the rest of the way needs only some of it.
+    few = {name: path for name, path in files.items() if name.startswith(("python/json/", "optax/"))}
+    monkeypatch.setattr(docstrings, "python_files", lambda: (few, versions))
+    source = find_source(DataConfig())
+    rows, record = source.read()
+    assert (rows, record) == find_source(DataConfig()).read()
+    assert record["versions"] == versions
+    assert set(rows) == {"train", "validation"}
+    everything = rows["train"] + rows["validation"]
+    assert len(everything) == len(set(everything)) == record["docstrings"] > 300
+    assert any(text.startswith("Simple JSON <https://json.org> decoder") for text in everything)
+
+
+def test_docstring_corpus_names_a_missing_package(monkeypatch):
+    monkeypatch.setattr(docstrings, "PACKAGES", ("no-such-package-here",))
+    refused("pip install no-such-package-here", source="docstrings")
+
+
+@pytest.mark.slow
+def test_whole_docstring_corpus():
+    rows, record = find_source(DataConfig()).read()
+    sizes = {split: sum(len(text.encode()) for text in texts) for split, texts in rows.items()}
+    assert 9e6 < sum(sizes.values()) < 20e6
+    assert 0.02 < sizes["validation"] / sum(sizes.values()) < 0.1
+    assert record["unreadable"] == []
