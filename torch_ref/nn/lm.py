@@ -1,5 +1,6 @@
 """The decoder-only language model: embed, expand, stack of sites, collapse, norm, tied head."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ class LM(nn.Module):
 
     Dropout follows ``train()`` and ``eval()``, in decoding too.
     """
+
+    blocks: Sequence[Block]
 
     def __init__(self, config: Any):
         super().__init__()

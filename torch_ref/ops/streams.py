@@ -20,7 +20,7 @@ def read(h_BTND: Tensor, weight_N: Tensor) -> Tensor:
 
 def mix(h_BTND: Tensor, mix_NN: Tensor) -> Tensor:
     """``h'_i = sum_j mix[i, j] * h_j``; matrix (N, N) or per token (B, T, N, N)."""
-    return torch.matmul(mix_NN, h_BTND)
+    return torch.einsum("...ij,...jd->...id", mix_NN, h_BTND)
 
 
 def write(y: Tensor, weight_N: Tensor, *, per_stream: bool) -> Tensor:
