@@ -40,7 +40,7 @@ def summary_row(run: Path) -> dict[str, Any]:
         summary = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged ({error})") from None
-    return {"run": run.name, **{title: summary.get(key) for key, title in COLUMNS.items()}}
+    return {"run": str(run), **{title: summary.get(key) for key, title in COLUMNS.items()}}
 
 
 def draw_curves(runs: Sequence[Path], image: Path) -> None:
@@ -53,7 +53,7 @@ def draw_curves(runs: Sequence[Path], image: Path) -> None:
         for key, style in (("loss", {"linewidth": 0.6, "alpha": 0.5}), ("val_loss", {"marker": "o", "markersize": 4})):
             points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
             if points:
-                axes.plot(*zip(*points), color=colour, label=run.name if key == "val_loss" else None, **style)
+                axes.plot(*zip(*points), color=colour, label=str(run) if key == "val_loss" else None, **style)
     axes.set(xlabel="step", ylabel="loss (nats per token)", title="Training (thin) and validation loss")
     axes.grid(alpha=0.3)
     axes.legend()

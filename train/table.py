@@ -5,10 +5,10 @@ from typing import Any
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """One line per row; the columns are the union of the rows' keys in order of appearance, numbers to the right."""
+    """One line per row; columns are the rows' keys in order of appearance, numbers to the right, None left blank."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_text(row.get(column, "")) for column in columns] for row in rows]
-    numeric = [all(isinstance(row.get(column, 0), int | float) for row in rows) for column in columns]
+    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    numeric = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
     widths = [max(3, len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
 
     def line(texts: Sequence[str]) -> str:
@@ -20,6 +20,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return ""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return str(value)
     if isinstance(value, int) or abs(value) >= 1000:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -75,6 +76,8 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
     for field in ("rounds", "calls"):
         if getattr(flags, field) < 1:
             raise ConfigError(f"{field} must be at least 1, got {getattr(flags, field)}")
+    if flags.torch and not shutil.which(flags.torch_python):
+        raise ConfigError(f"--torch-python {flags.torch_python}: no such program")
     if flags.torch and flags.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
         raise ConfigError("PyTorch is not installed: pip install 'mhc-jax[test]', or time JAX alone with --torch False")
     model, params = flags.model, None

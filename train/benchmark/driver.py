@@ -10,14 +10,15 @@ import tempfile
 import time
 from collections.abc import Mapping
 
+from mhc_jax.config import ConfigError
 from train.benchmark.worker import Spec
 
 SETTLE_S = 0.3  # idle threads of the contender that just ran spin for up to 0.2 s
 SLOW_S = 20.0  # an eager contender whose first call takes longer is not called again
 
 
-class WorkerError(RuntimeError):
-    """A contender could not run. The message ends with the last line it printed."""
+class WorkerError(ConfigError):
+    """A contender could not run what it was asked to. The message ends with the last line it printed."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,8 +39,9 @@ def decode(spec: Spec) -> Step:
     prompt = jax.random.randint(jax.random.key(0), (spec["batch"], spec["prompt"]), 0, config.vocab_size, jnp.int32)
 
     def step():
-        found = mhc_jax.generate(config, params, prompt, max_new_tokens=spec["tokens"], temperature=0.0)
-        found.block_until_ready()
+        return mhc_jax.generate(
+            config, params, prompt, max_new_tokens=spec["tokens"], temperature=0.0
+        ).block_until_ready()
 
     return step
 
