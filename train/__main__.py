@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     Raises:
         ConfigError: bad input.
     """
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", force=True)
     logging.getLogger("train").setLevel(logging.INFO)
     launch, rest = cli.parse_known(Launch, argv)
     # Processes find each other before anything touches a device, and even reading a configuration may.

@@ -1,0 +1,253 @@
+"""The loop: what a run writes, refuses and survives."""
+
+import collections
+import json
+import logging
+import math
+import os
+import re
+import signal
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from mhc_jax.config import ConfigError
+from mhc_jax.models import mhc_ssm
+from train import metrics
+from train import run as run_module
+from train.checkpoint import Checkpoints
+from train.config import OptimConfig
+from train.data import load_corpus
+from train.evaluate import evaluate_split
+from train.metrics import flops_per_token, read_metrics
+from train.restore import load_run
+from train.run import NonFiniteError, run
+from train.tests.runs import tiny_run
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A finished run: its configuration, folder, summary, and how often JAX compiled what."""
+    folder = tmp_path_factory.mktemp("done")
+    config = tiny_run(folder)
+    compiled = collections.Counter()
+
+    class Count(logging.Handler):
+        def emit(self, record):
+            if found := re.match(r"Finished XLA compilation of (\S+)", record.getMessage()):
+                compiled[found[1]] += 1
+
+    logger = logging.getLogger("jax")
+    handlers, logger.handlers, logger.propagate = logger.handlers, [Count()], False
+    with jax.log_compiles():
+        summary = run(config)
+    logger.handlers, logger.propagate = handlers, True
+    return types.SimpleNamespace(config=config, folder=folder / "run", summary=summary, compiled=compiled)
+
+
+def extended(done, **changes):
+    """The finished run to be resumed with other training options."""
+    return done.config.replace(train=done.config.train.replace(resume=True, **changes))
+
+
+def test_loss_falls_below_the_unigram_model(done):
+    assert done.summary["val_ppl"] < 0.9 * done.summary["unigram_ppl"]
+    losses = [line["loss"] for line in read_metrics(done.folder / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0] - 1
+
+
+def test_training_and_evaluation_steps_compile_once(done):
+    assert done.compiled["jit(train_step)"] == 1
+    assert done.compiled["jit(eval_step)"] == 1
+
+
+def test_metrics_have_a_line_for_every_step_and_evaluation(done):
+    lines = read_metrics(done.folder / "metrics.jsonl")
+    training = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in training] == list(range(1, 61))
+    assert {"lr", "grad_norm", "param_norm", "update_norm", "tokens", "skipped"} <= set(training[0])
+    assert {"tokens_per_second", "data_wait", "flops_per_second"} <= set(training[0])
+    assert [line["lr"] for line in training[:6]] == pytest.approx([0.006, 0.012, 0.018, 0.024, 0.03, 0.03])
+    assert all(line["tokens"] == 128 for line in training)
+    evaluations = [line for line in lines if "val_loss" in line]
+    assert [line["step"] for line in evaluations] == [25, 50, 60]
+    for line in evaluations:
+        assert line["val_ppl"] == pytest.approx(math.exp(line["val_loss"]))
+
+
+def test_summary_is_what_the_last_checkpoint_scores(done):
+    summary = json.loads((done.folder / "summary.json").read_text())
+    assert summary == done.summary
+    config, params = load_run(done.folder, "last")
+    assert (config.model.vocab_size, config.model.max_len) == (257, 16)
+    corpus = load_corpus(config.data)
+    scores = evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    for name in ("loss", "ppl", "bpb"):
+        assert summary[f"val_{name}"] == pytest.approx(scores[name], rel=1e-6)
+    assert scores["tokens"] == 24 * 16  # the whole split, not only train.eval_batches
+    assert summary["params"] == sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert summary["tokens"] == 60 * 128
+    assert "jax" in summary["versions"]
+
+
+def test_checkpoints_keep_the_latest_and_the_best(done):
+    checkpoints = Checkpoints(done.folder, 2)
+    assert checkpoints.latest_step() == 60
+    evaluations = {
+        line["step"]: line["val_loss"] for line in read_metrics(done.folder / "metrics.jsonl") if "val_loss" in line
+    }
+    assert checkpoints.best_step() == min(evaluations, key=evaluations.get)
+
+
+def test_picture_and_sample_are_written(done):
+    assert (done.folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (done.folder / "sample.txt").read_text().strip()
+
+
+def test_an_existing_run_is_not_overwritten(done):
+    before = (done.folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run; continue it with --train.resume True"):
+        run(done.config)
+    assert (done.folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_refuses_what_changes_the_numbers(done):
+    other = extended(done).replace(optim=done.config.optim.replace(lr=0.5))
+    with pytest.raises(ConfigError, match=r"optim.lr was 0.03 and is now 0.5"):
+        run(other)
+    with pytest.raises(ConfigError, match=r"model.ends.init was None and is now 'repeat'"):
+        run(extended(done).replace(model=mhc_ssm(vocab_size=0, max_len=0, width=16, layers=1)))
+
+
+def test_resume_refuses_other_text(done):
+    corpus = done.folder.parent / "corpus.txt"
+    text = corpus.read_text()
+    corpus.write_text(text.replace("depth", "width"))
+    try:
+        with pytest.raises(ConfigError, match="the text or its tokenizer is not what the run began with"):
+            run(extended(done, steps=70))
+    finally:
+        corpus.write_text(text)
+
+
+def test_resume_refuses_a_folder_that_is_no_run(tmp_path):
+    config = tiny_run(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds no config.json"):
+        run(config.replace(train=config.train.replace(resume=True)))
+
+
+def test_steps_without_a_finite_number_stop_the_run_and_save_nothing(tmp_path):
+    config = tiny_run(tmp_path)
+    config = config.replace(
+        optim=OptimConfig(lr=3e38, warmup_steps=0, schedule="constant"),
+        train=config.train.replace(max_nonfinite=4, eval_every=2),
+        checkpoint=config.checkpoint.replace(every=50),
+    )
+    with pytest.raises(NonFiniteError, match=r"4 steps in a row up to step 4 .* Lower --optim.lr"):
+        run(config)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["skipped"] for line in lines if "skipped" in line] == [1, 2, 3, 4]
+    state, _, _ = _last(tmp_path / "run", config)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def _last(folder, config):
+    """The last checkpoint, restored to the state of ``config``."""
+    config = run_module.resolve(config)
+    optimizer = run_module.make_optimizer(config.optim, 1)
+    abstract = jax.eval_shape(lambda: run_module.init_state(config, optimizer))
+    return Checkpoints(folder, 2).restore(abstract)
+
+
+def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, tmp_path, capsys, monkeypatch):
+    config = tiny_run(tmp_path).replace(run_dir=str(tmp_path / "stopped"))
+    batches = run_module.sharding.global_batch
+
+    def interrupting(batch, mesh, count=iter(range(1000))):
+        if next(count) == 29:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return batches(batch, mesh)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module.sharding, "global_batch", interrupting)
+        assert run(config, resume_command="do it again") == {}
+    assert signal.getsignal(signal.SIGTERM) is before
+    stopped = Checkpoints(tmp_path / "stopped", 2).latest_step()
+    assert 20 < stopped < 30
+    assert f"saved step {stopped}" in (out := capsys.readouterr().out)
+    assert "resume with: do it again" in out
+    summary = run(config.replace(train=config.train.replace(resume=True)))
+    for name in ("val_loss", "val_bpb", "tokens", "best_val_loss"):
+        assert summary[name] == done.summary[name]
+
+
+def test_missing_trackers_are_named_before_anything_starts(tmp_path, monkeypatch):
+    config = tiny_run(tmp_path)
+    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    for change, package in (({"tensorboard": True}, "tensorboardX"), ({"wandb": "project"}, "wandb")):
+        with pytest.raises(ConfigError, match=rf"needs {package}, which is not installed: pip install"):
+            run(config.replace(log=config.log.replace(**change)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_trackers_receive_what_the_file_receives(tmp_path, monkeypatch):
+    written = collections.defaultdict(list)
+
+    class Writer:
+        def __init__(self, folder):
+            written["folder"].append(folder)
+
+        def add_scalar(self, name, value, step):
+            written["tensorboard"].append((name, value, step))
+
+        def close(self):
+            written["closed"].append("tensorboard")
+
+    class Project:
+        def log(self, values, step):
+            written["wandb"].append((values, step))
+
+        def finish(self):
+            written["closed"].append("wandb")
+
+    def start(**options):
+        written["options"].append(options)
+        return Project()
+
+    monkeypatch.setitem(sys.modules, "tensorboardX", types.SimpleNamespace(SummaryWriter=Writer))
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=start))
+    config = tiny_run(tmp_path)
+    config = config.replace(log=config.log.replace(tensorboard=True, wandb="project"))
+    with metrics.MetricsLog(tmp_path, config, start=0) as log:
+        log.write(3, {"loss": 1.5, "grad_norm": math.nan})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 3, "loss": 1.5, "grad_norm": None}]
+    assert written["tensorboard"][0] == ("loss", 1.5, 3)
+    assert written["wandb"][0][1] == 3
+    assert written["options"][0]["project"] == "project"
+    assert written["closed"] == ["tensorboard", "wandb"]
+
+
+def test_resumed_metrics_drop_what_will_be_repeated_and_half_a_line(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    with metrics.MetricsLog(tmp_path, tiny_run(tmp_path), start=2) as log:
+        log.write(3, {"loss": 1.25})
+    assert [line["loss"] for line in read_metrics(file)] == [3.0, 2.0, 1.25]
+
+
+def test_flops_count_every_matrix_product_three_times_two():
+    width, layers, vocab, streams, rank = 8, 2, 31, 4, 3
+    plain = mhc_ssm("baseline", vocab_size=vocab, max_len=4, width=width, layers=layers)
+    unit = 3 * width * width
+    assert flops_per_token(plain) == 6 * (vocab * width + layers * unit)
+    config = mhc_ssm("adapters", vocab_size=vocab, max_len=4, width=width, layers=layers)
+    config = config.replace(adapters=config.adapters.replace(rank=rank))
+    adapter = width * rank * (streams + 1) + width * rank * 2 * streams
+    expand = streams * width * width
+    assert flops_per_token(config) == 6 * (vocab * width + layers * (unit + adapter) + expand)

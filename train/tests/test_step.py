@@ -1,0 +1,168 @@
+"""The training step: what it computes, accumulates, skips and reports."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mhc_jax
+from mhc_jax.models import mhc_ssm
+from mhc_jax.ops.loss import IGNORE, cross_entropy
+from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from train.optimizer import make_optimizer
+from train.step import init_state, make_eval_step, make_train_step
+
+CONFIG = RunConfig(
+    model=mhc_ssm("baseline", vocab_size=31, max_len=12, width=8, layers=1),
+    data=DataConfig(seq_len=12, batch_size=8),
+    # A large eps, so that the rounding of a gradient near zero does not decide the direction of Adam's update.
+    optim=OptimConfig(lr=1e-2, warmup_steps=0, eps=1e-2),
+    train=TrainConfig(loss_chunk=5),
+)
+
+
+def optimizer_of(config):
+    return make_optimizer(config.optim, 100)
+
+
+def compiled(config):
+    return jax.jit(make_train_step(config, optimizer_of(config)))
+
+
+def with_train(**changes):
+    return CONFIG.replace(train=CONFIG.train.replace(**changes))
+
+
+def assert_close(one, other, rtol=2e-5, atol=2e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), one, other)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    """Eight sequences whose numbers of targets differ."""
+    rng = np.random.default_rng(0)
+    inputs, targets = (rng.integers(0, 31, (8, 12)).astype(np.int32) for _ in range(2))
+    for row in range(8):
+        targets[row, : row + 1] = IGNORE
+    return {"inputs": inputs, "targets": targets}
+
+
+@pytest.fixture(scope="module")
+def start():
+    return init_state(CONFIG, optimizer_of(CONFIG))
+
+
+@pytest.fixture(scope="module")
+def step():
+    return compiled(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def after(step, start, batch):
+    return step(start, batch)
+
+
+def test_equals_a_step_written_out_with_whole_logits(start, batch, after):
+    def loss(params):
+        logits = mhc_jax.apply(CONFIG.model, params, batch["inputs"]).logits_BTV
+        total, count = cross_entropy(logits, batch["targets"])
+        return total / count
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(start.params)
+    optimizer = optimizer_of(CONFIG)
+    updates, _ = optimizer.update(grads, start.opt_state, start.params)
+    state, metrics = after
+    assert_close(state.params, optax.apply_updates(start.params, updates))
+    expected = {
+        "loss": value,
+        "grad_norm": optax.tree.norm(grads),
+        "update_norm": optax.tree.norm(updates),
+        "param_norm": optax.tree.norm(state.params),
+        "tokens": np.sum(batch["targets"] != IGNORE),
+        "lr": 1e-2,
+        "skipped": 0,
+    }
+    for name, wanted in expected.items():
+        np.testing.assert_allclose(metrics[name], wanted, rtol=1e-5, err_msg=name)
+    assert int(state.step) == 1
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulation_equals_the_whole_batch_though_targets_are_uneven(parts, start, batch, after):
+    state, metrics = compiled(with_train(accumulate=parts))(start, batch)
+    assert_close(state.params, after[0].params)
+    for name in ("loss", "grad_norm", "tokens", "update_norm"):
+        np.testing.assert_allclose(metrics[name], after[1][name], rtol=1e-5, err_msg=name)
+
+
+def test_diversity_term_adds_its_gradient_but_not_to_the_reported_loss(batch):
+    def first_step(coefficient):
+        config = CONFIG.replace(
+            model=mhc_ssm(vocab_size=31, max_len=12, width=8, layers=1),
+            train=TrainConfig(loss_chunk=5, accumulate=2, stream_diversity=coefficient),
+            optim=CONFIG.optim.replace(clip=0.0),
+        )
+        start = init_state(config, optimizer_of(config))
+        state, metrics = compiled(config)(start, batch)
+        return optax.tree.get(state.opt_state, "mu"), metrics
+
+    (plain, without), (half, once), (whole, twice) = (first_step(c) for c in (0.0, 0.5, 1.0))
+    assert 0 < without["stream_diversity"] < 1
+    assert without["loss"] == once["loss"] == twice["loss"]
+    assert any(np.abs(x - y).max() > 1e-7 for x, y in zip(jax.tree.leaves(plain), jax.tree.leaves(half)))
+    linear = jax.tree.map(lambda x, y: 2 * y - x, plain, half)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-7), whole, linear)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_non_finite_step_changes_only_the_counters(bad, step, start, batch):
+    embed = start.params["embed"]
+    poisoned = {**start.params, "embed": {**embed, "positions": embed["positions"].at[3, 2].set(bad)}}
+    state = dataclasses.replace(start, params=poisoned)
+    for count in (1, 2):
+        state, metrics = step(state, batch)
+        assert not np.isfinite(metrics["grad_norm"])
+        jax.tree.map(np.testing.assert_array_equal, state.params, poisoned)
+        jax.tree.map(np.testing.assert_array_equal, state.opt_state, start.opt_state)
+        assert (int(state.step), int(state.skipped), int(state.consecutive_skipped)) == (count, count, count)
+    state, metrics = step(dataclasses.replace(state, params=start.params), batch)
+    assert (int(metrics["skipped"]), int(metrics["consecutive_skipped"]), int(state.step)) == (2, 0, 3)
+
+
+def test_update_that_overflows_the_parameters_is_skipped(start, batch):
+    config = CONFIG.replace(optim=CONFIG.optim.replace(lr=1e38))
+    state, metrics = compiled(config)(start, batch)
+    assert np.isfinite(metrics["grad_norm"])
+    assert int(metrics["skipped"]) == 1
+    jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
+
+
+def test_dropout_depends_on_seed_and_step_alone(batch):
+    config = CONFIG.replace(model=CONFIG.model.replace(dropout=0.2))
+    start = init_state(config, optimizer_of(config))
+    step = compiled(config)
+    first, again = step(start, batch)[1]["loss"], step(start, batch)[1]["loss"]
+    later = step(dataclasses.replace(start, step=start.step + 1), batch)[1]["loss"]
+    assert first == again
+    assert first != later
+    evaluated = jax.jit(make_eval_step(config))(start.params, batch)
+    assert evaluated[0] == jax.jit(make_eval_step(CONFIG))(start.params, batch)[0]
+
+
+def test_evaluation_sums_over_counted_targets(start, batch):
+    total, count = jax.jit(make_eval_step(CONFIG))(start.params, batch)
+    logits = mhc_jax.apply(CONFIG.model, start.params, batch["inputs"]).logits_BTV
+    expected, expected_count = cross_entropy(logits, batch["targets"])
+    np.testing.assert_allclose(total, expected, rtol=1e-5)
+    assert count == expected_count
+
+
+def test_whole_logits_never_exist_in_the_compiled_step(start):
+    config = CONFIG.replace(data=CONFIG.data.replace(batch_size=4))
+    batch = {name: jnp.zeros((4, 12), jnp.int32) for name in ("inputs", "targets")}
+    text = jax.jit(make_train_step(config, optimizer_of(config))).lower(start, batch).as_text()
+    assert "4x5x31x" in text
+    assert "4x12x31x" not in text
