@@ -33,7 +33,12 @@ def init(config: LMConfig, key: jax.Array) -> Params:
         ConfigError: the configuration contradicts itself.
     """
     config.validate()
-    return jax.jit(lambda key: nnx.to_pure_dict(nnx.state(LM(config, Init(key)), nnx.Param)))(key)
+    return _init(config, key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(config: LMConfig, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(LM(config, Init(key)), nnx.Param))
 
 
 def param_shapes(config: LMConfig) -> Params:
@@ -91,7 +96,7 @@ def apply(
 
 
 def check_tokens(config: LMConfig, tokens_BT: jax.Array, *, start: int = 0) -> None:
-    """Raises ConfigError unless ``tokens_BT`` is a (B, T) integer array that fits ``max_len`` after ``start`` tokens."""
+    """Raises ConfigError unless the tokens are (B, T) integers and fit ``max_len`` after ``start`` others."""
     shape, dtype = jnp.shape(tokens_BT), jnp.result_type(tokens_BT)
     if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
         raise ConfigError(f"tokens must be a (batch, time) array of integers, got shape {shape} and dtype {dtype}")

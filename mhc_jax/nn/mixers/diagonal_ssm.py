@@ -107,10 +107,12 @@ class DiagonalSSM(Mixer):
         filter_KD, bias_D = self.conv.filter[...].astype(compute), self.conv.bias[...].astype(compute)
         convolved = causal_depthwise_conv(x_BTD, filter_KD, bias_D, state["inputs"], segment_ids=segment_ids)
         x_BTD = tap("conv", jax.nn.silu(convolved)).astype(accumulate)
-        ssm = [leaf[...].astype(accumulate) for leaf in (self.ssm.logit_a, self.ssm.b, self.ssm.c, self.ssm.d)]
         y_BTD, s_BD = diag_ssm(
             x_BTD,
-            *ssm,
+            self.ssm.logit_a[...].astype(accumulate),
+            self.ssm.b[...].astype(accumulate),
+            self.ssm.c[...].astype(accumulate),
+            self.ssm.d[...].astype(accumulate),
             state["ssm"],
             reset_BT=None if segment_ids is None else _segment_starts(segment_ids),
             form=self._form(),

@@ -33,7 +33,7 @@ class StreamAdaptersConfig(Config):
 
 
 class StreamAdapters(Residual):
-    """``X_i += A(norm(X_i); gamma_pre[i])`` before the site reads; ``Y_i = y + A(norm(y); gamma_post[i])`` before it writes.
+    """``X_i += A(norm(X_i); gamma_pre[i])`` before a read, ``Y_i = y + A(norm(y); gamma_post[i])`` before a write.
 
     Both directions share ``down``, ``up`` and ``norm``; only the gains differ.
     """

@@ -1,0 +1,272 @@
+"""Whole models: generated properties for every topology and mixer, execution modes, functional use."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhc_jax
+from mhc_jax import decode, registry
+from mhc_jax.functional import param_shapes
+from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.lm import Execution
+from mhc_jax.nn.residual import DenseEndsConfig, IdentityEndsConfig, SimplexMHCConfig, StreamAdaptersConfig
+
+SMALL = {"vocab_size": 29, "max_len": 12, "width": 8, "layers": 3}
+forward = jax.jit(mhc_jax.apply, static_argnames=("config", "taps"))
+prefill = jax.jit(decode.prefill, static_argnums=0)
+step = jax.jit(decode.step, static_argnums=0)
+VARIANTS = list(itertools.product(("baseline", "mhc", "adapters"), ("default", "original")))
+
+
+def small(variant="mhc", form="default", **changes):
+    return mhc_ssm(variant, form, **{**SMALL, **changes})
+
+
+@functools.cache
+def perturbed(config):
+    """Initial parameters moved away from their symmetric start."""
+    leaves, tree = jax.tree.flatten(mhc_jax.init(config, jax.random.key(0)))
+    noise = np.random.default_rng(0)
+    return jax.tree.unflatten(tree, [leaf + 0.3 * noise.standard_normal(leaf.shape, np.float32) for leaf in leaves])
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(7), (2, 12), 0, SMALL["vocab_size"])
+
+
+def every_combination():
+    """Each registered topology with each registered mixer, plus adapters, at a tiny size."""
+    for residual, mixer in itertools.product(registry.names("residual"), registry.names("mixer")):
+        config = small("baseline").replace(
+            residual=registry.get("residual", residual)(), mixer=registry.get("mixer", mixer)()
+        )
+        streamed = config.residual.stream_count is not None
+        yield config.replace(ends=DenseEndsConfig() if streamed else IdentityEndsConfig())
+        if streamed:
+            yield config.replace(ends=DenseEndsConfig(), adapters=StreamAdaptersConfig(rank=3))
+
+
+@pytest.mark.parametrize(
+    "config", list(every_combination()), ids=lambda c: f"{c.residual.kind}-{c.mixer.kind}-{bool(c.adapters)}"
+)
+class TestContract:
+    def test_causal_bitwise(self, config, tokens):
+        params = perturbed(config)
+        before = forward(config, params, tokens).logits_BTV
+        for t in (0, 5, 11):
+            after = forward(config, params, tokens.at[:, t].add(1) % config.vocab_size).logits_BTV
+            np.testing.assert_array_equal(before[:, :t], after[:, :t])
+            assert (before[:, t] != after[:, t]).any()
+
+    def test_carry_has_a_fixed_shape(self, config, tokens):
+        taps = forward(config, perturbed(config), tokens, taps=True).taps
+        assert taps["blocks.mixer.state"].shape[1:] == taps["expand"].shape
+
+    def test_prefill_and_steps_equal_the_full_pass(self, config, tokens):
+        params = perturbed(config)
+        full = forward(config, params, tokens).logits_BTV
+        for cut in (1, 5):
+            cache = decode.init_cache(config, params, 2)
+            logits, cache = prefill(config, params, tokens[:, :cut], cache)
+            np.testing.assert_allclose(logits, full[:, :cut], rtol=1e-4, atol=1e-4)
+            for t in range(cut, 12):
+                logits, cache = step(config, params, tokens[:, t], cache)
+                np.testing.assert_allclose(logits, full[:, t], rtol=1e-4, atol=1e-4)
+
+    def test_segments_do_not_see_each_other(self, config, tokens):
+        params = perturbed(config)
+        segments = jnp.repeat(jnp.array([[0, 1]]), jnp.array([5, 7]), axis=1, total_repeat_length=12)
+        segments, positions = jnp.tile(segments, (2, 1)), jnp.tile(jnp.r_[jnp.arange(5), jnp.arange(7)], (2, 1))
+        packed = forward(config, params, tokens, segment_ids=segments, positions=positions).logits_BTV
+        for cut in (slice(0, 5), slice(5, 12)):
+            alone = forward(config, params, tokens[:, cut]).logits_BTV
+            np.testing.assert_allclose(packed[:, cut], alone, rtol=1e-4, atol=1e-4)
+
+    def test_every_parameter_gets_a_gradient(self, config, tokens):
+        def total(params):
+            return jnp.sum(jnp.sin(forward(config, params, tokens).logits_BTV))
+
+        flat, _ = jax.tree.flatten_with_path(jax.jit(jax.grad(total))(perturbed(config)))
+        dead = [jax.tree_util.keystr(path) for path, grad in flat if not jnp.any(grad != 0)]
+        assert not dead
+
+    def test_default_starts_as_the_plain_network(self, config, tokens):
+        """With its initial parameters every default topology is the pre-norm network over the same branches."""
+        plain = config.replace(residual=registry.get("residual", "plain")(), ends=IdentityEndsConfig(), adapters=None)
+        params, key = mhc_jax.init(config, jax.random.key(0)), jax.random.key(0)
+        reference = mhc_jax.init(plain, key)
+        got = forward(config, params, tokens).logits_BTV
+        np.testing.assert_allclose(got, forward(plain, reference, tokens).logits_BTV, atol=2e-6)
+
+
+@pytest.mark.parametrize(("variant", "form"), VARIANTS)
+def test_execution_modes_agree(variant, form, tokens):
+    config = small(variant, form)
+    params = perturbed(config)
+
+    def loss(execution):
+        run = config.replace(execution=execution)
+        return lambda params: jnp.sum(jnp.sin(forward(run, params, tokens).logits_BTV))
+
+    want, grads = jax.jit(jax.value_and_grad(loss(Execution())))(params)
+    for layers, remat in (("unroll", "none"), ("scan", "block"), ("unroll", "dots")):
+        got, other = jax.jit(jax.value_and_grad(loss(Execution(layers=layers, remat=remat))))(params)
+        np.testing.assert_allclose(got, want, rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_bfloat16_stays_close_and_keeps_float32_logits(tokens):
+    config = small("adapters")
+    params = perturbed(config)
+    exact = forward(config, params, tokens).logits_BTV
+    rough = forward(config.replace(execution=Execution(policy="bfloat16")), params, tokens).logits_BTV
+    assert rough.dtype == jnp.float32
+    assert 0 < jnp.linalg.norm(rough - exact) / jnp.linalg.norm(exact) < 0.05
+
+
+def test_one_stream_is_the_plain_residual(tokens):
+    config = small("baseline")
+    params = perturbed(config)
+    one = config.replace(residual=SimplexMHCConfig(streams=1), ends=DenseEndsConfig())
+    donor = mhc_jax.init(one, jax.random.key(0))
+    donor["blocks"]["mixer"] = params["blocks"]["mixer"] | {"residual": donor["blocks"]["mixer"]["residual"]}
+    donor |= {"embed": params["embed"], "final_norm": params["final_norm"]}
+    got = forward(one, donor, tokens).logits_BTV
+    np.testing.assert_allclose(got, forward(config, params, tokens).logits_BTV, rtol=1e-5, atol=1e-5)
+
+
+def test_original_starts_with_huge_tied_logits_and_the_default_does_not(tokens):
+    for variant in ("baseline", "mhc", "adapters"):
+        spread = {}
+        for form in ("original", "default"):
+            config = small(variant, form, width=256)
+            spread[form] = float(forward(config, mhc_jax.init(config, jax.random.key(0)), tokens).logits_BTV.std())
+        assert 14 < spread["original"] < 18  # sqrt(256) = 16
+        assert spread["default"] < 0.5
+
+
+def test_dropout_only_acts_with_a_key(tokens):
+    config = small("adapters", dropout=0.5, adapters=StreamAdaptersConfig(rank=3, dropout=0.5))
+    params = perturbed(config)
+    plain = forward(config, params, tokens).logits_BTV
+    silent = config.replace(dropout=0.0, adapters=StreamAdaptersConfig(rank=3))
+    np.testing.assert_array_equal(plain, forward(silent, params, tokens).logits_BTV)
+    noisy = [forward(config, params, tokens, dropout_key=jax.random.key(i)).logits_BTV for i in (0, 0, 1)]
+    np.testing.assert_array_equal(noisy[0], noisy[1])
+    assert (noisy[0] != noisy[2]).any()
+    assert (noisy[0] != plain).any()
+
+
+def test_initial_values_depend_on_the_name_alone():
+    plain, streamed = small("baseline"), small("mhc")
+    a, b = mhc_jax.init(plain, jax.random.key(3)), mhc_jax.init(streamed, jax.random.key(3))
+    np.testing.assert_array_equal(a["embed"]["tokens"], b["embed"]["tokens"])
+    np.testing.assert_array_equal(
+        a["blocks"]["mixer"]["branch"]["in_proj"]["kernel"], b["blocks"]["mixer"]["branch"]["in_proj"]["kernel"]
+    )
+    kernel = a["blocks"]["mixer"]["branch"]["in_proj"]["kernel"]
+    assert (kernel[0] != kernel[1]).all()
+
+
+def test_param_shapes_allocate_nothing_and_agree():
+    config = small("adapters")
+    made = mhc_jax.init(config, jax.random.key(0))
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), param_shapes(config)
+    )
+
+
+@pytest.mark.parametrize(
+    ("variant", "count"), [("baseline", 32_203_776), ("mhc", 33_254_596), ("adapters", 33_791_684)]
+)
+def test_published_parameter_counts(variant, count):
+    shapes = jax.tree.leaves(param_shapes(mhc_ssm(variant, "original")))
+    assert sum(np.prod(leaf.shape) for leaf in shapes) == count
+
+
+def test_functional_transforms_work_on_whole_models(tokens):
+    config = small("mhc", layers=1)
+    inits = jax.vmap(lambda key: mhc_jax.init(config, key))(jax.random.split(jax.random.key(0), 3))
+    ensemble = jax.vmap(lambda params: forward(config, params, tokens).logits_BTV)(inits)
+    assert ensemble.shape == (3, 2, 12, 29)
+    params = perturbed(config)
+
+    def energy(scale):
+        moved = params | {"final_norm": {"scale": scale}}
+        return jnp.mean(forward(config, moved, tokens).logits_BTV ** 2)
+
+    scale = params["final_norm"]["scale"]
+    value, slope = jax.jvp(jax.jit(energy), (scale,), (jnp.ones_like(scale),))
+    np.testing.assert_allclose(slope, jax.jit(jax.grad(energy))(scale).sum(), rtol=1e-4)
+    # The energy is a quadratic form in the gain of the last norm.
+    np.testing.assert_allclose(scale @ jax.jit(jax.hessian(energy))(scale) @ scale, 2 * value, rtol=1e-3)
+
+    def whole(params):
+        return jnp.sum(jnp.sin(forward(config, params, tokens).logits_BTV))
+
+    _, linear = jax.linearize(whole, params)
+    direction = jax.tree.map(jnp.ones_like, params)
+    slope = sum(jnp.sum(g) for g in jax.tree.leaves(jax.jit(jax.grad(whole))(params)))
+    np.testing.assert_allclose(linear(direction), slope, rtol=1e-3)
+
+
+def test_probes_read_cotangents(tokens):
+    config = small("mhc")
+    params = perturbed(config)
+    probes = {"blocks.mixer.u": jnp.zeros((3, 2, 12, 8)), "hidden": jnp.zeros((2, 12, 8))}
+
+    def total(probes):
+        return jnp.sum(forward(config, params, tokens, probes=probes).logits_BTV)
+
+    grads = jax.jit(jax.grad(total))(probes)
+    want = params["embed"]["tokens"].sum(0)
+    np.testing.assert_allclose(grads["hidden"], jnp.broadcast_to(want, (2, 12, 8)), rtol=1e-4, atol=1e-5)
+    assert (grads["blocks.mixer.u"] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"width": 0}, "width must be at least 1"),
+        ({"norm": "batch"}, "norm must be 'rms' or 'ln', got 'batch'"),
+        ({"dropout": 1.0}, "dropout must lie in"),
+        ({"ends": IdentityEndsConfig()}, "a residual of 4 streams needs ends that expand"),
+        ({"residual": SimplexMHCConfig(sinkhorn_iters=0)}, "sinkhorn_iters must be at least 1"),
+        ({"residual": SimplexMHCConfig(sinkhorn_temp=0.0)}, "sinkhorn_temp must be positive"),
+    ],
+)
+def test_contradictions_are_refused(change, message):
+    with pytest.raises(mhc_jax.ConfigError, match=message):
+        mhc_jax.init(small().replace(**change), jax.random.key(0))
+
+
+def test_adapters_without_streams_are_refused():
+    with pytest.raises(mhc_jax.ConfigError, match="adapters need a residual with streams, not 'plain'"):
+        small("baseline", adapters=StreamAdaptersConfig()).validate()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (jnp.zeros((1, 13), jnp.int32), "a sequence of 13 tokens is longer than max_len 12"),
+        (jnp.zeros(5, jnp.int32), r"\(batch, time\) array of integers"),
+        (jnp.zeros((1, 5)), r"\(batch, time\) array of integers"),
+        (jnp.zeros((1, 0), jnp.int32), "tokens are empty"),
+    ],
+)
+def test_bad_tokens_are_refused(tokens, message):
+    config = small()
+    with pytest.raises(mhc_jax.ConfigError, match=message):
+        mhc_jax.apply(config, mhc_jax.init(config, jax.random.key(0)), tokens)
+
+
+def test_float64_needs_64_bit_mode(tokens):
+    config = small().replace(execution=Execution(policy="float64"))
+    with pytest.raises(mhc_jax.ConfigError, match="jax_enable_x64"):
+        mhc_jax.apply(config, mhc_jax.init(config, jax.random.key(0)), tokens)

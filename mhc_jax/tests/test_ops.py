@@ -1,0 +1,197 @@
+"""Every op against a plain NumPy loop in float64, and against itself in its other forms."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mhc_jax.ops import conv, diag_scan, diag_ssm, loss, norm, sinkhorn, streams
+
+diagonal_scan = jax.jit(diag_scan.diagonal_scan, static_argnames=("form", "chunk"))
+log_sinkhorn = jax.jit(sinkhorn.log_sinkhorn, static_argnames=("iters", "temperature"))
+project = jax.jit(sinkhorn.sinkhorn_rows_then_columns, static_argnames=("iters", "temperature"))
+FORMS = ("sequential", "associative", "chunked")
+
+
+def _random(seed, *shape):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def _recurrence(a, x, s0):
+    a, s, out = np.broadcast_to(a, x.shape).astype(np.float64), s0.astype(np.float64), []
+    for t in range(x.shape[1]):
+        s = a[:, t] * s + x[:, t]
+        out.append(s)
+    return np.stack(out, axis=1)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("T", [1, 2, 7, 33])
+@pytest.mark.parametrize("varying", [False, True])
+def test_scan_forms_equal_the_recurrence(form, T, varying):
+    x, s0 = _random(0, 2, T, 5), _random(1, 2, 5)
+    a = jax.nn.sigmoid(_random(2, 2, T, 5) if varying else _random(2, 5))
+    s = diagonal_scan(a, x, s0, form=form, chunk=8)
+    np.testing.assert_allclose(s, _recurrence(np.asarray(a), x, s0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+def test_scan_forms_have_equal_gradients(varying):
+    x, s0 = _random(0, 2, 13, 3), _random(1, 2, 3)
+    a = np.asarray(jax.nn.sigmoid(_random(2, 2, 13, 3) if varying else _random(2, 3)))
+    weight = _random(3, 2, 13, 3)
+
+    def total(form):
+        return lambda a, x, s0: jnp.sum(weight * diag_scan.diagonal_scan(a, x, s0, form=form, chunk=4))
+
+    def plain(a, x, s0):
+        a, s, out = jnp.broadcast_to(a, x.shape), s0, 0.0
+        for t in range(x.shape[1]):
+            s = a[:, t] * s + x[:, t]
+            out += jnp.sum(weight[:, t] * s)
+        return out
+
+    truth = jax.jit(jax.grad(plain, argnums=(0, 1, 2)))(a, x, s0)
+    for form in FORMS:
+        for mode in (jax.jacrev, jax.jacfwd):
+            for got, want in zip(jax.jit(mode(total(form), argnums=(0, 1, 2)))(a, x, s0), truth, strict=True):
+                np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+def test_scan_has_second_derivatives():
+    x = _random(0, 1, 6, 2)
+
+    def energy(a):
+        return jnp.sum(diag_scan.diagonal_scan(a, x, form="chunked", chunk=4) ** 2)
+
+    def plain(a):
+        s, out = jnp.zeros(2), 0.0
+        for t in range(6):
+            s = a * s + x[0, t]
+            out += jnp.sum(s**2)
+        return out
+
+    a = jnp.array([0.3, 0.8])
+    np.testing.assert_allclose(jax.jit(jax.hessian(energy))(a), jax.jit(jax.hessian(plain))(a), rtol=1e-4)
+
+
+def test_scan_refuses_nonsense():
+    with pytest.raises(ValueError, match="unknown scan form 'fft'; known: sequential"):
+        diag_scan.diagonal_scan(jnp.ones(2), jnp.ones((1, 3, 2)), form="fft")
+    with pytest.raises(ValueError, match="chunk must be at least 1"):
+        diag_scan.diagonal_scan(jnp.ones(2), jnp.ones((1, 3, 2)), form="chunked", chunk=0)
+
+
+def test_clipped_poles_get_no_gradient():
+    logits = jnp.array([-20.0, -2, 0, 2, 8, 20])
+    np.testing.assert_allclose(diag_ssm.pole(logits)[jnp.array([0, 5])], [1e-4, 0.9999], rtol=1e-6)
+    slope = jax.vmap(jax.grad(diag_ssm.pole))(logits)
+    assert slope[0] == 0
+    assert slope[5] == 0
+    assert (slope[1:5] > 0).all()
+
+
+def test_reset_forgets_the_state():
+    u, ssm = _random(0, 1, 6, 2), [_random(i, 2) for i in range(1, 5)]
+    reset = jnp.array([[False, False, False, True, False, False]])
+    y, _ = diag_ssm.diag_ssm(u, *ssm, reset_BT=reset)
+    alone, _ = diag_ssm.diag_ssm(u[:, 3:], *ssm)
+    np.testing.assert_allclose(y[:, 3:], alone, rtol=1e-6)
+
+
+@pytest.mark.parametrize("K", [1, 2, 4])
+def test_conv_is_a_causal_cross_correlation(K):
+    u, taps, bias = _random(0, 2, 6, 3), _random(1, K, 3), _random(2, 3)
+    want = np.zeros_like(u)
+    for t in range(6):
+        for k in range(K):
+            if t - (K - 1) + k >= 0:
+                want[:, t] += taps[k] * u[:, t - (K - 1) + k]
+    np.testing.assert_allclose(conv.causal_depthwise_conv(u, taps, bias), want + bias, rtol=1e-5, atol=1e-6)
+    tail = conv.causal_depthwise_conv(u[:, 3:], taps, bias, u[:, 3 - (K - 1) : 3])
+    np.testing.assert_allclose(tail, (want + bias)[:, 3:], rtol=1e-5, atol=1e-6)
+
+
+def test_conv_keeps_segments_apart():
+    u, taps, bias = _random(0, 1, 6, 3), _random(1, 3, 3), _random(2, 3)
+    y = conv.causal_depthwise_conv(u, taps, bias, segment_ids=jnp.array([[0, 0, 1, 1, 1, 2]]))
+    for cut in (slice(0, 2), slice(2, 5), slice(5, 6)):
+        np.testing.assert_allclose(y[:, cut], conv.causal_depthwise_conv(u[:, cut], taps, bias), rtol=1e-6)
+
+
+def test_norms():
+    x = _random(0, 2, 3, 7)
+    wide = x.astype(np.float64)
+    rms = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)
+    np.testing.assert_allclose(norm.rms_norm(x, jnp.full(7, 2.0)), 2 * rms, rtol=1e-5)
+    ln = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(norm.layer_norm(x, jnp.full(7, 2.0), jnp.ones(7)), 2 * ln + 1, rtol=1e-4, atol=1e-5)
+
+
+@given(st.integers(1, 5), st.integers(0, 1000), st.sampled_from([1.0, 100.0, 1e4]))
+@settings(max_examples=20, deadline=None)
+def test_sinkhorn_is_stochastic_by_columns(n, seed, scale):
+    logits = scale * _random(seed, n, n)
+    p = log_sinkhorn(logits, iters=8)
+    assert np.isfinite(p).all()
+    np.testing.assert_allclose(p.sum(axis=0), 1, rtol=1e-5)
+    if scale == 1:
+        np.testing.assert_allclose(p, project(logits, iters=8), rtol=1e-4, atol=1e-6)
+
+
+def test_sinkhorn_golden_numbers_of_the_original():
+    logits = np.random.RandomState(7).standard_normal((3, 3)).astype(np.float32)
+    np.testing.assert_allclose(project(logits, iters=0)[0], [1.0, 0.115734, 0.190576], atol=1e-6)
+    np.testing.assert_allclose(project(logits, iters=1)[0], [0.501299, 0.309749, 0.122914], atol=1e-6)
+    cold = project(logits, iters=8, temperature=0.1)[0]
+    np.testing.assert_allclose(cold, [0.938788, 0.001038, 2.748e-7], rtol=1e-3, atol=1e-6)
+
+
+def test_sinkhorn_refuses_nonsense():
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        sinkhorn.log_sinkhorn(jnp.eye(2), iters=3, temperature=0.0)
+    with pytest.raises(ValueError, match="at least 1 iterations"):
+        sinkhorn.log_sinkhorn(jnp.eye(2), iters=0)
+
+
+def test_mix_reads_sources_by_column():
+    h = _random(0, 2, 3, 4, 5)
+    asymmetric = np.arange(16, dtype=np.float32).reshape(4, 4)
+    np.testing.assert_allclose(streams.mix(h, asymmetric), np.einsum("ij,btjd->btid", asymmetric, h), rtol=1e-5)
+    per_token = _random(1, 2, 3, 4, 4)
+    np.testing.assert_allclose(streams.mix(h, per_token), np.einsum("btij,btjd->btid", per_token, h), rtol=1e-4)
+
+
+def test_diversity_of_known_streams():
+    one_hot = jnp.eye(4)[None, None]
+    np.testing.assert_allclose(streams.diversity(one_hot), 0, atol=1e-7)
+    np.testing.assert_allclose(streams.diversity(jnp.ones((1, 2, 4, 3))), 0.75, rtol=1e-6)
+    assert np.isfinite(jax.grad(streams.diversity)(jnp.zeros((1, 2, 4, 3)))).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_chunked_loss_equals_the_whole_one(chunk):
+    hidden, head = _random(0, 2, 8, 5), _random(1, 11, 5)
+    targets = np.random.default_rng(2).integers(0, 11, (2, 8))
+    targets[0, :3] = loss.IGNORE
+
+    def whole(hidden, head):
+        return loss.cross_entropy(hidden @ head.T, targets)[0]
+
+    def chunked(hidden, head):
+        return loss.chunked_cross_entropy(hidden, head, targets, chunk=chunk)[0]
+
+    assert loss.chunked_cross_entropy(hidden, head, targets, chunk=chunk)[1] == 13
+    np.testing.assert_allclose(chunked(hidden, head), whole(hidden, head), rtol=1e-6)
+    for got, want in zip(jax.grad(chunked, (0, 1))(hidden, head), jax.grad(whole, (0, 1))(hidden, head), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+    tangent = (_random(3, 2, 8, 5), _random(4, 11, 5))
+    forward = jax.jvp(chunked, (hidden, head), tangent)[1]
+    np.testing.assert_allclose(forward, jax.jvp(whole, (hidden, head), tangent)[1], rtol=1e-4)
+
+
+def test_mean_loss_of_nothing_is_nan():
+    total, count = loss.cross_entropy(jnp.zeros((1, 2, 3)), jnp.full((1, 2), loss.IGNORE))
+    assert np.isnan(total / count)

@@ -1,0 +1,63 @@
+"""The shape of the code base: who may import whom, and how long a file may be."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# What each part of the project must not import.
+FORBIDDEN = {
+    "mhc_jax": ("torch", "torch_ref", "train", "parity_tests", "configs"),
+    "mhc_jax/ops": ("flax", "mhc_jax.nn", "mhc_jax.models", "mhc_jax.functional", "mhc_jax.config"),
+    "mhc_jax/nn": ("mhc_jax.models", "mhc_jax.functional", "mhc_jax.decode", "mhc_jax.interop"),
+    "mhc_jax/models": ("mhc_jax.functional", "mhc_jax.decode", "mhc_jax.interop"),
+    "torch_ref": ("jax", "flax", "mhc_jax", "train", "parity_tests", "configs"),
+    "train": ("parity_tests",),
+}
+
+
+def sources(folder):
+    return [path for path in sorted((ROOT / folder).rglob("*.py")) if ".venv" not in path.parts]
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("folder", FORBIDDEN)
+def test_import_rule(folder):
+    files = [path for path in sources(folder) if "tests" not in path.parts]
+    assert files
+    broken = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        for name in imports(path)
+        if any(name == banned or name.startswith(banned + ".") for banned in FORBIDDEN[folder])
+    ]
+    assert not broken
+
+
+def test_only_the_parity_suite_and_the_benchmark_driver_see_both_frameworks():
+    both = {
+        path.relative_to(ROOT).parts[0]
+        for folder in ("mhc_jax", "torch_ref", "train", "configs")
+        for path in sources(folder)
+        if {"jax", "torch"} <= {name.split(".")[0] for name in imports(path)} and "tests" not in path.parts
+    }
+    assert not both
+
+
+def test_files_stay_readable():
+    long = {
+        str(path.relative_to(ROOT)): count
+        for folder in ("mhc_jax", "torch_ref", "train", "parity_tests", "configs")
+        for path in sources(folder)
+        if (count := len(path.read_text().splitlines())) > 400
+    }
+    assert not long
