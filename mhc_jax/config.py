@@ -70,7 +70,7 @@ class Config:
             raise ConfigError(f"{cls.__name__}: expected a JSON object, got {data!r}")
         data = dict(data)
         kind = data.pop("kind", cls.kind)
-        if cls.axis is not None and kind != cls.kind:
+        if cls.axis is not None and (kind is None or kind != cls.kind):
             if kind is None:
                 raise ConfigError(f'{cls.__name__}: "kind" is missing; known: {", ".join(registry.names(cls.axis))}')
             try:
