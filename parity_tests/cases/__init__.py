@@ -1,0 +1,42 @@
+"""The catalogue of cases. A module given to ``--import`` extends it with :func:`add`."""
+
+from collections.abc import Iterable
+
+from parity_tests.compare import Case
+
+_CASES: dict[tuple[str, str], Case] = {}
+
+
+def add(cases: Iterable[Case]) -> None:
+    """Registers cases.
+
+    Raises:
+        ValueError: the tier already has a case of that name.
+    """
+    for case in cases:
+        key = case.tier, case.name
+        if key in _CASES:
+            raise ValueError(f"case {case.name!r} of tier {case.tier!r} is already registered")
+        _CASES[key] = case
+
+
+def load() -> None:
+    """Registers the suite's own cases, once."""
+    if _CASES:
+        return
+    from parity_tests.cases import decode, models, modules, ops, training
+
+    for module in (ops, modules, models, training, decode):
+        add(module.cases())
+
+
+def of_tier(tier: str) -> dict[str, Case]:
+    """The cases of one tier by name."""
+    load()
+    return {name: case for (found, name), case in _CASES.items() if found == tier}
+
+
+def everything() -> list[Case]:
+    """All cases, tier by tier."""
+    load()
+    return list(_CASES.values())

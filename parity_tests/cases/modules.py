@@ -1,0 +1,118 @@
+"""Parts of a model alone, on inputs of their own: mixers, residual topologies with their adapters, stream ends."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+from flax import nnx
+
+from mhc_jax import interop
+from mhc_jax.functional import bind
+from mhc_jax.nn.lm import LM
+from parity_tests.cases.ops import draw
+from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny, weights
+from parity_tests.compare import Case, DType, Values
+from parity_tests.frameworks import Arrays, cast, cotangents, jax_precision, jit, jitter
+from parity_tests.taps import in_dtype, to_module, to_params
+
+# A part as a function of (model, arrays) that returns named outputs, once in each framework.
+Part = Callable[[Any, dict[str, Any]], dict[str, Any]]
+
+
+def cases() -> Iterator[Case]:
+    segments = {"segment_ids": np.array([[0, 0, 1, 1, 1, 2, 2], [3, 3, 3, 3, 4, 4, 4]])}
+    tokens = draw(u=(BATCH, TIME, WIDTH))
+    for form in ("sequential", "associative", "chunked"):
+        system = System(form, tiny("baseline", "original", "rms", conv=4, scan=form))
+        yield part(f"diagonal_ssm, {form}, segments", system, tokens | segments, _mixer_jax, _mixer_torch)
+    for system in SYSTEMS.values():
+        streams = system.config.residual.stream_count
+        state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), WIDTH))
+        yield part(f"site of {system.name}", system, state, _site_jax, _site_torch)
+        yield part(f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, WIDTH)), _ends, _ends)
+
+
+def part(name: str, system: System, inputs: Arrays, jax_part: Part, torch_part: Part) -> Case:
+    """Outputs of a part, and their weighted sum's gradient by its inputs and the parameters."""
+    arguments = system.config, weights(system.config), inputs
+    return Case(
+        tier="modules",
+        name=name,
+        jax=functools.partial(_run_jax, jax_part, *arguments),
+        torch=functools.cache(functools.partial(_run_torch, torch_part, *arguments)),
+        covers=system.covers,
+    )
+
+
+def _run_jax(function: Part, config, weights: Arrays, inputs: Arrays, dtype: DType) -> Values:
+    with jax_precision(dtype):
+        config = in_dtype(config, dtype)
+        arrays = {name: jnp.asarray(x) for name, x in cast(inputs, dtype).items()}
+        floating = {name: x for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+
+        def weighted(params, floating):
+            outputs = function(bind(config, params), arrays | floating)
+            factors = cotangents({name: x.shape for name, x in outputs.items()})
+            return sum(jnp.sum(x * factors[name].astype(dtype)) for name, x in outputs.items()), outputs
+
+        run = jit(jax.grad(weighted, argnums=(0, 1), has_aux=True), dtype)
+        (params, by_input), outputs = run(to_params(config, weights, dtype), floating)
+        return _values(outputs, by_input, interop.to_torch(config, params))
+
+
+def _run_torch(function: Part, config, weights: Arrays, inputs: Arrays, dtype: DType, sample: int) -> Values:
+    module = to_module(config, jitter(weights, sample), dtype)
+    arrays = {name: torch.from_numpy(x.copy()) for name, x in cast(jitter(inputs, sample), dtype).items()}
+    floating = {name: x.requires_grad_() for name, x in arrays.items() if x.is_floating_point()}
+    outputs = function(module, arrays)
+    factors = cotangents({name: tuple(x.shape) for name, x in outputs.items()})
+    total = sum((x * torch.from_numpy(factors[name]).to(x.dtype)).sum() for name, x in outputs.items())
+    params = dict(module.named_parameters())
+    by = torch.autograd.grad(
+        total, [*floating.values(), *params.values()], allow_unused=True, materialize_grads=True
+    )
+    by_input, by_param = by[: len(floating)], by[len(floating) :]
+    return _values(outputs, dict(zip(floating, by_input)), dict(zip(params, by_param)))
+
+
+def _values(outputs, by_input, by_param) -> Values:
+    values = {f"forward {name}": x.detach() if isinstance(x, torch.Tensor) else x for name, x in outputs.items()}
+    values |= {f"gradient {name}": x for name, x in (dict(by_input) | dict(by_param)).items()}
+    return {name: np.asarray(x) for name, x in values.items()}
+
+
+def _first_layer(model: LM):
+    graph, stacked = nnx.split(model.blocks, nnx.Param)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[0], stacked))
+
+
+def _mixer_jax(model, arrays):
+    branch = _first_layer(model).mixer.branch
+    return {"y": branch(arrays["u"], segment_ids=arrays["segment_ids"])}
+
+
+def _mixer_torch(model, arrays):
+    branch = model.blocks[0].mixer.branch
+    y, _ = branch(arrays["u"], branch.init_state(BATCH, TIME), segment_ids=arrays["segment_ids"])
+    return {"y": y}
+
+
+def _site_jax(model, arrays):
+    site = _first_layer(model).mixer
+    u, _ = site.residual.pre(arrays["state"])
+    return {"u": u, "state": site(arrays["state"])}
+
+
+def _site_torch(model, arrays):
+    site = model.blocks[0].mixer
+    u, _ = site.residual.pre(arrays["state"])
+    state, _ = site(arrays["state"], site.branch.init_state(BATCH, TIME), segment_ids=None, tap=lambda name, x: x)
+    return {"u": u, "state": state}
+
+
+def _ends(model, arrays):
+    return {"expand": model.ends.expand(arrays["x"]), "collapse": model.ends.collapse(arrays["state"])}

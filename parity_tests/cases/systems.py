@@ -1,0 +1,80 @@
+"""Tiny models that together meet every variant, form, norm, number of streams and scan form."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from mhc_jax.interop.names import torch_shapes
+from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.lm import LMConfig
+
+VOCAB, POSITIONS, WIDTH, LAYERS, BATCH, TIME = 13, 9, 5, 2, 2, 7
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+    """A model, and the coefficient of its stream-diversity term in the loss."""
+
+    name: str
+    config: LMConfig
+    diversity: float = 0.0
+
+    @property
+    def covers(self) -> frozenset[str]:
+        """The registered parts of the model."""
+        parts = {"residual": self.config.residual, "mixer": self.config.mixer, "ends": self.config.ends}
+        return frozenset(f"{axis}:{part.kind}" for axis, part in parts.items())
+
+
+def tiny(variant, form, norm, *, streams=4, conv=3, scan="auto", **changes) -> LMConfig:
+    """A model of odd sizes."""
+    sizes = {"vocab_size": VOCAB, "max_len": POSITIONS, "width": WIDTH, "layers": LAYERS}
+    config = mhc_ssm(variant, form, norm=norm, **sizes, **changes)
+    config = config.replace(mixer=config.mixer.replace(conv_kernel=conv, form=scan, chunk=3))
+    if variant != "baseline":
+        config = config.replace(residual=config.residual.replace(streams=streams))
+    if variant == "adapters":
+        config = config.replace(adapters=config.adapters.replace(rank=3))
+    return config
+
+
+SYSTEMS = {
+    system.name: system
+    for system in (
+        System("baseline, original, rms", tiny("baseline", "original", "rms")),
+        System("baseline, ln, associative", tiny("baseline", "default", "ln", conv=4, scan="associative")),
+        System("mhc 4, original, rms", tiny("mhc", "original", "rms"), 0.1),
+        System("mhc 1, original, ln", tiny("mhc", "original", "ln", streams=1, conv=1)),
+        System("mhc 2, ln, chunked", tiny("mhc", "default", "ln", streams=2, conv=1, scan="chunked")),
+        System("adapters 2, original, ln", tiny("adapters", "original", "ln", streams=2), 0.1),
+        System("adapters 4, rms", tiny("adapters", "default", "rms")),
+    )
+}
+
+
+def weights(config: LMConfig) -> Arrays:
+    """Random values everywhere, so that no part is inert, symmetric or an identity; by the mirror's names."""
+    rng = np.random.default_rng(1)
+    return {name: _draw(rng, name, shape) for name, shape in torch_shapes(config).items()}
+
+
+def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    gain = name.endswith("norm.weight") or ".gamma_" in name
+    scale = 1.0 if name.endswith(("_logits", "logit_a")) else 0.4
+    return (float(gain) + scale * rng.standard_normal(shape)).astype(np.float32)
+
+
+def batch(config: LMConfig, time: int = TIME) -> Arrays:
+    """Random tokens and targets, some of which do not count."""
+    rng = np.random.default_rng(2)
+    tokens, targets = rng.integers(0, config.vocab_size, (2, BATCH, time))
+    targets[0, :2] = -100
+    return {"tokens": tokens, "targets": targets}
+
+
+def split(values: Mapping[str, np.ndarray], *groups: str) -> Arrays:
+    """The values whose name begins with one of the groups."""
+    return {name: value for name, value in values.items() if name.split(" ", 1)[0] in groups}

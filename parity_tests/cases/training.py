@@ -1,0 +1,174 @@
+"""AdamW state by state, and whole trajectories, against ``torch.optim.AdamW``."""
+
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import torch
+
+import train.optimizer
+import train.step
+from mhc_jax import interop
+from parity_tests.cases.systems import SYSTEMS, System, batch, weights
+from parity_tests.compare import Case, DType, Values
+from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
+from parity_tests.taps import in_dtype, to_module, to_params
+from torch_ref import train as torch_train
+from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from train.state import TrainState
+
+UPDATES, STEPS = 5, 100
+
+ORIGINAL = OptimConfig(decay="all", schedule="constant", warmup_steps=0)
+OPTIMIZERS = {
+    "original": ORIGINAL,
+    "default": OptimConfig(warmup_steps=2),
+    "no clipping, strong decay": OptimConfig(clip=0.0, weight_decay=0.5, lr=1e-2, beta1=0.8, beta2=0.95, eps=1e-6),
+}
+
+
+def cases() -> Iterator[Case]:
+    for name, optim in OPTIMIZERS.items():
+        yield optimizer(name, SYSTEMS["mhc 4, original, rms"], optim)
+    yield trajectory("mhc, original settings", SYSTEMS["mhc 4, original, rms"], ORIGINAL, TrainConfig())
+    diverse = TrainConfig(accumulate=2, stream_diversity=0.1)
+    yield trajectory("adapters, default settings", SYSTEMS["adapters 4, rms"], OptimConfig(lr=1e-2), diverse)
+
+
+def optimizer(name: str, system: System, optim: OptimConfig) -> Case:
+    """First moments, second moments and parameters after every one of a few updates with random gradients."""
+    arguments = system.config, weights(system.config), optim
+    return Case(
+        tier="optimizer",
+        name=name,
+        jax=functools.partial(_updates_jax, *arguments),
+        torch=functools.cache(functools.partial(_updates_torch, *arguments)),
+    )
+
+
+def _gradients(weights: Arrays, update: int) -> Arrays:
+    """Gradients whose global norm is on either side of the clipping threshold."""
+    rng = np.random.default_rng(100 + update)
+    scale = (3.0, 1e-3, 0.3, 1e-2, 1.0)[update]
+    return {name: (scale * rng.standard_normal(x.shape)).astype(np.float32) for name, x in weights.items()}
+
+
+def _updates_jax(config, weights: Arrays, optim: OptimConfig, dtype: DType) -> Values:
+    with jax_precision(dtype):
+        config = in_dtype(config, dtype)
+        params = to_params(config, weights, dtype)
+        adamw = train.optimizer.make_optimizer(optim, UPDATES)
+        state = adamw.init(params)
+
+        def one(gradients, state, params):
+            updates, state = adamw.update(gradients, state, params)
+            return optax.apply_updates(params, updates), state
+
+        one = jit(one, dtype)
+        values: dict[str, np.ndarray] = {}
+        for update in range(UPDATES):
+            params, state = one(to_params(config, _gradients(weights, update), dtype), state, params)
+            trees = {"m": optax.tree.get(state, "mu"), "v": optax.tree.get(state, "nu"), "params": params}
+            values |= {
+                f"{kind} {update} {name}": x
+                for kind, tree in trees.items()
+                for name, x in interop.to_torch(config, tree).items()
+            }
+        return values
+
+
+def _updates_torch(config, weights: Arrays, optim: OptimConfig, dtype: DType, sample: int) -> Values:
+    module = to_module(config, jitter(weights, sample), dtype)
+    params = dict(module.named_parameters())
+    adamw = torch_train.make_optimizer(module, optim)
+    values: dict[str, np.ndarray] = {}
+    for update in range(UPDATES):
+        for name, x in cast(jitter(_gradients(weights, update), sample), dtype).items():
+            params[name].grad = torch.from_numpy(x.copy())
+        for group in adamw.param_groups:
+            group["lr"] = torch_train.learning_rate(optim, update, UPDATES)
+        if optim.clip > 0:
+            torch.nn.utils.clip_grad_norm_(params.values(), optim.clip)
+        adamw.step()
+        trees = {
+            "m": {name: adamw.state[x]["exp_avg"] for name, x in params.items()},
+            "v": {name: adamw.state[x]["exp_avg_sq"] for name, x in params.items()},
+            "params": params,
+        }
+        values |= {
+            f"{kind} {update} {name}": x.detach().numpy().copy()
+            for kind, tree in trees.items()
+            for name, x in tree.items()
+        }
+    return values
+
+
+def trajectory(name: str, system: System, optim: OptimConfig, settings: TrainConfig) -> Case:
+    """The loss of every step of a training run, and the parameters at its end.
+
+    In float64 alone: float32 roundings grow from step to step, in either framework.
+    """
+    arguments = system.config, weights(system.config), optim, settings
+    return Case(
+        tier="trajectory",
+        name=name,
+        jax=functools.partial(_train_jax, *arguments),
+        torch=functools.cache(functools.partial(_train_torch, *arguments)),
+        dtypes=("float64",),
+        covers=system.covers,
+    )
+
+
+def _batches(config) -> Arrays:
+    """(STEPS, B, T) tokens and targets."""
+    one = batch(config)
+    rng = np.random.default_rng(4)
+    return {name: np.stack([rng.permuted(x, axis=1) for _ in range(STEPS)]) for name, x in one.items()}
+
+
+def _train_jax(config, weights: Arrays, optim: OptimConfig, settings: TrainConfig, dtype: DType) -> Values:
+    with jax_precision(dtype):
+        config = in_dtype(config, dtype)
+        data = _batches(config)
+        run = RunConfig(
+            model=config,
+            data=DataConfig(seq_len=data["tokens"].shape[-1], batch_size=data["tokens"].shape[1]),
+            optim=optim,
+            train=settings,
+        )
+        adamw = train.optimizer.make_optimizer(optim, STEPS)
+        params = to_params(config, weights, dtype)
+        zero = jnp.zeros((), jnp.int32)
+        step = train.step.make_train_step(run, adamw)
+        state, metrics = jit(functools.partial(jax.lax.scan, step), dtype)(
+            TrainState(zero, params, adamw.init(params), zero, zero),
+            {"inputs": jnp.asarray(data["tokens"], jnp.int32), "targets": jnp.asarray(data["targets"], jnp.int32)},
+        )
+        values = {f"params {name}": x for name, x in interop.to_torch(config, state.params).items()}
+        return {"loss of every step": np.asarray(metrics["loss"]), **values}
+
+
+def _train_torch(
+    config, weights: Arrays, optim: OptimConfig, settings: TrainConfig, dtype: DType, sample: int
+) -> Values:
+    module = to_module(config, jitter(weights, sample), dtype).train()
+    adamw = torch_train.make_optimizer(module, optim)
+    losses = []
+    data = {name: torch.from_numpy(x) for name, x in _batches(config).items()}
+    for index, (tokens, targets) in enumerate(zip(data["tokens"], data["targets"], strict=True)):
+        loss = torch_train.train_step(
+            module,
+            adamw,
+            tokens,
+            targets,
+            lr=torch_train.learning_rate(optim, index, STEPS),
+            clip=optim.clip,
+            accumulate=settings.accumulate,
+            stream_diversity=settings.stream_diversity,
+        )
+        losses.append(float(loss))
+    values = {f"params {name}": x.detach().numpy() for name, x in module.named_parameters()}
+    return {"loss of every step": np.array(losses), **values}

@@ -1,0 +1,158 @@
+"""Cases, rows and verdicts: how far each framework is from the truth, tensor by tensor."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Literal
+
+import numpy as np
+
+from parity_tests import tolerances
+
+DType = Literal["float32", "float64"]
+Values = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One computation, written in both frameworks.
+
+    Attributes:
+        tier: key of ``tolerances.FLOAT64``.
+        name: unique within its tier.
+        jax: runs the computation in a dtype and names its results.
+        torch: the same, in order of execution; sample 0 has JAX's inputs, the others inputs that are moved by a
+            rounding (:func:`parity_tests.frameworks.jitter`).
+        truth: what both must equal on the inputs of a sample; PyTorch in float64 if omitted.
+        dtypes: in which JAX is judged.
+        covers: what the case exercises, as ``"axis:kind"`` or ``"op:name"``.
+    """
+
+    tier: str
+    name: str
+    jax: Callable[[DType], Values]
+    torch: Callable[[DType, int], Values]
+    truth: Callable[[int], Values] | None = None
+    dtypes: tuple[DType, ...] = ("float64", "float32")
+    covers: frozenset[str] = frozenset()
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """The comparison of one tensor.
+
+    Attributes:
+        err_jax: relative L2 distance of JAX's float32 result from the truth; NaN if not judged.
+        err_torch: the largest such distance of PyTorch, over the samples.
+        ratio: of the two.
+        ulp: largest distance of JAX's float32 result from the truth, in units in the last place of the largest entry.
+        err_float64: relative L2 distance of JAX's float64 result from the truth.
+        fault: what is wrong; empty if the tensor passes.
+    """
+
+    tier: str
+    case: str
+    tap: str
+    shape: tuple[int, ...]
+    err_jax: float = math.nan
+    err_torch: float = math.nan
+    ratio: float = math.nan
+    ulp: float = math.nan
+    err_float64: float = math.nan
+    fault: str = ""
+
+
+def error(x: np.ndarray, truth: np.ndarray) -> float:
+    """``|x - truth| / |truth|`` over the finite entries of the truth; 0 / 0 is 0."""
+    finite = np.isfinite(truth)
+    distance, size = (float(np.linalg.norm(z[finite].ravel())) for z in (np.asarray(x, np.float64) - truth, truth))
+    if distance == 0:
+        return 0.0
+    return distance / size if size else math.inf
+
+
+def ulp(x: np.ndarray, truth: np.ndarray) -> float:
+    """Largest distance in float32 units in the last place of the largest finite entry of the truth."""
+    finite = np.isfinite(truth)
+    if not finite.any():
+        return 0.0
+    largest = np.abs(truth[finite]).max()
+    if largest == 0:
+        return float(np.abs(x[finite]).max() > 0) and math.inf
+    return float(np.abs(np.asarray(x, np.float64) - truth)[finite].max() / np.spacing(np.float32(largest)))
+
+
+def judge(case: Case) -> list[Row]:
+    """One row for every tensor of the truth, in order of execution, and for every name that has no partner."""
+    truths = [_truth(case, sample) for sample in range(tolerances.SAMPLES if "float32" in case.dtypes else 1)]
+    torch = [case.torch("float32", sample) for sample in range(len(truths))] if "float32" in case.dtypes else []
+    jax = {dtype: case.jax(dtype) for dtype in case.dtypes}
+    rows = []
+    for name, truth in truths[0].items():
+        row = Row(case.tier, case.name, name, truth.shape)
+        fault = next(filter(None, (_mismatch(jax[dtype].get(name), truth, dtype) for dtype in jax)), "")
+        if not fault:
+            row = _measure(row, name, {dtype: values[name] for dtype, values in jax.items()}, torch, truths)
+            fault = _verdict(row)
+        rows.append(dataclasses.replace(row, fault=fault))
+    strays = sorted({name for values in jax.values() for name in values} - set(truths[0]))
+    return rows + [Row(case.tier, case.name, name, (), fault="only JAX has this tensor") for name in strays]
+
+
+def _truth(case: Case, sample: int) -> Values:
+    return case.torch("float64", sample) if case.truth is None else case.truth(sample)
+
+
+def _measure(row: Row, name: str, jax: Values, torch: list[Values], truths: list[Values]) -> Row:
+    truth = truths[0][name]
+    if "float64" in jax:
+        row = dataclasses.replace(row, err_float64=error(jax["float64"], truth))
+    if "float32" in jax:
+        err_jax = error(jax["float32"], truth)
+        err_torch = max(error(values[name], exact[name]) for values, exact in zip(torch, truths, strict=True))
+        ratio = 1.0 if err_jax == err_torch else err_jax / err_torch if err_torch else math.inf
+        row = dataclasses.replace(
+            row, err_jax=err_jax, err_torch=err_torch, ratio=ratio, ulp=ulp(jax["float32"], truth)
+        )
+    return row
+
+
+def _verdict(row: Row) -> str:
+    faults = []
+    if not math.isnan(row.err_float64):
+        # Where sums cancel, PyTorch's float32 error tells how much rounding is multiplied.
+        cancelled = 0.0 if math.isnan(row.err_torch) else row.err_torch * tolerances.FLOAT64_PER_FLOAT32
+        bound = max(tolerances.FLOAT64[row.tier], tolerances.RATIO * cancelled)
+        if not row.err_float64 <= bound:
+            faults.append(f"float64 error {row.err_float64:.1e} > {bound:.0e}")
+    if not math.isnan(row.err_jax):
+        rounding = tolerances.FEW_ULP * float(np.finfo(np.float32).eps)
+        if not row.err_jax <= max(tolerances.RATIO * row.err_torch, rounding):
+            faults.append(f"float32 error {row.err_jax:.1e}, PyTorch's own {row.err_torch:.1e}")
+    return "; ".join(faults)
+
+
+def _mismatch(x: np.ndarray | None, truth: np.ndarray, dtype: DType) -> str:
+    """What can be said without measuring: presence, shape, dtype, and where NaN, infinities and zeros stand."""
+    if x is None:
+        return "JAX lacks this tensor"
+    if x.shape != truth.shape:
+        return f"JAX's shape is {x.shape}"
+    if x.dtype != dtype:
+        return f"JAX computed in {x.dtype}, asked for {dtype}"
+    for what, mask in (("NaN", np.isnan), ("Inf", np.isposinf), ("-Inf", np.isneginf)):
+        if not np.array_equal(mask(x), mask(truth)):
+            return f"{what} stands elsewhere"
+    if dtype == "float64" and truth.any() != x.any():
+        return "one of the two is zero everywhere"
+    return ""
+
+
+def failures(rows: Iterable[Row]) -> list[Row]:
+    """The rows that do not pass."""
+    return [row for row in rows if row.fault]
+
+
+def first_divergence(rows: Iterable[Row]) -> Row | None:
+    """The first tensor in order of execution that diverges: everything before it is equal, so the fault lies there."""
+    return next((row for row in rows if row.fault), None)

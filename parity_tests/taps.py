@@ -1,0 +1,118 @@
+"""Whole models in both frameworks: loss, named activations, their cotangents, and parameter gradients.
+
+JAX's activations of all layers are stacked; here they are split and carry PyTorch's names, in PyTorch's
+order of execution. A cotangent is the gradient with respect to a zero probe added to the activation.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+import mhc_jax
+import torch_ref
+from mhc_jax import interop
+from mhc_jax.functional import Params
+from mhc_jax.interop.names import STACKED
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.ops import loss as jax_loss
+from parity_tests.compare import DType, Values
+from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
+from torch_ref.ops import loss as torch_loss
+from torch_ref.ops import streams as torch_streams
+
+
+def in_dtype(config: LMConfig, dtype: DType) -> LMConfig:
+    """The model under the policy of that dtype."""
+    return config.replace(execution=config.execution.replace(policy=dtype))
+
+
+def to_params(config: LMConfig, weights: Arrays, dtype: DType) -> Params:
+    """JAX's parameters of the mirror's weights."""
+    return interop.from_torch(config, cast(weights, dtype))
+
+
+def to_module(config: LMConfig, weights: Arrays, dtype: DType) -> torch.nn.Module:
+    """The mirror with these weights."""
+    module = torch_ref.build(config).to(getattr(torch, dtype)).eval()
+    module.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in cast(weights, dtype).items()})
+    return module
+
+
+def run_jax(
+    config: LMConfig, weights: Arrays, batch: Arrays, diversity: float, dtype: DType, *, backward: bool = True
+) -> Values:
+    """``forward <tap>``, ``forward loss``; with ``backward`` also ``backward <tap>`` and ``gradient <parameter>``."""
+    with jax_precision(dtype):
+        config = in_dtype(config, dtype)
+        params = to_params(config, weights, dtype)
+        tokens, targets = jnp.asarray(batch["tokens"]), jnp.asarray(batch["targets"])
+
+        def objective(params, probes):
+            output = mhc_jax.apply(config, params, tokens, taps=True, probes=probes)
+            total, count = jax_loss.cross_entropy(output.logits_BTV, targets)
+            loss = total / count
+            if diversity:
+                loss = loss + diversity * output.aux["stream_diversity"]
+            return loss, output.taps
+
+        if not backward:
+            loss, taps = jit(lambda params: objective(params, None), dtype)(params)
+            return _forward(loss, taps)
+        shapes = jax.eval_shape(lambda params: objective(params, None)[1], params)
+        probes = {name: np.zeros(tap.shape, tap.dtype) for name, tap in shapes.items()}
+        step = jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True), dtype)
+        (loss, taps), (gradients, cotangents) = step(params, probes)
+        values = _forward(loss, taps)
+        values |= {f"backward {name}": x for name, x in _split_layers(cotangents).items()}
+        return values | {f"gradient {name}": x for name, x in interop.to_torch(config, gradients).items()}
+
+
+def _forward(loss: jax.Array, taps: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    return {f"forward {name}": x for name, x in _split_layers(taps).items()} | {"forward loss": np.asarray(loss)}
+
+
+def _split_layers(taps: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
+    values = {}
+    for name, stacked in taps.items():
+        if not name.startswith(STACKED):
+            values[name] = np.asarray(stacked)
+            continue
+        for layer, x in enumerate(np.asarray(stacked)):
+            values[f"{STACKED}{layer}.{name.removeprefix(STACKED)}"] = x
+    return values
+
+
+def run_torch(
+    config: LMConfig,
+    weights: Arrays,
+    batch: Arrays,
+    diversity: float,
+    dtype: DType,
+    sample: int = 0,
+    *,
+    backward: bool = True,
+) -> Values:
+    """:func:`run_jax` in PyTorch, on the inputs of a sample.
+
+    In order of execution: taps, loss, cotangents from the last tap to the first, gradients.
+    """
+    module = to_module(config, jitter(weights, sample), dtype)
+    taps: dict[str, torch.Tensor] = {}
+    logits = module(torch.from_numpy(batch["tokens"]), taps=taps)
+    total, count = torch_loss.cross_entropy(logits, torch.from_numpy(batch["targets"]))
+    loss = total / count
+    if diversity:
+        loss = loss + diversity * torch_streams.diversity(taps[f"blocks.{config.layers - 1}.mixer.state"])
+    values = {f"forward {name}": x.detach() for name, x in taps.items()} | {"forward loss": loss.detach()}
+    if backward:
+        loss.backward()
+        values |= {f"backward {name}": _gradient(x) for name, x in reversed(taps.items())}
+        values |= {f"gradient {name}": _gradient(x) for name, x in module.named_parameters()}
+    return {name: x.numpy() for name, x in values.items()}
+
+
+def _gradient(x: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(x).detach() if x.grad is None else x.grad
