@@ -5,7 +5,6 @@ Exit status: 0 done or interrupted and saved, 2 bad input, 3 stopped because the
 
 import dataclasses
 import importlib
-import logging
 import shlex
 import sys
 from typing import Annotated
@@ -16,6 +15,7 @@ import configs
 from mhc_jax.config import ConfigError
 from train import cli
 from train.config import RunConfig
+from train.console import show_log
 from train.launch import DistributedConfig, join, use_compile_cache
 from train.run import NonFiniteError, run
 
@@ -48,8 +48,7 @@ def main(argv: list[str]) -> None:
     Raises:
         ConfigError: bad input.
     """
-    logging.basicConfig(format="%(message)s", force=True)
-    logging.getLogger("train").setLevel(logging.INFO)
+    show_log("train")
     launch, rest = cli.parse_known(Launch, argv)
     # Processes find each other before anything touches a device, and even reading a configuration may.
     join(launch.distributed)

@@ -73,10 +73,11 @@ def _one_line_faults() -> Iterator[None]:
 
 
 def _one_line(box: str) -> str:
-    """The fault, and the nearest flag if there is one, out of tyro's framed message."""
-    lines = [line.strip("│ \t") for line in box.splitlines() if line.startswith("│")]
-    rule = next((i for i, line in enumerate(lines) if line.startswith("───")), len(lines))
-    fault = " ".join(lines[:rule]).rstrip(".")
+    """The fault, and the nearest flag if there is one, out of tyro's message: a frame, or rules on a plain terminal."""
+    lines = [line.strip("│ \t") for line in box.splitlines()]
+    rules = [i for i, line in enumerate(lines) if line.startswith(("╭─", "───", "╰─", "---"))]
+    first, second = [*rules, len(lines)][:2]
+    fault = " ".join(lines[first + 1 : second]).strip().rstrip(".")
     near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(lines))
     return f"{fault}; did you mean {near[1]}?" if near else f"{fault}; see --help"
 

@@ -1,5 +1,6 @@
 """What a person watches: a progress bar on a terminal, plain lines elsewhere, nothing but on process 0."""
 
+import logging
 import sys
 from typing import Self
 
@@ -59,3 +60,15 @@ def say(text: str) -> None:
     """A line on process 0."""
     if jax.process_index() == 0:
         print(text, flush=True)
+
+
+class _Lines(logging.Handler):
+    def emit(self, record):
+        say(self.format(record))
+
+
+def show_log(name: str) -> None:
+    """Prints what the modules of a package log as lines on process 0."""
+    logger = logging.getLogger(name)
+    logger.handlers, logger.propagate = [_Lines(logging.INFO)], False
+    logger.setLevel(logging.INFO)

@@ -65,6 +65,7 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     decay_steps = max(1, total_steps - config.warmup_steps)
 
     def rate(step):
+        step = jnp.asarray(step, float)  # float64 where that is switched on; an int32 would divide to float32
         warmup = jnp.minimum(1, (step + 1) / max(1, config.warmup_steps))
         if config.schedule == "constant":
             return config.lr * warmup

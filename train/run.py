@@ -65,8 +65,8 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
     host, hosts = sharding.host_slice(mesh)
 
     corpus = load_corpus(config.data)
-    total_steps = steps_per_epoch(corpus.train, config.data) * config.train.epochs
-    total_steps = config.train.steps or total_steps
+    epoch = steps_per_epoch(corpus.train, config.data)
+    total_steps = config.train.steps or config.train.epochs * epoch
     data = train_batches(corpus.train, config.data, host=host, hosts=hosts)
     eval_batches(corpus.validation, config.data)  # refuses a split too short to evaluate, before training for hours
     unigram_ppl = unigram_perplexity(corpus.train, corpus.validation, config.model.vocab_size)

@@ -27,7 +27,7 @@ def tiny_run(folder: Path) -> RunConfig:
             max_eval_tokens=400,
         ),
         optim=OptimConfig(lr=3e-2, warmup_steps=5),
-        train=TrainConfig(steps=60, loss_chunk=8, eval_every=25, eval_batches=3, sample_tokens=8),
-        checkpoint=CheckpointConfig(every=20),
+        train=TrainConfig(steps=150, loss_chunk=8, eval_every=60, eval_batches=3, sample_tokens=8),
+        checkpoint=CheckpointConfig(every=50),
         log=LogConfig(every=1, progress=False),
     )

@@ -54,9 +54,9 @@ def extended(done, **changes):
 
 
 def test_loss_falls_below_the_unigram_model(done):
-    assert done.summary["val_ppl"] < 0.9 * done.summary["unigram_ppl"]
+    assert done.summary["val_ppl"] < 0.5 * done.summary["unigram_ppl"]
     losses = [line["loss"] for line in read_metrics(done.folder / "metrics.jsonl") if "loss" in line]
-    assert losses[-1] < losses[0] - 1
+    assert losses[-1] < losses[0] - 3
 
 
 def test_training_and_evaluation_steps_compile_once(done):
@@ -67,13 +67,13 @@ def test_training_and_evaluation_steps_compile_once(done):
 def test_metrics_have_a_line_for_every_step_and_evaluation(done):
     lines = read_metrics(done.folder / "metrics.jsonl")
     training = [line for line in lines if "loss" in line]
-    assert [line["step"] for line in training] == list(range(1, 61))
+    assert [line["step"] for line in training] == list(range(1, 151))
     assert {"lr", "grad_norm", "param_norm", "update_norm", "tokens", "skipped"} <= set(training[0])
     assert {"tokens_per_second", "data_wait", "flops_per_second"} <= set(training[0])
     assert [line["lr"] for line in training[:6]] == pytest.approx([0.006, 0.012, 0.018, 0.024, 0.03, 0.03])
     assert all(line["tokens"] == 128 for line in training)
     evaluations = [line for line in lines if "val_loss" in line]
-    assert [line["step"] for line in evaluations] == [25, 50, 60]
+    assert [line["step"] for line in evaluations] == [60, 120, 150]
     for line in evaluations:
         assert line["val_ppl"] == pytest.approx(math.exp(line["val_loss"]))
 
@@ -89,13 +89,13 @@ def test_summary_is_what_the_last_checkpoint_scores(done):
         assert summary[f"val_{name}"] == pytest.approx(scores[name], rel=1e-6)
     assert scores["tokens"] == 24 * 16  # the whole split, not only train.eval_batches
     assert summary["params"] == sum(leaf.size for leaf in jax.tree.leaves(params))
-    assert summary["tokens"] == 60 * 128
+    assert summary["tokens"] == 150 * 128
     assert "jax" in summary["versions"]
 
 
 def test_checkpoints_keep_the_latest_and_the_best(done):
     checkpoints = Checkpoints(done.folder, 2)
-    assert checkpoints.latest_step() == 60
+    assert checkpoints.latest_step() == 150
     evaluations = {
         line["step"]: line["val_loss"] for line in read_metrics(done.folder / "metrics.jsonl") if "val_loss" in line
     }
@@ -128,7 +128,7 @@ def test_resume_refuses_other_text(done):
     corpus.write_text(text.replace("depth", "width"))
     try:
         with pytest.raises(ConfigError, match="the text or its tokenizer is not what the run began with"):
-            run(extended(done, steps=70))
+            run(extended(done, steps=160))
     finally:
         corpus.write_text(text)
 
@@ -179,7 +179,7 @@ def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, 
         assert run(config, resume_command="do it again") == {}
     assert signal.getsignal(signal.SIGTERM) is before
     stopped = Checkpoints(tmp_path / "stopped", 2).latest_step()
-    assert 20 < stopped < 30
+    assert stopped == 30
     assert f"saved step {stopped}" in (out := capsys.readouterr().out)
     assert "resume with: do it again" in out
     summary = run(config.replace(train=config.train.replace(resume=True)))
