@@ -181,7 +181,6 @@ def check(config: RunConfig, mesh: Mesh) -> None:
             f"data.batch_size {config.data.batch_size} is not a multiple of mesh data x fsdp ({slices}) x "
             f"train.accumulate ({accumulate}); choose a multiple of {slices * accumulate}"
         )
-    host_slice(mesh)
     param_specs(param_shapes(config.model), mesh)
 
 

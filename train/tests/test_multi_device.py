@@ -1,0 +1,67 @@
+"""Training on meshes of 8 virtual devices equals training on one device, up to float32 rounding."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = Path(__file__).with_name("multi_device.py")
+REPOSITORY = WORKER.parents[2]
+MESHES = ("data", "fsdp", "tensor", "mix")
+
+# How much further than rounding a mesh may be from one device. Rounding is measured: the same device, the same steps,
+# the sequences of each batch in reverse. A mesh reorders more sums than that (over devices, and over a sliced width):
+# up to 5 times the distance was seen. An error in any communication is at least 1,000 times further away.
+MARGIN = 20
+FLOAT32_EPS = 1.2e-7
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """What the worker printed: one process trains on every mesh."""
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, str(WORKER), str(tmp_path_factory.mktemp("run"))]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rematerialization" not in done.stderr, "a sharding makes XLA hold a whole array on every device"
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def relative(found, truth):
+    return max(abs(x - y) / abs(y) for x, y in zip(found, truth, strict=True))
+
+
+def test_training_learns_and_rounding_is_small(report):
+    assert report["losses"][-1] < report["losses"][0] - 0.2
+    assert relative(report["reordered_losses"], report["losses"]) < 20 * FLOAT32_EPS
+    assert max(report["reordered_distances"].values()) < 1e-4
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_losses_of_20_steps_equal_one_device(report, mesh):
+    rounding = max(FLOAT32_EPS, relative(report["reordered_losses"], report["losses"]))
+    assert relative(report["meshes"][mesh]["losses"], report["losses"]) < MARGIN * rounding
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_parameters_after_20_steps_equal_one_device(report, mesh):
+    rounding = report["reordered_distances"]
+    found = report["meshes"][mesh]["distances"]
+    assert found.keys() == rounding.keys()
+    far = {name: found[name] / x for name, x in rounding.items() if found[name] > MARGIN * max(x, FLOAT32_EPS)}
+    assert not far
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_checkpoint_of_another_mesh_restores_bitwise(report, mesh):
+    assert report["meshes"][mesh]["restored_bitwise"]
+    assert report["meshes"][mesh]["restored_sharded"]
+
+
+@pytest.mark.parametrize(("mesh", "most"), [("data", 1.0), ("fsdp", 0.2), ("tensor", 0.2), ("mix", 0.3)])
+def test_a_device_holds_its_slice_of_parameters_and_moments(report, mesh, most):
+    assert report["meshes"][mesh]["bytes"] <= most * report["bytes"]
+    assert report["meshes"][mesh]["moments_follow"]

@@ -1,0 +1,197 @@
+"""Rules, mesh and their complaints; meshes of more devices than there are here are abstract."""
+
+import re
+import types
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_shapes
+from mhc_jax.models import mhc_ssm
+from train import sharding
+from train.config import DataConfig, MeshConfig, RunConfig, TrainConfig
+from train.optimizer import make_optimizer
+from train.step import init_state
+
+MODELS = {
+    (variant, norm): mhc_ssm(variant, norm=norm)
+    for variant in ("baseline", "mhc", "adapters")
+    for norm in ("rms", "ln")
+}
+ADAPTERS = MODELS["adapters", "ln"]
+
+
+def mesh_of(data=1, fsdp=1, tensor=1):
+    return AbstractMesh((data, fsdp, tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def small(**changes):
+    return mhc_ssm("adapters", **{"vocab_size": 64, "max_len": 8, "width": 16, "layers": 2} | changes)
+
+
+def with_model(model, **data):
+    return RunConfig(model=model, data=DataConfig(seq_len=8, **data))
+
+
+@pytest.mark.parametrize("key", MODELS)
+def test_every_parameter_has_a_rule_and_no_axis_is_used_twice(key):
+    shapes = param_shapes(MODELS[key])
+    specs = sharding.param_specs(shapes, mesh_of(2, 4, 8))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        spec = specs[sharding.dotted(path)]
+        axes = [axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
+        assert len(spec) == len(leaf.shape)
+        assert len(set(axes)) == len(axes)
+        assert "data" not in axes
+
+
+def test_every_rule_is_some_parameters_first_match():
+    names = {
+        sharding.dotted(path)
+        for model in MODELS.values()
+        for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(model))
+    }
+    first = [next(i for i, (pattern, _) in enumerate(sharding.RULES) if re.fullmatch(pattern, name)) for name in names]
+    assert sorted(set(first)) == list(range(len(sharding.RULES)))
+
+
+def test_streams_and_layers_are_never_sliced():
+    """With sizes that are all different, a sliced dimension is known by its size."""
+    layers, streams = 3, 5
+    model = ADAPTERS.replace(layers=layers, residual=ADAPTERS.residual.replace(streams=streams))
+    shapes = param_shapes(model)
+    specs = sharding.param_specs(shapes, mesh_of(2, 2, 2))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        whole = [size for size, entry in zip(leaf.shape, specs[sharding.dotted(path)]) if entry is None]
+        for held in (layers, streams, streams * model.width):
+            assert whole.count(held) == leaf.shape.count(held)
+
+
+def test_the_two_matrices_of_a_site_are_sliced_column_then_row_wise():
+    specs = sharding.param_specs(param_shapes(ADAPTERS), mesh_of(2, 2, 2))
+    assert specs["blocks.mixer.branch.in_proj.kernel"] == P(None, "fsdp", "tensor")
+    assert specs["blocks.mixer.branch.out_proj.kernel"] == P(None, "tensor", "fsdp")
+    assert specs["blocks.mixer.branch.ssm.logit_a"] == P(None, ("tensor", "fsdp"))
+
+
+def test_a_vocabulary_that_does_not_divide_is_sliced_along_the_width():
+    assert sharding.param_specs(param_shapes(small(vocab_size=64)), mesh_of(tensor=2))["embed.tokens"] == P(
+        "tensor", "fsdp"
+    )
+    assert sharding.param_specs(param_shapes(small(vocab_size=65)), mesh_of(tensor=2))["embed.tokens"] == P(
+        None, ("tensor", "fsdp")
+    )
+
+
+def test_optimizer_moments_follow_their_parameters():
+    config = with_model(small())
+    optimizer = make_optimizer(config.optim, 10)
+    state = jax.eval_shape(lambda: init_state(config, optimizer))
+    mesh = mesh_of(2, 2, 2)
+    found = sharding.state_shardings(state, mesh)
+    assert jax.tree.structure(found) == jax.tree.structure(state)
+    for moment in ("mu", "nu"):
+        [(_, moments)] = optax.tree.get_all_with_path(found.opt_state, moment)
+        assert jax.tree.leaves(moments) == jax.tree.leaves(found.params)
+    assert found.step == NamedSharding(mesh, P())
+    assert optax.tree.get(found.opt_state, "learning_rate") == NamedSharding(mesh, P())
+
+
+def test_a_parameter_without_rule_is_an_error():
+    with pytest.raises(ConfigError, match=r"no sharding rule matches parameter blocks\.new\.thing; add one"):
+        sharding.param_specs({"blocks": {"new": {"thing": np.zeros(3)}}}, mesh_of())
+
+
+def test_an_indivisible_width_names_parameter_dimension_axis_and_fix():
+    with pytest.raises(ConfigError) as error:
+        sharding.check(with_model(small(width=18)), mesh_of(tensor=4))
+    fault = str(error.value)
+    assert re.search(r"parameter \S+ \(.*18.*\): dimension \d of size \d+ does not divide by mesh axis", fault)
+    assert "multiple of 4" in fault
+    assert "--mesh.tensor" in fault
+    assert "\n" not in fault
+
+
+def test_an_indivisible_adapter_rank_is_an_error():
+    with pytest.raises(ConfigError, match=r"residual\.(down|up|gamma).*size 6 does not divide by mesh axis tensor 4"):
+        sharding.check(with_model(small(adapters=ADAPTERS.adapters.replace(rank=6))), mesh_of(tensor=4))
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "accumulate", "batch_size"), [(4, 1, 1, 6), (2, 2, 1, 6), (2, 2, 2, 12), (1, 1, 3, 4)]
+)
+def test_an_indivisible_batch_is_an_error(data, fsdp, accumulate, batch_size):
+    config = with_model(small(), batch_size=batch_size).replace(train=TrainConfig(accumulate=accumulate))
+    multiple = data * fsdp * accumulate
+    with pytest.raises(
+        ConfigError, match=f"batch_size {batch_size} is not a multiple of .*choose a multiple of {multiple}"
+    ):
+        sharding.check(config, mesh_of(data, fsdp))
+
+
+@pytest.mark.parametrize(
+    "config", [MeshConfig(data=3), MeshConfig(fsdp=2), MeshConfig(tensor=7), MeshConfig(data=2, tensor=2)]
+)
+def test_a_mesh_that_does_not_use_exactly_the_devices_is_an_error(config, monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 5)
+    with pytest.raises(ConfigError, match=r"does not use exactly the 5 available device\(s\); choose --mesh\.data"):
+        sharding.make_mesh(config)
+
+
+def test_one_device_makes_a_mesh_and_passes_batches_through():
+    mesh = sharding.make_mesh(MeshConfig(data=1))
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    batch = {"inputs": np.arange(6).reshape(2, 3)}
+    out = sharding.global_batch(batch, mesh)["inputs"]
+    assert out.sharding == sharding.batch_sharding(mesh)
+    np.testing.assert_array_equal(out, batch["inputs"])
+
+
+@pytest.mark.parametrize(
+    ("data", "fsdp", "tensor", "per_process", "expected"),
+    [
+        (4, 1, 2, 8, (0, 1)),
+        (4, 1, 2, 4, (1, 2)),
+        (2, 2, 2, 2, (1, 4)),
+        (2, 1, 4, 2, (0, 2)),  # processes 0 and 1 share row 0
+        (1, 1, 8, 2, (0, 1)),  # all processes hold the whole batch
+    ],
+)
+def test_processes_load_what_their_devices_hold(data, fsdp, tensor, per_process, expected, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 8 // per_process > 1)
+    assert sharding.host_slice(fake_mesh(data, fsdp, tensor, per_process)) == expected
+
+
+def test_a_mesh_that_cuts_slices_across_processes_is_an_error(monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 0)
+    with pytest.raises(ConfigError, match="does not give each process one slice"):
+        sharding.host_slice(fake_mesh(4, 1, 2, 5))
+
+
+def fake_mesh(data, fsdp, tensor, per_process):
+    """What :func:`sharding.host_slice` reads of a mesh of 8 devices on several processes."""
+    devices = np.array([types.SimpleNamespace(process_index=i // per_process) for i in range(8)])
+    return types.SimpleNamespace(devices=devices.reshape(data, fsdp, tensor), shape={"tensor": tensor})
+
+
+def test_the_table_lists_every_parameter_with_its_bytes_per_device():
+    shapes = param_shapes(ADAPTERS)
+    table = sharding.rules_table(shapes, mesh_of(2, 2, 2))
+    lines = table.splitlines()
+    assert len(lines) == 2 + len(jax.tree.leaves(shapes))
+    [line] = [line for line in lines if line.startswith("blocks.mixer.branch.in_proj.kernel ")]
+    assert line.split() == [
+        "blocks.mixer.branch.in_proj.kernel",
+        "8x512x1024",
+        "(-,",
+        "fsdp,",
+        "tensor)",
+        f"{8 * 512 * 1024:,}",
+    ]
+    per_device = [int(line.split()[-1].replace(",", "")) for line in lines[1:]]
+    assert per_device[-1] == sum(per_device[:-1])
