@@ -98,7 +98,7 @@ def train_step(
     for tokens, labels, ids in zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), segments, strict=True):
         total, count, diversity = model.loss_terms(tokens, labels, segment_ids=ids)
         part = total / targets
-        (part + count / targets * weighted_diversity(diversity, stream_diversity)).backward()
+        (part + count * weighted_diversity(diversity, stream_diversity) / targets).backward()
         loss += part.detach()
     if clip > 0:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
