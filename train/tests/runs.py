@@ -1,10 +1,27 @@
 """A tiny run over a text file, for the tests of the loop and of the command."""
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from mhc_jax.models import mhc_ssm
 from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.metrics import read_metrics
+
+PLUGIN = """
+import pathlib
+from mhc_jax.registry import register
+from train.config import RunConfig
+
+@register("config", "tiny")
+def tiny():
+    return RunConfig.from_json(pathlib.Path(__file__).with_name("tiny.json").read_text())
+"""
+MEASURED = ("loss", "lr", "grad_norm", "param_norm", "update_norm", "tokens", "skipped", "val_loss", "val_bpb")
 
 WORDS = ["streams", "carry", "state", "through", "depth", "and", "tokens", "exchange", "information", "in", "time"]
 
@@ -31,3 +48,35 @@ def tiny_run(folder: Path) -> RunConfig:
         checkpoint=CheckpointConfig(every=50),
         log=LogConfig(every=1, progress=False),
     )
+
+
+def offer(config: RunConfig, folder: Path) -> None:
+    """Makes ``config`` known to :func:`start` as the configuration ``tiny``, from a plug-in in ``folder``."""
+    (folder / "tiny.json").write_text(config.to_json())
+    (folder / "tiny_plugin.py").write_text(PLUGIN)
+
+
+def start(folder: Path, name: str, *flags: str) -> subprocess.Popen:
+    """``python -m train tiny`` as a process that writes to ``folder/name``."""
+    argv = ["-m", "train", "tiny", "--import", "tiny_plugin", "--run-dir", str(folder / name), *flags]
+    return subprocess.Popen(
+        [sys.executable, *argv],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def signal_at(process: subprocess.Popen, run_dir: Path, step: int, number: signal.Signals) -> None:
+    """Sends a signal once the run has logged ``step`` steps."""
+    while max((line["step"] for line in read_metrics(run_dir / "metrics.jsonl")), default=0) < step:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+    process.send_signal(number)
+
+
+def measured(run_dir: Path) -> list[dict]:
+    """The lines of a run's metrics without its timings."""
+    lines = read_metrics(run_dir / "metrics.jsonl")
+    return [{key: line[key] for key in ("step", *MEASURED) if key in line} for line in lines]
