@@ -82,11 +82,15 @@ def ulp(x: np.ndarray, truth: np.ndarray) -> float:
     return float(np.abs(np.asarray(x, np.float64) - truth)[finite].max() / np.spacing(np.float32(largest)))
 
 
-def judge(case: Case) -> list[Row]:
-    """One row for every tensor of the truth, in order of execution, and for every name that has no partner."""
+def judge(case: Case, dtypes: tuple[DType, ...] | None = None) -> list[Row]:
+    """One row for every tensor of the truth, in order of execution, and for every name that has no partner.
+
+    Args:
+        dtypes: judges only these of the case's.
+    """
     truths = [_truth(case, sample) for sample in range(tolerances.SAMPLES if "float32" in case.dtypes else 1)]
     torch = [case.torch("float32", sample) for sample in range(len(truths))] if "float32" in case.dtypes else []
-    jax = {dtype: case.jax(dtype) for dtype in case.dtypes}
+    jax = {dtype: case.jax(dtype) for dtype in dtypes or case.dtypes}
     rows = []
     for name, truth in truths[0].items():
         row = Row(case.tier, case.name, name, truth.shape)
@@ -107,13 +111,13 @@ def _measure(row: Row, name: str, jax: Values, torch: list[Values], truths: list
     truth = truths[0][name]
     if "float64" in jax:
         row = dataclasses.replace(row, err_float64=error(jax["float64"], truth))
+    if torch:
+        err_torch = max(error(values[name], exact[name]) for values, exact in zip(torch, truths, strict=True))
+        row = dataclasses.replace(row, err_torch=err_torch)
     if "float32" in jax:
         err_jax = error(jax["float32"], truth)
-        err_torch = max(error(values[name], exact[name]) for values, exact in zip(torch, truths, strict=True))
-        ratio = 1.0 if err_jax == err_torch else err_jax / err_torch if err_torch else math.inf
-        row = dataclasses.replace(
-            row, err_jax=err_jax, err_torch=err_torch, ratio=ratio, ulp=ulp(jax["float32"], truth)
-        )
+        ratio = 1.0 if err_jax == row.err_torch else err_jax / row.err_torch if row.err_torch else math.inf
+        row = dataclasses.replace(row, err_jax=err_jax, ratio=ratio, ulp=ulp(jax["float32"], truth))
     return row
 
 

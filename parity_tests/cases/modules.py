@@ -72,9 +72,7 @@ def _run_torch(function: Part, config, weights: Arrays, inputs: Arrays, dtype: D
     factors = cotangents({name: tuple(x.shape) for name, x in outputs.items()})
     total = sum((x * torch.from_numpy(factors[name]).to(x.dtype)).sum() for name, x in outputs.items())
     params = dict(module.named_parameters())
-    by = torch.autograd.grad(
-        total, [*floating.values(), *params.values()], allow_unused=True, materialize_grads=True
-    )
+    by = torch.autograd.grad(total, [*floating.values(), *params.values()], allow_unused=True, materialize_grads=True)
     by_input, by_param = by[: len(floating)], by[len(floating) :]
     return _values(outputs, dict(zip(floating, by_input)), dict(zip(params, by_param)))
 

@@ -1,0 +1,229 @@
+"""The faults that are seeded: what goes wrong, and the case that must notice it."""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from parity_tests.mutations import Mutation
+from train.config import OptimConfig
+
+Replace = Callable[[Any], Any]
+
+MHC, ADAPTERS, REPAIRED, BASELINE = (
+    "mhc 4, original, rms",
+    "adapters 4, rms",
+    "mhc 2, ln, chunked",
+    "baseline, original, rms",
+)
+
+
+def mutations() -> list[Mutation]:
+    """All of them."""
+    return [*_norms(), *_sinkhorn(), *_sequence(), *_streams(), *_models(), *_decoding(), *_training()]
+
+
+def _op(fault: str, path: str, replace: Replace, what: str = "") -> Mutation:
+    """A fault in ``ops.<path>``, seen by a case of that op."""
+    module, name = path.split(".")
+    return Mutation(fault, f"mhc_jax.ops.{module}:{name}", replace, "ops", f"{path} {what}".strip())
+
+
+def _norms():
+    yield _op("RMSNorm with epsilon 1e-5", "norm.rms_norm", _options(eps=1e-5))
+    yield _op("LayerNorm with epsilon 1e-6", "norm.layer_norm", _options(eps=1e-6))
+    yield _op("LayerNorm without bias", "norm.layer_norm", _argument("bias_D", jnp.zeros_like))
+
+
+def _sinkhorn():
+    plain, log = "sinkhorn.sinkhorn_rows_then_columns", "sinkhorn.log_sinkhorn"
+    yield _op("Sinkhorn columns before rows", plain, _columns_then_rows, "of 2")
+    yield _op("Sinkhorn without epsilon", plain, _options(eps=0.0), "of 2")
+    yield _op("Sinkhorn one iteration short", log, _options(iters=1), "of 2")
+    yield _op("Sinkhorn ignores its temperature", log, _options(temperature=1.0), "of 8, cold")
+    yield _op("no gradient through Sinkhorn", log, _argument("logits_NN", jax.lax.stop_gradient), "of 1")
+
+
+def _sequence():
+    conv, mixer = "conv.causal_depthwise_conv", "mhc_jax.nn.mixers.diagonal_ssm:"
+    yield _op("convolution flipped", conv, _argument("filter_KD", lambda taps: taps[::-1]), "of 3")
+    yield _op("convolution without bias", conv, _argument("bias_D", jnp.zeros_like), "of 3")
+    yield _op("convolution ignores segments", conv, _options(segment_ids=None), "in segments")
+    yield Mutation("convolution one token late", f"{mixer}causal_depthwise_conv", _late_conv, "models", BASELINE)
+    skipless = _argument("d_D", jnp.zeros_like)
+    yield Mutation(
+        "pole not clipped", "mhc_jax.ops.diag_ssm:pole", lambda _: jax.nn.sigmoid, "ops", "diag_ssm.diag_ssm"
+    )
+    yield _op("recurrence without skip", "diag_ssm.diag_ssm", skipless)
+    yield _op("recurrence forgets its state", "diag_scan.diagonal_scan", _options(s0_BD=None), "chunked, varying")
+    silu, identity = _activation(jax.nn.silu, jax.nn.silu), _activation(jax.nn.sigmoid, lambda x: x)
+    yield Mutation("gate SiLU instead of sigmoid", f"{mixer}jax", silu, "models", BASELINE)
+    yield Mutation("no activation after the convolution", f"{mixer}jax", identity, "models", BASELINE)
+
+
+def _streams():
+    def site(fault, target, replace, system):
+        return Mutation(fault, f"mhc_jax.{target}", replace, "modules", f"site of {system}")
+
+    def ends(fault, target, replace):
+        return Mutation(fault, f"mhc_jax.{target}", replace, "modules", f"ends of {REPAIRED}")
+
+    weights, gains = "nn.residual.simplex_mhc:SimplexMHC.weights", "nn.residual.adapters:StreamAdapters._adapt"
+    unscaled = _weights(lambda config, pre, post, res: (pre, post / config.streams, res))
+    swapped = _weights(lambda config, pre, post, res: (post, pre, res))
+    rounded = _weights(lambda config, pre, post, res: (pre, post, _rounded(res)))
+    yield site("mixing matrix transposed", "ops.streams:mix", _transposed, MHC)
+    yield site("writing weights not scaled", weights, unscaled, REPAIRED)
+    yield site("reading and writing weights swapped", weights, swapped, MHC)
+    yield site("mixing matrix rounded to bfloat16", weights, rounded, MHC)
+    yield site("adapter gains swapped", gains, _swapped_gammas, ADAPTERS)
+    yield ends("streams cut interleaved", "ops.streams:split_streams", _interleaved)
+    yield ends("collapse by the plain mean", "nn.residual.dense_ends:DenseEnds.collapse", _plain_mean)
+    yield _op("diversity over off-diagonals only", "streams.diversity", _off_diagonal_diversity)
+
+
+def _models():
+    yield Mutation("positions off by one", "mhc_jax.nn.lm:LM._embed", _late_positions, "models", REPAIRED)
+    yield Mutation("branch reads without its norm", "mhc_jax.nn.block:Site._normalise", _unchanged, "models", REPAIRED)
+    yield _op("loss ignores the mask", "loss.cross_entropy", _unmasked_loss)
+
+
+def _decoding():
+    prefill = "mhc_jax.nn.mixers.diagonal_ssm:DiagonalSSM.prefill"
+    for part, what in (("ssm", "recurrent state"), ("inputs", "convolution's inputs")):
+        yield Mutation(f"stale {what} in the cache", prefill, _stale(part), "decode", ADAPTERS)
+    yield Mutation(
+        "position in the cache does not advance", "mhc_jax.nn.lm:LM.prefill", _stale("position"), "decode", REPAIRED
+    )
+
+
+def _training():
+    def adamw(fault, replace, target="make_optimizer", case="original"):
+        return Mutation(fault, f"train.optimizer:{target}", replace, "optimizer", case)
+
+    yield adamw("AdamW with epsilon 1e-7", _config(lambda c: c.replace(eps=1e-7)))
+    yield adamw("AdamW with its betas swapped", _config(lambda c: c.replace(beta1=c.beta2, beta2=c.beta1)))
+    yield adamw("weight decay in the gradient", _decayed_gradient)
+    yield adamw("weight decay on matrices only", _config(lambda c: c.replace(decay="matrices")))
+    yield adamw("clipping without 1e-6", lambda _: optax.clip_by_global_norm, "clip_by_global_norm")
+    yield adamw("warm-up one step late", _late_schedule, "schedule", "default")
+
+
+def _options(**fixed: Any) -> Replace:
+    """The same function with some keyword arguments overridden."""
+    return lambda healthy: lambda *args, **options: healthy(*args, **(options | fixed))
+
+
+def _argument(name: str, change: Callable[[jax.Array], Any]) -> Replace:
+    """The same function with one keyword argument changed."""
+    return lambda healthy: lambda **arrays: healthy(**(arrays | {name: change(arrays[name])}))
+
+
+def _config(change: Callable[[OptimConfig], OptimConfig]) -> Replace:
+    """The same factory, given another configuration."""
+    return lambda healthy: lambda config, *rest: healthy(change(config), *rest)
+
+
+def _columns_then_rows(healthy):
+    def project(logits_NN, *, iters, temperature=1.0, eps=1e-8):
+        p = jnp.exp((logits_NN - jnp.max(logits_NN, axis=-1, keepdims=True)) / temperature)
+        for _ in range(iters):
+            p = p / (jnp.sum(p, axis=-2, keepdims=True) + eps)
+            p = p / (jnp.sum(p, axis=-1, keepdims=True) + eps)
+        return p
+
+    return project
+
+
+def _activation(sigmoid: Callable, silu: Callable) -> Replace:
+    """Stands in for ``jax`` in the mixer, with other activations."""
+
+    def replace(healthy):
+        nn = types.SimpleNamespace(sigmoid=sigmoid, silu=silu)
+        return types.SimpleNamespace(nn=nn, default_backend=healthy.default_backend, Array=healthy.Array)
+
+    return replace
+
+
+def _late_conv(healthy):
+    def conv(u_BTD, filter_KD, bias_D, history_BJD=None, *, segment_ids=None):
+        y_BTD = healthy(u_BTD, filter_KD, bias_D, history_BJD, segment_ids=segment_ids)
+        return jnp.pad(y_BTD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+
+    return conv
+
+
+def _weights(change: Callable) -> Replace:
+    """Other mixing weights: ``change(config, pre, post, res)``."""
+    return lambda healthy: lambda self: change(self.config, *healthy(self))
+
+
+def _swapped_gammas(healthy):
+    def adapt(self, x, gamma, **options):
+        return healthy(self, x, self.gamma_post if gamma is self.gamma_pre else self.gamma_pre, **options)
+
+    return adapt
+
+
+def _rounded(x: jax.Array) -> jax.Array:
+    """Through bfloat16 where the run is in float32; the float64 run stays exact."""
+    return x.astype(jnp.bfloat16).astype(x.dtype) if x.dtype == jnp.float32 else x
+
+
+def _unmasked_loss(healthy):
+    def cross_entropy(logits_BTV, targets_BT, *, ignore=-100):
+        return healthy(logits_BTV, jnp.maximum(targets_BT, 0), ignore=ignore)
+
+    return cross_entropy
+
+
+def _off_diagonal_diversity(healthy):
+    return lambda h_BTND: healthy(h_BTND) * h_BTND.shape[2] / (h_BTND.shape[2] - 1)
+
+
+def _transposed(healthy):
+    return lambda h_BTND, mix_NN: healthy(h_BTND, jnp.swapaxes(mix_NN, -1, -2))
+
+
+def _interleaved(healthy):
+    return lambda x_BTM, streams: jnp.swapaxes(healthy(x_BTM, x_BTM.shape[-1] // streams), -1, -2)
+
+
+def _plain_mean(healthy):
+    return lambda self, state: jnp.mean(state, axis=-2)
+
+
+def _late_positions(healthy):
+    return lambda self, tokens, positions: healthy(self, tokens, jnp.arange(1, tokens.shape[1] + 1)[None])
+
+
+def _unchanged(healthy):
+    return lambda self, u_BTD: u_BTD
+
+
+def _stale(part: str) -> Replace:
+    """One part of the cache stays what it was before the tokens."""
+
+    def replace(healthy):
+        def advance(self, tokens, cache):
+            out, new = healthy(self, tokens, cache)
+            return out, {**new, part: cache[part]}
+
+        return advance
+
+    return replace
+
+
+def _late_schedule(healthy):
+    return lambda config, total: lambda step: healthy(config, total)(jnp.maximum(step - 1, 0))
+
+
+def _decayed_gradient(healthy):
+    def adamw(config, total_steps):
+        coupled = optax.add_decayed_weights(config.weight_decay)
+        return optax.chain(coupled, healthy(config.replace(weight_decay=0.0), total_steps))
+
+    return adamw

@@ -1,0 +1,79 @@
+"""Seeded faults on the JAX side, each of which the suite's own comparison must catch."""
+
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from parity_tests import cases
+from parity_tests.compare import Row, failures, first_divergence, judge
+
+
+@dataclasses.dataclass(frozen=True)
+class Mutation:
+    """A fault, and the case that must notice it.
+
+    Attributes:
+        fault: what is wrong.
+        target: ``"module:attribute"`` or ``"module:Class.attribute"`` to replace.
+        replace: from the healthy object to the faulty one.
+        tier, case: which case is run.
+    """
+
+    fault: str
+    target: str
+    replace: Callable[[Any], Any]
+    tier: str
+    case: str
+
+
+@contextlib.contextmanager
+def seeded(mutation: Mutation) -> Iterator[None]:
+    """The fault is present inside the context."""
+    module, _, path = mutation.target.partition(":")
+    owner = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    healthy = vars(owner)[name]
+    setattr(owner, name, mutation.replace(healthy))
+    try:
+        yield
+    finally:
+        setattr(owner, name, healthy)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """Whether a fault was caught, by how many tensors, and where it was first seen."""
+
+    fault: str
+    case: str
+    caught: bool
+    tensors: int
+    first: str
+
+
+def run(mutation: Mutation) -> Outcome:
+    """Judges the mutation's case with the fault in place."""
+    case = cases.of_tier(mutation.tier)[mutation.case]
+    rows: list[Row] = []
+    with seeded(mutation):
+        for dtype in case.dtypes:  # float64 first: what it catches need not run again
+            rows = judge(case, (dtype,))
+            if failures(rows):
+                break
+    first = first_divergence(rows)
+    where = first.tap if first else "-"
+    return Outcome(mutation.fault, f"{mutation.tier}: {mutation.case}", first is not None, len(failures(rows)), where)
+
+
+def kill_table(outcomes: list[Outcome]) -> str:
+    """One line a fault, then the kill rate."""
+    lines = [f"{'seeded fault':50} {'caught':7} {'tensors':>7}  first seen at"]
+    for outcome in outcomes:
+        caught = "yes" if outcome.caught else "NO"
+        lines.append(f"{outcome.fault:50} {caught:7} {outcome.tensors:7}  {outcome.first} ({outcome.case})")
+    killed = sum(outcome.caught for outcome in outcomes)
+    return "\n".join([*lines, f"kill rate: {killed} of {len(outcomes)}"])
