@@ -29,9 +29,9 @@ def parse(
     Raises:
         ConfigError: an unknown flag (the nearest is named), a value of the wrong type, or a missing argument.
     """
-    options = {} if default is None else {"default": default}
+    start = tyro.MISSING_NONPROP if default is None else default
     with _one_line_faults():
-        return tyro.cli(record, args=list(argv), prog=prog, config=list(markers), **options)
+        return tyro.cli(record, args=list(argv), prog=prog, config=list(markers), default=start)
 
 
 def parse_named(record: type[T], argv: Sequence[str], *, prog: str, default: Callable[[str], T]) -> T:

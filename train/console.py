@@ -6,7 +6,7 @@ from typing import Self
 
 import jax
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 
 class Display:
@@ -17,9 +17,8 @@ class Display:
         self._total = total
         self._bar = None
         if self._visible and bar and sys.stdout.isatty():
-            columns = ("[bold]train", BarColumn(), MofNCompleteColumn(), "[cyan]{task.fields[status]}")
-            times = (TimeElapsedColumn(), TextColumn("ETA"), TimeRemainingColumn(elapsed_when_finished=False))
-            self._bar = Progress(*columns, *times, console=Console(file=sys.stdout))
+            columns = (BarColumn(12), MofNCompleteColumn(), "[cyan]{task.fields[status]}", "ETA", TimeRemainingColumn())
+            self._bar = Progress(*columns, console=Console(file=sys.stdout))
             self._task = self._bar.add_task("train", total=total, completed=start, status="")
 
     def __enter__(self) -> Self:
@@ -40,13 +39,14 @@ class Display:
         """Loss, rate and speed of a step: beside the bar, or as a line."""
         speed = values.get("tokens_per_second", 0)
         left = (self._total - step) * values["tokens"] / speed if speed else 0
-        status = f"loss {values['loss']:.4f}  lr {values['lr']:.2e}  |g| {values['grad_norm']:.3f}  {speed:,.0f} tok/s"
-        if skipped := int(values["skipped"]):
-            status += f"  {skipped} skipped"
+        skipped = f"  {int(values['skipped'])} skipped" if values["skipped"] else ""
         if self._bar:
-            self._bar.update(self._task, status=status)
-        else:
-            self.say(f"step {step}/{self._total}  {status}  ETA {left // 60:.0f}:{left % 60:02.0f}")
+            self._bar.update(self._task, status=f"loss {values['loss']:.4f}  {speed:,.0f} tok/s{skipped}")
+            return
+        self.say(
+            f"step {step}/{self._total}  loss {values['loss']:.4f}  lr {values['lr']:.2e}  "
+            f"|g| {values['grad_norm']:.3f}  {speed:,.0f} tok/s{skipped}  ETA {left // 60:.0f}:{left % 60:02.0f}"
+        )
 
     def say(self, text: str) -> None:
         """A line of its own."""

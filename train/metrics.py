@@ -121,7 +121,7 @@ class WeightsAndBiases:
     """Scalars to a Weights & Biases project; a resumed run continues the same curve."""
 
     def __init__(self, folder: Path, config: RunConfig):
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
         name = folder.absolute().name
         self._run = wandb.init(
