@@ -39,6 +39,7 @@ class DataConfig(Config):
     def validate(self):
         super().validate()
         self.require(bool(self.source), "source must not be empty")
+        self.require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         for name in ("seq_len", "batch_size"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("max_train_tokens", "max_eval_tokens"):
