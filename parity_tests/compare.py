@@ -88,32 +88,36 @@ def judge(case: Case, dtypes: tuple[DType, ...] | None = None) -> list[Row]:
     Args:
         dtypes: judges only these of the case's.
     """
-    truths = [_truth(case, sample) for sample in range(tolerances.SAMPLES if "float32" in case.dtypes else 1)]
-    torch = [case.torch("float32", sample) for sample in range(len(truths))] if "float32" in case.dtypes else []
-    jax = {dtype: case.jax(dtype) for dtype in dtypes or case.dtypes}
+    judged = dtypes or case.dtypes
+    truth, err_torch = _torch(case)
+    jax = {dtype: case.jax(dtype) for dtype in judged}
     rows = []
-    for name, truth in truths[0].items():
-        row = Row(case.tier, case.name, name, truth.shape)
-        fault = next(filter(None, (_mismatch(jax[dtype].get(name), truth, dtype) for dtype in jax)), "")
+    for name, exact in truth.items():
+        row = Row(case.tier, case.name, name, exact.shape, err_torch=err_torch.get(name, math.nan))
+        fault = next(filter(None, (_mismatch(jax[dtype].get(name), exact, dtype) for dtype in jax)), "")
         if not fault:
-            row = _measure(row, name, {dtype: values[name] for dtype, values in jax.items()}, torch, truths)
+            row = _measure(row, {dtype: values[name] for dtype, values in jax.items()}, exact)
             fault = _verdict(row)
         rows.append(dataclasses.replace(row, fault=fault))
-    strays = sorted({name for values in jax.values() for name in values} - set(truths[0]))
+    strays = sorted({name for values in jax.values() for name in values} - set(truth))
     return rows + [Row(case.tier, case.name, name, (), fault="only JAX has this tensor") for name in strays]
 
 
-def _truth(case: Case, sample: int) -> Values:
-    return case.torch("float64", sample) if case.truth is None else case.truth(sample)
+def _torch(case: Case) -> tuple[Values, dict[str, float]]:
+    """The truth, and PyTorch's own float32 error for every tensor if float32 is judged: the largest of the samples."""
+    exact = case.truth or (lambda sample: case.torch("float64", sample))
+    truth = exact(0)
+    largest: dict[str, float] = {}
+    for sample in range(tolerances.SAMPLES if "float32" in case.dtypes else 0):
+        values, truths = case.torch("float32", sample), exact(sample) if sample else truth
+        for name in truth:
+            largest[name] = max(largest.get(name, 0.0), error(values[name], truths[name]))
+    return truth, largest
 
 
-def _measure(row: Row, name: str, jax: Values, torch: list[Values], truths: list[Values]) -> Row:
-    truth = truths[0][name]
+def _measure(row: Row, jax: Values, truth: np.ndarray) -> Row:
     if "float64" in jax:
         row = dataclasses.replace(row, err_float64=error(jax["float64"], truth))
-    if torch:
-        err_torch = max(error(values[name], exact[name]) for values, exact in zip(torch, truths, strict=True))
-        row = dataclasses.replace(row, err_torch=err_torch)
     if "float32" in jax:
         err_jax = error(jax["float32"], truth)
         ratio = 1.0 if err_jax == row.err_torch else err_jax / row.err_torch if row.err_torch else math.inf

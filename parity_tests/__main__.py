@@ -1,0 +1,95 @@
+"""``python -m parity_tests``: every comparison as a table; exit status 1 if anything diverges."""
+
+import dataclasses
+import importlib
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from mhc_jax.config import ConfigError
+from parity_tests import report
+from parity_tests.compare import Row, first_divergence
+from train import cli
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Compare JAX with PyTorch, both against a float64 run.
+
+    Without flags: all cases of all tiers, the golden numbers, and the seeded faults.
+
+    Attributes:
+        checkpoint: certify this run directory or exported folder instead.
+        golden: only replay the golden numbers; needs no PyTorch and runs on any device.
+        json: also write the rows to this file.
+        plugins: modules that add cases of their own (``parity_tests.cases.add``) when imported.
+    """
+
+    checkpoint: str = ""
+    golden: bool = False
+    json: str = ""
+    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+
+
+def main(argv: list[str]) -> None:
+    """The command; see :class:`Flags`."""
+    flags = cli.parse(Flags, argv, prog="python -m parity_tests")
+    if flags.checkpoint and flags.golden:
+        raise ConfigError("--checkpoint and --golden exclude each other")
+    if flags.json and not Path(flags.json).absolute().parent.is_dir():
+        raise ConfigError(f"--json: the folder of {flags.json} does not exist")
+    if not flags.golden:
+        jax.config.update("jax_platforms", "cpu")  # two frameworks are compared on one device
+    rows, faults = _run(flags)
+    print(report.summary(rows))
+    if flags.json:
+        Path(flags.json).write_text(report.to_json(rows, faults=[dataclasses.asdict(fault) for fault in faults]))
+    diverging, survivors = first_divergence(rows), [fault.fault for fault in faults if not fault.caught]
+    if diverging:
+        print(f"first divergence: {diverging.tier}: {diverging.case}: {diverging.tap}: {diverging.fault}")
+    if survivors:
+        print(f"faults that nothing caught: {', '.join(survivors)}")
+    if diverging or survivors:
+        sys.exit(1)
+    print(f"all {len(rows)} tensors agree")
+
+
+def _run(flags: Flags) -> tuple[list[Row], list]:
+    """Rows, printed as they come, and the outcomes of the seeded faults."""
+    from parity_tests import replay
+
+    if flags.golden:
+        return _print(replay.rows()), []
+    for name in flags.plugins:
+        _import(name)
+    if flags.checkpoint:
+        from parity_tests.certify import certify
+
+        return _print(certify(flags.checkpoint)), []
+    from parity_tests import cases, faults, mutations
+    from parity_tests.compare import judge
+
+    rows = [row for case in cases.everything() for row in _print(judge(case))]
+    rows += _print(replay.rows())
+    outcomes = [mutations.run(mutation) for mutation in faults.mutations()]
+    print("", mutations.kill_table(outcomes), "", sep="\n")
+    return rows, outcomes
+
+
+def _print(rows: list[Row]) -> list[Row]:
+    print(report.table(rows), flush=True)
+    return rows
+
+
+def _import(name: str) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--import {name}: {error}") from None
+
+
+if __name__ == "__main__":
+    cli.run(main)

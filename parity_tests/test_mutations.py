@@ -1,0 +1,27 @@
+"""Every seeded fault is caught, and is gone afterwards."""
+
+import pytest
+
+from mhc_jax.ops import norm
+from parity_tests.faults import mutations
+from parity_tests.mutations import Mutation, kill_table, run, seeded
+
+MUTATIONS = mutations()
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.fault)
+def test_fault_is_caught(mutation):
+    outcome = run(mutation)
+    assert outcome.caught, kill_table([outcome])
+
+
+def test_what_changes_nothing_is_not_caught():
+    harmless = Mutation("nothing", "mhc_jax.ops.norm:rms_norm", lambda healthy: healthy, "ops", "norm.rms_norm")
+    assert not run(harmless).caught
+
+
+def test_a_seeded_fault_is_removed():
+    healthy = norm.rms_norm
+    with seeded(MUTATIONS[0]):
+        assert norm.rms_norm is not healthy
+    assert norm.rms_norm is healthy
