@@ -1,0 +1,59 @@
+"""Two processes that hold one sliced model between them, and change how it is sliced when they resume."""
+
+import socket
+
+import jax
+import numpy as np
+import pytest
+
+from mhc_jax.models import mhc_ssm
+from train.restore import load_run
+from train.tests.runs import measured, offer, start, tiny_run
+
+STEPS, HALF = 12, 6
+
+
+@pytest.mark.slow
+def test_two_processes_slice_parameters_then_products(tmp_path):
+    config = tiny_run(tmp_path)
+    config = config.replace(
+        model=mhc_ssm("adapters", vocab_size=0, max_len=0, width=16, layers=2),
+        # A constant rate, so that the first half does not depend on the length of the run.
+        optim=config.optim.replace(lr=1e-2, schedule="constant"),
+        train=config.train.replace(steps=STEPS, eval_every=HALF, sample_tokens=0),
+        checkpoint=config.checkpoint.replace(every=0),
+    )
+    offer(config, tmp_path)
+    finish([start(tmp_path, "alone")])
+    finish(two(tmp_path, "--mesh.fsdp", "2", "--train.steps", str(HALF)))
+    output = finish(two(tmp_path, "--mesh.tensor", "2", "--train.resume", "True"))
+    assert f"at step {HALF}" in output
+
+    def losses(name):
+        return [line["loss"] for line in measured(tmp_path / name) if "loss" in line]
+
+    assert len(losses("together")) == STEPS
+    # Sums over batch and width are taken in another order: float32 rounding, grown over 12 steps.
+    np.testing.assert_allclose(losses("together"), losses("alone"), rtol=2e-5)
+    found, expected = (load_run(tmp_path / name, "last")[1] for name in ("together", "alone"))
+    distance = jax.tree.map(lambda x, y: float(np.linalg.norm(x - y) / np.linalg.norm(y)), found, expected)
+    assert max(jax.tree.leaves(distance)) < 1e-3
+
+
+def two(folder, *flags):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    place = ("--distributed.coordinator", address, "--distributed.num-processes", "2", "--distributed.process-id")
+    return [start(folder, "together", *flags, *place, index) for index in "01"]
+
+
+def finish(processes):
+    """Waits for all of them; the output of the first."""
+    try:
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert not any(process.returncode for process in processes), "\n".join(outputs)
+    return outputs[0]
