@@ -4,12 +4,12 @@
 set -euo pipefail
 data=$1 runs=${2:-runs/repairs} python=${PYTHON:-.venv/bin/python}
 common=(--data.source wikitext-2-v1 --data.path "$data" --data.tokenizer bytes --data.seq-len 256 --data.batch-size 8
-        --data.max-eval-tokens 200000 --model.width 96 --model.layers 4 --train.steps 300 --train.eval-every 0
+        --data.max-eval-tokens 100000 --model.width 96 --model.layers 4 --train.steps 120 --train.eval-every 0
         --train.sample-tokens 0 --checkpoint.every 0 --log.every 25)
 train() { local row=$1 name=$2; shift 2; [ -f "$runs/$row/summary.json" ] || "$python" -m train "$name" --run-dir "$runs/$row" "${common[@]}" "$@"; }
-without() { local row=$1; shift; train "without-$row" mhc_ssm_adapters --optim.lr 3e-3 --optim.warmup-steps 30 "$@"; }
+without() { local row=$1; shift; train "without-$row" mhc_ssm_adapters --optim.lr 3e-3 --optim.warmup-steps 20 "$@"; }
 
-train repaired mhc_ssm_adapters --optim.lr 3e-3 --optim.warmup-steps 30
+train repaired mhc_ssm_adapters --optim.lr 3e-3 --optim.warmup-steps 20
 without small-embeddings --model.embed-std 1.0
 without near-identity-mixing --model.residual.diagonal-bias 0 --model.residual.read-bias 0
 without unit-writes --model.residual.unit-writes False
