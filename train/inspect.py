@@ -49,12 +49,14 @@ def cost_rows(config: RunConfig) -> list[Row]:
     start = time.perf_counter()
     compiled = _lowered_step(config).compile()
     seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    scratch = memory.temp_size_in_bytes / 2**20 if memory else math.nan
     state = jax.eval_shape(lambda: init_state(config, make_optimizer(config.optim, total_steps=1)))
     gflop = step_flops(config) / 1e9
     mib = {
         "parameters": _mib(state.params),
         "optimizer state": _mib(state.opt_state),
-        "activations, gradients and scratch": compiled.memory_analysis().temp_size_in_bytes / 2**20,
+        "activations, gradients and scratch": scratch,
     }
     quantities = {
         **{name: (value, "MiB") for name, value in mib.items()},
@@ -75,7 +77,8 @@ def step_flops(config: RunConfig) -> float:
     execution = config.model.execution.replace(layers="unroll")
     whole = config.train.replace(accumulate=1, loss_chunk=config.data.seq_len)
     config = config.replace(model=config.model.replace(execution=execution), train=whole)
-    return _lowered_step(config).cost_analysis()["flops"]
+    cost = _lowered_step(config).cost_analysis()
+    return cost["flops"] if cost else math.nan
 
 
 def _lowered_step(config: RunConfig) -> jax.stages.Lowered:

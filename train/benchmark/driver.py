@@ -71,16 +71,19 @@ class _Process:
         self.process = subprocess.Popen(
             command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log
         )
+        assert self.process.stdin is not None  # both are pipes
+        assert self.process.stdout is not None
+        self.orders, self.answers = self.process.stdin, self.process.stdout
         return self
 
     def __exit__(self, *exception):
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout, self.log):
+        for stream in (self.orders, self.answers, self.log):
             stream.close()
 
     def _answer(self):
-        line = self.process.stdout.readline()
+        line = self.answers.readline()
         if not line:
             self.process.wait()
             self.log.seek(0)
@@ -98,13 +101,13 @@ class _Process:
             self.rounds = [[self.first_s]]
             return
         time.sleep(SETTLE_S)
-        self.process.stdin.write(f"{calls}\n")
-        self.process.stdin.flush()
+        self.orders.write(f"{calls}\n")
+        self.orders.flush()
         self.rounds.append(self._answer())
 
     def timing(self) -> Timing:
         """Ends the contender."""
-        self.process.stdin.close()
+        self.orders.close()
         medians = [statistics.median(round_) for round_ in self.rounds]
         every = [seconds for round_ in self.rounds for seconds in round_]
         peak = self._answer()["peak_bytes"]
