@@ -60,6 +60,18 @@ def cotangents(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
 
+def weighted_sum_jax(outputs: Mapping[str, jax.Array], dtype: DType) -> jax.Array:
+    """The scalar whose gradient is the vector-Jacobian product with :func:`cotangents`."""
+    weights = cotangents({name: x.shape for name, x in outputs.items()})
+    return jnp.stack([jnp.sum(x * weights[name].astype(dtype)) for name, x in outputs.items()]).sum()
+
+
+def weighted_sum_torch(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """:func:`weighted_sum_jax` in PyTorch."""
+    weights = cotangents({name: tuple(x.shape) for name, x in outputs.items()})
+    return torch.stack([(x * torch.from_numpy(weights[name]).to(x.dtype)).sum() for name, x in outputs.items()]).sum()
+
+
 def vjp_jax(function: Function, inputs: Arrays, dtype: DType) -> Values:
     """Outputs, and gradients of their fixed weighted sum with respect to every floating input."""
     with jax_precision(dtype):
@@ -68,8 +80,7 @@ def vjp_jax(function: Function, inputs: Arrays, dtype: DType) -> Values:
 
         def weighted(floating):
             outputs = named(function({**arrays, **floating}))
-            weights = cotangents({name: x.shape for name, x in outputs.items()})
-            return sum(jnp.sum(x * weights[name].astype(dtype)) for name, x in outputs.items()), outputs
+            return weighted_sum_jax(outputs, dtype), outputs
 
         gradients, outputs = jit(jax.grad(weighted, has_aux=True), dtype)(floating)
         return _values(outputs, gradients)
@@ -80,9 +91,9 @@ def vjp_torch(function: Function, inputs: Arrays, dtype: DType, sample: int = 0)
     arrays = {name: torch.from_numpy(x.copy()) for name, x in cast(jitter(inputs, sample), dtype).items()}
     floating = {name: x.requires_grad_() for name, x in arrays.items() if x.is_floating_point()}
     outputs = {name: x.to(next(iter(floating.values())).dtype) for name, x in named(function(arrays)).items()}
-    weights = cotangents({name: tuple(x.shape) for name, x in outputs.items()})
-    total = sum((x * torch.from_numpy(weights[name]).to(x.dtype)).sum() for name, x in outputs.items())
-    gradients = torch.autograd.grad(total, list(floating.values()), allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(
+        weighted_sum_torch(outputs), list(floating.values()), allow_unused=True, materialize_grads=True
+    )
     return _values({name: x.detach() for name, x in outputs.items()}, dict(zip(floating, gradients)))
 
 

@@ -5,6 +5,7 @@ order of execution. A cotangent is the gradient with respect to a zero probe add
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,8 +35,8 @@ def to_params(config: LMConfig, weights: Arrays, dtype: DType) -> Params:
     return interop.from_torch(config, cast(weights, dtype))
 
 
-def to_module(config: LMConfig, weights: Arrays, dtype: DType) -> torch.nn.Module:
-    """The mirror with these weights."""
+def to_module(config: LMConfig, weights: Arrays, dtype: DType) -> Any:
+    """The mirror with these weights, a ``torch_ref.LM``."""
     module = torch_ref.build(config).to(getattr(torch, dtype)).eval()
     module.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in cast(weights, dtype).items()})
     return module

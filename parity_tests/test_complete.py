@@ -36,7 +36,7 @@ def test_every_part_has_a_twin_and_a_case(axis, kind):
 
 
 @pytest.mark.parametrize("path", list(_ops()))
-def test_every_op_has_a_twin_and_a_case(path):
+def test_every_op_has_a_twin_and_a_case(path: str):
     module, name = TWINS.get(path, path).split(".")
     twin = importlib.import_module(f"torch_ref.ops.{module}")
     assert callable(getattr(twin, name, None)), f"torch_ref.ops.{module} lacks {name}"

@@ -40,7 +40,7 @@ def decoding(tier: str, name: str, config, weights: Arrays, tokens: np.ndarray) 
 def _jax(config, weights: Arrays, tokens: np.ndarray, dtype: DType) -> Values:
     with jax_precision(dtype):
         config = in_dtype(config, dtype)
-        params, tokens = to_params(config, weights, dtype), jnp.asarray(tokens)
+        params, ids = to_params(config, weights, dtype), jnp.asarray(tokens)
 
         def by_token(params, tokens):
             cache = decode.init_cache(config, params, tokens.shape[0])
@@ -54,7 +54,7 @@ def _jax(config, weights: Arrays, tokens: np.ndarray, dtype: DType) -> Values:
             return jnp.concatenate([prompt, jnp.swapaxes(rest, 0, 1)], axis=1)
 
         whole = jit(lambda params, tokens: mhc_jax.apply(config, params, tokens).logits_BTV, dtype)
-        return _values(jit(by_token, dtype)(params, tokens), whole(params, tokens))
+        return _values(jit(by_token, dtype)(params, ids), whole(params, ids))
 
 
 @torch.no_grad()

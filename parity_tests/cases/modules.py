@@ -16,7 +16,7 @@ from mhc_jax.nn.lm import LM
 from parity_tests.cases.ops import draw
 from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny, weights
 from parity_tests.compare import Case, DType, Values
-from parity_tests.frameworks import Arrays, cast, cotangents, jax_precision, jit, jitter
+from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
 from parity_tests.taps import in_dtype, to_module, to_params
 
 # A part as a function of (model, arrays) that returns named outputs, once in each framework.
@@ -56,8 +56,7 @@ def _run_jax(function: Part, config, weights: Arrays, inputs: Arrays, dtype: DTy
 
         def weighted(params, floating):
             outputs = function(bind(config, params), arrays | floating)
-            factors = cotangents({name: x.shape for name, x in outputs.items()})
-            return sum(jnp.sum(x * factors[name].astype(dtype)) for name, x in outputs.items()), outputs
+            return weighted_sum_jax(outputs, dtype), outputs
 
         run = jit(jax.grad(weighted, argnums=(0, 1), has_aux=True), dtype)
         (params, by_input), outputs = run(to_params(config, weights, dtype), floating)
@@ -69,8 +68,7 @@ def _run_torch(function: Part, config, weights: Arrays, inputs: Arrays, dtype: D
     arrays = {name: torch.from_numpy(x.copy()) for name, x in cast(jitter(inputs, sample), dtype).items()}
     floating = {name: x.requires_grad_() for name, x in arrays.items() if x.is_floating_point()}
     outputs = function(module, arrays)
-    factors = cotangents({name: tuple(x.shape) for name, x in outputs.items()})
-    total = sum((x * torch.from_numpy(factors[name]).to(x.dtype)).sum() for name, x in outputs.items())
+    total = weighted_sum_torch(outputs)
     params = dict(module.named_parameters())
     by = torch.autograd.grad(total, [*floating.values(), *params.values()], allow_unused=True, materialize_grads=True)
     by_input, by_param = by[: len(floating)], by[len(floating) :]

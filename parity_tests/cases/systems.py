@@ -36,7 +36,7 @@ def tiny(variant, form, norm, *, streams=4, conv=3, scan="auto", **changes) -> L
     config = config.replace(mixer=config.mixer.replace(conv_kernel=conv, form=scan, chunk=3))
     if variant != "baseline":
         config = config.replace(residual=config.residual.replace(streams=streams))
-    if variant == "adapters":
+    if config.adapters is not None:
         config = config.replace(adapters=config.adapters.replace(rank=3))
     return config
 
