@@ -93,12 +93,12 @@ def quickstart() -> RunConfig:
     """A small mHC-SSM on the docstrings of the installed packages, in minutes on a laptop."""
     return RunConfig(
         name="quickstart",
-        model=models("mhc", width=128, layers=4, **_FROM_DATA),
-        data=DataConfig(tokenizer="bytes", seq_len=256, batch_size=16),
-        optim=OptimConfig(lr=4e-3, warmup_steps=100, beta2=0.99),
-        train=TrainConfig(steps=1500, loss_chunk=256, eval_every=500, eval_batches=20, sample_tokens=300),
-        checkpoint=CheckpointConfig(every=500),
-        log=LogConfig(every=50),
+        model=models("mhc", width=96, layers=4, **_FROM_DATA),
+        data=DataConfig(tokenizer="bytes", seq_len=256, batch_size=8),
+        optim=OptimConfig(lr=4e-3, warmup_steps=50, beta2=0.99),
+        train=TrainConfig(steps=800, loss_chunk=256, eval_every=200, eval_batches=20, sample_tokens=250),
+        checkpoint=CheckpointConfig(every=400),
+        log=LogConfig(every=20),
     )
 
 
