@@ -145,7 +145,7 @@ def test_original_starts_with_huge_tied_logits_and_the_default_does_not(tokens):
     for variant in ("baseline", "mhc", "adapters"):
         spread = {}
         for form in ("original", "default"):
-            config = small(variant, form, width=256)
+            config = small(variant, form, width=256, vocab_size=5000)
             spread[form] = float(forward(config, mhc_jax.init(config, jax.random.key(0)), tokens).logits_BTV.std())
         assert 14 < spread["original"] < 18  # sqrt(256) = 16
         assert spread["default"] < 0.5
