@@ -41,10 +41,10 @@ lint: $(VENV)/.installed-lint  ## ruff and pyright
 	$(BIN)/pyright
 
 bench: $(VENV)/.installed-test  ## training, decoding, recurrence and compile-time benchmarks
-	$(BIN)/python -m train.benchmark mhc_ssm --what scan
-	$(BIN)/python -m train.benchmark mhc_ssm --what compile
-	$(BIN)/python -m train.benchmark mhc_ssm --what train
-	$(BIN)/python -m train.benchmark mhc_ssm --what decode
+	$(BIN)/python -m train.benchmark mhc_ssm_original --what scan
+	$(BIN)/python -m train.benchmark mhc_ssm_original --what compile
+	$(BIN)/python -m train.benchmark mhc_ssm_original --what train
+	$(BIN)/python -m train.benchmark mhc_ssm_original --what decode
 
 clean:  ## remove the environment and caches (runs/ stays)
 	rm -rf $(VENV) .pytest_cache .ruff_cache
