@@ -59,7 +59,7 @@ class Flags:
     ppl: bool = False
     torch: bool = True
     torch_python: str = sys.executable
-    out: str = "benchmarks"
+    out: str = "benchmarks/results"
     model: LMConfig = LMConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
