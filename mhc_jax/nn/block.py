@@ -1,78 +1,130 @@
 """A site (a residual topology around a normalised branch), and the block of sites that is one layer."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
+from mhc_jax.nn.channel.base import ChannelMixer
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.layers import Norm, NormName, dropout, fold
-from mhc_jax.nn.mixers.base import Mixer, MixerState
-from mhc_jax.nn.residual.base import Residual, State
+from mhc_jax.nn.mixers.base import Mixer, MixerState, own_values
+from mhc_jax.nn.residual.base import Residual, State, streams_of, with_streams
 from mhc_jax.nn.taps import Tap, no_tap, under
+from mhc_jax.nn.value_residual import ValueMix, ValueResidual
 from mhc_jax.precision import Policy
+
+# What a scan over layers carries: the residual state and, with value residual, the first layer's values.
+Carry = tuple[State, jax.Array | None]
 
 
 class Site(nnx.Module):
     """``state = post(state, dropout(branch(norm(u))))`` with ``u = pre(state)``."""
 
     def __init__(
-        self, residual: Residual, branch: Mixer, width: int, norm: NormName, rate: float, policy: Policy, init: Init
+        self,
+        residual: Residual,
+        branch: Mixer | ChannelMixer,
+        width: int,
+        norm: NormName,
+        rate: float,
+        policy: Policy,
+        init: Init,
+        *,
+        norm_bias: bool = True,
     ):
         self.residual, self.branch = residual, branch
-        self.norm = Norm(width, norm, init / "norm")
+        self.norm = None if residual.normalised else Norm(width, norm, init / "norm", biased=norm_bias)
         self.rate, self.policy = rate, policy
 
     def __call__(
         self,
         state: State,
+        run: Callable[[jax.Array], tuple[jax.Array, Any]],
+        *,
+        key: jax.Array | None = None,
+        tap: Tap = no_tap,
+    ) -> tuple[State, Any]:
+        """The state after the site, and what else ``run`` returned.
+
+        Args:
+            run: the branch as a function of its normalised input.
+            key: switches dropout on.
+        """
+        u, ctx = self.residual.pre(state, key=fold(key, 0), tap=under("residual", tap))
+        y, out = run(self._input(tap("u", u)))
+        if self.residual.branches > 1:
+            y = y.reshape(self.residual.branches, -1, *y.shape[1:])
+        y = tap("y", dropout(y, self.rate, fold(key, 1)))
+        state = self.residual.post(state, y, ctx, key=fold(key, 2), tap=under("residual", tap))
+        return with_streams(state, tap("state", streams_of(state))), out
+
+    def _input(self, u: jax.Array) -> jax.Array:
+        """What the branch takes: normalised, its views as many as it takes, branches folded into the batch."""
+        u = u.astype(self.policy.accumulate)
+        x = self._normalise(u).astype(self.policy.compute)
+        if self.residual.views > 1 and self.branch.views == 1:
+            return jnp.mean(x, axis=0)
+        return x.reshape(-1, *x.shape[2:]) if self.residual.branches > 1 else x
+
+    def _normalise(self, u: jax.Array) -> jax.Array:
+        return u if self.norm is None else self.norm(u)
+
+
+class Block(nnx.Module):
+    """One layer: a site ``mixer`` around a sequence mixer and, in most models, a site ``mlp`` around a channel mixer."""
+
+    def __init__(self, mixer: Site, mlp: Site | None, values: ValueResidual | None):
+        self.mixer, self.mlp, self.values = mixer, mlp, values
+
+    def __call__(
+        self,
+        carry: Carry,
+        layer: jax.Array,
         *,
         positions: jax.Array | None = None,
         segment_ids: jax.Array | None = None,
         key: jax.Array | None = None,
         tap: Tap = no_tap,
-    ) -> State:
+    ) -> Carry:
         """The whole sequence; ``key`` switches dropout on."""
-        u_BTD, ctx = self.residual.pre(state, key=fold(key, 0), tap=under("residual", tap))
-        x_BTD = self._normalise(tap("u", u_BTD))
-        y_BTD = self.branch(x_BTD, positions=positions, segment_ids=segment_ids, tap=under("branch", tap))
-        y_BTD = tap("y", dropout(y_BTD, self.rate, fold(key, 1)))
-        return tap("state", self.residual.post(state, y_BTD, ctx, key=fold(key, 2), tap=under("residual", tap)))
 
-    def prefill(self, state: State, memory: MixerState) -> tuple[State, MixerState]:
-        """The whole sequence after the mixer state ``memory``, and the mixer state after it."""
-        u_BTD, ctx = self.residual.pre(state)
-        y_BTD, memory = self.branch.prefill(self._normalise(u_BTD), memory)
-        return self.residual.post(state, y_BTD, ctx), memory
+        tokens = {"positions": self._repeat(positions), "segment_ids": self._repeat(segment_ids)}
+        inside = {"key": fold(key, 2), "tap": under("mixer.branch", tap)}
 
-    def step(self, state: State, memory: MixerState) -> tuple[State, MixerState]:
-        """One token: ``state`` has T = 1."""
-        u_B1D, ctx = self.residual.pre(state)
-        y_BD, memory = self.branch.step(self._normalise(u_B1D)[:, 0], memory)
-        return self.residual.post(state, y_BD[:, None], ctx), memory
+        def mix(x, values):
+            return self.mixer.branch(x, values=values, **tokens, **inside), None
 
-    def _normalise(self, u_BTD: jax.Array) -> jax.Array:
-        return self.norm(u_BTD.astype(self.policy.accumulate)).astype(self.policy.compute)
-
-
-class Block(nnx.Module):
-    """One layer: so far a single site, ``mixer``."""
-
-    def __init__(self, mixer: Site):
-        self.mixer = mixer
-
-    def __call__(self, state: State, *, tap: Tap = no_tap, **options: Any) -> State:
-        """See :meth:`Site.__call__`."""
-        return self.mixer(state, tap=under("mixer", tap), **options)
+        return self._through(carry, layer, mix, key, tap)[0]
 
     def init_memory(self, batch: int, max_len: int) -> MixerState:
         """The mixer state before the first token."""
-        return self.mixer.branch.init_state(batch, max_len)
+        return self.mixer.branch.init_state(batch * self.mixer.residual.branches, max_len)
 
-    def prefill(self, state: State, memory: MixerState) -> tuple[State, MixerState]:
-        """See :meth:`Site.prefill`."""
-        return self.mixer.prefill(state, memory)
+    def prefill(self, carry: Carry, layer: jax.Array, memory: MixerState) -> tuple[Carry, MixerState]:
+        """The whole sequence after the mixer state ``memory``, and the mixer state after it."""
+        return self._through(carry, layer, lambda x, values: self.mixer.branch.prefill(x, memory, values=values))
 
-    def step(self, state: State, memory: MixerState) -> tuple[State, MixerState]:
-        """See :meth:`Site.step`."""
-        return self.mixer.step(state, memory)
+    def step(self, carry: Carry, layer: jax.Array, memory: MixerState) -> tuple[Carry, MixerState]:
+        """One token: the state has T = 1."""
+
+        def mix(x, values):
+            y_BD, after = self.mixer.branch.step(x[..., 0, :], memory, values=values)
+            return y_BD[:, None], after
+
+        return self._through(carry, layer, mix)
+
+    def _through(self, carry, layer, mix, key=None, tap: Tap = no_tap):
+        state, first = carry
+        values = own_values if self.values is None else ValueMix(self.values.weights(), layer, first)
+        state, memory = self.mixer(state, lambda x: mix(x, values), key=fold(key, 0), tap=under("mixer", tap))
+        if self.mlp is not None:
+            branch, inside = self.mlp.branch, under("mlp.branch", tap)
+            state, _ = self.mlp(state, lambda x: (branch(x, tap=inside), None), key=fold(key, 1), tap=under("mlp", tap))
+        return (state, values.first if isinstance(values, ValueMix) else None), memory
+
+    def _repeat(self, x_BT: jax.Array | None) -> jax.Array | None:
+        """Branches are folded into the batch, and all run over the same tokens."""
+        return None if x_BT is None else jnp.tile(x_BT, (self.mixer.residual.branches, 1))

@@ -19,15 +19,20 @@ class Init:
     """Creates ``nnx.Param`` leaves under one path.
 
     Attributes:
-        layer: index of the layer being built (may be traced); 0 outside the stack.
+        index: which layer is being built or, inside a site, which site of the model, counted from 0 (may be traced).
+        sites: number of sites in the whole model.
     """
 
-    def __init__(self, key: jax.Array, path: str = "", layer: ArrayLike = 0):
-        self.key, self.path, self.layer = key, path, layer
+    def __init__(self, key: jax.Array, path: str = "", index: ArrayLike = 0, sites: int = 1):
+        self.key, self.path, self.index, self.sites = key, path, index, sites
 
     def __truediv__(self, name: str) -> "Init":
         """The same key one level deeper: ``init / "mixer"``."""
-        return Init(self.key, f"{self.path}/{name}", self.layer)
+        return Init(self.key, f"{self.path}/{name}", self.index, self.sites)
+
+    def at(self, index: ArrayLike) -> "Init":
+        """The same key and path for another ``index``."""
+        return Init(self.key, self.path, index, self.sites)
 
     def __call__(self, name: str, initializer: Initializer, *shape: int) -> nnx.Param:
         """A float32 parameter; its random draw depends on the key and on path and name."""

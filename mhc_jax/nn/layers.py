@@ -13,30 +13,43 @@ NormName = Literal["rms", "ln"]
 
 
 class Dense(nnx.Module):
-    """``x @ kernel + bias``; kernel (in, out). PyTorch's default initialisation unless told otherwise."""
+    """``x @ kernel + bias``; kernel (in, out). PyTorch's default initialisation unless told otherwise.
 
-    def __init__(self, inputs: int, outputs: int, init: Init, *, kernel: Initializer | None = None, bias=None):
+    ``bias`` is its initialiser, or False for a layer without one.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        init: Init,
+        *,
+        kernel: Initializer | None = None,
+        bias: Initializer | Literal[False] | None = None,
+    ):
         self.kernel = init("kernel", kernel or uniform(inputs), inputs, outputs)
-        self.bias = init("bias", bias or uniform(inputs), outputs)
+        self.bias = None if bias is False else init("bias", bias or uniform(inputs), outputs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Computes in the dtype of ``x``."""
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class Norm(nnx.Module):
-    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``) over the last axis, in the dtype of its input."""
+    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``, with or without bias) over the last axis, in its input's dtype."""
 
-    def __init__(self, width: int, name: NormName, init: Init):
+    def __init__(self, width: int, name: NormName, init: Init, *, biased: bool = True):
+        self.name = name
         self.scale = init("scale", ones, width)
-        if name == "ln":
-            self.bias = init("bias", zeros, width)
+        self.bias = init("bias", zeros, width) if name == "ln" and biased else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.scale[...].astype(x.dtype)
-        if hasattr(self, "bias"):
-            return layer_norm(x, scale, self.bias[...].astype(x.dtype))
-        return rms_norm(x, scale)
+        if self.name == "rms":
+            return rms_norm(x, scale)
+        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(x.dtype)
+        return layer_norm(x, scale, bias)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mhc_jax.config import Config
-from mhc_jax.nn.block import Block, Site
+from mhc_jax.nn.block import Block, Carry, Site
+from mhc_jax.nn.channel import ChannelMixerConfig
 from mhc_jax.nn.init import Init, normal
 from mhc_jax.nn.layers import Norm, NormName, dropout, fold
 from mhc_jax.nn.mixers import DiagonalSSMConfig, MixerConfig
@@ -20,8 +21,10 @@ from mhc_jax.nn.residual import (
     StreamAdapters,
     StreamAdaptersConfig,
 )
+from mhc_jax.nn.residual.base import State, streams_of, with_streams
 from mhc_jax.nn.stack import LayersName, RematName, build_stack, run_stack
 from mhc_jax.nn.taps import Tap, Taps, no_tap
+from mhc_jax.nn.value_residual import ValueResidual, ValueResidualConfig
 from mhc_jax.ops import streams
 from mhc_jax.precision import PolicyName, policy
 from mhc_jax.registry import register
@@ -54,9 +57,14 @@ class LMConfig(Config):
         layers: L.
         dropout: after the embedding sum and after every branch.
         norm: ``"rms"`` or ``"ln"``.
+        norm_bias: whether the LayerNorms have biases.
+        norm_streams: normalise each stream and then collapse, as published nanoGPT mHC does: with the sum of n streams
+            its first logits are n times too large. The default collapses first.
         embed_std: standard deviation of both embeddings at initialisation; 1 in the original mHC-SSM,
             whose tied logits then start with a standard deviation of sqrt(D).
         residual, ends, adapters, mixer: the parts; adapters need a topology with streams.
+        mlp: the channel mixer, a second site of every block; None for blocks of one site.
+        value_residual: lets every layer use the first one's values.
         execution: how it runs.
     """
 
@@ -68,11 +76,15 @@ class LMConfig(Config):
     layers: int = 8
     dropout: float = 0.0
     norm: NormName = "rms"
+    norm_bias: bool = True
+    norm_streams: bool = False
     embed_std: float = 0.02
     residual: ResidualConfig = PlainConfig()
     ends: EndsConfig = IdentityEndsConfig()
     adapters: StreamAdaptersConfig | None = None
     mixer: MixerConfig = DiagonalSSMConfig()
+    mlp: ChannelMixerConfig | None = None
+    value_residual: ValueResidualConfig | None = None
     execution: Execution = Execution()
 
     def validate(self):
@@ -82,11 +94,22 @@ class LMConfig(Config):
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.norm in ("rms", "ln"), f"norm must be 'rms' or 'ln', got {self.norm!r}")
         self.require(self.embed_std > 0, f"embed_std must be positive, got {self.embed_std}")
-        self.ends.check(self.residual.stream_count)
+        self.ends.check(self.residual)
+        self.mixer.check(self.width)
         self.require(
-            self.adapters is None or self.residual.stream_count is not None,
-            f"adapters need a residual with streams, not {self.residual.kind!r}",
+            self.adapters is None or (self.residual.stream_count is not None and self.residual.branches == 1),
+            f"adapters need a residual with streams and one branch, not {self.residual.kind!r}",
         )
+        self.require(
+            self.mixer.views in (1, self.residual.views),
+            f"the mixer takes {self.mixer.views} views, but the residual {self.residual.kind!r} gives "
+            f"{self.residual.views}; set residual.views to {self.mixer.views}, or mixer.views to 1",
+        )
+
+    @property
+    def sites_per_layer(self) -> int:
+        """Residual sites of one block."""
+        return 1 if self.mlp is None else 2
 
 
 @jax.tree_util.register_dataclass
@@ -123,11 +146,20 @@ class LM(nnx.Module):
         self.config, self.policy = config, policy(config.execution.policy)
         self.embed = Embed(config, init / "embed")
         self.ends = config.ends.build(config.width, config.residual.stream_count, self.policy, init / "ends")
-        self.blocks = build_stack(self._build_block, config.layers, init / "blocks")
-        self.final_norm = Norm(config.width, config.norm, init / "final_norm")
+        blocks = Init(init.key, f"{init.path}/blocks", sites=config.layers * config.sites_per_layer)
+        self.blocks = build_stack(self._build_block, config.layers, blocks)
+        self.final_norm = Norm(config.width, config.norm, init / "final_norm", biased=config.norm_bias)
 
     def _build_block(self, init: Init) -> Block:
-        config, init = self.config, init / "mixer"
+        config = self.config
+        first = init.index * config.sites_per_layer
+        mixer = self._build_site(config.mixer, (init / "mixer").at(first))
+        mlp = None if config.mlp is None else self._build_site(config.mlp, (init / "mlp").at(first + 1))
+        values = None if config.value_residual is None else ValueResidual(config.value_residual, init / "values")
+        return Block(mixer, mlp, values)
+
+    def _build_site(self, part: MixerConfig | ChannelMixerConfig, init: Init) -> Site:
+        config = self.config
         residual = config.residual.build(config.width, self.policy, init / "residual")
         if config.adapters is not None:
             streams_ = config.residual.stream_count
@@ -135,8 +167,10 @@ class LM(nnx.Module):
             residual = StreamAdapters(
                 residual, config.adapters, config.width, streams_, config.norm, self.policy, init / "residual"
             )
-        branch = config.mixer.build(config.width, self.policy, init / "branch")
-        return Block(Site(residual, branch, config.width, config.norm, config.dropout, self.policy, init))
+        branch = part.build(config.width, self.policy, init / "branch")
+        return Site(
+            residual, branch, config.width, config.norm, config.dropout, self.policy, init, norm_bias=config.norm_bias
+        )
 
     def __call__(
         self,
@@ -151,14 +185,13 @@ class LM(nnx.Module):
         """See :func:`mhc_jax.apply`."""
         tap = Taps(probes) if taps or probes else no_tap
         x_BTD = tap("embed", dropout(self._embed(tokens_BT, positions), self.config.dropout, fold(key, 0)))
-        state = tap("expand", self.ends.expand(x_BTD))
+        state = self.config.residual.begin(tap("expand", self.ends.expand(x_BTD)))
         state = self._blocks(state, positions, segment_ids, fold(key, 1), tap)
-        collapsed = tap("collapse", self.ends.collapse(state))
-        hidden_BTD = tap("hidden", self.final_norm(collapsed.astype(self.policy.accumulate)))
+        hidden_BTD = self._collapse(state, tap)
         logits_BTV = tap("logits", self._head(hidden_BTD))
         aux = {}
         if self.config.residual.stream_count is not None:
-            aux["stream_diversity"] = streams.diversity(state)
+            aux["stream_diversity"] = streams.diversity(streams_of(state))
         return Output(logits_BTV, hidden_BTD, aux, tap.values if isinstance(tap, Taps) else {})
 
     def _blocks(self, state, positions, segment_ids, key, tap: Tap):
@@ -166,16 +199,33 @@ class LM(nnx.Module):
         probes = tap.probes if isinstance(tap, Taps) else {}
         inside = {name.removeprefix(prefix): value for name, value in probes.items() if name.startswith(prefix)}
 
-        def body(block, state, inputs):
+        def body(block, carry, inputs):
             layer, layer_probes = inputs
             layer_tap = Taps(layer_probes) if isinstance(tap, Taps) else no_tap
-            state = block(state, positions=positions, segment_ids=segment_ids, key=fold(key, layer), tap=layer_tap)
-            return state, layer_tap.values if isinstance(layer_tap, Taps) else {}
+            carry = block(
+                carry, layer, positions=positions, segment_ids=segment_ids, key=fold(key, layer), tap=layer_tap
+            )
+            return carry, layer_tap.values if isinstance(layer_tap, Taps) else {}
 
-        state, recorded = self._run(body, state, (jnp.arange(self.config.layers), inside))
+        (state, _), recorded = self._run(body, self._carry(state), (jnp.arange(self.config.layers), inside))
         if isinstance(tap, Taps):
             tap.values.update({prefix + name: value for name, value in recorded.items()})
         return state
+
+    def _carry(self, state: State) -> Carry:
+        """What the scan over layers begins with."""
+        if self.config.value_residual is None:
+            return state, None
+        B, T = streams_of(state).shape[:2]
+        return state, jnp.zeros((B * self.config.residual.branches, T, self.config.width), self.policy.compute)
+
+    def _collapse(self, state: State, tap: Tap) -> jax.Array:
+        """Input of the head."""
+        if self.config.norm_streams:
+            h = streams_of(state).astype(self.policy.accumulate)
+            return tap("hidden", self.ends.collapse(with_streams(state, tap("normalised", self.final_norm(h)))))
+        collapsed = tap("collapse", self.ends.collapse(state))
+        return tap("hidden", self.final_norm(collapsed.astype(self.policy.accumulate)))
 
     def init_cache(self, batch: int) -> dict[str, Any]:
         """Decoding state before the first token: the mixers' states (leading axis L) and the position."""
@@ -195,10 +245,12 @@ class LM(nnx.Module):
     def _decode(self, tokens_BT, cache, advance):
         T = tokens_BT.shape[1]
         positions = cache["position"] + jnp.arange(T)[None]
-        state = self.ends.expand(self._embed(tokens_BT, positions))
-        state, layers = self._run(advance, state, cache["layers"])
-        hidden_BTD = self.final_norm(self.ends.collapse(state).astype(self.policy.accumulate))
-        return self._head(hidden_BTD), {"layers": layers, "position": cache["position"] + T}
+        state = self.config.residual.begin(self.ends.expand(self._embed(tokens_BT, positions)))
+        inputs = jnp.arange(self.config.layers), cache["layers"]
+        (state, _), layers = self._run(
+            lambda block, carry, inputs: advance(block, carry, *inputs), self._carry(state), inputs
+        )
+        return self._head(self._collapse(state, no_tap)), {"layers": layers, "position": cache["position"] + T}
 
     def _run(self, body, carry, inputs):
         execution = self.config.execution

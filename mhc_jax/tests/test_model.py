@@ -39,11 +39,15 @@ def tokens():
     return jax.random.randint(jax.random.key(7), (2, 12), 0, SMALL["vocab_size"])
 
 
+TINY_MIXERS = {"attention": {"heads": 2}}
+
+
 def every_combination():
     """Each registered topology with each registered mixer, plus adapters, at a tiny size."""
     for residual, mixer in itertools.product(registry.names("residual"), registry.names("mixer")):
         config = small("baseline").replace(
-            residual=registry.get("residual", residual)(), mixer=registry.get("mixer", mixer)()
+            residual=registry.get("residual", residual)(),
+            mixer=registry.get("mixer", mixer)(**TINY_MIXERS.get(mixer, {})),
         )
         streamed = config.residual.stream_count is not None
         yield config.replace(ends=DenseEndsConfig() if streamed else IdentityEndsConfig())
@@ -247,7 +251,7 @@ def test_contradictions_are_refused(change, message):
 
 
 def test_adapters_without_streams_are_refused():
-    with pytest.raises(mhc_jax.ConfigError, match="adapters need a residual with streams, not 'plain'"):
+    with pytest.raises(mhc_jax.ConfigError, match="adapters need a residual with streams and one branch, not 'plain'"):
         small("baseline", adapters=StreamAdaptersConfig()).validate()
 
 

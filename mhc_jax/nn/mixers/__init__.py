@@ -1,6 +1,7 @@
 """Sequence mixers, one per file."""
 
+from mhc_jax.nn.mixers.attention import AttentionConfig
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.nn.mixers.diagonal_ssm import DiagonalSSMConfig
 
-__all__ = ["DiagonalSSMConfig", "Mixer", "MixerConfig"]
+__all__ = ["AttentionConfig", "DiagonalSSMConfig", "Mixer", "MixerConfig"]

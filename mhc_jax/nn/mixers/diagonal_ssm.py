@@ -10,7 +10,7 @@ from flax import nnx
 
 from mhc_jax.nn.init import Init, constant, normal, ones, uniform, zeros
 from mhc_jax.nn.layers import Dense
-from mhc_jax.nn.mixers.base import Mixer, MixerConfig
+from mhc_jax.nn.mixers.base import Mixer, MixerConfig, own_values
 from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops.conv import causal_depthwise_conv
 from mhc_jax.ops.diag_ssm import diag_ssm
@@ -90,19 +90,16 @@ class DiagonalSSM(Mixer):
             "ssm": jnp.zeros((batch, self.width), self.policy.accumulate),
         }
 
-    def __call__(self, u_BTD, *, positions=None, segment_ids=None, tap=no_tap):
-        return self._run(u_BTD, self.init_state(u_BTD.shape[0], 0), segment_ids, tap)[0]
+    def __call__(self, u_BTD, *, positions=None, segment_ids=None, values=own_values, key=None, tap=no_tap):
+        return self._run(u_BTD, self.init_state(u_BTD.shape[0], 0), segment_ids, values, tap)[0]
 
-    def prefill(self, u_BTD, state):
-        return self._run(u_BTD, state, None, no_tap)
+    def prefill(self, u_BTD, state, *, values=own_values):
+        return self._run(u_BTD, state, None, values, no_tap)
 
-    def step(self, u_BD, state):
-        y_B1D, state = self.prefill(u_BD[:, None], state)
-        return y_B1D[:, 0], state
-
-    def _run(self, u_BTD, state, segment_ids, tap):
+    def _run(self, u_BTD, state, segment_ids, values, tap):
         compute, accumulate = self.policy.compute, self.policy.accumulate
         x_BTD, gate_BTD = jnp.split(self.in_proj(u_BTD.astype(compute)), 2, axis=-1)
+        x_BTD = values(x_BTD)
         inputs = jnp.concatenate([state["inputs"], x_BTD], axis=1)
         filter_KD, bias_D = self.conv.filter[...].astype(compute), self.conv.bias[...].astype(compute)
         convolved = causal_depthwise_conv(x_BTD, filter_KD, bias_D, state["inputs"], segment_ids=segment_ids)

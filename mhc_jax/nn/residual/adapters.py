@@ -5,7 +5,7 @@ import dataclasses
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init, normal, ones, zeros
 from mhc_jax.nn.layers import Dense, Norm, NormName, dropout, fold
-from mhc_jax.nn.residual.base import Residual
+from mhc_jax.nn.residual.base import Residual, streams_of, with_streams
 from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops.adapter import stream_adapter
 from mhc_jax.precision import Policy
@@ -49,6 +49,7 @@ class StreamAdapters(Residual):
         init: Init,
     ):
         self.inner, self.config, self.policy = inner, config, policy
+        self.views, self.normalised = inner.views, inner.normalised
         init = init / "adapters"
         gains = normal(0.5, mean=1.0) if config.zero_init else ones
         up = zeros if config.zero_init else None
@@ -66,13 +67,15 @@ class StreamAdapters(Residual):
         return dropout(adapted, self.config.dropout, key)
 
     def pre(self, state, *, key=None, tap=no_tap):
-        adapted = self._adapt(state, self.gamma_pre, per_stream=True, key=fold(key, 0))
-        state = tap("adapted", state + adapted.astype(state.dtype))
+        h_BTND = streams_of(state)
+        adapted = self._adapt(h_BTND, self.gamma_pre, per_stream=True, key=fold(key, 0))
+        state = with_streams(state, tap("adapted", h_BTND + adapted.astype(h_BTND.dtype)))
         u_BTD, ctx = self.inner.pre(state, tap=tap)
         return u_BTD, (state, ctx)
 
     def post(self, state, y, ctx, *, key=None, tap=no_tap):
         state, ctx = ctx
         adapted = self._adapt(y, self.gamma_post, per_stream=False, key=fold(key, 1))
-        y_BTND = tap("y_streams", y[..., None, :].astype(state.dtype) + adapted.astype(state.dtype))
+        dtype = streams_of(state).dtype
+        y_BTND = tap("y_streams", y[..., None, :].astype(dtype) + adapted.astype(dtype))
         return self.inner.post(state, y_BTND, ctx, tap=tap)

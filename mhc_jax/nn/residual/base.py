@@ -14,12 +14,34 @@ from mhc_jax.precision import Policy
 State = Any
 
 
+def streams_of(state: State) -> jax.Array:
+    """The residual stream or streams in a state: the state itself, or the entry ``"streams"`` of a dict."""
+    return state["streams"] if isinstance(state, dict) else state
+
+
+def with_streams(state: State, h: jax.Array) -> State:
+    """The state with its streams replaced."""
+    return {**state, "streams": h} if isinstance(state, dict) else h
+
+
 class Residual(nnx.Module):
     """How the residual state passes one site (a branch such as a mixer). Position-wise by contract.
 
-    The state is a pytree of fixed shapes, the carry of the scan over layers. No token's state may
-    depend on another token, so decoding needs no residual cache.
+    The state is an array of streams, or a dict that holds it under ``"streams"`` beside what else is carried: a pytree
+    of fixed shapes, the carry of the scan over layers. No token's state may depend on another token, so decoding needs
+    no residual cache.
+
+    Attributes:
+        views: reads per site. With V > 1, :meth:`pre` gives (V, B, T, D): a branch that takes V inputs gets them all,
+            any other their mean.
+        branches: runs of the branch per site, with the same weights on different reads. With I > 1, :meth:`pre` gives
+            and :meth:`post` takes (I, B, T, D).
+        normalised: what the branch reads is normalised already, so the site does not normalise it again.
     """
+
+    views: int = 1
+    branches: int = 1
+    normalised: bool = False
 
     def pre(self, state: State, *, key: jax.Array | None = None, tap: Tap = no_tap) -> tuple[jax.Array, Any]:
         """What the branch reads, (B, T, D), and the context that :meth:`post` needs. ``key`` drives dropout."""
@@ -31,25 +53,33 @@ class Residual(nnx.Module):
 
 
 class StreamEnds(nnx.Module):
-    """How the embedding becomes the residual state, and how the state becomes the output."""
+    """How the embedding becomes the residual streams, and how the state becomes the output."""
 
-    def expand(self, x_BTD: jax.Array) -> State:
+    def expand(self, x_BTD: jax.Array) -> jax.Array:
+        """The streams before the first site."""
         raise NotImplementedError
 
     def collapse(self, state: State) -> jax.Array:
+        """The output (B, T, D) of the state after the last site; most ends need only its :func:`streams_of`."""
         raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
 class ResidualConfig(Config):
-    """Base of all topology configurations."""
+    """Base of all topology configurations; ``views`` and ``branches`` as in :class:`Residual`."""
 
     axis: ClassVar[str] = "residual"
+    views: ClassVar[int] = 1
+    branches: ClassVar[int] = 1
 
     @property
     def stream_count(self) -> int | None:
         """Number of parallel streams in the state (B, T, N, D), or None if the state is (B, T, D)."""
         raise NotImplementedError
+
+    def begin(self, h: jax.Array) -> State:
+        """The state before the first site, from the expanded streams."""
+        return h
 
     def build(self, width: int, policy: Policy, init: Init) -> Residual:
         raise NotImplementedError
@@ -61,8 +91,8 @@ class EndsConfig(Config):
 
     axis: ClassVar[str] = "ends"
 
-    def check(self, stream_count: int | None) -> None:
-        """Raises ConfigError if these ends cannot serve a state of that many streams (None: no stream axis)."""
+    def check(self, residual: ResidualConfig) -> None:
+        """Raises ConfigError if these ends cannot serve the states of that topology."""
         raise NotImplementedError
 
     def build(self, width: int, stream_count: int | None, policy: Policy, init: Init) -> StreamEnds:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, uniform, zeros
 from mhc_jax.nn.layers import Dense
-from mhc_jax.nn.residual.base import EndsConfig, StreamEnds
+from mhc_jax.nn.residual.base import EndsConfig, StreamEnds, streams_of
 from mhc_jax.ops import streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -25,8 +25,8 @@ class DenseEndsConfig(EndsConfig):
 
     init: Literal["repeat", "uniform"] = "repeat"
 
-    def check(self, stream_count):
-        self.require(stream_count is not None, "the residual has no streams to expand to; use ends 'identity'")
+    def check(self, residual):
+        self.require(residual.stream_count is not None, "the residual has no streams to expand to; use ends 'identity'")
 
     def build(self, width, stream_count, policy, init):
         return DenseEnds(self, width, stream_count, policy, init)
@@ -49,4 +49,4 @@ class DenseEnds(StreamEnds):
 
     def collapse(self, state):
         weight_N = jax.nn.softmax(self.collapse_logits[...].astype(self.policy.accumulate))
-        return streams.read(state, weight_N)
+        return streams.read(streams_of(state), weight_N)

@@ -45,8 +45,9 @@ class IdentityEnds(StreamEnds):
 class IdentityEndsConfig(EndsConfig):
     """No expansion: for topologies whose state is (B, T, D)."""
 
-    def check(self, stream_count):
-        self.require(stream_count is None, f"a residual of {stream_count} streams needs ends that expand, e.g. 'dense'")
+    def check(self, residual):
+        streams = residual.stream_count
+        self.require(streams is None, f"a residual of {streams} streams needs ends that expand, e.g. 'copy'")
 
     def build(self, width, stream_count, policy, init):
         return IdentityEnds()

@@ -70,7 +70,7 @@ class SimplexMHC(Residual):
     def __init__(self, config: SimplexMHCConfig, policy: Policy, init: Init):
         n = config.streams
         self.config, self.policy = config, policy
-        own_stream = jax.nn.one_hot(jnp.asarray(init.layer) % n, n)
+        own_stream = jax.nn.one_hot(jnp.asarray(init.index) % n, n)
         self.pre_logits = init("pre_logits", constant(config.read_bias * own_stream), n)
         self.post_logits = init("post_logits", constant(0.0), n)
         self.res_logits = init(

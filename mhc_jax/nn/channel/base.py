@@ -1,0 +1,35 @@
+"""The contract of a channel mixer: what a block does to each token alone."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from mhc_jax.config import Config
+from mhc_jax.nn.init import Init
+from mhc_jax.nn.taps import Tap, no_tap
+from mhc_jax.precision import Policy
+
+
+class ChannelMixer(nnx.Module):
+    """Maps (B, T, D) to (B, T, D), position by position.
+
+    Attributes:
+        views: inputs it takes; see :class:`mhc_jax.nn.mixers.base.Mixer`.
+    """
+
+    views: int = 1
+
+    def __call__(self, u_BTD: jax.Array, *, tap: Tap = no_tap) -> jax.Array:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelMixerConfig(Config):
+    """Base of all channel-mixer configurations."""
+
+    axis: ClassVar[str] = "channel"
+
+    def build(self, width: int, policy: Policy, init: Init) -> ChannelMixer:
+        raise NotImplementedError

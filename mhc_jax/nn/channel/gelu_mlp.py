@@ -1,0 +1,55 @@
+"""The two-layer perceptron of GPT-2."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from mhc_jax.nn.channel.base import ChannelMixer, ChannelMixerConfig
+from mhc_jax.nn.init import Init, normal, zeros
+from mhc_jax.nn.layers import Dense
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("channel", "gelu_mlp")
+@dataclasses.dataclass(frozen=True)
+class GeluMLPConfig(ChannelMixerConfig):
+    """``down(GELU(up(x)))``.
+
+    Attributes:
+        expansion: hidden width over the model's width.
+        activation: ``"erf"`` is the exact GELU (nanoGPT), ``"tanh"`` its approximation (GPT-2, ``gelu_new``).
+        bias: whether the two layers have biases.
+        init_std: standard deviation of both matrices; that of ``down`` is divided by the square root of the number of
+            sites, as in GPT-2.
+    """
+
+    expansion: int = 4
+    activation: Literal["erf", "tanh"] = "erf"
+    bias: bool = True
+    init_std: float = 0.02
+
+    def validate(self):
+        super().validate()
+        self.require(self.expansion >= 1, f"expansion must be at least 1, got {self.expansion}")
+        self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
+
+    def build(self, width, policy, init):
+        return GeluMLP(self, width, policy, init)
+
+
+class GeluMLP(ChannelMixer):
+    """See :class:`GeluMLPConfig`."""
+
+    def __init__(self, config: GeluMLPConfig, width: int, policy: Policy, init: Init):
+        self.config, self.policy = config, policy
+        hidden, bias = config.expansion * width, zeros if config.bias else False
+        self.up_proj = Dense(width, hidden, init / "up_proj", kernel=normal(config.init_std), bias=bias)
+        scaled = normal(config.init_std * init.sites**-0.5)
+        self.down_proj = Dense(hidden, width, init / "down_proj", kernel=scaled, bias=bias)
+
+    def __call__(self, u_BTD, *, tap=no_tap):
+        hidden = self.up_proj(u_BTD.astype(self.policy.compute))
+        return self.down_proj(tap("hidden", jax.nn.gelu(hidden, approximate=self.config.activation == "tanh")))

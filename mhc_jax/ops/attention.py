@@ -1,0 +1,52 @@
+"""Causal softmax attention over several heads."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+AttentionName = Literal["xla", "cudnn"]
+
+
+def causal_attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSHK: Float[Array, "B S H K"],
+    v_BSHK: Float[Array, "B S H K"],
+    *,
+    start: Int[Array, ""] | int | None = None,
+    segment_ids: Int[Array, "B T"] | None = None,
+    keep_BHTS: Float[Array, "B H T S"] | None = None,
+    implementation: AttentionName = "xla",
+) -> Float[Array, "B T H K"]:
+    """``softmax(q k' / sqrt(K)) v``, where query t sees the keys up to its own position (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        q_BTHK, k_BSHK, v_BSHK: queries, keys and values; S = T unless ``start`` is given.
+        start: position of the first query among the keys, which may then be a longer cache; later keys are not seen.
+        segment_ids: tokens of different segments do not see each other (S = T).
+        keep_BHTS: multiplies the probabilities (dropout: 0 or 1 / (1 - rate)).
+        implementation: ``"cudnn"`` is the fused kernel of NVIDIA GPUs in bfloat16; it takes neither ``start`` nor
+            ``keep_BHTS``.
+
+    Raises:
+        ValueError: T differs from S without ``start``.
+    """
+    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
+    if start is None and T != S:
+        raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")
+    mask = None
+    if start is not None:
+        mask = (jnp.arange(S) <= start + jnp.arange(T)[:, None])[None, None]
+    if segment_ids is not None:
+        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
+    if keep_BHTS is None:
+        return jax.nn.dot_product_attention(
+            q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=start is None, implementation=implementation
+        )
+    visible = jnp.tril(jnp.ones((T, S), bool)) if start is None else True
+    visible = visible if mask is None else visible & mask
+    dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
+    scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=dtype) * q_BTHK.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1) * keep_BHTS
+    return jnp.einsum("bhts,bshk->bthk", weights.astype(v_BSHK.dtype), v_BSHK)
