@@ -1,5 +1,7 @@
 """Normalisation over the last axis, in the dtype of the input."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,3 +18,8 @@ def rms_norm(x: Tensor, scale_D: Tensor, *, eps: float = RMS_EPS) -> Tensor:
 def layer_norm(x: Tensor, scale_D: Tensor, bias_D: Tensor, *, eps: float = LAYER_NORM_EPS) -> Tensor:
     """``(x - mean) / sqrt(var + eps) * scale + bias`` with the biased variance."""
     return F.layer_norm(x, scale_D.shape, scale_D, bias_D, eps)
+
+
+def unit_rms_norm(x: Tensor, gamma_D: Tensor) -> Tensor:
+    """``x / max(|x|, 1e-12) * sqrt(D) * (1 + gamma)``: RMSNorm of the hyper-connections, no epsilon in a mean."""
+    return F.normalize(x, dim=-1, eps=1e-12) * math.sqrt(x.shape[-1]) * (1 + gamma_D)

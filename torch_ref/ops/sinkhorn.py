@@ -1,9 +1,17 @@
-"""Sinkhorn projections onto (nearly) doubly stochastic matrices: rows (last axis) first, columns last."""
+"""Sinkhorn projections onto (nearly) doubly stochastic matrices: one function for each published form.
+
+Rows are the last axis, columns the one before it; every function names the order of its half-steps, of which only the
+last is exact. Row i of the matrix feeds stream i: the published code of lucidrains and DeepSeek, which stores the
+transpose, normalises the other way round in its own names.
+"""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 SINKHORN_EPS = 1e-8
+CLAMP = 1e-12
+DEEPSEEK_EPS = 1e-6
 
 
 def sinkhorn_rows_then_columns(
@@ -37,6 +45,103 @@ def log_sinkhorn(logits_NN: Tensor, *, iters: int, temperature: float = 1.0) -> 
         log_p = log_p.log_softmax(-1)
         log_p = log_p.log_softmax(-2)
     return log_p.exp()
+
+
+def log_sinkhorn_columns_then_rows(logits_NN: Tensor, *, iters: int, temperature: float = 1.0) -> Tensor:
+    """The order of the mHC paper, on logarithms: columns first, rows exact.
+
+    Raises:
+        ValueError: ``temperature <= 0`` or ``iters < 1``.
+    """
+    return log_sinkhorn(logits_NN.mT, iters=iters, temperature=temperature).mT
+
+
+def sinkhorn_clamped(logits_NN: Tensor, *, iters: int) -> Tensor:
+    """Form of lucidrains: rows, then columns, over their sum or 1e-12 if that is larger.
+
+    ``iters = 0`` returns the logits themselves, as published.
+
+    Raises:
+        ValueError: ``iters < 0``.
+    """
+    check(iters, 0, 1.0)
+    if iters == 0:
+        return logits_NN
+    p = torch.exp(logits_NN - logits_NN.detach().amax(-1, keepdim=True))
+    for _ in range(iters):
+        p = p / p.sum(-1, keepdim=True).clamp_min(CLAMP)
+        p = p / p.sum(-2, keepdim=True).clamp_min(CLAMP)
+    return p
+
+
+def sinkhorn_deepseek(logits_NN: Tensor, *, iters: int, eps: float = DEEPSEEK_EPS) -> Tensor:
+    """Form of DeepSeek-V4: a softmax of every column, then rows and columns in turn, rows last; ``eps`` in each sum.
+
+    Raises:
+        ValueError: ``iters < 1``.
+    """
+    check(iters, 1, 1.0)
+    p = logits_NN.softmax(-2) + eps
+    p = p / (p.sum(-1, keepdim=True) + eps)
+    for _ in range(iters - 1):
+        p = p / (p.sum(-2, keepdim=True) + eps)
+        p = p / (p.sum(-1, keepdim=True) + eps)
+    return p
+
+
+def implicit_sinkhorn(logits_NN: Tensor, *, iters: int, temperature: float = 1.0) -> Tensor:
+    """:func:`log_sinkhorn_columns_then_rows` with the gradient of its limit, which keeps only the result.
+
+    Raises:
+        ValueError: ``temperature <= 0`` or ``iters < 1``.
+    """
+    z_NN = logits_NN / temperature
+    return with_birkhoff_gradient(z_NN, log_sinkhorn_columns_then_rows(z_NN.detach(), iters=iters))
+
+
+def with_birkhoff_gradient(logits_NN: Tensor, h_NN: Tensor) -> Tensor:
+    """``h`` with the gradient of the entropic projection of ``logits`` onto the doubly stochastic matrices.
+
+    Args:
+        h_NN: that projection; its rows must be exact, its columns nearly so.
+    """
+    return _BirkhoffGradient.apply(logits_NN, h_NN)
+
+
+def solve_column_potentials(h_NN: Tensor, right_N: Tensor) -> Tensor:
+    """Solves ``(diag(h^T 1) - h^T h) v = right`` with ``v_N = 0``; ``right`` sums to zero.
+
+    For ``h = softmax(logits + v)`` by row the matrix is the derivative of the column sums by the potentials v.
+    """
+    weights_NN = h_NN.mT @ h_NN
+    weights_NN = weights_NN - torch.diag_embed(weights_NN.diagonal(dim1=-2, dim2=-1))
+    # Rows of h sum to 1, so this is a graph's Laplacian. Its diagonal as a sum of positive terms stays exact where h
+    # is nearly a permutation; the ridge, below rounding, gives the parts of a graph that falls apart a solution.
+    degree_N = weights_NN.sum(-1)
+    limits = torch.finfo(h_NN.dtype)
+    laplacian_NN = torch.diag_embed(degree_N * (1 + 4 * limits.eps) + limits.tiny) - weights_NN
+    return F.pad(torch.linalg.solve(laplacian_NN[..., :-1, :-1], right_N[..., :-1]), (0, 1))
+
+
+class _BirkhoffGradient(torch.autograd.Function):
+    """``h = softmax(logits + v)`` by row, where the potentials v of the columns make the column sums 1."""
+
+    @staticmethod
+    def forward(ctx, logits_NN, h_NN):
+        ctx.save_for_backward(h_NN)
+        return h_NN.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_NN):
+        (h_NN,) = ctx.saved_tensors
+        potentials_N = solve_column_potentials(h_NN, _softmax_gradient(h_NN, grad_NN).sum(-2))
+        return _softmax_gradient(h_NN, grad_NN - potentials_N[..., None, :]), None
+
+
+def _softmax_gradient(h_NN: Tensor, grad_NN: Tensor) -> Tensor:
+    """Cotangent of the logits of a row-wise softmax."""
+    return h_NN * (grad_NN - (h_NN * grad_NN).sum(-1, keepdim=True))
 
 
 def check(iters: int, least: int, temperature: float) -> None:

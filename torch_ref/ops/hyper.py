@@ -1,0 +1,43 @@
+"""Coefficients of hyper-connections as functions of the residual state."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from torch_ref.ops.norm import rms_norm
+
+
+def dynamic_weights(x_BM: Tensor, fn_MK: Tensor, scale: Tensor, static_K: Tensor, *, tanh: bool) -> Tensor:
+    """``static + scale * act(x @ fn)``, act the tanh or nothing.
+
+    Args:
+        x_BM: normalised input, any leading axes.
+        scale: a scalar, or one for each coefficient.
+        static_K: (K,), or (R, K) with one row for each row of an input (..., R, M).
+    """
+    logits_BK = x_BM @ fn_MK
+    return static_K + scale * (logits_BK.tanh() if tanh else logits_BK)
+
+
+def flat_weights(h_BTND: Tensor, phi_KM: Tensor, *, eps: float) -> Tensor:
+    """``phi @ x / sqrt(mean(x^2) + eps)``, (B, T, K), of all streams of a token in one vector x of M = N D channels."""
+    x_BTM = h_BTND.flatten(-2)
+    # The division commutes with the product; on K numbers it is cheaper than on M.
+    return F.linear(x_BTM, phi_KM) / (x_BTM.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def stream_gate(
+    h_BTND: Tensor, scale_ND: Tensor, down_RM: Tensor, up_MR: Tensor, *, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Gated read of Qwen4: the mean over streams of ``sigmoid(up @ SiLU(down @ x / N)) * x``, a gate for each channel.
+
+    Args:
+        scale_ND: the streams x are normalised one by one, times ``1 + scale``.
+
+    Returns:
+        The read (B, T, D), and the normalised streams in one vector (B, T, M).
+    """
+    N = h_BTND.shape[-2]
+    x_BTND = rms_norm(h_BTND, 1 + scale_ND, eps=eps)
+    x_BTM = x_BTND.flatten(-2)
+    gate_BTM = F.linear(F.silu(F.linear(x_BTM, down_RM) / N), up_MR).sigmoid()
+    return (gate_BTM.view_as(x_BTND) * x_BTND).mean(-2), x_BTM
