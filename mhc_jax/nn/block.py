@@ -74,7 +74,7 @@ class Site(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: a site ``mixer`` around a sequence mixer and, in most models, a site ``mlp`` around a channel mixer."""
+    """One layer: a site ``mixer`` with a sequence mixer and, in most models, a site ``mlp`` with a channel mixer."""
 
     def __init__(self, mixer: Site, mlp: Site | None, values: ValueResidual | None):
         self.mixer, self.mlp, self.values = mixer, mlp, values

@@ -18,6 +18,7 @@ from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
 from parity_tests.taps import in_dtype, to_module, to_params
+from torch_ref.nn.taps import no_tap
 
 # A part as a function of (model, arrays) that returns named outputs, once in each framework.
 Part = Callable[[Any, dict[str, Any]], dict[str, Any]]
@@ -100,13 +101,15 @@ def _mixer_torch(model, arrays):
 def _site_jax(model, arrays):
     site = _first_layer(model).mixer
     u, _ = site.residual.pre(arrays["state"])
-    return {"u": u, "state": site(arrays["state"])}
+    state, _ = site(arrays["state"], lambda x: (site.branch(x), None))
+    return {"u": u, "state": state}
 
 
 def _site_torch(model, arrays):
     site = model.blocks[0].mixer
     u, _ = site.residual.pre(arrays["state"])
-    state, _ = site(arrays["state"], site.branch.init_state(BATCH, TIME), segment_ids=None, tap=lambda name, x: x)
+    memory = site.branch.init_state(BATCH, TIME)
+    state, _ = site(arrays["state"], lambda x: site.branch(x, memory), tap=no_tap)
     return {"u": u, "state": state}
 
 

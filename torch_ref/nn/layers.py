@@ -1,4 +1,4 @@
-"""Small parametrised pieces: norms and the depth-wise filter."""
+"""Small parametrised pieces: linear layers, norms and the depth-wise filter."""
 
 import math
 
@@ -10,21 +10,30 @@ from torch_ref.ops.conv import causal_depthwise_conv
 from torch_ref.ops.norm import layer_norm, rms_norm
 
 
+def linear(inputs: int, outputs: int, std: float, bias: bool) -> nn.Linear:
+    """A linear layer with a normal weight of that standard deviation and a zero bias, if any."""
+    layer = nn.Linear(inputs, outputs, bias=bias)
+    nn.init.normal_(layer.weight, std=std)
+    if bias:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Norm(nn.Module):
-    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``) over the last axis.
+    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``, with or without bias) over the last axis.
 
     Raises:
         ValueError: another name.
     """
 
-    def __init__(self, width: int, name: str):
+    def __init__(self, width: int, name: str, biased: bool = True):
         super().__init__()
-        one_of("norm", name, ("rms", "ln"))
+        self.name = one_of("norm", name, ("rms", "ln"))
         self.weight = nn.Parameter(torch.ones(width))
-        self.bias = nn.Parameter(torch.zeros(width)) if name == "ln" else None
+        self.bias = nn.Parameter(torch.zeros(width)) if name == "ln" and biased else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight) if self.bias is None else layer_norm(x, self.weight, self.bias)
+        return rms_norm(x, self.weight) if self.name == "rms" else layer_norm(x, self.weight, self.bias)
 
 
 class CausalConv(nn.Module):

@@ -8,12 +8,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_ref.config import as_record, implementation, register
+from torch_ref.nn import channel, mixers  # noqa: F401  (importing a package registers its kinds)
 from torch_ref.nn.block import Block, Site
 from torch_ref.nn.layers import Norm
-from torch_ref.nn.mixers import DiagonalSSM  # noqa: F401  (importing a package registers its kinds)
 from torch_ref.nn.residual import StreamAdapters
+from torch_ref.nn.residual.base import State, streams_of, with_streams
 from torch_ref.nn.stack import run_stack
 from torch_ref.nn.taps import Tap, no_tap, recorder, under
+from torch_ref.nn.value_residual import ValueResidual
 from torch_ref.ops import streams
 from torch_ref.ops.loss import cross_entropy
 
@@ -41,12 +43,12 @@ class LM(nn.Module):
         for name in ("vocab_size", "max_len", "width", "layers"):
             if getattr(config, name) < 1:
                 raise ValueError(f"lm: {name} must be at least 1, got {getattr(config, name)}")
-        self.max_len, self.rate = config.max_len, config.dropout
+        self.max_len, self.rate, self.norm_streams = config.max_len, config.dropout, config.norm_streams
         self.embed = Embed(config.vocab_size, config.max_len, config.width, config.embed_std)
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
         self.stream_count = self.blocks[0].mixer.residual.stream_count
         self.ends = implementation("ends", config.ends)(config.ends, config.width, self.stream_count)
-        self.final_norm = Norm(config.width, config.norm)
+        self.final_norm = Norm(config.width, config.norm, config.norm_bias)
 
     def forward(
         self,
@@ -77,7 +79,7 @@ class LM(nn.Module):
         """Summed cross-entropy, number of targets that count, and stream diversity (None without streams)."""
         state, _ = self._stack(tokens_BT, self.init_cache(len(tokens_BT)), None, segment_ids, no_tap)
         total, count = cross_entropy(self._head(state, no_tap), targets_BT)
-        return total, count, None if self.stream_count is None else streams.diversity(state)
+        return total, count, None if self.stream_count is None else streams.diversity(streams_of(state))
 
     def loss(
         self,
@@ -104,7 +106,7 @@ class LM(nn.Module):
         if self.stream_count is None:
             raise ValueError("stream diversity needs a residual with streams")
         state, _ = self._stack(tokens_BT, self.init_cache(len(tokens_BT)), None, None, no_tap)
-        return streams.diversity(state)
+        return streams.diversity(streams_of(state))
 
     def init_cache(self, batch: int) -> dict[str, Any]:
         """Decoding state before the first token: every layer's mixer state, and the position."""
@@ -127,21 +129,25 @@ class LM(nn.Module):
         positions: Tensor | None,
         segment_ids: Tensor | None,
         tap: Tap,
-    ) -> tuple[Tensor, dict[str, Any]]:
+    ) -> tuple[State, dict[str, Any]]:
         start = cache["position"]
         self._check(tokens_BT, start)
         end = start + tokens_BT.shape[1]
         where = self.embed.positions[start:end] if positions is None else self.embed.positions[positions]
         x_BTD = F.dropout(F.embedding(tokens_BT, self.embed.tokens) + where, self.rate, self.training)
-        state = tap("expand", self.ends.expand(tap("embed", x_BTD)))
+        state = self.blocks[0].mixer.residual.begin(tap("expand", self.ends.expand(tap("embed", x_BTD))))
         state, layers = run_stack(
             self.blocks, state, cache["layers"], segment_ids=segment_ids, tap=under("blocks", tap)
         )
         return state, {"layers": layers, "position": end}
 
-    def _head(self, state: Tensor, tap: Tap) -> Tensor:
-        hidden_BTD = tap("hidden", self.final_norm(tap("collapse", self.ends.collapse(state))))
-        return tap("logits", F.linear(hidden_BTD, self.embed.tokens))
+    def _head(self, state: State, tap: Tap) -> Tensor:
+        if self.norm_streams:
+            state = with_streams(state, tap("normalised", self.final_norm(streams_of(state))))
+            hidden_BTD = self.ends.collapse(state)
+        else:
+            hidden_BTD = self.final_norm(tap("collapse", self.ends.collapse(state)))
+        return tap("logits", F.linear(tap("hidden", hidden_BTD), self.embed.tokens))
 
     def _check(self, tokens_BT: Tensor, start: int) -> None:
         if tokens_BT.ndim != 2 or tokens_BT.dtype not in (torch.int32, torch.int64):
@@ -168,11 +174,21 @@ def weighted_diversity(diversity: Tensor | None, coefficient: float) -> Tensor |
 
 
 def _block(config: Any, layer: int) -> Block:
-    residual = implementation("residual", config.residual)(config.residual, layer)
+    parts = [("mixer", config.mixer)] + ([] if config.mlp is None else [("channel", config.mlp)])
+    sites = config.layers * len(parts)
+    built = [_site(config, axis, part, layer * len(parts) + i, sites) for i, (axis, part) in enumerate(parts)]
+    values = None if config.value_residual is None else ValueResidual(config.value_residual)
+    return Block(built[0], built[1] if len(built) > 1 else None, values)
+
+
+def _site(config: Any, axis: str, part: Any, site: int, sites: int) -> Site:
+    residual = implementation("residual", config.residual)(config.residual, config.width, site, sites)
     if config.adapters is not None:
         residual = StreamAdapters(residual, config.adapters, config.width, config.norm)
-    branch = implementation("mixer", config.mixer)(config.mixer, config.width)
-    return Block(Site(residual, branch, config.width, config.norm, config.dropout))
+    branch = implementation(axis, part)(part, config.width, sites)
+    if branch.views not in (1, residual.views):
+        raise ValueError(f"the {axis} takes {branch.views} views, but the residual gives {residual.views}")
+    return Site(residual, branch, config.width, config.norm, config.dropout, config.norm_bias)
 
 
 def build(config: Any) -> nn.Module:

@@ -10,11 +10,11 @@ from torch_ref.nn.taps import Tap, under
 
 
 def run_stack(
-    blocks: Sequence[Block], state: Tensor, memories: Sequence[Any], *, segment_ids: Tensor | None, tap: Tap
-) -> tuple[Tensor, list[Any]]:
+    blocks: Sequence[Block], state: Any, memories: Sequence[Any], *, segment_ids: Tensor | None, tap: Tap
+) -> tuple[Any, list[Any]]:
     """The state after the last layer, and every layer's mixer memory after the last token."""
-    after = []
+    after, first = [], None
     for layer, (block, memory) in enumerate(zip(blocks, memories, strict=True)):
-        state, memory = block(state, memory, segment_ids=segment_ids, tap=under(str(layer), tap))
+        state, first, memory = block(state, first, memory, segment_ids=segment_ids, tap=under(str(layer), tap))
         after.append(memory)
     return state, after

@@ -15,8 +15,8 @@ def rms_norm(x: Tensor, scale_D: Tensor, *, eps: float = RMS_EPS) -> Tensor:
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * scale_D
 
 
-def layer_norm(x: Tensor, scale_D: Tensor, bias_D: Tensor, *, eps: float = LAYER_NORM_EPS) -> Tensor:
-    """``(x - mean) / sqrt(var + eps) * scale + bias`` with the biased variance."""
+def layer_norm(x: Tensor, scale_D: Tensor, bias_D: Tensor | None, *, eps: float = LAYER_NORM_EPS) -> Tensor:
+    """``(x - mean) / sqrt(var + eps) * scale + bias`` with the biased variance; no bias if None."""
     return F.layer_norm(x, scale_D.shape, scale_D, bias_D, eps)
 
 

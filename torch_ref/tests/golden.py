@@ -35,6 +35,8 @@ def config(variant="mhc", form="original", *, mixer=None, residual=None, adapter
         "layers": 2,
         "dropout": 0.0,
         "norm": "rms",
+        "norm_bias": True,
+        "norm_streams": False,
         "embed_std": 1.0 if original else 0.02,
         "residual": {"kind": "plain"} if plain else mhc | (residual or {}),
         "ends": {"kind": "identity"} if plain else {"kind": "dense", "init": "uniform" if original else "repeat"},
@@ -42,6 +44,8 @@ def config(variant="mhc", form="original", *, mixer=None, residual=None, adapter
         if variant == "adapters"
         else None,
         "mixer": mixer_kind | {"init": "original" if original else "time_scales"} | (mixer or {}),
+        "mlp": None,
+        "value_residual": None,
         "execution": {"policy": "float32", "layers": "scan", "remat": "none"},
     } | changes
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from torch_ref.config import one_of, register
 from torch_ref.nn.layers import CausalConv
-from torch_ref.nn.mixers.base import Mixer
+from torch_ref.nn.mixers.base import Mixer, own_values
 from torch_ref.nn.taps import no_tap
 from torch_ref.ops.diag_ssm import diag_ssm
 
@@ -40,7 +40,7 @@ class DiagonalSSM(Mixer):
     The state is ``{"inputs": (B, K-1, D), "ssm": (B, D)}``.
     """
 
-    def __init__(self, config, width: int):
+    def __init__(self, config, width: int, sites: int):
         super().__init__()
         if config.conv_kernel < 1 or config.chunk < 1:
             raise ValueError(f"conv_kernel {config.conv_kernel} and chunk {config.chunk} must be at least 1")
@@ -55,8 +55,9 @@ class DiagonalSSM(Mixer):
         like = self.ssm.b
         return {"inputs": like.new_zeros(batch, self.taps - 1, self.width), "ssm": like.new_zeros(batch, self.width)}
 
-    def forward(self, u_BTD, state, *, segment_ids=None, tap=no_tap):
+    def forward(self, u_BTD, state, *, segment_ids=None, values=own_values, tap=no_tap):
         x_BTD, gate_BTD = self.in_proj(u_BTD).chunk(2, -1)
+        x_BTD = values(x_BTD)
         inputs = torch.cat([state["inputs"], x_BTD], 1)[:, x_BTD.shape[1] :]
         x_BTD = tap("conv", F.silu(self.conv(x_BTD, state["inputs"], segment_ids)))
         ssm = self.ssm

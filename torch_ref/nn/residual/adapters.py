@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_ref.nn.layers import Norm
-from torch_ref.nn.residual.base import Residual
+from torch_ref.nn.residual.base import Residual, streams_of, with_streams
 from torch_ref.nn.taps import no_tap
 from torch_ref.ops.adapter import stream_adapter
 
@@ -22,11 +22,12 @@ class StreamAdapters(Residual):
 
     def __init__(self, inner: Residual, config, width: int, norm: str):
         super().__init__()
-        if inner.stream_count is None:
-            raise ValueError("adapters need a residual with streams")
+        if inner.stream_count is None or inner.branches > 1:
+            raise ValueError("adapters need a residual with streams and one branch")
         if config.rank < 1:
             raise ValueError(f"adapter rank must be at least 1, got {config.rank}")
         self.inner, self.rate, self.stream_count = inner, config.dropout, inner.stream_count
+        self.views, self.normalised, self.begin = inner.views, inner.normalised, inner.begin
         self.norm = Norm(width, norm)
         self.down = nn.Linear(width, config.rank)
         self.up = nn.Linear(config.rank, width)
@@ -46,7 +47,8 @@ class StreamAdapters(Residual):
         return F.dropout(adapted, self.rate, self.training)
 
     def pre(self, state, *, tap=no_tap):
-        state = tap("adapted", state + self._adapt(state, self.gamma_pre, per_stream=True))
+        h_BTND = streams_of(state)
+        state = with_streams(state, tap("adapted", h_BTND + self._adapt(h_BTND, self.gamma_pre, per_stream=True)))
         u_BTD, ctx = self.inner.pre(state, tap=tap)
         return u_BTD, (state, ctx)
 

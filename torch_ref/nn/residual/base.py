@@ -6,30 +6,56 @@ from torch import Tensor, nn
 
 from torch_ref.nn.taps import Tap, no_tap
 
+State = Any
+
+
+def streams_of(state: State) -> Tensor:
+    """The streams in a state: the state itself, or the entry ``"streams"`` of a dict."""
+    return state["streams"] if isinstance(state, dict) else state
+
+
+def with_streams(state: State, h: Tensor) -> State:
+    """The state with other streams."""
+    return state | {"streams": h} if isinstance(state, dict) else h
+
 
 class Residual(nn.Module):
-    """How the residual state passes one site, built as ``Residual(config, layer)``. Position-wise by contract.
+    """How the residual state passes one site, built as ``Residual(config, width, site, sites)``. Position-wise.
+
+    ``site`` counts the sites of the whole model from 0, ``sites`` is their number. A state is an array of streams, or
+    a dict that holds it under ``"streams"``.
 
     Attributes:
-        stream_count: N of the state (B, T, N, D), or None if the state is (B, T, D).
+        stream_count: N of the streams (B, T, N, D), or None if they are (B, T, D).
+        views: reads per site; with V > 1, :meth:`pre` gives (V, B, T, D).
+        branches: runs of the branch per site; with I > 1, :meth:`pre` gives and :meth:`post` takes (I, B, T, D).
+        normalised: whether what the branch reads is normalised already.
     """
 
     stream_count: int | None
+    views: int = 1
+    branches: int = 1
+    normalised: bool = False
 
-    def pre(self, state: Tensor, *, tap: Tap = no_tap) -> tuple[Tensor, Any]:
+    @staticmethod
+    def begin(h: Tensor) -> State:
+        """The state before the first site, from the expanded streams."""
+        return h
+
+    def pre(self, state: State, *, tap: Tap = no_tap) -> tuple[Tensor, Any]:
         """What the branch reads, (B, T, D), and the context that :meth:`post` needs."""
         raise NotImplementedError
 
-    def post(self, state: Tensor, y: Tensor, ctx: Any, *, tap: Tap = no_tap) -> Tensor:
+    def post(self, state: State, y: Tensor, ctx: Any, *, tap: Tap = no_tap) -> State:
         """The state after the branch has returned ``y``: (B, T, D), or (B, T, N, D) if it differs by stream."""
         raise NotImplementedError
 
 
 class StreamEnds(nn.Module):
-    """The embedding becomes the state, the state the output; built as ``StreamEnds(config, width, stream_count)``."""
+    """The embedding becomes the streams, the state the output; built as ``StreamEnds(config, width, stream_count)``."""
 
     def expand(self, x_BTD: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def collapse(self, state: Tensor) -> Tensor:
+    def collapse(self, state: State) -> Tensor:
         raise NotImplementedError

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from torch_ref.config import one_of, register
-from torch_ref.nn.residual.base import StreamEnds
+from torch_ref.nn.residual.base import StreamEnds, streams_of
 from torch_ref.ops import streams
 
 
@@ -28,4 +28,4 @@ class DenseEnds(StreamEnds):
         return streams.split_streams(self.proj(x_BTD), self.stream_count)
 
     def collapse(self, state):
-        return streams.read(state, self.collapse_logits.softmax(0))
+        return streams.read(streams_of(state), self.collapse_logits.softmax(0))

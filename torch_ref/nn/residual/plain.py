@@ -11,7 +11,7 @@ class PlainResidual(Residual):
 
     stream_count = None
 
-    def __init__(self, config, layer: int):
+    def __init__(self, config, width: int, site: int, sites: int):
         super().__init__()
 
     def pre(self, state, *, tap=no_tap):
@@ -28,7 +28,7 @@ class IdentityEnds(StreamEnds):
     def __init__(self, config, width: int, stream_count: int | None):
         super().__init__()
         if stream_count is not None:
-            raise ValueError(f"a residual of {stream_count} streams needs ends that expand, e.g. 'dense'")
+            raise ValueError(f"a residual of {stream_count} streams needs ends that expand, e.g. 'copy'")
 
     def expand(self, x_BTD):
         return x_BTD

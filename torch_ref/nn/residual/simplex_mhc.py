@@ -18,7 +18,7 @@ class SimplexMHC(Residual):
     ``w = softmax(post)``, times n with unit writes; H projects the residual logits.
     """
 
-    def __init__(self, config, layer: int):
+    def __init__(self, config, width: int, site: int, sites: int):
         super().__init__()
         n = self.stream_count = config.streams
         if n < 1:
@@ -30,7 +30,7 @@ class SimplexMHC(Residual):
         self.post_logits = nn.Parameter(torch.zeros(n))
         self.res_logits = nn.Parameter(0.02 * torch.randn(n, n) + config.diagonal_bias * torch.eye(n))
         with torch.no_grad():
-            self.pre_logits[layer % n] = config.read_bias
+            self.pre_logits[site % n] = config.read_bias
             self.weights()  # refuses impossible Sinkhorn settings now rather than at the first batch
 
     def weights(self) -> tuple[Tensor, Tensor, Tensor]:
