@@ -88,6 +88,8 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
             data.set_state(position)
             say(f"resumed {folder} at step {int(state.step)}")
         else:
+            if config.train.resume:
+                say(f"no finished checkpoint in {folder}: starting at the beginning")
             state, meta = jax.jit(initialise, out_shardings=shardings)(), {}
         start, seconds_before, best = int(state.step), meta.get("seconds", 0.0), meta.get("best_val_loss") or math.inf
 
@@ -229,7 +231,10 @@ def _claim(config: RunConfig) -> Path:
     if jax.process_index() == 0:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / CONFIG_FILE).write_text(config.to_json())
+            # Written elsewhere first: a run killed while it resumes must not lose its configuration.
+            written = folder / f"{CONFIG_FILE}.tmp"
+            written.write_text(config.to_json())
+            written.replace(folder / CONFIG_FILE)
         except OSError as error:
             raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --run-dir") from error
     return folder

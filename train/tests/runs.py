@@ -3,9 +3,9 @@
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from mhc_jax.models import mhc_ssm
@@ -56,24 +56,44 @@ def offer(config: RunConfig, folder: Path) -> None:
     (folder / "tiny_plugin.py").write_text(PLUGIN)
 
 
-def start(folder: Path, name: str, *flags: str) -> subprocess.Popen:
-    """``python -m train tiny`` as a process that writes to ``folder/name``."""
+def start(
+    folder: Path, name: str, *flags: str, signal_at: tuple[int, signal.Signals] | None = None
+) -> subprocess.Popen:
+    """``python -m train tiny`` as a process that writes to ``folder/name``.
+
+    Args:
+        signal_at: a step, and the signal that the process sends itself once it has logged that step.
+    """
     argv = ["-m", "train", "tiny", "--import", "tiny_plugin", "--run-dir", str(folder / name), *flags]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    if signal_at:
+        argv += ["--import", "train.tests.self_signal"]
+        environment["SELF_SIGNAL"] = "{:d} {:d}".format(*signal_at)
     return subprocess.Popen(
-        [sys.executable, *argv],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+        [sys.executable, *argv], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def signal_at(process: subprocess.Popen, run_dir: Path, step: int, number: signal.Signals) -> None:
-    """Sends a signal once the run has logged ``step`` steps."""
-    while max((line["step"] for line in read_metrics(run_dir / "metrics.jsonl")), default=0) < step:
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.01)
-    process.send_signal(number)
+def start_two(
+    folder: Path, name: str, *flags: str, signal_at: tuple[int, signal.Signals] | None = None
+) -> list[subprocess.Popen]:
+    """Two processes that train together, as :func:`start` does; the second sends itself the signal."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    place = ("--distributed.coordinator", address, "--distributed.num-processes", "2", "--distributed.process-id")
+    return [start(folder, name, *flags, *place, "0"), start(folder, name, *flags, *place, "1", signal_at=signal_at)]
+
+
+def finish(*processes: subprocess.Popen, status: int = 0) -> list[str]:
+    """Waits for all of them, which must end with ``status``; what each printed."""
+    try:
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert {process.returncode for process in processes} == {status}, "\n".join(outputs)
+    return outputs
 
 
 def measured(run_dir: Path) -> list[dict]:

@@ -1,14 +1,12 @@
 """Two processes that hold one sliced model between them, and change how it is sliced when they resume."""
 
-import socket
-
 import jax
 import numpy as np
 import pytest
 
 from mhc_jax.models import mhc_ssm
 from train.restore import load_run
-from train.tests.runs import measured, offer, start, tiny_run
+from train.tests.runs import finish, measured, offer, start, start_two, tiny_run
 
 STEPS, HALF = 12, 6
 
@@ -24,9 +22,9 @@ def test_two_processes_slice_parameters_then_products(tmp_path):
         checkpoint=config.checkpoint.replace(every=0),
     )
     offer(config, tmp_path)
-    finish([start(tmp_path, "alone")])
-    finish(two(tmp_path, "--mesh.fsdp", "2", "--train.steps", str(HALF)))
-    output = finish(two(tmp_path, "--mesh.tensor", "2", "--train.resume", "True"))
+    finish(start(tmp_path, "alone"))
+    finish(*start_two(tmp_path, "together", "--mesh.fsdp", "2", "--train.steps", str(HALF)))
+    output, _ = finish(*start_two(tmp_path, "together", "--mesh.tensor", "2", "--train.resume", "True"))
     assert f"at step {HALF}" in output
 
     def losses(name):
@@ -38,22 +36,3 @@ def test_two_processes_slice_parameters_then_products(tmp_path):
     found, expected = (load_run(tmp_path / name, "last")[1] for name in ("together", "alone"))
     distance = jax.tree.map(lambda x, y: float(np.linalg.norm(x - y) / np.linalg.norm(y)), found, expected)
     assert max(jax.tree.leaves(distance)) < 1e-3
-
-
-def two(folder, *flags):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    place = ("--distributed.coordinator", address, "--distributed.num-processes", "2", "--distributed.process-id")
-    return [start(folder, "together", *flags, *place, index) for index in "01"]
-
-
-def finish(processes):
-    """Waits for all of them; the output of the first."""
-    try:
-        outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert not any(process.returncode for process in processes), "\n".join(outputs)
-    return outputs[0]

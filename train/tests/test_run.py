@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
 import types
@@ -25,7 +26,7 @@ from train.evaluate import evaluate_split
 from train.metrics import flops_per_token, read_metrics
 from train.restore import load_run
 from train.run import NonFiniteError, run
-from train.tests.runs import tiny_run
+from train.tests.runs import measured, tiny_run
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +186,19 @@ def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, 
     summary = run(config.replace(train=config.train.replace(resume=True)))
     for name in ("val_loss", "val_bpb", "tokens", "best_val_loss"):
         assert summary[name] == done.summary[name]
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(done, tmp_path, capsys):
+    """Such a run leaves its configuration, its metrics, and a checkpoint under the name of an unfinished one."""
+    killed = tmp_path / "killed"
+    (killed / "checkpoints" / "50.orbax-checkpoint-tmp").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl"):
+        shutil.copy(done.folder / name, killed)
+    summary = run(extended(done).replace(run_dir=str(killed)))
+    assert f"no finished checkpoint in {killed}: starting at the beginning" in capsys.readouterr().out
+    assert summary["val_loss"] == done.summary["val_loss"]
+    assert measured(killed) == measured(done.folder)
+    assert not list((killed / "checkpoints").glob("*tmp*"))
 
 
 def test_missing_trackers_are_named_before_anything_starts(tmp_path, monkeypatch):
