@@ -5,5 +5,15 @@ from torch_ref.nn.residual.base import Residual, StreamEnds
 from torch_ref.nn.residual.dense_ends import DenseEnds
 from torch_ref.nn.residual.plain import IdentityEnds, PlainResidual
 from torch_ref.nn.residual.simplex_mhc import SimplexMHC
+from torch_ref.nn.residual.static_mhc import StaticMHC
 
-__all__ = ["DenseEnds", "IdentityEnds", "PlainResidual", "Residual", "SimplexMHC", "StreamAdapters", "StreamEnds"]
+__all__ = [
+    "DenseEnds",
+    "IdentityEnds",
+    "PlainResidual",
+    "Residual",
+    "SimplexMHC",
+    "StaticMHC",
+    "StreamAdapters",
+    "StreamEnds",
+]

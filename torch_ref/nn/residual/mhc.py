@@ -1,0 +1,24 @@
+"""What the manifold-constrained hyper-connections share: one read, one write and one mixing matrix."""
+
+from torch import Tensor
+
+from torch_ref.nn.residual.base import Residual
+from torch_ref.nn.taps import no_tap
+from torch_ref.ops import streams
+
+
+class MHC(Residual):
+    """``u = sum_j H_pre[j] X_j``; ``X'_i = sum_j H_res[i, j] X_j + H_post[i] y_i``."""
+
+    def coefficients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """H_pre (N,), H_post (N,) and H_res (N, N) as they act, or the same for every token, (B, T, ...)."""
+        raise NotImplementedError
+
+    def pre(self, state, *, tap=no_tap):
+        pre_N, post_N, res_NN = self.coefficients(state)
+        u_BTD = streams.read(state, tap("h_pre", pre_N))
+        return u_BTD, (tap("h_post", post_N), tap("h_res", res_NN))
+
+    def post(self, state, y, ctx, *, tap=no_tap):
+        post_N, res_NN = ctx
+        return streams.mix(state, res_NN) + streams.write(y, post_N, per_stream=y.ndim == state.ndim)
