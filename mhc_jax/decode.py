@@ -71,6 +71,7 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     eos_id: int | None = None,
+    vocab_size: int | None = None,
 ) -> jax.Array:
     """Continues every prompt by ``max_new_tokens`` tokens.
 
@@ -79,6 +80,7 @@ def generate(
         key: randomness; needed unless ``temperature`` is 0.
         temperature, top_k, top_p: see :func:`sample_token`.
         eos_id: once a row has produced it, the row repeats it.
+        vocab_size: only ids below it are produced, where the model's vocabulary is larger than its tokenizer's.
 
     Returns:
         Prompt and continuation, (B, T + max_new_tokens).
@@ -88,20 +90,22 @@ def generate(
             sampling options out of range.
     """
     prompt_BT = jnp.asarray(prompt_BT)
-    _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p)
+    _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p, vocab_size)
     if key is None:
         key = jax.random.key(0)  # unused: the most likely token is taken
-    new_BT = _generate(config, params, prompt_BT, key, max_new_tokens, temperature, top_k, top_p, eos_id)
+    options = (max_new_tokens, temperature, top_k, top_p, eos_id, vocab_size)
+    new_BT = _generate(config, params, prompt_BT, key, *options)
     return jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
 
 
-def _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p):
+def _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p, vocab_size):
     check_tokens(config, prompt_BT)
     faults = {
         f"max_new_tokens must be at least 1, got {max_new_tokens}": max_new_tokens < 1,
         f"temperature must not be negative, got {temperature}": temperature < 0,
         f"top_k must not be negative, got {top_k}": top_k < 0,
         f"top_p must lie in (0, 1], got {top_p}": not 0 < top_p <= 1,
+        f"vocab_size must be at least 1, got {vocab_size}": vocab_size is not None and vocab_size < 1,
         "sampling needs a key (or temperature 0)": key is None and temperature > 0,
         f"prompt of {prompt_BT.shape[1]} tokens and {max_new_tokens} new ones exceed max_len {config.max_len}": (
             prompt_BT.shape[1] + max_new_tokens > config.max_len
@@ -115,9 +119,11 @@ def _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p):
             raise ConfigError(fault)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8))
-def _generate(config, params, prompt_BT, key, max_new_tokens, temperature, top_k, top_p, eos_id):
-    sample = functools.partial(sample_token, temperature=temperature, top_k=top_k, top_p=top_p)
+@functools.partial(jax.jit, static_argnums=(0, 4, 5, 6, 7, 8, 9))
+def _generate(config, params, prompt_BT, key, max_new_tokens, temperature, top_k, top_p, eos_id, vocab_size):
+    def sample(logits_BV, key):
+        return sample_token(logits_BV[:, :vocab_size], key, temperature=temperature, top_k=top_k, top_p=top_p)
+
     logits_BTV, cache = prefill(config, params, prompt_BT, init_cache(config, params, prompt_BT.shape[0]))
     first_B = sample(logits_BTV[:, -1], jax.random.fold_in(key, 0))
 

@@ -14,23 +14,32 @@ class DataConfig(Config):
 
     Attributes:
         source: ``"docstrings"`` (the embedded corpus), ``"wikitext-2-v1"``, ``"wikitext-2-raw-v1"``,
-            ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, or the path of a text or JSONL file, or of a folder of
-            parquet files named ``train-*``, ``validation-*``, ``test-*``.
-        path: local folder that holds the named source's parquet files; empty to ask the Hub.
-        tokenizer: ``"gpt2"``, ``"bytes"``, or the path or Hub name of another tokenizer.
+            ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, ``"fineweb10b"`` (shards of GPT-2 tokens), or the path of
+            a text or JSONL file, or of a folder of parquet files named ``train-*``, ``validation-*``, ``test-*``.
+        path: local folder that holds the named source's parquet files or shards; empty to ask the Hub.
+        train_shards: use at most so many training shards of ``"fineweb10b"``, 100M tokens each; 0 for all.
+        validation_fraction: how much of a source that comes in one piece is for validation: the last lines of a text
+            file (for ``"chars"`` to the character), a share of JSONL documents or of the files of docstrings.
+        tokenizer: ``"gpt2"``, ``"bytes"``, ``"chars"`` (the characters of the text itself; a run records them), or the
+            path or Hub name of another tokenizer.
         seq_len: tokens in a training window, and the model's ``max_len`` unless that is given.
         batch_size: windows in one optimizer step, over all devices and accumulation steps.
+        windows: ``"packed"`` cuts the training tokens into windows and visits them all in every epoch, in another
+            order; ``"random"`` starts every window at a position drawn anew.
         max_train_tokens: use only so many tokens of the training split; 0 for all.
         max_eval_tokens: use only so many tokens of the validation split; 0 for all.
         cache_dir: token cache; empty for ``$XDG_CACHE_HOME/mhc_jax`` (``~/.cache/mhc_jax``).
-        seed: order of the training windows.
+        seed: order, or places, of the training windows.
     """
 
     source: str = "docstrings"
     path: str = ""
+    train_shards: int = 9
+    validation_fraction: float = 0.05
     tokenizer: str = "gpt2"
     seq_len: int = 256
     batch_size: int = 16
+    windows: Literal["packed", "random"] = "packed"
     max_train_tokens: int = 0
     max_eval_tokens: int = 0
     cache_dir: str = ""
@@ -42,7 +51,11 @@ class DataConfig(Config):
         self.require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         for name in ("seq_len", "batch_size"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("max_train_tokens", "max_eval_tokens"):
+        self.require(
+            0 < self.validation_fraction < 1,
+            f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
+        )
+        for name in ("train_shards", "max_train_tokens", "max_eval_tokens"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 

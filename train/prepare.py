@@ -5,7 +5,7 @@ from typing import Any
 
 from mhc_jax.config import ConfigError
 from train.config import RunConfig
-from train.data import load_tokenizer
+from train.data import load_tokenizer, with_characters
 
 CONFIG_FILE = "config.json"
 
@@ -51,22 +51,27 @@ def refuse_overwrite(config: RunConfig) -> None:
 def resolve(config: RunConfig) -> RunConfig:
     """The configuration with the tokenizer's vocabulary and the data's length where the model leaves them open.
 
+    The model's vocabulary may be larger than the tokenizer's, rounded up for speed: no text has its other ids, and
+    sampling leaves them out.
+
     Raises:
         ConfigError: it contradicts itself, or the tokenizer cannot be loaded or does not fit the model.
     """
-    vocab_size = load_tokenizer(config.data.tokenizer).vocab_size
+    data = with_characters(config.data)
+    tokenizer = load_tokenizer(data.tokenizer)
     model = config.model
     config = config.replace(
+        data=data,
         model=model.replace(
-            vocab_size=model.vocab_size or vocab_size,
+            vocab_size=model.vocab_size or tokenizer.vocab_size,
             max_len=model.max_len or config.data.seq_len,
-        )
+        ),
     )
     config.validate()
-    if config.model.vocab_size < vocab_size:
+    if config.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
-            f"model.vocab_size {config.model.vocab_size} is smaller than the {vocab_size} tokens of "
-            f"data.tokenizer {config.data.tokenizer!r}; leave it at 0 to follow the tokenizer"
+            f"model.vocab_size {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
+            f"data.tokenizer {tokenizer.name!r}; leave it at 0 to follow the tokenizer"
         )
     return config
 

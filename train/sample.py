@@ -29,13 +29,13 @@ def sample(
 ) -> str:
     """``prompt`` and its continuation by at most ``tokens`` tokens; stops at the end-of-text token.
 
-    An empty prompt starts a new text, after the end-of-text token.
+    An empty prompt starts a new text, after the end-of-text token (of characters, after a line end).
 
     Raises:
         ConfigError: a prompt of no tokens, one that leaves no room in ``max_len`` or holds ids outside the
             model's vocabulary, or sampling options out of range.
     """
-    ids = tokenizer.encode(prompt) if prompt else [tokenizer.eos_id]
+    ids = tokenizer.encode(prompt) if prompt else [tokenizer.start_id]
     if not ids:
         raise ConfigError(f"tokenizer {tokenizer.name!r} makes no tokens of the prompt {prompt!r}; give another one")
     found = generate(
@@ -48,6 +48,7 @@ def sample(
         top_p=top_p,
         key=jax.random.key(seed),
         eos_id=tokenizer.eos_id,
+        vocab_size=tokenizer.vocab_size,
     )
     new = jax.device_get(found)[0, len(ids) :].tolist()
     if tokenizer.eos_id in new:

@@ -1,18 +1,18 @@
 """Token arrays on disk, found again by what they were made from."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
 from train.data.errors import DataError
+from train.data.files import replacing, sha256_file, sha256_json
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,11 @@ Made = tuple[dict[str, np.ndarray], dict[str, Any]]
 def default_cache_dir() -> Path:
     """``$XDG_CACHE_HOME/mhc_jax``, or ``~/.cache/mhc_jax``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mhc_jax"
+
+
+def cache_folder(cache_dir: str) -> Path:
+    """The folder that ``DataConfig.cache_dir`` names."""
+    return Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
 
 
 def cached_arrays(folder: Path, key: str, make: Callable[[], Made]) -> Made:
@@ -55,12 +60,12 @@ def cached_arrays(folder: Path, key: str, make: Callable[[], Made]) -> Made:
         digests = {}
         for name, array in arrays.items():
             path = _array_path(folder, key, name)
-            with _replacing(path) as file:
+            with replacing(path) as file:
                 np.save(file, array)
-            digests[name] = _digest(path)
+            digests[name] = sha256_file(path)
         content = {"arrays": digests, "record": record}
-        with _replacing(manifest) as file:
-            file.write(json.dumps({"sha256": _content_digest(content), "content": content}, indent=2).encode())
+        with replacing(manifest) as file:
+            file.write(json.dumps({"sha256": sha256_json(content), "content": content}, indent=2).encode())
         return _load(folder, key, manifest)
 
 
@@ -79,34 +84,12 @@ def _array_path(folder: Path, key: str, name: str) -> Path:
 def _load(folder: Path, key: str, manifest: Path) -> Made:
     stored = json.loads(manifest.read_bytes())
     content = stored["content"]
-    if stored["sha256"] != _content_digest(content):
+    if stored["sha256"] != sha256_json(content):
         raise ValueError("it does not match its own digest")
     arrays = {}
     for name, digest in content["arrays"].items():
         path = _array_path(folder, key, name)
-        if _digest(path) != digest:
+        if sha256_file(path) != digest:
             raise ValueError(f"{path.name} does not match its digest")
         arrays[name] = np.load(path, mmap_mode="r")
     return arrays, content["record"]
-
-
-def _content_digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file that takes the place of ``path`` when the block ends, and is removed if it fails."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -1,9 +1,10 @@
-"""Windows of tokens in batches: shuffled and endless for training, in order and once for evaluation.
+"""Windows of tokens in batches: shuffled or random, and endless, for training, in order and once for evaluation.
 
-A window is ``seq_len`` tokens and the same tokens one further on; windows do not overlap and a rest
-shorter than a window is dropped. Every host makes the same global batches and keeps its own rows.
+A window is ``seq_len`` tokens and the same tokens one further on. Unless they are random, windows do not overlap and a
+rest shorter than a window is dropped. Every host makes the same global batches and keeps its own rows.
 """
 
+import sys
 from collections.abc import Iterator
 
 import grain
@@ -12,6 +13,7 @@ import numpy as np
 from mhc_jax.config import ConfigError
 from train.config import DataConfig
 from train.data.errors import DataError
+from train.data.tokens import Tokens
 
 Batch = dict[str, np.ndarray]
 
@@ -22,14 +24,14 @@ class Windows:
     """Random access to the windows of a token array.
 
     Args:
-        tokens: 1-D integer array of ``len`` tokens.
+        tokens: 1-D, integer, ``len`` of them.
         seq_len: tokens of a window, ``T``.
 
     Window ``i`` of the ``(len - 1) // T`` is ``{"inputs": tokens[i*T : i*T+T], "targets": tokens[i*T+1 : i*T+T+1]}``,
     both int32 of shape (T,).
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int):
+    def __init__(self, tokens: Tokens, seq_len: int):
         self._tokens = tokens
         self._seq_len = seq_len
 
@@ -37,13 +39,11 @@ class Windows:
         return max(len(self._tokens) - 1, 0) // self._seq_len
 
     def __getitem__(self, index: int) -> Batch:
-        start = index * self._seq_len
-        window = np.asarray(self._tokens[start : start + self._seq_len + 1], np.int32)
-        return {"inputs": window[:-1], "targets": window[1:]}
+        return _window(self._tokens, index * self._seq_len, self._seq_len)
 
 
-def steps_per_epoch(tokens: np.ndarray, config: DataConfig) -> int:
-    """Full batches in one pass over the training windows.
+def steps_per_epoch(tokens: Tokens, config: DataConfig) -> int:
+    """Full batches of windows that do not overlap; of random windows, as many.
 
     Raises:
         DataError: the tokens do not fill one batch.
@@ -57,17 +57,17 @@ def steps_per_epoch(tokens: np.ndarray, config: DataConfig) -> int:
     return windows // config.batch_size
 
 
-def train_batches(
-    tokens: np.ndarray, config: DataConfig, *, host: int = 0, hosts: int = 1
-) -> grain.DatasetIterator[Batch]:
-    """Batches without end; each epoch visits the windows in another order and drops the last, short batch.
+def train_batches(tokens: Tokens, config: DataConfig, *, host: int = 0, hosts: int = 1) -> grain.DatasetIterator[Batch]:
+    """Batches without end.
 
-    The order depends on ``config.seed`` alone. ``get_state()`` gives a JSON-compatible position that
-    ``set_state()`` returns to, on any number of hosts.
+    Of packed windows, each epoch visits all in another order and drops the last, short batch. Random windows start at
+    each of the positions that leave room for them with equal probability, drawn anew for every step. Either way the
+    batches depend on ``config.seed`` alone. ``get_state()`` gives a JSON-compatible position that ``set_state()``
+    returns to, on any number of hosts.
 
     Args:
-        tokens: 1-D integer array.
-        config: ``seq_len`` T, ``batch_size`` B and ``seed`` are read.
+        tokens: 1-D, integer.
+        config: ``seq_len`` T, ``batch_size`` B, ``windows`` and ``seed`` are read.
         host, hosts: this one of so many, which share each batch.
 
     Returns:
@@ -81,20 +81,35 @@ def train_batches(
     rows = _host_rows(config, host, hosts)
     if config.seed < 0:
         raise ConfigError(f"data.seed must not be negative, got {config.seed}")
+    make = _random if config.windows == "random" else _shuffled
+    # Windows come from memory in microseconds: threads and buffers would only cost.
+    return iter(make(tokens, config, rows).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
+
+
+def _shuffled(tokens: Tokens, config: DataConfig, rows: slice) -> grain.MapDataset[Batch]:
     # Grain shuffles epoch e with seed + e; spread, so that neighbouring seeds do not share epochs.
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
-    return iter(
+    return (
         grain.MapDataset.source(Windows(tokens, config.seq_len))
         .shuffle(seed)
         .batch(config.batch_size, drop_remainder=True)
         .map(lambda batch: _rows_of(batch, rows))
         .repeat()
-        # Windows come from memory in microseconds: threads and buffers would only cost.
-        .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     )
 
 
-def eval_batches(tokens: np.ndarray, config: DataConfig, *, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
+def _random(tokens: Tokens, config: DataConfig, rows: slice) -> grain.MapDataset[Batch]:
+    def batch(step: int) -> Batch:
+        # Seeded by the step, so that any of them can be the first after a restart; drawn whole, so that hosts agree.
+        draws = np.random.default_rng([config.seed, step])
+        starts = draws.integers(len(tokens) - config.seq_len, size=config.batch_size)
+        windows = [_window(tokens, start, config.seq_len) for start in starts[rows].tolist()]
+        return {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+
+    return grain.MapDataset.range(sys.maxsize).map(batch)
+
+
+def eval_batches(tokens: Tokens, config: DataConfig, *, host: int = 0, hosts: int = 1) -> Iterator[Batch]:
     """All windows once, in order, in batches of equal shape: the last is filled up with targets of -100.
 
     Args and shapes as in :func:`train_batches`; -100 is what the loss leaves out.
@@ -121,6 +136,11 @@ def _eval_batch(windows: Windows, start: int, config: DataConfig, rows: slice) -
         for name, values in windows[index].items():
             batch[name][row] = values
     return _rows_of(batch, rows)
+
+
+def _window(tokens: Tokens, start: int, seq_len: int) -> Batch:
+    window = np.asarray(tokens[start : start + seq_len + 1], np.int32)
+    return {"inputs": window[:-1], "targets": window[1:]}
 
 
 def _rows_of(batch: Batch, rows: slice) -> Batch:

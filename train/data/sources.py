@@ -10,15 +10,16 @@ from typing import Any
 
 from mhc_jax.registry import did_you_mean
 from train.config import DataConfig
-from train.data import docstrings
+from train.data import docstrings, fineweb
 from train.data.errors import DataError
+from train.data.files import sha256_file, sha256_json
 from train.data.hub import hub_folder
+from train.data.tokenizer import CHARS
 
 WIKITEXT = ("wikitext-2-v1", "wikitext-2-raw-v1", "wikitext-103-v1", "wikitext-103-raw-v1")
 WIKITEXT_REPOSITORY = "Salesforce/wikitext"
-NAMED = ("docstrings", *WIKITEXT)
+NAMED = ("docstrings", fineweb.NAME, *WIKITEXT)
 SPLITS = ("train", "validation", "test")
-VALIDATION_FRACTION = 0.05
 READ_ROWS = 10_000
 
 Rows = dict[str, list[str]]
@@ -30,7 +31,7 @@ class Source:
 
     Attributes:
         name: as in ``DataConfig.source``.
-        digest: SHA-256 of the bytes it is read from.
+        digest: SHA-256 of the bytes it is read from, and of how they are split.
         read: gives the rows of each split, and a JSON-compatible record of where they come from.
     """
 
@@ -43,26 +44,31 @@ def find_source(config: DataConfig, needed: Sequence[str] = ("train", "validatio
     """The source that ``config`` names, with its files found and hashed.
 
     Args:
-        config: ``source`` and ``path`` are read.
+        config: ``source``, ``path``, ``validation_fraction`` and ``tokenizer`` are read.
         needed: splits it has to have.
 
     Raises:
         DataError: there is no such source, file, folder or split, or the Hub is needed and cannot be reached.
     """
     name = config.source
+    if name == fineweb.NAME:
+        raise DataError(f"data.source {name} holds tokens of gpt2, not text; set data.tokenizer to gpt2")
     if config.path and name not in WIKITEXT:
-        raise DataError(f"data.path is for WikiText, not for data.source {name!r}; give the path itself as data.source")
+        raise DataError(
+            f"data.path is for WikiText and {fineweb.NAME}, not for data.source {name!r}; "
+            "give the path itself as data.source"
+        )
     if name == "docstrings":
-        return _docstrings()
+        return _docstrings(config.validation_fraction)
     if name in WIKITEXT:
         return _parquet(name, _wikitext_folder(name, config.path), needed)
     path = Path(name).expanduser()
     if path.is_dir():
         return _parquet(name, path, needed)
     if path.is_file():
-        if path.suffix not in _READERS:
+        if path.suffix not in _SPLITTERS:
             raise DataError(f"data.source {name}: expected a .txt or .jsonl file, or a folder of parquet files")
-        return _file(name, path)
+        return _file(path, config)
     if "/" in name or path.suffix:
         raise DataError(f"data.source {name}: no such file or folder")
     raise DataError(
@@ -71,27 +77,28 @@ def find_source(config: DataConfig, needed: Sequence[str] = ("train", "validatio
     )
 
 
-def validation_keys(keys: Iterable[str], fraction: float = VALIDATION_FRACTION) -> set[str]:
+def validation_keys(keys: Iterable[str], fraction: float) -> set[str]:
     """The share of ``keys`` that goes to validation: those with the smallest SHA-256, in whatever order they come.
 
     Equal keys stay together. At least one key goes to validation and, of two or more, at least one does not.
     """
     ranked = sorted({hashlib.sha256(key.encode()).digest(): key for key in keys}.items())
-    return {key for _, key in ranked[: math.ceil(len(ranked) * fraction)]}
+    count = min(math.ceil(len(ranked) * fraction), max(len(ranked) - 1, 1))
+    return {key for _, key in ranked[:count]}
 
 
-def _docstrings() -> Source:
+def _docstrings(fraction: float) -> Source:
     files, versions = docstrings.python_files()
 
     def read():
         by_file, record = docstrings.docstrings_by_file(files)
-        held_out = validation_keys(by_file)
+        held_out = validation_keys(by_file, fraction)
         rows: Rows = {"train": [], "validation": []}
         for name, texts in by_file.items():
             rows["validation" if name in held_out else "train"] += texts
         return rows, {"versions": versions, **record}
 
-    return Source("docstrings", _digest(files), read)
+    return Source("docstrings", sha256_json([_digest(files), fraction]), read)
 
 
 def _wikitext_folder(name: str, path: str) -> Path:
@@ -137,11 +144,14 @@ def _parquet_rows(files: list[Path]) -> list[str]:
     return rows
 
 
-def _file(name: str, path: Path) -> Source:
-    def read():
-        return _READERS[path.suffix](path, _text(path)), {"files": [path.name]}
+def _file(path: Path, config: DataConfig) -> Source:
+    split = _SPLITTERS[path.suffix]
 
-    return Source(name, _digest({path.name: path}), read)
+    def read():
+        return split(path, _text(path), config), {"files": [path.name]}
+
+    digest = sha256_json([_digest({path.name: path}), config.validation_fraction])
+    return Source(config.source, digest, read)
 
 
 def _text(path: Path) -> str:
@@ -157,15 +167,20 @@ def _text(path: Path) -> str:
     return text.removeprefix("\ufeff")
 
 
-def _split_text(path: Path, text: str) -> Rows:
-    """One document: its end, from the first line that starts in it, is for validation."""
-    cut = text.rfind("\n", 0, math.floor(len(text) * (1 - VALIDATION_FRACTION))) + 1
+def _split_text(path: Path, text: str, config: DataConfig) -> Rows:
+    """One document: its end, from the first line that starts in it, is for validation.
+
+    Characters may be torn from their line, and are where the original's Shakespeare is cut.
+    """
+    cut = math.floor(len(text) * (1 - config.validation_fraction))
+    if config.tokenizer.partition(":")[0] != CHARS:
+        cut = text.rfind("\n", 0, cut) + 1
     if cut == 0:
         raise DataError(f"{path} is too short to split into training and validation lines")
     return {"train": [text[:cut]], "validation": [text[cut:]]}
 
 
-def _split_jsonl(path: Path, text: str) -> Rows:
+def _split_jsonl(path: Path, text: str, config: DataConfig) -> Rows:
     """One document a line, in the field ``text``; blank lines are skipped."""
     documents = []
     # Not splitlines(), which also splits at characters that JSON strings may hold.
@@ -184,7 +199,7 @@ def _split_jsonl(path: Path, text: str) -> Rows:
         except UnicodeEncodeError:
             raise DataError(f"{path}: line {number} holds half a surrogate pair, which is not text") from None
         documents.append(document)
-    held_out = validation_keys(documents)
+    held_out = validation_keys(documents, config.validation_fraction)
     rows = {
         "train": [document for document in documents if document not in held_out],
         "validation": [document for document in documents if document in held_out],
@@ -194,7 +209,7 @@ def _split_jsonl(path: Path, text: str) -> Rows:
     return rows
 
 
-_READERS: dict[str, Callable[[Path, str], Rows]] = {".txt": _split_text, ".jsonl": _split_jsonl}
+_SPLITTERS: dict[str, Callable[[Path, str, DataConfig], Rows]] = {".txt": _split_text, ".jsonl": _split_jsonl}
 
 
 def _digest(files: dict[str, Path]) -> str:
@@ -202,9 +217,7 @@ def _digest(files: dict[str, Path]) -> str:
     total = hashlib.sha256()
     for name, path in sorted(files.items()):
         try:
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            total.update(f"{name}\0{sha256_file(path)}\n".encode())
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror})") from None
-        total.update(f"{name}\0{digest}\n".encode())
     return total.hexdigest()

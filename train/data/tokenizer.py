@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import tokenizers
 
 from train.data.errors import DataError
@@ -18,6 +19,7 @@ GPT2_SHA256 = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
 END_OF_TEXT = "<|endoftext|>"
+CHARS = "chars"
 # Tried in this order when a tokenizer does not say which of its tokens ends a text.
 USUAL_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 
@@ -26,15 +28,17 @@ class Tokenizer(Protocol):
     """What the rest of the project knows of a tokenizer.
 
     Attributes:
-        name: what :func:`load_tokenizer` finds it by.
+        name: what a person calls it, and :func:`load_tokenizer` finds it by (but for characters).
         vocab_size: every id is below it; added tokens count.
-        eos_id: the id that ends a text; inside ``range(vocab_size)``.
+        eos_id: the id that ends a text, inside ``range(vocab_size)``; None if texts follow each other without one.
+        start_id: the id before a new text.
         fingerprint: SHA-256 of all that decides which ids a text becomes.
     """
 
     name: str
     vocab_size: int
-    eos_id: int
+    eos_id: int | None
+    start_id: int
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
@@ -55,7 +59,7 @@ class ByteTokenizer:
 
     name = "bytes"
     vocab_size = 257
-    eos_id = 256
+    eos_id = start_id = 256
     fingerprint = hashlib.sha256(b"UTF-8 bytes, 256 ends a text").hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -66,6 +70,49 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class CharTokenizer:
+    """One id for every character: its place among ``characters``. No id ends a text.
+
+    Args:
+        characters: each once.
+
+    Raises:
+        DataError: none, or one of them twice.
+    """
+
+    name = CHARS
+    eos_id = None
+
+    def __init__(self, characters: str):
+        if not characters or len(set(characters)) < len(characters):
+            raise DataError(f"tokenizer 'chars' needs at least one character, and each only once, not {characters!r}")
+        self.vocab_size = len(characters)
+        self.start_id = max(characters.find("\n"), 0)  # a text starts like a line
+        self.fingerprint = hashlib.sha256(f"characters {characters}".encode()).hexdigest()
+        self._characters = characters
+        self._ids = {character: i for i, character in enumerate(characters)}
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of ``text``.
+
+        Raises:
+            DataError: it holds a character that has none.
+        """
+        try:
+            return [self._ids[character] for character in text]
+        except KeyError as error:
+            raise DataError(
+                f"tokenizer 'chars': {error.args[0]!r} is not among the {self.vocab_size} characters of the text "
+                "that it was made from"
+            ) from None
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(self._characters[i] for i in ids)
 
 
 class SubwordTokenizer:
@@ -87,7 +134,7 @@ class SubwordTokenizer:
         if eos_id is None:
             raise DataError(f"tokenizer {name!r}: its end token {end_token!r} is not in its vocabulary")
         self.name = name
-        self.eos_id = eos_id
+        self.eos_id = self.start_id = eos_id
         # Not the count of tokens, which is less than the largest id + 1 where ids are left out.
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.fingerprint = hashlib.sha256(f"{backend.to_str()}\n{eos_id}".encode()).hexdigest()
@@ -107,22 +154,26 @@ def load_tokenizer(name: str) -> Tokenizer:
     """The tokenizer of that name.
 
     Args:
-        name: ``"gpt2"`` (GPT-2's byte-level BPE: 50,257 ids, offline); ``"bytes"``; the path of a
-            ``tokenizer.json`` or of a folder that holds one; or the Hub name of a model whose
-            repository holds one.
+        name: ``"gpt2"`` (GPT-2's byte-level BPE: 50,257 ids, offline); ``"bytes"``; ``"chars:"`` and
+            the characters; the path of a ``tokenizer.json`` or of a folder that holds one; or the Hub
+            name of a model whose repository holds one.
 
     Raises:
         DataError: there is none, it cannot be read, or it has no token to end a text with.
     """
     if name == "gpt2":
-        return _gpt2()
+        return SubwordTokenizer("gpt2", _gpt2_backend(), END_OF_TEXT)
     if name == "bytes":
         return ByteTokenizer()
+    if name == CHARS:
+        raise DataError("tokenizer 'chars' needs the characters of a text; spell them out, as in 'chars:abc'")
+    if name.startswith(f"{CHARS}:"):
+        return CharTokenizer(name.removeprefix(f"{CHARS}:"))
     path = Path(name)
     if not path.exists():
         if path.is_absolute() or name.startswith(".") or path.suffix == ".json" or name.count("/") > 1:
             raise DataError(f"tokenizer {name!r}: no such file or folder")
-        advice = "give gpt2, bytes, or the path of a tokenizer.json"
+        advice = "give gpt2, bytes, chars, or the path of a tokenizer.json"
         path = hub_folder(name, "model", ["tokenizer.json", "tokenizer_config.json"], advice)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -152,14 +203,31 @@ def _end_token(name: str, backend: tokenizers.Tokenizer, config: Path) -> str:
     )
 
 
-def _gpt2() -> SubwordTokenizer:
+def gpt2_token_bytes() -> np.ndarray:
+    """UTF-8 bytes of text that each of GPT-2's ids stands for, none for the end token: int64 of shape (50257,)."""
+    vocab = json.loads(_gpt2_files()["encoder.json"])
+    sizes = np.zeros(len(vocab), np.int64)
+    for token, index in vocab.items():
+        sizes[index] = len(token)  # the vocabulary spells every byte as one character
+    sizes[vocab[END_OF_TEXT]] = 0
+    return sizes
+
+
+def gpt2_for_documents() -> SubwordTokenizer:
+    """GPT-2's, except that a text that spells the end token out gets the ids of its characters, for it does not end."""
+    backend = _gpt2_backend()
+    backend.encode_special_tokens = True
+    return SubwordTokenizer("gpt2", backend, END_OF_TEXT)
+
+
+def _gpt2_backend() -> tokenizers.Tokenizer:
     files = _gpt2_files()
     merges = [tuple(line.split(" ")) for line in files["vocab.bpe"].decode().split("\n")[1:] if line]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(files["encoder.json"]), merges=merges))
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
     backend.add_special_tokens([END_OF_TEXT])
-    return SubwordTokenizer("gpt2", backend, END_OF_TEXT)
+    return backend
 
 
 def _gpt2_files() -> dict[str, bytes]:

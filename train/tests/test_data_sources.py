@@ -5,7 +5,7 @@ import pytest
 
 from train.config import DataConfig
 from train.data import DataError, docstrings
-from train.data.sources import NAMED, find_source, validation_keys
+from train.data.sources import WIKITEXT, find_source, validation_keys
 
 
 def write_parquet(folder, **splits):
@@ -32,7 +32,7 @@ def test_parquet_folder_by_path_and_by_name(tmp_path):
     rows = {"train": ["", " = Title = \n", " text \n"], "validation": [" more \n"], "test": [" last \n"]}
     folder = write_parquet(tmp_path / "wikitext", **rows)
     assert read(folder) == rows
-    for name in NAMED[1:]:
+    for name in WIKITEXT:
         assert read(name, path=str(folder)) == rows
 
 
@@ -89,9 +89,9 @@ def test_jsonl_documents_are_split_by_their_text(tmp_path):
 
 
 def test_validation_keys():
-    assert len(validation_keys(map(str, range(1000)))) == 50
-    assert len(validation_keys(["a", "b"])) == 1
-    assert validation_keys(["only"]) == {"only"}
+    assert len(validation_keys(map(str, range(1000)), 0.05)) == 50
+    assert len(validation_keys(["a", "b"], 0.05)) == len(validation_keys(["a", "b"], 0.9)) == 1
+    assert validation_keys(["only"], 0.05) == {"only"}
 
 
 @pytest.mark.parametrize(
