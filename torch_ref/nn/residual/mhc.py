@@ -1,5 +1,6 @@
 """What the manifold-constrained hyper-connections share: one read, one write and one mixing matrix."""
 
+import torch
 from torch import Tensor
 
 from torch_ref.nn.residual.base import Residual
@@ -10,8 +11,8 @@ from torch_ref.ops import streams
 class MHC(Residual):
     """``u = sum_j H_pre[j] X_j``; ``X'_i = sum_j H_res[i, j] X_j + H_post[i] y_i``."""
 
-    def coefficients(self, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """H_pre (N,), H_post (N,) and H_res (N, N) as they act, or the same for every token, (B, T, ...)."""
+    def coefficients(self, h_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """H_pre (N,), H_post (N,) and H_res (N, N) as they act, or those of every token, (B, T, ...)."""
         raise NotImplementedError
 
     def pre(self, state, *, tap=no_tap):
@@ -22,3 +23,11 @@ class MHC(Residual):
     def post(self, state, y, ctx, *, tap=no_tap):
         post_N, res_NN = ctx
         return streams.mix(state, res_NN) + streams.write(y, post_N, per_stream=y.ndim == state.ndim)
+
+
+def leaning_read(streams: int, site: int, lean: float) -> Tensor:
+    """Logits of sigmoid reading weights that sum to one; the site's own stream, in turn, has ``lean`` of it."""
+    own = min(max(lean, 1 / streams), 1 - 1e-6)
+    weights_N = torch.full((streams,), (1 - own) / max(streams - 1, 1), dtype=torch.float64)
+    weights_N[site % streams] = own
+    return weights_N.logit().float()

@@ -1,0 +1,27 @@
+"""Single-pass mHC of DeepSeek-V4.1: a site reads with the weights that the site before it computed."""
+
+from torch_ref.config import register
+from torch_ref.nn.residual.dynamic_mhc import DynamicMHC
+from torch_ref.nn.taps import no_tap
+from torch_ref.ops import streams
+
+
+@register("residual", "single_pass_mhc")
+class SinglePassMHC(DynamicMHC):
+    """State ``{"streams": (B, T, N, D), "read": (B, T, N)}``: the streams, and the weights of the next read.
+
+    The first site reads the streams' mean.
+    """
+
+    @staticmethod
+    def begin(h):
+        return {"streams": h, "read": h.new_full(h.shape[:-1], 1 / h.shape[-2])}
+
+    def pre(self, state, *, tap=no_tap):
+        next_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
+        u_BTD = streams.read(state["streams"], tap("h_pre", state["read"]))
+        return u_BTD, (next_BTN, (tap("h_post", post_BTN), tap("h_res", res_BTNN)))
+
+    def post(self, state, y, ctx, *, tap=no_tap):
+        next_BTN, ctx = ctx
+        return {"streams": super().post(state["streams"], y, ctx, tap=tap), "read": next_BTN}
