@@ -1,14 +1,25 @@
 """Sinkhorn projections onto (nearly) doubly stochastic matrices. Row = last axis.
 
 Public code bases stop at different half-steps, add epsilons at different places and work in
-different domains, so every published order has a function of its own here.
+different domains, so every published order has a function of its own here. All act on canonical
+matrices, ``H[i, j]`` from source stream j to destination stream i: a code base that stores the
+transpose runs, in its own terms, the other order.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 SINKHORN_EPS = 1e-8
+CLAMP = 1e-12
+# Streams may be linked by weights that underflow; then the links' forces vanish too, and 0 / floor is 0.
+WEIGHT_FLOOR = 1e-30
+
+# Axes of a matrix while it is iterated, see _iterate: sums over the sources make rows, over the destinations columns.
+COLUMNS, ROWS = 0, 1
 
 
 def sinkhorn_rows_then_columns(
@@ -24,14 +35,12 @@ def sinkhorn_rows_then_columns(
     """
     _check(iters, 0, temperature)
     z = logits_NN / temperature
-    p = jnp.exp(z - jnp.max(z, axis=-1, keepdims=True))
 
-    def iteration(p, _):
-        p = p / (jnp.sum(p, axis=-1, keepdims=True) + eps)
-        p = p / (jnp.sum(p, axis=-2, keepdims=True) + eps)
-        return p, None
+    def iteration(p):
+        p = p / (_sum(p, ROWS) + eps)
+        return p / (_sum(p, COLUMNS) + eps)
 
-    return jax.lax.scan(iteration, p, None, length=iters)[0]
+    return _iterate(iteration, jnp.exp(z - jnp.max(z, axis=-1, keepdims=True)), iters)
 
 
 def log_sinkhorn(logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: float = 1.0) -> Float[Array, "*L N N"]:
@@ -41,13 +50,151 @@ def log_sinkhorn(logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: 
         ValueError: ``temperature <= 0`` or ``iters < 1``.
     """
     _check(iters, 1, temperature)
+    return jnp.exp(
+        _iterate(lambda z: _log_normalised(_log_normalised(z, ROWS), COLUMNS), logits_NN / temperature, iters)
+    )
 
-    def iteration(z, _):
-        z = z - jax.nn.logsumexp(z, axis=-1, keepdims=True)
-        z = z - jax.nn.logsumexp(z, axis=-2, keepdims=True)
-        return z, None
 
-    return jnp.exp(jax.lax.scan(iteration, logits_NN / temperature, None, length=iters)[0])
+def log_sinkhorn_columns_then_rows(
+    logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: float = 1.0
+) -> Float[Array, "*L N N"]:
+    """The order of the mHC paper (2512.24880, ``M <- T_r(T_c(M))``) and of tokenbender's code, in the log domain.
+
+    Rows sum to one: equal streams stay equal, and no stream can grow. Columns sum to one in the limit.
+
+    Raises:
+        ValueError: ``temperature <= 0`` or ``iters < 1``.
+    """
+    _check(iters, 1, temperature)
+    return jnp.exp(
+        _iterate(lambda z: _log_normalised(_log_normalised(z, COLUMNS), ROWS), logits_NN / temperature, iters)
+    )
+
+
+def sinkhorn_clamped(logits_NN: Float[Array, "*L N N"], *, iters: int) -> Float[Array, "*L N N"]:
+    """The linear form of lucidrains' ``hyper-connections``: rows then columns, sums clamped from below at 1e-12.
+
+    Columns sum to one. ``iters = 0`` returns the raw logits, as the original does.
+
+    Raises:
+        ValueError: ``iters < 0``.
+    """
+    _check(iters, 0, 1.0)
+    if iters == 0:
+        return logits_NN
+
+    def iteration(p):
+        p = p / jnp.maximum(_sum(p, ROWS), CLAMP)
+        return p / jnp.maximum(_sum(p, COLUMNS), CLAMP)
+
+    largest = jax.lax.stop_gradient(jnp.max(logits_NN, axis=-1, keepdims=True))
+    return _iterate(iteration, jnp.exp(logits_NN - largest), iters)
+
+
+def sinkhorn_deepseek(logits_NN: Float[Array, "*L N N"], *, iters: int, eps: float = 1e-6) -> Float[Array, "*L N N"]:
+    """The form of DeepSeek-V4 (transformers, TileKernels, MaxText): softmax and ``eps``, then sums plus ``eps``.
+
+    A softmax over the columns and one division of the rows count as the first iteration; rows sum
+    to one up to ``eps``. The published tensor is the transpose of this one.
+
+    Raises:
+        ValueError: ``iters < 1``.
+    """
+    _check(iters, 1, 1.0)
+
+    def iteration(p):
+        p = p / (_sum(p, COLUMNS) + eps)
+        return p / (_sum(p, ROWS) + eps)
+
+    p = jax.nn.softmax(logits_NN, axis=-2) + eps
+    return _iterate(iteration, p / (jnp.sum(p, axis=-1, keepdims=True) + eps), iters - 1)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _implicit(logits_NN, iters, temperature):
+    return log_sinkhorn_columns_then_rows(logits_NN, iters=iters, temperature=temperature)
+
+
+@_implicit.defjvp
+def _implicit_jvp(iters, temperature, primals, tangents):
+    p_NN = _implicit(*primals, iters, temperature)
+    return p_NN, projection_tangent(p_NN, tangents[0] / temperature)
+
+
+def implicit_sinkhorn(
+    logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: float = 1.0
+) -> Float[Array, "*L N N"]:
+    """:func:`log_sinkhorn_columns_then_rows`, differentiated at its fixed point instead of through its iterations.
+
+    Only the result is kept for the backward pass. The derivative is that of the exact projection,
+    so it differs from the iterations' own by as much as the columns are off.
+
+    Raises:
+        ValueError: ``temperature <= 0`` or ``iters < 1``.
+    """
+    return _implicit(logits_NN, iters, temperature)
+
+
+def projection_tangent(p_NN: Float[Array, "*L N N"], tangent_NN: Float[Array, "*L N N"]) -> Float[Array, "*L N N"]:
+    """Derivative of the entropic projection onto doubly stochastic matrices, at its result.
+
+    The result is ``exp(logits + u_i + v_j)``, so ``dp = p * (dlogits + du_i + dv_j)``. Constant row
+    sums give du; constant column sums then ask of dv, with ``w = p^T p``, that
+    ``sum_k w[j, k] (dv_j - dv_k)`` undo the change of column j: a graph Laplacian over streams.
+
+    Args:
+        p_NN: the projection; its rows sum to one.
+        tangent_NN: tangent of the logits.
+    """
+    weight_NN = sum(p_NN[..., i, :, None] * p_NN[..., i, None, :] for i in range(p_NN.shape[-1]))
+    dv_N = solve_laplacian(weight_NN, -jnp.sum(_softmax_tangent(p_NN, tangent_NN), axis=-2))
+    return _softmax_tangent(p_NN, tangent_NN + dv_N[..., None, :])
+
+
+def _softmax_tangent(p_NN, dz_NN):
+    """``p * (dz - sum_k p_k dz_k)`` along rows, by differences of dz so that nothing cancels where p is near 0 or 1."""
+    change = sum(p_NN[..., k, None] * (dz_NN - dz_NN[..., k, None]) for k in range(p_NN.shape[-1]))
+    return p_NN * change
+
+
+def solve_laplacian(weight_NN: Float[Array, "*L N N"], force_N: Float[Array, "*L N"]) -> Float[Array, "*L N"]:
+    """The x with ``sum_k weight[j, k] (x_j - x_k) = force_j`` for all j, and ``x_0 = 0``.
+
+    Streams are eliminated one after another by sums of non-negative numbers alone (Grassmann,
+    Taksar & Heyman 1985), so weakly linked streams lose no digits. Linear in the forces, unrolled
+    over the few streams.
+
+    Args:
+        weight_NN: symmetric, not negative; the diagonal is ignored.
+        force_N: sums to zero.
+    """
+    eliminated = []
+    for j in range(force_N.shape[-1] - 1, 0, -1):
+        link = weight_NN[..., j, :j]
+        total = jnp.maximum(jnp.sum(link, axis=-1, keepdims=True), WEIGHT_FLOOR)
+        share = link / total
+        eliminated.append((share, force_N[..., j, None] / total))
+        weight_NN = weight_NN[..., :j, :j] + link[..., :, None] * share[..., None, :]
+        force_N = force_N[..., :j] + share * force_N[..., j, None]
+    x_N = jnp.zeros_like(force_N[..., :1])
+    for share, own in reversed(eliminated):
+        x_N = jnp.concatenate([x_N, own + jnp.sum(share * x_N, axis=-1, keepdims=True)], axis=-1)
+    return x_N
+
+
+def _iterate(iteration: Callable[[jax.Array], jax.Array], z_NN: jax.Array, iters: int) -> jax.Array:
+    """``iteration`` repeated on matrices whose axes stand first, (N, N, *L): sums then run over long vectors."""
+    z = jnp.moveaxis(z_NN, (-2, -1), (COLUMNS, ROWS))
+    z = jax.lax.scan(lambda z, _: (iteration(z), None), z, None, length=iters)[0]
+    return jnp.moveaxis(z, (COLUMNS, ROWS), (-2, -1))
+
+
+def _sum(p: jax.Array, axis: int) -> jax.Array:
+    return jnp.sum(p, axis=axis, keepdims=True)
+
+
+def _log_normalised(z: jax.Array, axis: int) -> jax.Array:
+    return z - jax.nn.logsumexp(z, axis=axis, keepdims=True)
 
 
 def _check(iters: int, least: int, temperature: float) -> None:
