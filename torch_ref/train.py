@@ -14,42 +14,58 @@ from torch_ref.config import as_record, one_of
 from torch_ref.nn.lm import LM, weighted_diversity
 from torch_ref.ops.loss import IGNORE
 
+# Matrices of dynamic topologies: they map the streams to coefficients.
+_MAPS = ("phi", "dynamic_alpha_fn", "dynamic_beta_fn", "alpha_fn", "beta_fn", "down", "up", "inject")
+
 
 def decayed(model: nn.Module, decay: str) -> set[str]:
     """Names of the parameters that weight decay acts on.
 
     Args:
-        decay: ``"matrices"`` for the weights of linear layers only, ``"all"`` for every parameter.
+        decay: ``"kernels"`` for the weights of linear layers, ``"matrices"`` also for those from which dynamic
+            topologies compute their coefficients, ``"all"`` for every parameter.
     """
-    if one_of("decay", decay, ("matrices", "all")) == "all":
-        return {name for name, _ in model.named_parameters()}
-    return {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    names = {name for name, _ in model.named_parameters()}
+    if one_of("decay", decay, ("kernels", "matrices", "all")) == "all":
+        return names
+    chosen = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if decay == "matrices":
+        chosen |= {name for name in names if name.rpartition(".")[2] in _MAPS}
+    return chosen
 
 
 def make_optimizer(model: nn.Module, config: Any) -> torch.optim.AdamW:
-    """AdamW with decoupled weight decay on :func:`decayed` parameters.
+    """AdamW with decoupled weight decay on :func:`decayed` parameters; each group has its ``"lr_scale"``.
 
     Args:
-        config: fields lr, beta1, beta2, eps, weight_decay, decay.
+        config: fields lr, value_lr, beta1, beta2, eps, weight_decay, decay.
     """
     config = as_record(config)
     chosen = decayed(model, config.decay)
-    groups = [
-        {"params": [p for name, p in model.named_parameters() if name in chosen], "weight_decay": config.weight_decay},
-        {"params": [p for name, p in model.named_parameters() if name not in chosen], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+    value_scale = config.value_lr / config.lr if config.value_lr else 1.0
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decay = config.weight_decay if name in chosen else 0.0
+        scale = value_scale if name.endswith(".lambdas") else 1.0
+        groups.setdefault((decay, scale), []).append(parameter)
+    return torch.optim.AdamW(
+        [
+            {"params": found, "weight_decay": decay, "lr": config.lr * scale, "lr_scale": scale}
+            for (decay, scale), found in groups.items()
+        ],
+        betas=(config.beta1, config.beta2),
+        eps=config.eps,
+    )
 
 
 def learning_rate(config: Any, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step ``step``, counted from 0.
 
     Linear warm-up, ``lr * (step + 1) / warmup_steps``; then constant, or a cosine from ``lr`` to
-    ``final_lr * lr`` over the remaining steps.
+    ``final_lr * lr`` that ends after ``decay_steps`` steps (0: ``total_steps``).
 
     Args:
-        config: fields lr, schedule, warmup_steps, final_lr.
+        config: fields lr, schedule, warmup_steps, decay_steps, final_lr.
     """
     config = as_record(config)
     one_of("schedule", config.schedule, ("constant", "cosine"))
@@ -57,7 +73,8 @@ def learning_rate(config: Any, step: int, total_steps: int) -> float:
         return config.lr * (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return config.lr
-    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    end = config.decay_steps or total_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, end - config.warmup_steps))
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
 
@@ -90,7 +107,7 @@ def train_step(
         raise ValueError(f"a batch of {len(tokens_BT)} is not a multiple of accumulate {accumulate}")
     if lr is not None:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_scale"]
     optimizer.zero_grad()
     targets = (targets_BT != IGNORE).sum()
     segments = [None] * accumulate if segment_ids is None else segment_ids.chunk(accumulate)

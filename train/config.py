@@ -67,12 +67,15 @@ class OptimConfig(Config):
         lr: peak learning rate.
         beta1, beta2, eps: Adam's moments.
         weight_decay: decoupled (AdamW).
-        decay: ``"matrices"`` decays dense kernels only; ``"all"`` also embeddings, gains, biases,
-            poles and mixing logits, as the original mHC-SSM does.
+        decay: ``"matrices"`` decays dense kernels and the matrices of dynamic topologies; ``"kernels"`` dense kernels
+            alone, as nanoGPT does; ``"all"`` also embeddings, gains, biases, poles and mixing logits, as the original
+            mHC-SSM does.
         clip: global gradient norm; 0 for none. Scales by ``clip / (norm + 1e-6)`` as PyTorch does.
         schedule: ``"cosine"`` decays to ``final_lr * lr`` after a linear warm-up; ``"constant"`` only warms up.
         warmup_steps: optimizer steps of linear warm-up.
-        final_lr: fraction of ``lr`` at the last step of the cosine.
+        decay_steps: optimizer steps until the cosine has reached its end, warm-up included; 0 for the whole run.
+        final_lr: fraction of ``lr`` at the end of the cosine.
+        value_lr: learning rate of the weights of the value residual, scheduled like ``lr``; 0 for ``lr`` itself.
     """
 
     lr: float = 3e-4
@@ -80,11 +83,13 @@ class OptimConfig(Config):
     beta2: float = 0.999
     eps: float = 1e-8
     weight_decay: float = 0.1
-    decay: Literal["matrices", "all"] = "matrices"
+    decay: Literal["matrices", "kernels", "all"] = "matrices"
     clip: float = 1.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100
+    decay_steps: int = 0
     final_lr: float = 0.1
+    value_lr: float = 0.0
 
     def validate(self):
         super().validate()
@@ -93,7 +98,8 @@ class OptimConfig(Config):
         self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
         self.require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         self.require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
-        self.require(self.warmup_steps >= 0, f"warmup_steps must not be negative, got {self.warmup_steps}")
+        for name in ("warmup_steps", "decay_steps", "value_lr"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         self.require(0 <= self.final_lr <= 1, f"final_lr must lie in [0, 1], got {self.final_lr}")
 
 

@@ -1,5 +1,6 @@
 """AdamW as PyTorch computes it, its schedule, and what it decays."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTrans
         *clip,
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=partial(decay_mask, config)),
-        _scale_by_rate(schedule(config, total_steps)),
+        _scale_by_rate(schedule(config, total_steps), partial(rate_factors, config)),
     )
 
 
@@ -31,8 +32,12 @@ class RateState(NamedTuple):
     learning_rate: jax.Array
 
 
-def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
-    """:func:`optax.scale_by_learning_rate` that also keeps the rate it used, so that it can be reported."""
+def _scale_by_rate(rate: optax.Schedule, factors: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """:func:`optax.scale_by_learning_rate` that keeps the rate it used, so that it can be reported.
+
+    Args:
+        factors: from a tree of updates to the number that multiplies each one's rate.
+    """
 
     def init(params):
         count = jnp.zeros((), jnp.int32)
@@ -40,7 +45,7 @@ def _scale_by_rate(rate: optax.Schedule) -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         learning_rate = jnp.asarray(rate(state.count))
-        updates = jax.tree.map(lambda u: (-learning_rate * u).astype(u.dtype), updates)
+        updates = jax.tree.map(lambda u, f: (-learning_rate * f * u).astype(u.dtype), updates, factors(updates))
         return updates, RateState(optax.safe_increment(state.count), learning_rate)
 
     return optax.GradientTransformation(init, update)
@@ -60,9 +65,10 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Learning rate by number of updates made so far, from 0.
 
     ``lr * (step + 1) / warmup_steps`` while ``step < warmup_steps``, so the last step of the warm-up has
-    the full rate; then half a cosine from ``lr`` towards ``final_lr * lr``, reached after ``total_steps``.
+    the full rate; then half a cosine from ``lr`` towards ``final_lr * lr``, reached after ``decay_steps`` (if that is
+    0, ``total_steps``).
     """
-    decay_steps = max(1, total_steps - config.warmup_steps)
+    decay_steps = max(1, (config.decay_steps or total_steps) - config.warmup_steps)
 
     def rate(step):
         step = jnp.asarray(step, float)  # float64 where that is switched on; an int32 would divide to float32
@@ -76,9 +82,18 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     return rate
 
 
+# Leaves by name: dense kernels, and the matrices from which dynamic topologies compute their coefficients.
+KERNELS = {"kernel"}
+MATRICES = KERNELS | {"phi", "dynamic_alpha_fn", "dynamic_beta_fn", "alpha_fn", "beta_fn", "down", "up", "inject"}
+
+
 def decay_mask(config: OptimConfig, params: Any) -> Any:
     """True for every parameter that is decayed, in the structure of ``params``."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, _: config.decay == "all" or path[-1].key == "kernel",
-        params,
-    )
+    chosen = {"matrices": MATRICES, "kernels": KERNELS}.get(config.decay)
+    return jax.tree_util.tree_map_with_path(lambda path, _: chosen is None or path[-1].key in chosen, params)
+
+
+def rate_factors(config: OptimConfig, params: Any) -> Any:
+    """What multiplies the learning rate of every parameter, in the structure of ``params``."""
+    of_values = config.value_lr / config.lr if config.value_lr else 1.0
+    return jax.tree_util.tree_map_with_path(lambda path, _: of_values if path[-1].key == "lambdas" else 1.0, params)

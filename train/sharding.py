@@ -31,14 +31,16 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     (r"embed\.tokens", (P("tensor", "fsdp"), P(None, ("tensor", "fsdp")))),  # (V, D)
     (r"embed\.positions", (P(None, "fsdp"),)),  # (P, D)
     (r"ends\.proj\.kernel", (P(("tensor", "fsdp"), None),)),  # (D, N*D): the streams stay whole
-    (r".*\.(in_proj|down)\.kernel", (P("fsdp", "tensor"),)),  # (D, 2D), (D, R)
-    (r".*\.(in_proj|down)\.bias", (P("tensor"),)),  # (2D), (R)
-    (r".*\.(out_proj|up)\.kernel", (P("tensor", "fsdp"),)),  # (D, D), (R, D)
+    # (D, 2D), (D, D), (D, F), (D, R): column-wise
+    (r".*\.(in_proj|[qkv]_proj|up_proj|down)\.kernel", (P("fsdp", "tensor"),)),
+    (r".*\.(in_proj|[qkv]_proj|up_proj|down)\.bias", (P("tensor"),)),
+    (r".*\.(out_proj|down_proj|up)\.kernel", (P("tensor", "fsdp"),)),  # (D, D), (F, D), (R, D): row-wise
+    (r".*\.(out_proj|down_proj|up)\.bias", (P("fsdp"),)),  # (D)
     (r".*\.(conv|ssm)\.[a-z_]+", (P(("tensor", "fsdp")),)),  # (K, D), (D): channels of the sliced activations
     (r".*\.gamma_(pre|post)", (P(None, "tensor"),)),  # (N, R)
-    (r".*\.(out_proj|up)\.bias", (P("fsdp"),)),  # (D)
     (r"(.*\.)?(norm|final_norm)\.(scale|bias)", (P("fsdp"),)),  # (D)
-    (r".*_logits|ends\.proj\.bias", (P(),)),  # (N), (N, N), (N*D)
+    # What mixes streams is small and read by every device whole.
+    (r".*\.(residual|values)\.[a-z_.]+|ends\.[a-z_.]+", (P(),)),
 )
 
 

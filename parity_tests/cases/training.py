@@ -26,6 +26,7 @@ ORIGINAL = OptimConfig(decay="all", schedule="constant", warmup_steps=0)
 OPTIMIZERS = {
     "original": ORIGINAL,
     "default": OptimConfig(warmup_steps=2),
+    "kernels alone decay, short cosine": OptimConfig(decay="kernels", warmup_steps=1, decay_steps=3),
     "no clipping, strong decay": OptimConfig(clip=0.0, weight_decay=0.5, lr=1e-2, beta1=0.8, beta2=0.95, eps=1e-6),
 }
 
@@ -89,7 +90,7 @@ def _updates_torch(config, weights: Arrays, optim: OptimConfig, dtype: DType, sa
         for name, x in cast(jitter(_gradients(weights, update), sample), dtype).items():
             params[name].grad = torch.from_numpy(x.copy())
         for group in adamw.param_groups:
-            group["lr"] = torch_train.learning_rate(optim, update, UPDATES)
+            group["lr"] = torch_train.learning_rate(optim, update, UPDATES) * group["lr_scale"]
         if optim.clip > 0:
             torch.nn.utils.clip_grad_norm_(params.values(), optim.clip)
         adamw.step()

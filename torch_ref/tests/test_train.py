@@ -20,7 +20,9 @@ OPTIM = {
     "clip": 1.0,
     "schedule": "cosine",
     "warmup_steps": 4,
+    "decay_steps": 0,
     "final_lr": 0.1,
+    "value_lr": 0.0,
 }
 
 
@@ -54,12 +56,21 @@ def test_weight_decay_acts_where_it_belongs(decay):
         torch.testing.assert_close(p.detach(), before[name] * (1 - 1e-3 if name in chosen else 1))
 
 
+def test_weights_of_the_value_residual_have_a_rate_of_their_own():
+    model, *_ = model_and_batch("baseline", value_residual={"constrained": False})
+    optimizer = make_optimizer(model, OPTIM | {"value_lr": 1e-3})
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name for name, p in model.named_parameters() if scales[id(p)] == pytest.approx(0.1)}
+    assert found == {f"blocks.{layer}.values.lambdas" for layer in range(2)}
+
+
 def test_schedule():
     rates = [learning_rate(OPTIM, step, 24) for step in range(25)]
     assert rates[:5] == pytest.approx([2.5e-3, 5e-3, 7.5e-3, 1e-2, 1e-2])
     assert rates[14] == pytest.approx(1e-2 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi / 2))))
     assert rates[24] == pytest.approx(1e-3)
     assert learning_rate(OPTIM, 100, 24) == pytest.approx(1e-3)
+    assert learning_rate(OPTIM | {"decay_steps": 24}, 14, 100) == rates[14]
     constant = OPTIM | {"schedule": "constant", "warmup_steps": 0}
     assert {learning_rate(constant, step, 24) for step in range(25)} == {1e-2}
 

@@ -56,6 +56,20 @@ def test_schedule_warms_up_linearly_then_follows_half_a_cosine():
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
+def test_a_cosine_may_end_before_the_run():
+    config = OptimConfig(lr=2.0, warmup_steps=4)
+    np.testing.assert_array_equal(schedule(config.replace(decay_steps=14), 50)(9), schedule(config, 14)(9))
+    np.testing.assert_allclose(schedule(config.replace(decay_steps=14), 50)(30), 0.2, rtol=1e-6)
+
+
+def test_weights_of_the_value_residual_have_a_rate_of_their_own():
+    params = {"values": {"lambdas": jnp.zeros(2)}, "bias": jnp.zeros(2)}
+    optimizer = make_optimizer(CONSTANT.replace(value_lr=1e-2, weight_decay=0.0), 10)
+    updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    np.testing.assert_allclose(updates["values"]["lambdas"], -1e-2, rtol=1e-5)
+    np.testing.assert_allclose(updates["bias"], -CONSTANT.lr, rtol=1e-5)
+
+
 def test_constant_schedule_without_warmup_is_constant():
     rate = schedule(CONSTANT, 10)
     assert {float(rate(step)) for step in (0, 5, 50)} == {float(np.float32(CONSTANT.lr))}
