@@ -87,8 +87,8 @@ def prepare(flags: Flags) -> None:
             bar.console.print(f"{path}  {len(tokens):,} tokens", markup=False, highlight=False, soft_wrap=True)
     if len(shards) < 2:
         raise DataError(
-            f"{flags.source} has no tokens to train on beside {flags.val_tokens} for validation; give more text, or "
-            "fewer --val-tokens and another --out"
+            f"{flags.source} has no tokens to train on beside {flags.val_tokens} for validation; give more text or "
+            "fewer --val-tokens"
         )
     _write_manifest(out, manifest | {"finished": True})
     print(f"{out} is finished. Next: python -m train NAME --data.source fineweb10b --data.path {flags.out}")

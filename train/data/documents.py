@@ -94,24 +94,26 @@ def _local(source: str, files: list[Path]) -> Documents:
     builder, options = _KINDS[kinds[0]]
 
     def load():
-        import datasets
-
-        names = [str(file) for file in files]
-        return datasets.load_dataset(builder, data_files=names, split="train", streaming=True, **options)
+        return _stream(builder, data_files=[str(file) for file in files], **options)
 
     return Documents(source, {"files": {file.name: sha256_file(file) for file in files}}, load)
 
 
 def _hub(source: str, subset: str, revision: str | None) -> Documents:
-    advice = "or give local files: --source FILE_OR_FOLDER"
+    advice = "give local files instead: --source FILE_OR_FOLDER"
     revision = revision or hub_revision(source, "dataset", advice)
 
     def load():
-        import datasets
-
-        return datasets.load_dataset(source, subset or None, split="train", streaming=True, revision=revision)
+        return _stream(source, name=subset or None, revision=revision)
 
     return Documents(source, {"data set": source, "subset": subset, "revision": revision}, load)
+
+
+def _stream(builder: str, **options: Any) -> "IterableDataset":
+    import datasets
+
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs it also raises
+    return datasets.load_dataset(builder, split="train", streaming=True, **options)
 
 
 def _text(row: dict[str, Any]) -> str:
