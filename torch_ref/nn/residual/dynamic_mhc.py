@@ -1,5 +1,7 @@
 """Dynamic mHC: coefficients of every token from all its streams, in one product."""
 
+import math
+
 import torch
 from torch import nn
 
@@ -23,20 +25,15 @@ class DynamicMHC(MHC):
         self.norm_eps, self.pre_eps = config.norm_eps, config.pre_eps
         self.post_gain, self.post_eps = config.post_gain, config.post_eps
         res_bias = self.projection.near_identity(config.diagonal_bias).flatten()
-        bias_K = torch.cat([leaning_read(n, site, config.read_lean), torch.full((n,), self._unit_write()), res_bias])
-        if one_of("bias", config.bias, ("near_identity", "zeros")) == "zeros":
-            bias_K = torch.zeros_like(bias_K)
         self.sizes = (n, n, len(res_bias))
+        if one_of("bias", config.bias, ("near_identity", "zeros")) == "zeros":
+            bias_K = torch.zeros(sum(self.sizes))
+        else:
+            post_bias = torch.full((n,), _unit_write(config))
+            bias_K = torch.cat([leaning_read(n, site, config.read_lean), post_bias, res_bias])
         self.phi = nn.Parameter(config.phi_std * torch.randn(len(bias_K), n * width))
         self.bias = nn.Parameter(bias_K)
         self.alpha = nn.Parameter(torch.full((3 if len(res_bias) else 2,), float(config.alpha)))
-
-    def _unit_write(self) -> float:
-        """The logit that writes with weight 1."""
-        share = (1 - self.post_eps) / self.post_gain
-        if not 0 < share < 1:
-            raise ValueError(f"dynamic_mhc: post_gain must exceed 1 - post_eps, got {self.post_gain}")
-        return torch.tensor(share, dtype=torch.float64).logit().item()
 
     def coefficients(self, h_BTND):
         rows = torch.tensor(self.sizes[: len(self.alpha)], device=self.alpha.device)
@@ -44,3 +41,11 @@ class DynamicMHC(MHC):
         pre_BTN, post_BTN, res_BTK = logits_BTK.split(self.sizes, -1)
         res_BTNN = self.projection(res_BTK.reshape(*res_BTK.shape[:-1], *self.projection.shape))
         return pre_BTN.sigmoid() + self.pre_eps, self.post_gain * post_BTN.sigmoid() + self.post_eps, res_BTNN
+
+
+def _unit_write(config) -> float:
+    """The logit that writes with weight 1."""
+    share = (1 - config.post_eps) / config.post_gain
+    if not 0 < share < 1:
+        raise ValueError(f"{config.kind}: post_gain must exceed 1 - post_eps, got {config.post_gain}")
+    return math.log(share / (1 - share))
