@@ -19,6 +19,8 @@ class GatedResidual(Residual):
     The gate starts at 1/2 everywhere: the branch's own norm, which the published form goes without, removes that.
     """
 
+    stream_count: int
+
     def __init__(self, config, width: int, site: int, sites: int):
         super().__init__()
         at_least_one(config, "streams", "rank")

@@ -68,6 +68,8 @@ class HyperConnections(AlphaBeta):
     depends on s and f2 alone. So with more than one fraction no choice of it makes the site start as a plain residual.
     """
 
+    stream_count: int
+
     def __init__(self, config, width: int, site: int, sites: int):
         at_least_one(config, "streams", "fractions", "views")
         S, F, V = config.streams, config.fractions, config.views

@@ -19,6 +19,8 @@ class PerStreamMHC(MHC):
     weights to all streams, column s of what the projection gets. ``H_post[s]`` is twice a sigmoid, also of X_s alone.
     """
 
+    stream_count: int
+
     def __init__(self, config, width: int, site: int, sites: int):
         super().__init__()
         n = self.stream_count = config.streams
