@@ -43,7 +43,8 @@ def jitter(arrays: Arrays, sample: int) -> Arrays:
     rng = np.random.default_rng(sample)
 
     def move(x: np.ndarray) -> np.ndarray:
-        return np.nextafter(x, x + rng.integers(-1, 2, x.shape).astype(x.dtype)) if is_floating(x) else x
+        moved = np.nextafter(x, x + rng.integers(-1, 2, x.shape).astype(x.dtype)) if is_floating(x) else x
+        return np.asarray(moved)
 
     return {name: move(x) for name, x in arrays.items()}
 

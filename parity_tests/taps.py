@@ -106,7 +106,8 @@ def run_torch(
     total, count = torch_loss.cross_entropy(logits, torch.from_numpy(batch["targets"]))
     loss = total / count
     if diversity:
-        loss = loss + diversity * torch_streams.diversity(taps[f"blocks.{config.layers - 1}.mixer.state"])
+        last = "mixer" if config.mlp is None else "mlp"
+        loss = loss + diversity * torch_streams.diversity(taps[f"blocks.{config.layers - 1}.{last}.state"])
     values = {f"forward {name}": x.detach() for name, x in taps.items()} | {"forward loss": loss.detach()}
     if backward:
         loss.backward()

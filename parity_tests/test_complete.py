@@ -13,8 +13,12 @@ from parity_tests import cases
 from parity_tests.cases.systems import SYSTEMS
 from torch_ref.config import implementation
 
-# Ops whose twin has another name: the mirror needs no chunked form of the loss.
-TWINS = {"loss.chunked_cross_entropy": "loss.cross_entropy"}
+# Ops whose twin has another name: the mirror needs no chunked loss, and its implicit gradient is a backward rule.
+TWINS = {
+    "loss.chunked_cross_entropy": "loss.cross_entropy",
+    "sinkhorn.projection_tangent": "sinkhorn.with_birkhoff_gradient",
+    "sinkhorn.solve_laplacian": "sinkhorn.solve_column_potentials",
+}
 
 
 def _ops():

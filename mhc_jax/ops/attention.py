@@ -30,23 +30,23 @@ def causal_attention(
             ``keep_BHTS``.
 
     Raises:
-        ValueError: T differs from S without ``start``.
+        ValueError: T differs from S without ``start``, or cuDNN is asked for what it cannot do.
     """
     T, S = q_BTHK.shape[1], k_BSHK.shape[1]
     if start is None and T != S:
         raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")
-    mask = None
-    if start is not None:
-        mask = (jnp.arange(S) <= start + jnp.arange(T)[:, None])[None, None]
-    if segment_ids is not None:
-        mask = (segment_ids[:, :, None] == segment_ids[:, None, :])[:, None]
-    if keep_BHTS is None:
-        return jax.nn.dot_product_attention(
-            q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=start is None, implementation=implementation
-        )
-    visible = jnp.tril(jnp.ones((T, S), bool)) if start is None else True
-    visible = visible if mask is None else visible & mask
+    same_BTS = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]
+    if implementation == "cudnn":
+        if start is not None or keep_BHTS is not None:
+            raise ValueError("cudnn attention takes neither start nor keep_BHTS; use implementation 'xla'")
+        mask = None if same_BTS is None else same_BTS[:, None]
+        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=True, implementation="cudnn")
+    visible = jnp.arange(S) <= (0 if start is None else start) + jnp.arange(T)[:, None]
+    if same_BTS is not None:
+        visible = visible & same_BTS[:, None]
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
     scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=dtype) * q_BTHK.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1) * keep_BHTS
+    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    if keep_BHTS is not None:
+        weights = weights * keep_BHTS
     return jnp.einsum("bhts,bshk->bthk", weights.astype(v_BSHK.dtype), v_BSHK)

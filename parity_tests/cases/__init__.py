@@ -24,9 +24,9 @@ def load() -> None:
     """Registers the suite's own cases, once."""
     if _CASES:
         return
-    from parity_tests.cases import decode, models, modules, ops, training
+    from parity_tests.cases import decode, mixing_ops, models, modules, ops, training
 
-    for module in (ops, modules, models, training, decode):
+    for module in (ops, mixing_ops, modules, models, training, decode):
         add(module.cases())
 
 

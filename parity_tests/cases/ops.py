@@ -17,31 +17,45 @@ B, T, N, D = 2, 7, 3, 5
 def draw(scale: float = 1.0, /, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Normal float32 arrays, the same on every call."""
     rng = np.random.default_rng(3)
-    return {name: (scale * rng.standard_normal(shape)).astype(np.float32) for name, shape in shapes.items()}
+    return {name: np.asarray(scale * rng.standard_normal(shape), np.float32) for name, shape in shapes.items()}
 
 
-def op(path: str, what: str, inputs: Arrays, *, torch: Function | None = None, **options: Any) -> Case:
+def op(
+    path: str,
+    what: str,
+    inputs: Arrays,
+    *,
+    torch: Function | None = None,
+    positional: bool = False,
+    covers: frozenset[str] = frozenset(),
+    **options: Any,
+) -> Case:
     """A case of ``ops.<path>``, called with ``inputs`` and ``options`` by keyword.
 
     Args:
         torch: stands in for a function that the mirror does not have.
+        positional: inputs are given in their order instead, where the two frameworks' shape letters differ.
+        covers: other ops that the case exercises.
     """
+    ours, mirror = (_function(package, path, options, positional) for package in ("mhc_jax", "torch_ref"))
     return Case(
         tier="ops",
         name=f"{path} {what}".strip(),
-        jax=functools.partial(vjp_jax, _function("mhc_jax", path, options), inputs),
-        torch=functools.cache(functools.partial(vjp_torch, torch or _function("torch_ref", path, options), inputs)),
-        covers=frozenset({f"op:{path}"}),
+        jax=functools.partial(vjp_jax, ours, inputs),
+        torch=functools.cache(functools.partial(vjp_torch, torch or mirror, inputs)),
+        covers=covers | {f"op:{path}"},
     )
 
 
-def _function(package: str, path: str, options: dict[str, Any]) -> Callable:
+def _function(package: str, path: str, options: dict[str, Any], positional: bool) -> Callable:
     module, name = path.split(".")
 
     def call(arrays):
         # Looked up when called, so that a seeded fault in the module is seen.
         function = getattr(importlib.import_module(f"{package}.ops.{module}"), name)
         dtype = {"logits_dtype": arrays["head_VD"].dtype} if name == "chunked_cross_entropy" else {}
+        if positional:
+            return function(*arrays.values(), **options, **dtype)
         return function(**arrays, **options, **dtype)
 
     return call

@@ -113,7 +113,7 @@ def newton_birkhoff(logits_NN: Tensor, *, iters: int = 30) -> Tensor:
 
 def _newton(logits_NN: Tensor, iters: int) -> Tensor:
     """Minimises ``sum_i logsumexp_j(logits_ij + v_j) - sum_j v_j``, where the column sums are 1; stops at rounding."""
-    tolerance = 1e-10 if logits_NN.dtype == torch.float64 else 1e-6
+    tolerance = 1e-14 if logits_NN.dtype == torch.float64 else 1e-6
     v_N = torch.zeros_like(logits_NN[..., 0, :])
     for _ in range(iters):
         # Half a Sinkhorn step first: it leaves regions where the softmax is saturated and Newton's step far too long.
