@@ -70,12 +70,12 @@ def permutation_mixture(logits_K: Tensor, *, streams: int) -> Tensor:
     return torch.einsum("...k,kij->...ij", logits_K.softmax(-1), permutations_KNN)
 
 
-def kronecker_mixture(logits_F2: Tensor) -> Tensor:
-    """``U_1 (x) ... (x) U_F``, each ``[[p, 1 - p], [1 - p, p]]`` with (p, 1 - p) the softmax of two logits (KromHC)."""
-    weights_F2 = logits_F2.softmax(-1)
-    factors_F22 = torch.stack([weights_F2, weights_F2.flip(-1)], -2)
-    h = factors_F22.new_ones(*logits_F2.shape[:-2], 1, 1)
-    for factor_22 in factors_F22.unbind(-3):
+def kronecker_mixture(logits_K2: Tensor) -> Tensor:
+    """``U_1 (x) ... (x) U_K``, each ``[[p, 1 - p], [1 - p, p]]`` with (p, 1 - p) the softmax of two logits (KromHC)."""
+    weights_K2 = logits_K2.softmax(-1)
+    factors_K22 = torch.stack([weights_K2, weights_K2.flip(-1)], -2)
+    h = factors_K22.new_ones(*logits_K2.shape[:-2], 1, 1)
+    for factor_22 in factors_K22.unbind(-3):
         size = 2 * h.shape[-1]
         h = torch.einsum("...ij,...kl->...ikjl", h, factor_22).reshape(*h.shape[:-2], size, size)
     return h
