@@ -69,6 +69,8 @@ def prepare(flags: Flags) -> None:
     sizes = {name: getattr(flags, name) for name in ("shard_tokens", "val_tokens", "max_tokens")}
     settings = {"origin": documents.origin, "tokenizer": tokenizer.fingerprint, **sizes}
     manifest = _resumed(out, before, settings) if before and before["shards"] else _begun(out, before, settings)
+    for left in (*out.glob(".fineweb_*.bin.*"), *out.glob(f".{MANIFEST}.*")):
+        left.unlink()  # by a process that was killed while it wrote
     shards = manifest["shards"]
     if manifest["finished"]:
         print(f"{out} is finished: {len(shards)} shards, {_total(shards):,} tokens")
@@ -118,8 +120,6 @@ def _resumed(out: Path, before: dict[str, Any], settings: dict[str, Any]) -> dic
         if (was := before["settings"].get(name)) != value:
             change = f"{name} {was}, not {value}" if isinstance(value, int) else f"another {name}"
             raise ConfigError(f"{out} was begun with {change}; give the same, or another --out")
-    for left in out.glob(".fineweb_*.bin.*"):  # by a process that was killed while it wrote
-        left.unlink()
     whole = list(itertools.takewhile(lambda shard: _is_whole(out / shard["name"], shard["tokens"]), before["shards"]))
     return before | {"finished": before["finished"] and len(whole) == len(before["shards"]), "shards": whole}
 

@@ -89,8 +89,7 @@ def _local(source: str, files: list[Path]) -> Documents:
     files = [file for file in files if file.suffix in _KINDS]
     kinds = sorted({file.suffix for file in files})
     if len(kinds) != 1:
-        found = f"files of the kinds {', '.join(kinds)}" if kinds else "none"
-        raise DataError(f"{source}: expected files of one of the kinds {', '.join(_KINDS)}, found {found}")
+        raise DataError(f"{source}: expected {' or '.join(_KINDS)} files, found {' and '.join(kinds) or 'none'}")
     builder, options = _KINDS[kinds[0]]
 
     def load():
@@ -109,11 +108,11 @@ def _hub(source: str, subset: str, revision: str | None) -> Documents:
     return Documents(source, {"data set": source, "subset": subset, "revision": revision}, load)
 
 
-def _stream(builder: str, **options: Any) -> "IterableDataset":
+def _stream(path: str, **options: Any) -> "IterableDataset":
     import datasets
 
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs it also raises
-    return datasets.load_dataset(builder, split="train", streaming=True, **options)
+    return datasets.load_dataset(path, split="train", streaming=True, **options)
 
 
 def _text(row: dict[str, Any]) -> str:

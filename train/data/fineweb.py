@@ -48,7 +48,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             manifest["settings"],
             [(shard["name"], shard["sha256"]) for shard in manifest["shards"]],
         )
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read ({error}); prepare the shards again in another folder") from None

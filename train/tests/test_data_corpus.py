@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 
 from train.config import DataConfig
-from train.data import DataError, check_ids, load_corpus, load_tokenizer, pack, unigram_perplexity
-from train.data.corpus import token_dtype
+from train.data import (
+    DataError,
+    check_ids,
+    load_corpus,
+    load_tokenizer,
+    pack,
+    unigram_perplexity,
+    with_characters,
+)
 from train.data.sources import _parquet_rows
+from train.data.tokens import token_dtype
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("MHC_JAX_SHARED", ROOT.parent / "shared"))
@@ -70,6 +78,31 @@ def test_corpus_of_a_text_file(config):
     assert corpus.test is None
     assert corpus.record["splits"]["train"]["bytes"] == corpus.train_bytes
     assert corpus.record["tokenizer"] == "bytes"
+
+
+def test_corpus_of_characters(config):
+    corpus = load_corpus(config.replace(tokenizer="chars", validation_fraction=0.1))
+    assert corpus.tokenizer.vocab_size == len(set(TEXT))
+    whole = np.concatenate([corpus.train, corpus.validation])
+    # No end token, and the ids are places in the sorted characters.
+    assert whole.tolist() == [sorted(set(TEXT)).index(character) for character in TEXT]
+    assert len(corpus.train) == int(len(TEXT) * 0.9)
+    assert corpus.train_bytes + corpus.validation_bytes == len(TEXT.encode())
+    spelled = with_characters(config.replace(tokenizer="chars"))
+    assert spelled.tokenizer == "chars:" + "".join(sorted(set(TEXT)))
+    assert with_characters(spelled) is spelled
+    assert with_characters(config) is config
+    refused(config.replace(tokenizer="chars:Line"), "is not among the 4 characters")
+
+
+def test_shakespeare_by_characters_is_nanogpts(tmp_path):
+    real = SHARED / "data" / "tinyshakespeare" / "input.txt"
+    if not real.is_file():
+        pytest.skip("the text is not here")
+    config = DataConfig(str(real), tokenizer="chars", validation_fraction=0.1, cache_dir=str(tmp_path))
+    corpus = load_corpus(config)
+    assert (corpus.tokenizer.vocab_size, len(corpus.train), len(corpus.validation)) == (65, 1_003_854, 111_540)
+    assert corpus.train[:10].tolist() == [18, 47, 56, 57, 58, 1, 15, 47, 58, 47]  # "First Citi"
 
 
 def test_cuts(config):

@@ -115,6 +115,54 @@ def test_position_restores_on_another_number_of_hosts():
     np.testing.assert_array_equal(next(half)["inputs"], next(whole)["inputs"][2:])
 
 
+RANDOM = CONFIG.replace(windows="random")
+
+
+def test_random_windows_start_anywhere_that_leaves_room():
+    batches = take(train_batches(TOKENS, RANDOM), 500)
+    for batch in batches[:3]:
+        np.testing.assert_array_equal(batch["inputs"], batch["inputs"][:, :1] + np.arange(5))
+        np.testing.assert_array_equal(batch["targets"], batch["inputs"] + 1)
+        assert batch["inputs"].dtype == batch["targets"].dtype == np.int32
+    counts = np.bincount(starts(batches), minlength=len(TOKENS))
+    assert counts[85:].sum() == 0
+    # 2000 draws of 85 places, about 23.5 each: four standard deviations.
+    assert (np.abs(counts[:85] - 2000 / 85) < 4 * np.sqrt(2000 / 85)).all()
+
+
+def test_random_windows_depend_on_seed_and_step_alone():
+    first = take(train_batches(TOKENS, RANDOM), 6)
+    assert equal(first, take(train_batches(TOKENS, RANDOM), 6))
+    assert starts(first) != starts(take(train_batches(TOKENS, RANDOM.replace(seed=8)), 6))
+    assert len({tuple(starts([batch])) for batch in first}) == 6
+    with_next_seed = take(train_batches(TOKENS, RANDOM.replace(seed=8)), 5)
+    assert not equal(first[1:], with_next_seed)
+    assert steps_per_epoch(TOKENS, RANDOM) == EPOCH
+
+
+@pytest.mark.parametrize("hosts", [1, 2, 4])
+def test_hosts_share_the_same_random_batches_and_positions(hosts):
+    whole = train_batches(TOKENS, RANDOM)
+    parts = [train_batches(TOKENS, RANDOM, host=host, hosts=hosts) for host in range(hosts)]
+    state = whole.get_state()
+    for step in range(6):
+        if step == 3:
+            # Every host moves to where the whole has been, as after a restart.
+            whole.set_state(state)
+            for part in parts:
+                part.set_state(json.loads(json.dumps(state)))
+        found = [next(part) for part in parts]
+        joined = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+        assert equal([joined], [next(whole)])
+        if step == 1:
+            state = whole.get_state()
+
+
+def test_too_few_tokens_for_random_windows():
+    with pytest.raises(DataError, match="fewer than one batch of 4"):
+        train_batches(TOKENS[:20], RANDOM)
+
+
 def test_evaluation_covers_every_window_once_in_order():
     batches = list(eval_batches(TOKENS, CONFIG))
     assert len(batches) == 5

@@ -70,6 +70,23 @@ def test_text_file_ends_in_validation(tmp_path):
     assert rows["validation"][0].startswith("line 95\n")
 
 
+def test_validation_fraction(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("".join(f"line {i}\n" for i in range(100)))
+    assert read(text, validation_fraction=0.25)["validation"][0].startswith("line 7")
+    whole = text.read_text()
+    # To the character, as nanoGPT cuts its Shakespeare.
+    for tokenizer in ("chars", "chars:abc"):
+        rows = read(text, validation_fraction=0.1, tokenizer=tokenizer)
+        assert rows["train"] == [whole[: int(len(whole) * 0.9)]]
+        assert rows["validation"] == [whole[int(len(whole) * 0.9) :]]
+    documents = tmp_path / "documents.jsonl"
+    documents.write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(40)))
+    assert len(read(documents, validation_fraction=0.25)["validation"]) == 10
+    config = DataConfig(source=str(text))
+    assert find_source(config).digest != find_source(config.replace(validation_fraction=0.06)).digest
+
+
 def test_jsonl_documents_are_split_by_their_text(tmp_path):
     documents = [f"document {i} with \u2028 inside" for i in range(40)]
     file = tmp_path / "documents.jsonl"
@@ -133,7 +150,7 @@ def test_wrong_names_and_paths(tmp_path):
     refused("no such file or folder", source=tmp_path / "absent.txt")
     refused("no such file or folder", source="absent.txt")
     refused("no such folder", source="wikitext-2-v1", path=tmp_path / "absent")
-    refused("data.path is for WikiText", source="docstrings", path=tmp_path)
+    refused("data.path is for WikiText and fineweb10b", source="docstrings", path=tmp_path)
     other = tmp_path / "text.csv"
     other.write_text("a,b")
     refused("expected a .txt or .jsonl file", source=other)

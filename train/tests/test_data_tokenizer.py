@@ -5,6 +5,7 @@ import tokenizers
 
 from train.data import DataError, load_tokenizer
 from train.data import tokenizer as tokenizer_module
+from train.data.tokenizer import gpt2_for_documents, gpt2_token_bytes
 
 TEXTS = ["Hello world", "", " leading and trailing ", "naïve 日本語 🙂\n\n  x=1\t", "don't 1234 <unk>"]
 
@@ -49,6 +50,45 @@ def test_bytes_ids():
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (257, 256)
     assert tokenizer.encode("é") == [0xC3, 0xA9]
     assert tokenizer.decode([0xC3]) == "\ufffd"
+
+
+def test_chars_are_numbered_in_the_order_given():
+    tokenizer = load_tokenizer("chars:\n ab:日🙂")
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eos_id) == ("chars", 7, None)
+    ids = tokenizer.encode("ab:🙂\n")
+    assert ids == [2, 3, 4, 6, 0]
+    assert tokenizer.decode(ids) == "ab:🙂\n"
+    assert tokenizer.encode_batch(["b", ""]) == [[3], []]
+    # A text starts after a line end, or, where there is none, after the first character.
+    assert [load_tokenizer(name).start_id for name in ("chars:\t\na", "chars:ab")] == [1, 0]
+    assert load_tokenizer("chars:ab").fingerprint != load_tokenizer("chars:ba").fingerprint
+    with pytest.raises(DataError, match="^tokenizer 'chars': 'é' is not among the 7 characters"):
+        tokenizer.encode("baé")
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"), [("chars", "spell them out"), ("chars:", "at least one"), ("chars:aba", "each only once")]
+)
+def test_bad_chars(name, fault):
+    with pytest.raises(DataError, match=fault):
+        load_tokenizer(name)
+
+
+def test_bytes_of_gpt2_tokens(gpt2):
+    sizes = gpt2_token_bytes()
+    assert sizes.shape == (50257,)
+    for text in TEXTS:
+        # However the ids are cut, which a decoded text is not.
+        assert sizes[gpt2.encode(text)].sum() == len(text.encode())
+    assert (sizes[gpt2.eos_id], sizes[:50256].min()) == (0, 1)
+
+
+def test_gpt2_for_documents_has_no_end_inside_a_text(gpt2):
+    tokenizer = gpt2_for_documents()
+    # As tiktoken's encode_ordinary.
+    assert tokenizer.encode("a<|endoftext|>b") == [64, 27, 91, 437, 1659, 5239, 91, 29, 65]
+    assert tokenizer.encode_batch(["<|endoftext|>"]) == [[27, 91, 437, 1659, 5239, 91, 29]]
+    assert [tokenizer.encode(text) for text in TEXTS] == gpt2.encode_batch(TEXTS)
 
 
 def test_fingerprints_differ(gpt2, tmp_path):

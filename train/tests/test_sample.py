@@ -3,7 +3,9 @@ import pytest
 
 import mhc_jax
 from mhc_jax.config import ConfigError
+from mhc_jax.models import mhc_ssm
 from train import sample
+from train.config import RunConfig
 from train.data import load_tokenizer
 from train.tests.tiny import tiny_export
 
@@ -36,6 +38,22 @@ def test_end_of_text_ends_the_sample(tiny, monkeypatch):
     answer = jax.numpy.asarray([[*tokenizer.encode("ab"), *tokenizer.encode("cd"), tokenizer.eos_id, 65]])
     monkeypatch.setattr(sample, "generate", lambda *args, **options: answer)
     assert sample.sample(config, params, tokenizer, prompt="ab") == "abcd"
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn():
+    model = mhc_ssm("baseline", vocab_size=5000, max_len=64, width=8, layers=1)
+    params = mhc_jax.init(model, jax.random.key(0))
+    prompt = jax.numpy.asarray([[1]])
+    options = {"max_new_tokens": 60, "temperature": 1e3, "key": jax.random.key(1)}
+    assert mhc_jax.generate(model, params, prompt, **options).max() >= 257
+    assert mhc_jax.generate(model, params, prompt, **options, vocab_size=257).max() < 257
+    with pytest.raises(ConfigError, match="vocab_size must be at least 1"):
+        mhc_jax.generate(model, params, prompt, **options, vocab_size=0)
+    # Characters have no end token either, so the text is as long as was asked for.
+    config = RunConfig(model=model)
+    text = sample.sample(config, params, load_tokenizer("chars:abc"), tokens=60, temperature=1e3)
+    assert len(text) == 60
+    assert set(text) == set("abc")
 
 
 class Silent:
