@@ -19,21 +19,21 @@ class GeluMLPConfig(ChannelMixerConfig):
     """``down(GELU(up(x)))``.
 
     Attributes:
-        expansion: hidden width over the model's width.
+        hidden: its width in between; 0 for four times the model's.
         activation: ``"erf"`` is the exact GELU (nanoGPT), ``"tanh"`` its approximation (GPT-2, ``gelu_new``).
         bias: whether the two layers have biases.
         init_std: standard deviation of both matrices; that of ``down`` is divided by the square root of the number of
             sites, as in GPT-2.
     """
 
-    expansion: int = 4
+    hidden: int = 0
     activation: Literal["erf", "tanh"] = "erf"
     bias: bool = True
     init_std: float = 0.02
 
     def validate(self):
         super().validate()
-        self.require(self.expansion >= 1, f"expansion must be at least 1, got {self.expansion}")
+        self.require(self.hidden >= 0, f"hidden must not be negative, got {self.hidden}")
         self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
 
     def build(self, width, policy, init):
@@ -45,7 +45,7 @@ class GeluMLP(ChannelMixer):
 
     def __init__(self, config: GeluMLPConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy = config, policy
-        hidden, bias = config.expansion * width, zeros if config.bias else False
+        hidden, bias = config.hidden or 4 * width, zeros if config.bias else False
         self.up_proj = Dense(width, hidden, init / "up_proj", kernel=normal(config.init_std), bias=bias)
         scaled = normal(config.init_std * init.sites**-0.5)
         self.down_proj = Dense(hidden, width, init / "down_proj", kernel=scaled, bias=bias)

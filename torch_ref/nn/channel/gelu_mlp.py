@@ -18,10 +18,10 @@ class GeluMLP(nn.Module):
 
     def __init__(self, config, width: int, sites: int):
         super().__init__()
-        if config.expansion < 1:
-            raise ValueError(f"expansion must be at least 1, got {config.expansion}")
+        if config.hidden < 0:
+            raise ValueError(f"hidden must not be negative, got {config.hidden}")
         self.approximate = _APPROXIMATION[one_of("gelu_mlp activation", config.activation, _APPROXIMATION)]
-        hidden = config.expansion * width
+        hidden = config.hidden or 4 * width
         self.up_proj = linear(width, hidden, config.init_std, config.bias)
         self.down_proj = linear(hidden, width, config.init_std / sites**0.5, config.bias)
 
