@@ -18,6 +18,7 @@ ORIGINAL_OPTIMIZER = {
     "eps": 1e-8,
     "weight_decay": 0.1,
     "decay": "all",
+    "value_lr": 0.0,
 }
 # Rounding of the original's float32 numbers, relative to the largest entry. Float64 differs from them as much as
 # float32 does, and most (9.5e-6) where the gradient of a softmax cancels.
