@@ -1,0 +1,177 @@
+"""What a model does with its residual streams, in numbers: from the taps of one forward pass.
+
+Sites are counted through depth: the mixer of layer 0, its channel mixer if blocks have one, the mixer of layer 1, and
+so on. S is the number of sites. Coefficients are those of every token, (S, B, T, ...), or, where all tokens share
+them, (S, 1, 1, ...).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.ops.streams import split_streams
+
+SITES = ("mixer", "mlp")
+COEFFICIENTS = ("h_pre", "h_post", "h_res")
+
+
+def site_names(config: LMConfig) -> list[str]:
+    """``["0 mixer", "0 mlp", "1 mixer", ...]``."""
+    return [f"{layer} {kind}" for layer in range(config.layers) for kind in SITES[: config.sites_per_layer]]
+
+
+def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None = None) -> dict[str, jax.Array]:
+    """Every quantity by name, site by site: (S,) unless noted.
+
+    - ``h_pre``, ``h_post`` (S, ...) and ``h_res`` (S, N, N) as they act, averaged over tokens;
+    - those of :func:`mixing`, :func:`composite_gains` and :func:`stream_geometry`.
+
+    A site that reads or writes without tapping ``h_pre`` or ``h_post`` lacks that entry; one that does not tap
+    ``h_res`` keeps every stream as it is, and counts as the identity.
+
+    Args:
+        taps: of :func:`mhc_jax.apply` with ``taps=True``.
+        mask_BT: which tokens count; all if omitted.
+
+    Returns:
+        Nothing for a plain residual, where there are no streams.
+    """
+    coefficients = _coefficients(taps)
+    if not coefficients:
+        return {}
+    states = [_streams(taps[f"blocks.{kind}.state"], coefficients) for kind in _kinds(taps)]
+    geometry = [stream_geometry(state, mask_BT) for state in states]
+    sites, n = len(states) * len(states[0]), states[0].shape[-2]
+    h_res = coefficients.setdefault("h_res", jnp.broadcast_to(jnp.eye(n, dtype=states[0].dtype), (sites, 1, 1, n, n)))
+    return {
+        **{name: _mean(x, mask_BT) for name, x in coefficients.items()},
+        **mixing(h_res, mask_BT),
+        **composite_gains(h_res, mask_BT),
+        **{name: _through_depth([of_kind[name] for of_kind in geometry]) for name in geometry[0]},
+    }
+
+
+def mixing(h_res: Float[Array, "S B T N N"], mask_BT: Bool[Array, "B T"] | None = None) -> dict[str, jax.Array]:
+    """How H_res of each site mixes the streams, (S,) each.
+
+    - ``row_sum_min``, ``row_sum_max``, ``row_sum_mean``, and ``column_sum_...``: over rows and tokens;
+    - ``row_sum_error``, ``column_sum_error``: the greatest distance of a sum from 1;
+    - ``entropy``: of the shares ``|H_ij| / sum_j |H_ij|`` that source streams have in a destination stream, over ln N;
+      mean over rows and tokens. 0 if every stream has a single source, 1 if all sources weigh the same. For
+      non-negative rows that sum to one this is the entropy of the row itself; signs do not matter;
+    - ``identity_distance``: ``|H - I| / |I|`` in the Frobenius norm; mean over tokens;
+    - ``min_entry``: over tokens.
+    """
+    n = h_res.shape[-1]
+    found = {}
+    for name, axis in (("row_sum", -1), ("column_sum", -2)):
+        sums = h_res.sum(axis)
+        least, most = _extremes(sums, mask_BT)
+        found |= {f"{name}_min": least, f"{name}_max": most, f"{name}_mean": _mean(sums.mean(-1), mask_BT)}
+        found[f"{name}_error"] = jnp.maximum(jnp.abs(least - 1), jnp.abs(most - 1))
+    size = jnp.abs(h_res)
+    share = _ratio(size, size.sum(-1, keepdims=True))
+    entropy = jax.scipy.special.entr(share).sum(-1).mean(-1) / jnp.log(max(n, 2))
+    distance = jnp.linalg.norm(h_res - jnp.eye(n, dtype=h_res.dtype), axis=(-2, -1)) / jnp.sqrt(n)
+    return {
+        **found,
+        "entropy": _mean(entropy, mask_BT),
+        "identity_distance": _mean(distance, mask_BT),
+        "min_entry": _extremes(h_res, mask_BT)[0],
+    }
+
+
+def composite_gains(
+    h_res: Float[Array, "S B T N N"], mask_BT: Bool[Array, "B T"] | None = None
+) -> dict[str, jax.Array]:
+    """``forward_gain`` and ``backward_gain``, (S,): of all mixing up to and including each site.
+
+    DeepSeek's Amax gain: the greatest absolute row sum (forward) and column sum (backward) of ``H_s ... H_1 H_0``; the
+    product is taken for every token, the mean over tokens last. 1 where mixing neither amplifies nor attenuates. Sums
+    are taken before the absolute value, as published, so that terms of opposite sign cancel.
+    """
+
+    def deeper(product, h):
+        product = jnp.matmul(h, product, precision="highest")
+        gains = [jnp.abs(product.sum(axis)).max(-1) for axis in (-1, -2)]
+        return product, [_mean(gain[None], mask_BT)[0] for gain in gains]
+
+    start = jnp.broadcast_to(jnp.eye(h_res.shape[-1], dtype=h_res.dtype), h_res.shape[1:])
+    _, (forward, backward) = jax.lax.scan(deeper, start, h_res)
+    return {"forward_gain": forward, "backward_gain": backward}
+
+
+def stream_geometry(
+    state: Float[Array, "S B T N D"], mask_BT: Bool[Array, "B T"] | None = None
+) -> dict[str, jax.Array]:
+    """How much the streams of a token differ, (S,) each, mean over tokens.
+
+    - ``stream_cosine``: mean cosine between two different streams; 1 with one stream;
+    - ``effective_streams``: participation ratio ``(sum l)^2 / sum l^2`` of the squared singular values l of the N
+      streams: 1 if all are multiples of one vector, N if they are orthogonal and of equal length.
+    """
+    n = state.shape[-2]
+    gram = jnp.einsum("...nd,...md->...nm", state, state, precision="highest")
+    norm = jnp.sqrt(jnp.diagonal(gram, axis1=-2, axis2=-1))
+    cosine = _ratio(gram, norm[..., :, None] * norm[..., None, :])
+    pairs = (
+        jnp.sum(jnp.where(jnp.eye(n), 0, cosine), (-2, -1)) / (n * (n - 1)) if n > 1 else jnp.ones_like(norm[..., 0])
+    )
+    # (sum l)^2 / sum l^2 without eigenvalues, from the Gram matrix of trace 1; its square norm is at least 1/n.
+    unit = _ratio(gram, jnp.square(norm).sum(-1)[..., None, None])
+    effective = 1 / jnp.maximum(jnp.square(unit).sum((-2, -1)), 1 / n)
+    return {"stream_cosine": _mean(pairs, mask_BT), "effective_streams": _mean(effective, mask_BT)}
+
+
+def _kinds(taps: Mapping[str, jax.Array]) -> list[str]:
+    """Kinds of sites in a block, in the order in which they run."""
+    return [kind for kind in SITES if f"blocks.{kind}.state" in taps]
+
+
+def _through_depth(of_kinds: Sequence[jax.Array]) -> jax.Array:
+    """(S, ...) from (L, ...) for each kind of site."""
+    return jnp.stack(of_kinds, axis=1).reshape(-1, *of_kinds[0].shape[1:])
+
+
+def _coefficients(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Those that are tapped, (S, B, T, ...) or (S, 1, 1, ...)."""
+    found = {}
+    for name in COEFFICIENTS:
+        of_kinds = [taps.get(f"blocks.{kind}.residual.{name}") for kind in _kinds(taps)]
+        if of_kinds and of_kinds[0] is not None:
+            x = _through_depth(of_kinds)
+            tokens = taps[f"blocks.{_kinds(taps)[0]}.state"].shape[1:3]
+            # H_res is a matrix in every topology. The others are vectors, matrices or more, so their shape must tell.
+            dynamic = x.ndim == 5 if name == "h_res" else x.ndim > 3 and x.shape[1:3] == tokens
+            found[name] = x if dynamic else x[:, None, None]
+    return found
+
+
+def _streams(state: jax.Array, coefficients: Mapping[str, jax.Array]) -> jax.Array:
+    """(L, B, T, N, D); the streams of a state without them are the fractions of its width that H_res mixes."""
+    if state.ndim == 5:
+        return state
+    return split_streams(state, coefficients["h_res"].shape[-1] if "h_res" in coefficients else 1)
+
+
+def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x / y``, 0 where y is 0."""
+    return jnp.where(y > 0, x / jnp.where(y > 0, y, 1), 0)
+
+
+def _mean(x: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
+    """Over the tokens that count of (S, B, T, ...); (S, ...)."""
+    if mask_BT is None or x.shape[1:3] == (1, 1):
+        return x.mean((1, 2))
+    mask = mask_BT.reshape(mask_BT.shape + (1,) * (x.ndim - 3))
+    return jnp.where(mask, x, 0).sum((1, 2)) / mask.sum()
+
+
+def _extremes(x: jax.Array, mask_BT: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Least and greatest value of each site over all axes, among tokens that count."""
+    mask = True if mask_BT is None or x.shape[1:3] == (1, 1) else mask_BT.reshape(mask_BT.shape + (1,) * (x.ndim - 3))
+    axes = tuple(range(1, x.ndim))
+    return jnp.where(mask, x, jnp.inf).min(axes), jnp.where(mask, x, -jnp.inf).max(axes)

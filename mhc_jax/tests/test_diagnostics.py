@@ -1,0 +1,153 @@
+"""Stream statistics against matrices and states whose numbers are known."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhc_jax
+from mhc_jax import diagnostics
+from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.channel import GeluMLPConfig
+
+SWAP = np.array([[0.0, 1.0], [1.0, 0.0]])
+UNIFORM = np.full((2, 2), 0.5)
+FREE = np.array([[1.0, 2.0], [-0.5, 0.25]])
+
+
+def static(*matrices):
+    """(S, 1, 1, N, N): one matrix a site, for all tokens."""
+    return jnp.asarray(np.stack(matrices)[:, None, None], jnp.float32)
+
+
+def close(found, expected):
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_mixing_of_known_matrices():
+    found = diagnostics.mixing(static(np.eye(2), UNIFORM, SWAP, FREE))
+    shares = [1 / 3, 2 / 3]
+    entropy = -sum(p * math.log(p) for p in shares) / math.log(2)
+    close(found["entropy"], [0, 1, 0, entropy])  # the signed row has the same shares as the other: 2/3 and 1/3
+    close(found["identity_distance"], [0, math.sqrt(0.5), math.sqrt(2), math.sqrt((4 + 0.25 + 0.5625) / 2)])
+    close(found["min_entry"], [0, 0.5, 0, -0.5])
+    close(found["row_sum_min"], [1, 1, 1, -0.25])
+    close(found["row_sum_max"], [1, 1, 1, 3])
+    close(found["row_sum_mean"], [1, 1, 1, 1.375])
+    close(found["row_sum_error"], [0, 0, 0, 2])
+    close(found["column_sum_min"], [1, 1, 1, 0.5])
+    close(found["column_sum_max"], [1, 1, 1, 2.25])
+    close(found["column_sum_error"], [0, 0, 0, 1.25])
+
+
+def test_gains_of_a_product():
+    """FREE SWAP has the columns of FREE exchanged; SWAP FREE its rows: neither changes the greatest sum."""
+    double = 2 * np.eye(2)
+    found = diagnostics.composite_gains(static(SWAP, FREE, double, UNIFORM))
+    product = UNIFORM @ double @ FREE @ SWAP
+    close(found["forward_gain"], [1, 3, 6, np.abs(product.sum(1)).max()])
+    close(found["backward_gain"], [1, 2.25, 4.5, np.abs(product.sum(0)).max()])
+
+
+def test_gains_multiply_for_every_token_before_the_mean():
+    """Token 0 mixes by A then B, token 1 by B then A; the mean matrices would give another number."""
+    a, b = FREE, np.array([[0.0, 1.0], [3.0, 0.0]])
+    h_res = jnp.asarray(np.stack([np.stack([a, b]), np.stack([b, a])])[:, None])  # (S, B=1, T=2, N, N)
+    expected = np.mean([np.abs((b @ a).sum(1)).max(), np.abs((a @ b).sum(1)).max()])
+    close(diagnostics.composite_gains(h_res)["forward_gain"][-1], expected)
+    only_first = diagnostics.composite_gains(h_res, jnp.array([[True, False]]))
+    close(only_first["backward_gain"][-1], np.abs((b @ a).sum(0)).max())
+
+
+@pytest.mark.parametrize(
+    ("streams", "cosine", "effective"),
+    [
+        (np.ones((3, 4)), 1.0, 1.0),
+        (np.eye(3, 4), 0.0, 3.0),
+        (np.array([[1.0, 0], [-1, 0]]), -1.0, 1.0),
+        (np.array([[1.0, 0], [0, 2]]), 0.0, 25 / 17),  # l = 1, 4
+        (1e-6 * np.eye(3, 4), 0.0, 3.0),
+        (np.ones((1, 4)), 1.0, 1.0),
+    ],
+)
+def test_cosine_and_effective_number(streams, cosine, effective):
+    state = jnp.broadcast_to(jnp.asarray(streams, jnp.float32), (2, 1, 3, *streams.shape))
+    found = diagnostics.stream_geometry(state)
+    close(found["stream_cosine"], [cosine] * 2)
+    close(found["effective_streams"], [effective] * 2)
+
+
+def test_effective_number_is_that_of_the_singular_values():
+    state = jax.random.normal(jax.random.key(0), (1, 1, 1, 4, 6))
+    squared = np.linalg.svd(state[0, 0, 0], compute_uv=False) ** 2
+    close(diagnostics.stream_geometry(state)["effective_streams"], [squared.sum() ** 2 / (squared**2).sum()])
+
+
+def test_masked_tokens_do_not_count():
+    h_res = jnp.asarray(np.stack([np.eye(2), 5 * UNIFORM]))[None, None]  # one site, two tokens
+    found = diagnostics.mixing(h_res, jnp.array([[True, False]]))
+    close(found["row_sum_max"], [1])
+    close(found["min_entry"], [0])
+    close(found["entropy"], [0])
+    state = jnp.stack([jnp.eye(2), jnp.ones((2, 2))])[None, None]
+    close(diagnostics.stream_geometry(state, jnp.array([[True, False]]))["stream_cosine"], [0])
+
+
+def model(**changes):
+    return mhc_ssm(vocab_size=32, max_len=8, width=8, layers=2).replace(**changes)
+
+
+def taps_of(config):
+    params = mhc_jax.init(config, jax.random.key(0))
+    return mhc_jax.apply(config, params, jnp.arange(8)[None], taps=True).taps
+
+
+def test_sites_of_both_kinds_alternate_through_depth():
+    config = model(mlp=GeluMLPConfig())
+    taps = taps_of(config)
+    found = diagnostics.statistics(taps)
+    assert diagnostics.site_names(config) == ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
+    assert {len(x) for x in found.values()} == {4}
+    close(found["h_res"][1], taps["blocks.mlp.residual.h_res"][0])
+    close(found["h_pre"][2], taps["blocks.mixer.residual.h_pre"][1])
+    close(found["stream_cosine"][3], diagnostics.stream_geometry(taps["blocks.mlp.state"])["stream_cosine"][1])
+    assert np.all(np.diff(found["forward_gain"]) < 1e-3)  # doubly stochastic: no amplification
+
+
+def test_coefficients_of_every_token_are_averaged():
+    taps = taps_of(model())
+    taps["blocks.mixer.residual.h_res"] = jnp.roll(jnp.eye(4), 1, 0) * jnp.ones((2, 1, 1))
+    per_token = {name: x for name, x in taps.items() if "h_" in name}
+    scale = jnp.array([0.5, 1.5, 1, 1, 1, 1, 1, 1])[None, None]
+    for name, x in per_token.items():
+        taps[name] = scale.reshape(1, 1, 8, *(1,) * (x.ndim - 1)) * x[:, None, None]
+    found = diagnostics.statistics(taps)
+    for name in ("h_pre", "h_post", "h_res"):
+        close(found[name], per_token[f"blocks.mixer.residual.{name}"])
+    close(found["row_sum_max"], [1.5, 1.5])
+    close(found["row_sum_min"], [0.5, 0.5])
+    close(found["forward_gain"], [1, (0.25 + 2.25 + 6) / 8])
+
+
+def test_without_mixing_every_stream_stays():
+    taps = taps_of(model())
+    del taps["blocks.mixer.residual.h_res"]
+    del taps["blocks.mixer.residual.h_pre"]
+    found = diagnostics.statistics(taps)
+    close(found["h_res"], np.stack([np.eye(4)] * 2))
+    close(found["forward_gain"], [1, 1])
+    assert "h_pre" not in found
+
+
+def test_fractions_of_a_plain_state_are_its_streams():
+    taps = {"blocks.mixer.state": jnp.tile(jnp.eye(2).reshape(-1), (1, 1, 3, 1))}
+    taps |= {f"blocks.mixer.residual.{name}": jnp.eye(2)[None] for name in ("h_pre", "h_res")}
+    found = diagnostics.statistics(taps)
+    close(found["effective_streams"], [2])
+    assert found["h_pre"].shape == (1, 2, 2)
+
+
+def test_a_plain_residual_has_no_statistics():
+    assert diagnostics.statistics(taps_of(mhc_ssm("baseline", vocab_size=32, max_len=8, width=8, layers=2))) == {}
