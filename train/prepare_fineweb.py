@@ -19,12 +19,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from mhc_jax.config import ConfigError
 from train import cli
-from train.data.documents import find_documents, token_batches
+from train.data.documents import Documents, find_documents, token_batches
 from train.data.errors import DataError
 from train.data.files import replacing, sha256_file
-from train.data.fineweb import MANIFEST, read_manifest, shard_name
+from train.data.fineweb import MANIFEST, NAME, read_manifest, shard_name
 from train.data.shards import read_shard, write_shard
-from train.data.tokenizer import gpt2_for_documents
+from train.data.tokenizer import Tokenizer, gpt2_for_documents
 
 Batch = tuple[dict[str, Any] | None, np.ndarray]
 Position = dict[str, Any]
@@ -64,22 +64,36 @@ def prepare(flags: Flags) -> None:
     _check(flags)
     out, tokenizer = Path(flags.out).expanduser(), gpt2_for_documents()
     before = read_manifest(out)
-    known_origin = before["settings"]["origin"] if before else None
-    documents = find_documents(flags.source, flags.subset, known_origin)
+    documents = find_documents(flags.source, flags.subset, before["settings"]["origin"] if before else None)
     sizes = {name: getattr(flags, name) for name in ("shard_tokens", "val_tokens", "max_tokens")}
     settings = {"origin": documents.origin, "tokenizer": tokenizer.fingerprint, **sizes}
     manifest = _resumed(out, before, settings) if before and before["shards"] else _begun(out, before, settings)
     for left in (*out.glob(".fineweb_*.bin.*"), *out.glob(f".{MANIFEST}.*")):
         left.unlink()  # by a process that was killed while it wrote
     shards = manifest["shards"]
-    if manifest["finished"]:
-        print(f"{out} is finished: {len(shards)} shards, {_total(shards):,} tokens")
-        return
+    if not manifest["finished"]:
+        _write_shards(flags, out, manifest, documents, tokenizer)
+        _write_manifest(out, manifest | {"finished": True})
+    print(
+        f"{out} is finished: {len(shards)} shards, {_total(shards):,} tokens. "
+        f"Next: python -m train NAME --data.source {NAME} --data.path {flags.out}"
+    )
+
+
+def _write_shards(
+    flags: Flags, out: Path, manifest: dict[str, Any], documents: Documents, tokenizer: Tokenizer
+) -> None:
+    """Writes the shards that follow those of ``manifest``, and adds them to it.
+
+    Raises:
+        DataError: not even one shard to train on.
+    """
+    shards = manifest["shards"]
     position = shards[-1]["next"] if shards else START
     with _progress() as bar:
         batches = _watched(token_batches(documents, tokenizer, position["state"]), bar, flags, _total(shards))
-        still = itertools.islice(_sizes(flags), len(shards), None)
-        for tokens, after in _cut(batches, still, position["skip"]):
+        sizes = itertools.islice(_sizes(flags), len(shards), None)
+        for tokens, after in _cut(batches, sizes, position["skip"]):
             if not shards and len(tokens) < flags.val_tokens:
                 break
             path = out / shard_name("train" if shards else "validation", len(shards))
@@ -92,8 +106,6 @@ def prepare(flags: Flags) -> None:
             f"{flags.source} has no tokens to train on beside {flags.val_tokens} for validation; give more text or "
             "fewer --val-tokens"
         )
-    _write_manifest(out, manifest | {"finished": True})
-    print(f"{out} is finished. Next: python -m train NAME --data.source fineweb10b --data.path {flags.out}")
 
 
 def _check(flags: Flags) -> None:

@@ -142,6 +142,11 @@ def test_a_preparation_goes_on_wherever_it_stopped(source, tmp_path, monkeypatch
                 prepare(source, out)
         prepare(source, out)
         assert contents(out) == expected
+    # Stopped after the last shard, before it was known to be the last.
+    manifest = json.loads(expected["shards.json"]) | {"finished": False}
+    (tmp_path / "whole" / "shards.json").write_text(json.dumps(manifest))
+    prepare(source, tmp_path / "whole")
+    assert contents(tmp_path / "whole") == expected
 
 
 def test_a_shard_that_was_removed_is_made_again(source, tmp_path):
@@ -187,7 +192,7 @@ def test_a_process_killed_at_a_random_moment_and_started_again(tmp_path):
 def test_finished_shards_stay_as_they_are(source, tmp_path, capsys):
     out = tmp_path / "out"
     prepare(source, out)
-    assert "is finished. Next: python -m train NAME --data.source fineweb10b" in capsys.readouterr().out
+    assert "Next: python -m train NAME --data.source fineweb10b" in capsys.readouterr().out
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     prepare(source, out)
     assert "is finished: " in capsys.readouterr().out

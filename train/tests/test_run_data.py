@@ -1,0 +1,93 @@
+"""Whole runs on token shards and on characters: trained, resumed, and used from their own record."""
+
+import json
+
+import numpy as np
+import pytest
+
+from mhc_jax.config import ConfigError
+from mhc_jax.models import mhc_ssm
+from train import evaluate, export, sample
+from train.config import DataConfig, OptimConfig, TrainConfig
+from train.data import load_tokenizer
+from train.data.fineweb import shard_name
+from train.data.shards import write_shard
+from train.metrics import read_metrics
+from train.prepare import resolve
+from train.restore import load_run
+from train.run import run
+from train.tests.runs import tiny_run
+
+
+@pytest.fixture
+def on_shards(tmp_path):
+    """A run on three shards whose model has a vocabulary of 50,304, as the original's."""
+    config = tiny_run(tmp_path)
+    with open(config.data.source) as file:
+        ids = np.array([50256, *load_tokenizer("gpt2").encode(file.read())], np.uint16)
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    for number, part in enumerate(np.split(ids, [500, 1500])):
+        write_shard(folder / shard_name("train" if number else "validation", number), part)
+    data = DataConfig(source="fineweb10b", path=str(folder), seq_len=16, batch_size=4, windows="random")
+    return config.replace(
+        model=mhc_ssm("baseline", vocab_size=50_304, max_len=0, width=8, layers=1),
+        data=data.replace(cache_dir=str(tmp_path / "cache")),
+        optim=OptimConfig(lr=3e-2, warmup_steps=0, schedule="constant"),
+        train=TrainConfig(steps=8, loss_chunk=8, sample_tokens=8),
+    )
+
+
+def test_run_on_shards(on_shards, tmp_path, capsys):
+    whole = run(on_shards)
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert losses[-1] < losses[0] - 1
+    evaluate.main([str(tmp_path / "run"), "--which", "last", "--json"])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["loss"] == pytest.approx(whole["val_loss"], rel=1e-6)
+    assert found["bpb"] == pytest.approx(whole["val_bpb"], rel=1e-6)
+    assert whole["unigram_ppl"] < 1000
+
+    parts = on_shards.replace(run_dir=str(tmp_path / "parts"))
+    run(parts.replace(train=parts.train.replace(steps=3)))
+    resumed = run(parts.replace(train=parts.train.replace(resume=True)))
+    assert resumed["val_loss"] == whole["val_loss"]
+
+
+def test_vocabulary_of_the_model_and_of_the_shards(on_shards):
+    assert resolve(on_shards).model.vocab_size == 50_304
+    follow = on_shards.replace(model=on_shards.model.replace(vocab_size=0))
+    assert resolve(follow).model.vocab_size == 50_257
+    with pytest.raises(ConfigError, match=r"model.vocab_size 50256 is smaller than the 50257 tokens of"):
+        resolve(on_shards.replace(model=on_shards.model.replace(vocab_size=50_256)))
+
+
+def test_run_on_characters_needs_its_text_no_more(tmp_path, capsys):
+    config = tiny_run(tmp_path)
+    config = config.replace(
+        data=config.data.replace(tokenizer="chars", validation_fraction=0.1), train=config.train.replace(steps=40)
+    )
+    text = (tmp_path / "corpus.txt").read_text()
+    summary = run(config)
+    (tmp_path / "corpus.txt").rename(tmp_path / "elsewhere.txt")
+
+    kept, params = load_run(tmp_path / "run", "last")
+    assert kept.data.tokenizer == "chars:" + "".join(sorted(set(text)))
+    assert kept.model.vocab_size == len(set(text))
+    export.export(kept, params, tmp_path / "exported")
+    capsys.readouterr()
+    for folder in ("run", "exported"):
+        sample.main([str(tmp_path / folder), "--prompt", "the ", "--tokens", "8"])
+        printed = capsys.readouterr().out
+        assert len(printed.rstrip("\n")) <= 12
+        assert set(printed) <= set(text)
+    with pytest.raises(ConfigError, match="'Q' is not among the"):
+        sample.main([str(tmp_path / "run"), "--prompt", "Q"])
+
+    # The same text under another name has the same characters, and scores the same.
+    elsewhere = ["--data.source", str(tmp_path / "elsewhere.txt"), "--json"]
+    evaluate.main([str(tmp_path / "run"), "--which", "last", *elsewhere])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(summary["val_loss"], rel=1e-6)
+    (tmp_path / "elsewhere.txt").write_text(text.replace("s", "Q"))
+    with pytest.raises(ConfigError, match="'Q' is not among the"):
+        evaluate.main([str(tmp_path / "run"), *elsewhere])
