@@ -1,7 +1,8 @@
 """A trained model as plain files: ``python -m train.export RUN OUT``.
 
 ``OUT`` receives ``config.json`` and ``model.safetensors``, which :func:`mhc_jax.load` and ``torch_ref``
-read, and ``run.json``, the whole run configuration: its ``data.tokenizer`` names the tokenizer.
+read, and ``run.json``, the whole run configuration: its ``data.tokenizer`` names the tokenizer. With
+``--format huggingface`` the first two are as transformers writes them, for models that it knows (GPT-2).
 """
 
 import dataclasses
@@ -11,24 +12,28 @@ from typing import Literal
 import tyro
 
 import mhc_jax
+from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train import cli
 from train.config import RunConfig
 from train.restore import load_run
 
+Format = Literal["mhc_jax", "huggingface"]
+
 RUN_FILE = "run.json"
 
 
-def export(config: RunConfig, params: Params, out: Path) -> None:
+def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_jax") -> None:
     """Writes the model to the new folder ``out``.
 
     Raises:
-        ConfigError: ``out`` exists and is not an empty folder.
+        ConfigError: ``out`` exists and is not an empty folder, or the format cannot express the model.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out} exists already; export to a new folder")
-    mhc_jax.save(out, config.model, params)
+    save = mhc_jax.save if format == "mhc_jax" else interop.save_huggingface
+    save(out, config.model, params)
     (out / RUN_FILE).write_text(config.to_json())
 
 
@@ -37,20 +42,22 @@ class Flags:
     """Write a trained model as config.json and model.safetensors.
 
     Attributes:
-        run: run directory.
+        run: run directory, or exported folder.
         out: folder to create.
         which: checkpoint of the run directory.
+        format: this project's own, or that of Hugging Face transformers.
     """
 
     run: tyro.conf.Positional[str]
     out: tyro.conf.Positional[str]
     which: Literal["best", "last"] = "best"
+    format: Format = "mhc_jax"
 
 
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.export")
-    export(*load_run(flags.run, flags.which), Path(flags.out))
+    export(*load_run(flags.run, flags.which), Path(flags.out), flags.format)
     print(f"{flags.out} written. Next: python -m parity_tests --checkpoint {flags.out}")
 
 

@@ -1,9 +1,10 @@
-"""A trained model back from disk: from its run directory, or from an exported folder."""
+"""A trained model back from disk: from its run directory, or from an exported folder, ours or Hugging Face's."""
 
 from pathlib import Path
 from typing import Literal
 
 import mhc_jax
+from mhc_jax import LMConfig, interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from train.checkpoint import Checkpoints
@@ -14,8 +15,9 @@ def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple
     """Configuration and parameters, on the first local device.
 
     Args:
-        path: a run directory, or a folder with ``config.json`` and ``model.safetensors`` (see
-            :mod:`train.export`; without its ``run.json``, all but the model is at its defaults).
+        path: a run directory, or a folder with ``config.json`` and ``model.safetensors`` (see :mod:`train.export`), or
+            one that transformers wrote. Without its ``run.json``, all but the model is at its defaults, except the
+            tokenizer if the folder holds one.
         which: checkpoint of a run directory; an exported folder holds only one.
 
     Raises:
@@ -23,17 +25,25 @@ def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple
         CheckpointError: no good checkpoint, or one that does not fit ``config.json``.
     """
     path = Path(path)
+    if interop.is_huggingface(path):
+        return _exported(path, *interop.load_huggingface(path))
     if (path / "model.safetensors").is_file():
-        model, params = mhc_jax.load(path)
-        if (path / "run.json").is_file():
-            return _read_config(path / "run.json").replace(model=model), params
-        return RunConfig(name=path.name, model=model, data=DataConfig(seq_len=model.max_len)), params
+        return _exported(path, *mhc_jax.load(path))
     if not (path / "config.json").is_file():
         problem = "has neither a run's config.json nor a model.safetensors" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {problem}; give a run directory or an exported folder")
     config = _read_config(path / "config.json")
     checkpoints = Checkpoints(path, config.checkpoint.keep)
     return config, checkpoints.restore_params(param_shapes(config.model), which)
+
+
+def _exported(path: Path, model: LMConfig, params: Params) -> tuple[RunConfig, Params]:
+    if (path / "run.json").is_file():
+        return _read_config(path / "run.json").replace(model=model), params
+    data = DataConfig(seq_len=model.max_len)
+    if (path / "tokenizer.json").is_file():
+        data = data.replace(tokenizer=str(path.absolute()))
+    return RunConfig(name=path.absolute().name, model=model, data=data), params
 
 
 def _read_config(file: Path) -> RunConfig:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mhc_jax.interop.hints import settle
 from mhc_jax.interop.keys import InteropError, Shapes, account
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
@@ -14,7 +15,7 @@ from mhc_jax.models.mhc_ssm import Variant, mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.residual import PlainConfig, SimplexMHCConfig
-from mhc_jax.registry import did_you_mean, register
+from mhc_jax.registry import register
 
 COMPILED = "_orig_mod."
 TOKENS = "tok_emb.emb.weight"
@@ -135,13 +136,7 @@ def _stored(told: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, An
 
 def _check_hints(told: dict[str, Any], hints: dict[str, Any]) -> dict[str, Any]:
     """The values of the free fields."""
-    known = _FREE.keys() | _TOLD | _UNREAD
-    for name, value in hints.items():
-        if name not in known:
-            raise InteropError(f"mhc_ssm: unknown hint {name!r}{did_you_mean(name, known)}")
-        if name in _TOLD and value != told.get(name):
-            raise InteropError(f"mhc_ssm: {name}={value!r} contradicts the tensors, which say {told.get(name)!r}")
-    return {name: hints.get(name, default) for name, default in _FREE.items()}
+    return settle("mhc_ssm", hints, told={name: told.get(name) for name in _TOLD}, free=_FREE, unread=_UNREAD)
 
 
 def _config(told: dict[str, Any], shapes: Shapes, free: dict[str, Any]) -> LMConfig:

@@ -14,7 +14,13 @@ AXIS = "original"
 
 
 class Original:
-    """One published code base. Subclasses register under :data:`AXIS` and the system's name."""
+    """One published code base. Subclasses register under :data:`AXIS` and the system's name.
+
+    Attributes:
+        model_type: of Hugging Face transformers, if it is one of theirs.
+    """
+
+    model_type: str | None = None
 
     @staticmethod
     def read(state_dict: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[LMConfig, Params]:
@@ -31,7 +37,7 @@ def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> t
     """The model, in its ``original`` form, and the parameters that a published checkpoint holds.
 
     Args:
-        system: ``"mhc_ssm"``.
+        system: ``"gpt2"`` or ``"mhc_ssm"``.
         state_dict: the state_dict as tensors or arrays, or the whole checkpoint around it.
         hints: fields of the original's own configuration, for what the tensors cannot say.
 

@@ -1,9 +1,12 @@
 """A model as a folder: ``config.json`` and ``model.safetensors`` with the PyTorch mirror's names and layouts."""
 
+import json
 import os
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -22,19 +25,8 @@ def save(directory: str | os.PathLike[str], config: LMConfig, params: Params) ->
     Raises:
         ConfigError: ``params`` are not those of ``config``, or ``directory`` holds anything but an export.
     """
-    directory = Path(directory).absolute()
     config.validate()
-    tensors = to_torch(config, params)
-    _check_replaceable(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
-        new, old = Path(scratch, "new"), Path(scratch, "old")
-        new.mkdir()
-        save_file(tensors, new / WEIGHTS, metadata={"format": "pt"})
-        (new / CONFIG).write_text(config.to_json())
-        if directory.exists():
-            directory.rename(old)
-        new.rename(directory)
+    write_folder(directory, to_torch(config, params), config.to_json(), ours=_holds_model)
 
 
 def load(directory: str | os.PathLike[str]) -> tuple[LMConfig, Params]:
@@ -47,11 +39,10 @@ def load(directory: str | os.PathLike[str]) -> tuple[LMConfig, Params]:
     for path in (directory, directory / CONFIG, directory / WEIGHTS):
         if not path.exists():
             raise InteropError(f"{path} does not exist; an exported model is a folder with {CONFIG} and {WEIGHTS}")
+    if is_huggingface(directory):
+        raise InteropError(f"{directory} is in the format of transformers; read it by interop.load_huggingface")
     config = _read_config(directory / CONFIG)
-    try:
-        tensors = load_file(directory / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InteropError(f"{directory / WEIGHTS} is not a safetensors file, or is truncated ({error})") from None
+    tensors = read_tensors(directory / WEIGHTS)
     try:
         return config, from_torch(config, tensors)
     except InteropError as error:
@@ -67,7 +58,59 @@ def _read_config(path: Path) -> LMConfig:
     return config
 
 
-def _check_replaceable(directory: Path) -> None:
+def is_huggingface(directory: str | os.PathLike[str]) -> bool:
+    """Whether the folder's ``config.json`` names a ``model_type``, as no other of ours does."""
+    try:
+        config = json.loads(Path(directory, CONFIG).read_text())
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and "model_type" in config
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InteropError: it is missing, damaged or something else.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise InteropError(f"{path} is not a safetensors file, or is truncated ({error})") from None
+
+
+def write_folder(
+    directory: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    config: str,
+    *,
+    ours: Callable[[Path], bool],
+) -> None:
+    """Writes ``config.json`` and ``model.safetensors`` into a folder that appears whole or not at all.
+
+    Args:
+        directory: new, empty, or an earlier export, which is replaced.
+        tensors: the weights.
+        config: the text of ``config.json``.
+        ours: whether a folder holds an earlier export.
+
+    Raises:
+        InteropError: ``directory`` holds anything else.
+    """
+    directory = Path(directory).absolute()
+    _check_replaceable(directory, ours)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
+        new, old = Path(scratch, "new"), Path(scratch, "old")
+        new.mkdir()
+        save_file(dict(tensors), new / WEIGHTS, metadata={"format": "pt"})
+        (new / CONFIG).write_text(config)
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+
+
+def _check_replaceable(directory: Path, ours: Callable[[Path], bool]) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
@@ -76,10 +119,13 @@ def _check_replaceable(directory: Path) -> None:
     other = sorted(held - {CONFIG, WEIGHTS})
     if other:
         raise InteropError(f"{directory} holds other files ({', '.join(other[:5])}); choose a new or empty folder")
-    if held:
-        try:
-            _read_config(directory / CONFIG)
-        except (InteropError, FileNotFoundError):
-            raise InteropError(
-                f"{directory} holds something else than an exported model; choose a new folder"
-            ) from None
+    if held and not ours(directory):
+        raise InteropError(f"{directory} holds something else than an exported model; choose a new folder")
+
+
+def _holds_model(directory: Path) -> bool:
+    try:
+        _read_config(directory / CONFIG)
+    except (InteropError, FileNotFoundError):
+        return False
+    return True

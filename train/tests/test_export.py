@@ -9,9 +9,11 @@ from safetensors.torch import load_file
 import mhc_jax
 import torch_ref
 from mhc_jax.config import ConfigError
-from train import export
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.mixers import AttentionConfig
+from train import evaluate, export, sample
 from train.restore import load_run
-from train.tests.tiny import tiny_export
+from train.tests.tiny import tiny_config, tiny_export
 
 torch.set_num_threads(1)
 
@@ -58,3 +60,54 @@ def test_nothing_is_overwritten(tiny):
     with pytest.raises(ConfigError, match="exists already"):
         export.export(config, params, folder)
     assert (folder / "model.safetensors").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def gpt(tmp_path_factory):
+    """A GPT-2 over bytes: its run configuration, its parameters and its folder in the format of transformers."""
+    folder = tmp_path_factory.mktemp("gpt")
+    config = tiny_config(folder)
+    parts = {"mixer": AttentionConfig(heads=2), "mlp": GeluMLPConfig(activation="tanh"), "norm": "ln"}
+    config = config.replace(model=mhc_jax.LMConfig(vocab_size=257, max_len=32, width=8, layers=2, **parts))
+    params = mhc_jax.init(config.model, jax.random.key(0))
+    export.export(config, params, folder / "ours")
+    export.main([str(folder / "ours"), str(folder / "theirs"), "--format", "huggingface"])
+    return config, params, folder / "theirs"
+
+
+def test_transformers_reads_an_export_and_agrees(gpt):
+    from transformers import AutoModelForCausalLM
+
+    config, params, folder = gpt
+    tokens = np.arange(20, dtype=np.int32).reshape(2, 10)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    theirs = model(torch.from_numpy(tokens).long()).logits.detach().numpy()
+    np.testing.assert_allclose(mhc_jax.apply(config.model, params, tokens).logits_BTV, theirs, atol=1e-5)
+
+
+def test_commands_take_a_folder_of_transformers(gpt, capsys, tmp_path):
+    config, params, folder = gpt
+    found, loaded = load_run(folder)
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    evaluate.main([str(folder), "--json"])
+    assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(np.log(257), abs=0.1)
+    sample.main([str(folder), "--prompt", "line 1: the", "--tokens", "4"])
+    assert capsys.readouterr().out.startswith("line 1: the")
+
+
+def test_a_downloaded_folder_uses_its_own_tokenizer(gpt, tmp_path):
+    config, params, _ = gpt
+    mhc_jax.interop.save_huggingface(tmp_path / "downloaded", config.model, params)
+    assert load_run(tmp_path / "downloaded")[0].data.tokenizer == "gpt2"
+    (tmp_path / "downloaded" / "tokenizer.json").write_text("{}")
+    found, _ = load_run(tmp_path / "downloaded")
+    assert found.data.tokenizer == str(tmp_path / "downloaded")
+    assert (found.name, found.data.seq_len) == ("downloaded", 32)
+
+
+def test_a_model_that_transformers_does_not_know_is_refused(tiny, tmp_path):
+    config, params, _ = tiny
+    with pytest.raises(ConfigError, match="GPT-2 cannot express this model"):
+        export.export(config, params, tmp_path / "out", "huggingface")
+    assert list(tmp_path.iterdir()) == []

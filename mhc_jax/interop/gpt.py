@@ -1,0 +1,108 @@
+"""What checkpoints of GPT-2 and nanoGPT have in common: names, one fused attention matrix, a tied head."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mhc_jax.interop.keys import InteropError, Shapes
+from mhc_jax.interop.rules import Arrays, Rule, fused, renamed
+
+BODY, HEAD, TOKENS = "transformer.", "lm_head.weight", "wte.weight"
+
+# The mirror's names, outside and inside a block, less ".weight" and ".bias".
+_OUTSIDE = {"final_norm": "ln_f"}
+_INSIDE = {
+    "mixer.norm": "ln_1",
+    "mixer.branch.out_proj": "attn.c_proj",
+    "mlp.norm": "ln_2",
+    "mlp.branch.up_proj": "mlp.c_fc",
+    "mlp.branch.down_proj": "mlp.c_proj",
+}
+_TABLES = {"embed.tokens": TOKENS, "embed.positions": "wpe.weight"}
+_FUSED = ("q_proj", "k_proj", "v_proj")
+
+
+def rules(names: Iterable[str], *, inputs_first: bool) -> Iterator[Rule]:
+    """The translation of embeddings, norms, attention and MLP; published names are without ``transformer.``.
+
+    Args:
+        names: of the mirror; those of other parts are passed over.
+        inputs_first: matrices are stored (in, out), as GPT-2's Conv1D does.
+    """
+    for name in names:
+        head, inside = _block(name)
+        layer, _, leaf = inside.rpartition(".")
+        if name in _TABLES:
+            yield renamed(name, _TABLES[name])
+        elif not head and layer in _OUTSIDE:
+            yield renamed(name, f"{_OUTSIDE[layer]}.{leaf}")
+        elif head and layer in _INSIDE:
+            matrix = ".branch." in layer and leaf == "weight"
+            yield renamed(name, f"h.{head}.{_INSIDE[layer]}.{leaf}", transposed=inputs_first and matrix)
+        elif head and layer == "mixer.branch.q_proj":
+            parts = [f"blocks.{head}.mixer.branch.{part}.{leaf}" for part in _FUSED]
+            yield fused(parts, f"h.{head}.attn.c_attn.{leaf}", transposed=inputs_first and leaf == "weight")
+
+
+def _block(name: str) -> tuple[str, str]:
+    """The block's number, as text, and the name inside the block; no number outside."""
+    if not name.startswith("blocks."):
+        return "", name
+    _, number, inside = name.split(".", 2)
+    return number, inside
+
+
+def without_prefix(system: str, tensors: Mapping[str, Any], prefixes: Iterable[str]) -> dict[str, Any]:
+    """Names without the prefixes, each taken off where it stands, in order.
+
+    Raises:
+        InteropError: two tensors end up with one name.
+    """
+    found: dict[str, Any] = {}
+    for name, value in tensors.items():
+        short = name
+        for prefix in prefixes:
+            short = short.removeprefix(prefix)
+        if short in found:
+            raise InteropError(f"{system}: {short} occurs twice, with and without a prefix")
+        found[short] = value
+    return found
+
+
+def infer(system: str, shapes: Shapes, *, inputs_first: bool) -> dict[str, int]:
+    """``vocab_size``, ``positions``, ``width``, ``layers`` and ``hidden`` width of the MLP, as the tensors tell them.
+
+    Raises:
+        InteropError: a tensor that is needed for it is missing or of another rank.
+    """
+    vocab_size, width = _matrix(system, shapes, TOKENS)
+    positions, _ = _matrix(system, shapes, "wpe.weight")
+    layers = len({match[1] for name in shapes if (match := re.match(r"h\.(\d+)\.", name))})
+    hidden = _matrix(system, shapes, "h.0.mlp.c_fc.weight")[1 if inputs_first else 0]
+    return {"vocab_size": vocab_size, "positions": positions, "width": width, "layers": layers, "hidden": hidden}
+
+
+def _matrix(system: str, shapes: Shapes, name: str) -> tuple[int, int]:
+    if len(shapes.get(name, ())) != 2:
+        raise InteropError(f"not {system} weights: {name} of rank 2 is missing")
+    rows, columns = shapes[name]
+    return rows, columns
+
+
+def untied(system: str, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The tensors without the output head, which must equal the token table if it is there.
+
+    Raises:
+        InteropError: it does not.
+    """
+    rest = {name: x for name, x in arrays.items() if name != HEAD}
+    if HEAD in arrays and TOKENS in arrays and not np.array_equal(arrays[HEAD], arrays[TOKENS]):
+        raise InteropError(f"{system}: {HEAD} differs from {TOKENS}; here the two are one tied matrix")
+    return rest
+
+
+def tied(arrays: Arrays) -> dict[str, np.ndarray]:
+    """Inverse of :func:`untied`, with ``transformer.`` before all names but the head's."""
+    return {BODY + name: x for name, x in arrays.items()} | {HEAD: arrays[TOKENS]}

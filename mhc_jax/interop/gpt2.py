@@ -1,0 +1,175 @@
+"""Checkpoints of GPT-2 as Hugging Face transformers writes them (``GPT2LMHeadModel``, ``GPT2Model``)."""
+
+import re
+from typing import Any
+
+from mhc_jax.functional import Params
+from mhc_jax.interop import gpt
+from mhc_jax.interop.hints import settle
+from mhc_jax.interop.keys import InteropError
+from mhc_jax.interop.names import torch_shapes
+from mhc_jax.interop.original import AXIS, Original
+from mhc_jax.interop.rules import read, write
+from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.registry import register
+
+# Causal masks that older versions stored beside the parameters.
+_MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+
+_ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
+_ACTIVATION_NAMES = {"tanh": "gelu_new", "erf": "gelu"}
+
+# Fields of GPT2Config: what the tensors cannot say, with its defaults (n_head: see GPT2.read), and the one value that
+# is supported here. reorder_and_upcast_attn changes roundings alone.
+_FREE: dict[str, Any] = {
+    "n_head": None,
+    "activation_function": "gelu_new",
+    "embd_pdrop": 0.1,
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+}
+_FIXED: dict[str, Any] = {
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "model_type": "gpt2",
+}
+_HEAD_WIDTH = 64
+
+
+@register(AXIS, "gpt2")
+class GPT2(Original):
+    """Names with or without ``transformer.``. Heads are 64 wide, as in all published sizes, unless ``n_head`` is given.
+
+    A whole checkpoint is ``{"model": state_dict, "config": the contents of config.json}``.
+    """
+
+    model_type = "gpt2"
+
+    @staticmethod
+    def read(state_dict, hints):
+        stored: dict[str, Any] = {}
+        if isinstance(state_dict.get("config"), dict):
+            stored, state_dict = state_dict["config"], state_dict["model"]
+        arrays = as_numpy({name: x for name, x in state_dict.items() if not _MASKS.fullmatch(name)})
+        arrays = gpt.untied("gpt2", gpt.without_prefix("gpt2", arrays, [gpt.BODY]))
+        told = gpt.infer("gpt2", {name: x.shape for name, x in arrays.items()}, inputs_first=True)
+        config = _config(told, _stored(told, stored) | dict(hints))
+        shapes = torch_shapes(config)
+        rules = list(gpt.rules(shapes, inputs_first=True))
+        return config, from_torch(config, read("the gpt2 weights", rules, shapes, arrays))
+
+    @staticmethod
+    def write(config, params):
+        tensors = to_torch(config, params)
+        check_expressible("GPT-2", config)
+        return gpt.tied(write(gpt.rules(tensors, inputs_first=True), tensors))
+
+    @staticmethod
+    def huggingface(config: LMConfig, params: Params):
+        """``config.json`` and the tensors of a folder; the tied head is left out, as transformers does."""
+        tensors = GPT2.write(config, params)
+        del tensors[gpt.HEAD]
+        return _fields(config), tensors
+
+
+def _stored(told: dict[str, int], config: dict[str, Any]) -> dict[str, Any]:
+    """What a ``config.json`` says of the fields that matter; the many others are passed over."""
+    known = {**_published(told), **_FREE, **_FIXED}
+    found = {"n_head": 12} | {name: value for name, value in config.items() if name in known} if config else {}
+    if found.get("n_inner", 0) is None:
+        found["n_inner"] = 4 * told["width"]
+    return found
+
+
+def _published(told: dict[str, int]) -> dict[str, int]:
+    """What the tensors tell, by the names of GPT2Config."""
+    return {
+        "vocab_size": told["vocab_size"],
+        "n_positions": told["positions"],
+        "n_embd": told["width"],
+        "n_layer": told["layers"],
+        "n_inner": told["hidden"],
+    }
+
+
+def _config(told: dict[str, int], hints: dict[str, Any]) -> LMConfig:
+    free = settle("gpt2", hints, told=_published(told), free=_FREE, fixed=_FIXED)
+    if free["activation_function"] not in _ACTIVATIONS:
+        raise InteropError(
+            f"gpt2: activation_function={free['activation_function']!r} is not supported, only "
+            f"{', '.join(_ACTIVATIONS)} are"
+        )
+    if free["embd_pdrop"] != free["resid_pdrop"]:
+        raise InteropError(
+            f"gpt2: embd_pdrop={free['embd_pdrop']} and resid_pdrop={free['resid_pdrop']} are one dropout rate here; "
+            f"choose one, e.g. by the hint embd_pdrop={free['resid_pdrop']}"
+        )
+    heads = free["n_head"]
+    if heads is None and told["width"] % _HEAD_WIDTH:
+        raise InteropError(f"gpt2: the width {told['width']} is not a multiple of {_HEAD_WIDTH}; say n_head=...")
+    config = LMConfig(
+        vocab_size=told["vocab_size"],
+        max_len=told["positions"],
+        width=told["width"],
+        layers=told["layers"],
+        dropout=free["resid_pdrop"],
+        norm="ln",
+        mixer=AttentionConfig(heads=heads or told["width"] // _HEAD_WIDTH, dropout=free["attn_pdrop"]),
+        mlp=GeluMLPConfig(
+            hidden=0 if told["hidden"] == 4 * told["width"] else told["hidden"],
+            activation=_ACTIVATIONS[free["activation_function"]],
+        ),
+    )
+    config.validate()
+    return config
+
+
+def _fields(config: LMConfig) -> dict[str, Any]:
+    """The contents of ``config.json``."""
+    mixer, mlp = config.mixer, config.mlp
+    assert isinstance(mixer, AttentionConfig) and isinstance(mlp, GeluMLPConfig)  # check_expressible
+    ends = 50256 if config.vocab_size > 50256 else None  # <|endoftext|> of GPT-2's vocabulary
+    return {
+        **_FIXED,
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_len,
+        "n_embd": config.width,
+        "n_layer": config.layers,
+        "n_head": mixer.heads,
+        "n_inner": mlp.hidden or None,
+        "activation_function": _ACTIVATION_NAMES[mlp.activation],
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+        "attn_pdrop": mixer.dropout,
+        "bos_token_id": ends,
+        "eos_token_id": ends,
+    }
+
+
+def check_expressible(system: str, config: LMConfig) -> None:
+    """Raises InteropError, naming every part at fault, unless the model is a GPT-2."""
+    mixer, mlp = config.mixer, config.mlp
+    faults = {
+        f"residual {config.residual.kind!r} instead of 'plain'": config.residual.kind != "plain",
+        f"ends {config.ends.kind!r} instead of 'identity'": config.ends.kind != "identity",
+        "stream adapters": config.adapters is not None,
+        f"mixer {mixer.kind!r} instead of 'attention'": not isinstance(mixer, AttentionConfig),
+        "attention without biases": isinstance(mixer, AttentionConfig) and not mixer.bias,
+        "three views": mixer.views != 1,
+        "no MLP": mlp is None,
+        f"MLP {mlp and mlp.kind!r} instead of 'gelu_mlp'": not isinstance(mlp, GeluMLPConfig | None),
+        "an MLP without biases": isinstance(mlp, GeluMLPConfig) and not mlp.bias,
+        f"norm {config.norm!r} instead of 'ln'": config.norm != "ln",
+        "LayerNorm without bias": config.norm == "ln" and not config.norm_bias,
+        "value residual": config.value_residual is not None,
+    }
+    named = [fault for fault, found in faults.items() if found]
+    if named:
+        raise InteropError(f"{system} cannot express this model: it has {', '.join(named)}")

@@ -1,0 +1,94 @@
+"""Folders of Hugging Face transformers: ``config.json`` and safetensors, in one file or in shards."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhc_jax import registry
+from mhc_jax.functional import Params
+from mhc_jax.interop.keys import InteropError
+from mhc_jax.interop.original import AXIS, from_original
+from mhc_jax.interop.store import CONFIG, WEIGHTS, is_huggingface, read_tensors, write_folder
+from mhc_jax.nn.lm import LMConfig
+
+INDEX = "model.safetensors.index.json"
+
+
+def load_huggingface(directory: str | os.PathLike[str], **hints: Any) -> tuple[LMConfig, Params]:
+    """The model in a folder that transformers wrote, of any type that :func:`save_huggingface` writes.
+
+    Args:
+        directory: holds ``config.json`` and ``model.safetensors``, or the shards that its index names.
+        hints: fields that replace those of ``config.json``.
+
+    Raises:
+        InteropError: a file is missing or damaged, a model that is not supported, or weights that do not fit it.
+    """
+    directory = Path(directory)
+    config = _read_json(directory / CONFIG)
+    system = _system(config.get("model_type"), f"{directory / CONFIG}")
+    try:
+        return from_original(system, {"model": _tensors(directory), "config": config}, **hints)
+    except InteropError as error:
+        raise InteropError(f"{directory}: {error}") from None
+
+
+def save_huggingface(directory: str | os.PathLike[str], config: LMConfig, params: Params) -> None:
+    """Writes a folder that ``transformers`` loads by ``from_pretrained``; it appears whole or not at all.
+
+    Raises:
+        ConfigError: ``params`` are not those of ``config``, a model that no type of transformers expresses, or a
+            ``directory`` that holds anything but an earlier export.
+    """
+    config.validate()
+    fields, tensors = registry.get(AXIS, "gpt2").huggingface(config, params)
+    write_folder(directory, tensors, json.dumps(fields, indent=2) + "\n", ours=is_huggingface)
+
+
+def _system(model_type: Any, where: str) -> str:
+    """The published system that reads models of that type."""
+    systems = {registry.get(AXIS, name).model_type: name for name in registry.names(AXIS)}
+    systems.pop(None, None)
+    if model_type not in systems:
+        raise InteropError(f"{where}: model_type {model_type!r} is not supported; known: {', '.join(sorted(systems))}")
+    return systems[model_type]
+
+
+def _tensors(directory: Path) -> dict[str, np.ndarray]:
+    if (directory / WEIGHTS).exists():
+        return read_tensors(directory / WEIGHTS)
+    if (directory / INDEX).exists():
+        return _shards(directory)
+    pickled = sorted(path.name for path in directory.glob("*.bin"))
+    hint = f"; {pickled[0]} is a pickle, which is never read: save the model as safetensors" if pickled else ""
+    raise InteropError(f"neither {WEIGHTS} nor {INDEX} exists{hint}")
+
+
+def _shards(directory: Path) -> dict[str, np.ndarray]:
+    where = _read_json(directory / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise InteropError(f"{INDEX}: weight_map is missing")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(set(where.values())):
+        if Path(file).name != file:
+            raise InteropError(f"{INDEX}: {file!r} is not the name of a file beside it")
+        tensors |= read_tensors(directory / file)
+    lost = sorted(where.keys() - tensors.keys())
+    if lost:
+        raise InteropError(f"{INDEX}: {lost[0]} is not in {where[lost[0]]}, nor are {len(lost) - 1} others in theirs")
+    return tensors
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except OSError:
+        raise InteropError(f"{path} does not exist") from None
+    except ValueError as error:
+        raise InteropError(f"{path}: not valid JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise InteropError(f"{path}: not a JSON object")
+    return found

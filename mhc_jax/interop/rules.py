@@ -1,0 +1,79 @@
+"""Translation between the PyTorch mirror's tensors and published ones that are cut, fused or laid out otherwise."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+from mhc_jax.interop.keys import Shapes, account
+
+Arrays = Mapping[str, np.ndarray]
+# From the tensors of one side to those of the other, in the order of their names.
+Translate = Callable[..., Sequence[np.ndarray]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Some tensors of the mirror, and the published tensors that hold the same numbers."""
+
+    mirror: tuple[str, ...]
+    published: tuple[str, ...]
+    to_published: Translate
+    to_mirror: Translate
+
+
+def renamed(mirror: str, published: str, *, transposed: bool = False) -> Rule:
+    """One tensor under another name."""
+    turn = (lambda x: (x.T,)) if transposed else (lambda x: (x,))
+    return Rule((mirror,), (published,), turn, turn)
+
+
+def fused(mirror: Sequence[str], published: str, *, transposed: bool = False) -> Rule:
+    """Layers side by side: one matrix or bias whose outputs are those of all, in order."""
+    axis = -1 if transposed else 0
+
+    def fuse(*parts):
+        return (np.concatenate([x.T if transposed else x for x in parts], axis=axis),)
+
+    def split(whole):
+        return [x.T if transposed else x for x in np.split(whole, len(mirror), axis=axis)]
+
+    return Rule(tuple(mirror), (published,), fuse, split)
+
+
+def published_shapes(rules: Iterable[Rule], shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The published tensors' shapes, from those of the mirror."""
+    found = {}
+    for rule in rules:
+        hollow = [np.broadcast_to(np.False_, shapes[name]) for name in rule.mirror]
+        found |= {name: x.shape for name, x in zip(rule.published, rule.to_published(*hollow), strict=True)}
+    return found
+
+
+def read(what: str, rules: Sequence[Rule], shapes: Shapes, arrays: Arrays) -> dict[str, np.ndarray]:
+    """The mirror's tensors.
+
+    Args:
+        what: names the published weights in the message.
+        rules: cover every tensor of the mirror once.
+        shapes: of the mirror.
+        arrays: the published tensors.
+
+    Raises:
+        InteropError: published tensors that are missing, unexpected or of the wrong shape (all listed).
+    """
+    account(what, published_shapes(rules, shapes), {name: x.shape for name, x in arrays.items()})
+    found = {}
+    for rule in rules:
+        translated = rule.to_mirror(*(arrays[name] for name in rule.published))
+        found |= dict(zip(rule.mirror, translated, strict=True))
+    return found
+
+
+def write(rules: Iterable[Rule], tensors: Arrays) -> dict[str, np.ndarray]:
+    """The published tensors, as contiguous copies."""
+    found = {}
+    for rule in rules:
+        translated = rule.to_published(*(tensors[name] for name in rule.mirror))
+        found |= {name: np.array(x, order="C") for name, x in zip(rule.published, translated, strict=True)}
+    return found
