@@ -189,16 +189,19 @@ class LogConfig(Config):
         tensorboard: also write TensorBoard events (needs the ``tracking`` extra).
         wandb: also log to this Weights & Biases project (needs the ``tracking`` extra); empty for none.
         progress: show a progress bar when standard output is a terminal.
+        streams_every: optimizer steps between statistics of the residual streams; 0 for none.
     """
 
     every: int = 10
     tensorboard: bool = False
     wandb: str = ""
     progress: bool = True
+    streams_every: int = 0
 
     def validate(self):
         super().validate()
         self.require(self.every >= 1, f"every must be at least 1, got {self.every}")
+        self.require(self.streams_every >= 0, f"streams_every must not be negative, got {self.streams_every}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,4 +236,8 @@ class RunConfig(Config):
         self.require(
             self.train.stream_diversity == 0 or self.model.residual.stream_count is not None,
             "train.stream_diversity needs a residual with streams",
+        )
+        self.require(
+            self.log.streams_every == 0 or self.model.residual.kind != "plain",
+            "log.streams_every needs a residual that mixes streams, not 'plain'; set it to 0",
         )

@@ -5,15 +5,17 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import jax
+import numpy as np
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from mhc_jax.nn.lm import LMConfig
+from train import streams
 from train.config import LogConfig, RunConfig
 from train.sharding import dotted
 
@@ -98,6 +100,10 @@ class Sink(Protocol):
 
     def write(self, step: int, values: dict[str, float]) -> None: ...
 
+    def write_sites(self, step: int, values: Mapping[str, np.ndarray]) -> None:
+        """Distributions over sites."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -113,6 +119,10 @@ class TensorBoard:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
+    def write_sites(self, step, values):
+        for name, by_site in values.items():
+            self._writer.add_histogram(name, by_site, step)
+
     def close(self):
         self._writer.close()
 
@@ -123,6 +133,7 @@ class WeightsAndBiases:
     def __init__(self, folder: Path, config: RunConfig):
         import wandb  # pyright: ignore[reportMissingImports]  (optional)
 
+        self._wandb = wandb
         name = folder.absolute().name
         self._run = wandb.init(
             project=config.log.wandb, name=name, id=name, dir=str(folder), resume="allow", config=config.to_dict()
@@ -130,6 +141,9 @@ class WeightsAndBiases:
 
     def write(self, step, values):
         self._run.log(values, step=step)
+
+    def write_sites(self, step, values):
+        self._run.log({name: self._wandb.Histogram(by_site) for name, by_site in values.items()}, step=step)
 
     def close(self):
         self._run.finish()
@@ -174,13 +188,27 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line, on process 0; a value that is not finite is written as null."""
-        if not self._stream:
-            return
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._stream.write(json.dumps({"step": step, **finite}) + "\n")
-        self._stream.flush()
+        self._line(step, values)
         for sink in self._sinks:
             sink.write(step, values)
+
+    def write_streams(self, step: int, recorded: dict[str, Any]) -> None:
+        """One line ``{"step": ..., "streams": recorded}``; summaries and distributions over sites to the sinks.
+
+        Args:
+            recorded: as from :func:`train.streams.record`.
+        """
+        self._line(step, {"streams": recorded})
+        for sink in self._sinks:
+            sink.write(step, {f"streams/{name}": value for name, value in streams.summaries(recorded).items()})
+            finite = {name: x[np.isfinite(x)] for name, x in streams.by_site(recorded).items()}
+            sink.write_sites(step, {f"streams_by_site/{name}": x for name, x in finite.items() if x.size})
+
+    def _line(self, step: int, values: dict[str, Any]) -> None:
+        if self._stream:
+            finite = jax.tree.map(lambda value: value if math.isfinite(value) else None, values)
+            self._stream.write(json.dumps({"step": step, **finite}) + "\n")
+            self._stream.flush()
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
-from train import sharding
+from train import sharding, streams
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.console import Display, say
@@ -95,6 +95,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
 
         train_step, compile_seconds = _compile_train_step(config, optimizer, abstract_state, shardings, mesh)
         eval_step = jax.jit(make_eval_step(config), out_shardings=_whole(mesh))
+        stream_step = jax.jit(streams.make_stream_step(config), out_shardings=_whole(mesh))
         meter = Meter(config.data.batch_size * config.data.seq_len, flops_per_token(config.model))
         log = MetricsLog(folder, config, start=start)
         display = Display(start, total_steps, bar=config.log.progress)
@@ -112,6 +113,12 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
             log.write(int(state.step), scores)
             display.say(f"step {int(state.step)}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             return scores
+
+        def look_at_streams(state: TrainState) -> None:
+            """Stream statistics on the first micro-batch of the validation split."""
+            batch = next(eval_batches(corpus.validation, config.data, host=host, hosts=hosts))
+            found = stream_step(state.params, sharding.global_batch(batch, mesh))
+            log.write_streams(int(state.step), streams.record(found))
 
         def save(state: TrainState, metric: float | None) -> None:
             meta = {
@@ -155,10 +162,13 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
                 stopping = may_stop and not last and interrupt.requested()
                 eval_due = not last and _due(step, config.train.eval_every)
                 save_due = not last and (_due(step, config.checkpoint.every) or stopping)
-                if not (last or eval_due or save_due):
+                streams_due = _due(step, config.log.streams_every)
+                if not (last or eval_due or save_due or streams_due):
                     continue
                 report(*pending)
                 pending = None
+                if streams_due:
+                    look_at_streams(state)
                 metric = None
                 if eval_due:
                     metric = validate(state, batches=config.train.eval_batches)["val_loss"]
