@@ -237,7 +237,3 @@ class RunConfig(Config):
             self.train.stream_diversity == 0 or self.model.residual.stream_count is not None,
             "train.stream_diversity needs a residual with streams",
         )
-        self.require(
-            self.log.streams_every == 0 or self.model.residual.kind != "plain",
-            "log.streams_every needs a residual that mixes streams, not 'plain'; set it to 0",
-        )

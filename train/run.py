@@ -60,6 +60,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
     check_sinks(config.log)
     config = resolve(config)
     check_resumes(config)
+    streams.check(config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     host, hosts = sharding.host_slice(mesh)

@@ -1,17 +1,24 @@
 """Statistics of the residual streams on real tokens: how they are computed, what they mean, how they are recorded."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import mhc_jax
 from mhc_jax import diagnostics
-from mhc_jax.functional import Params
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import Params, param_shapes
 from mhc_jax.ops.loss import IGNORE
 from train.config import RunConfig
+from train.data import check_ids, load_corpus
+
+# Statistics as nested lists, site by site: what a line of ``metrics.jsonl`` holds under "streams".
+Record = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +110,56 @@ def make_stream_step(config: RunConfig) -> Callable[[Params, Any], dict[str, jax
     def stream_step(params: Params, batch: Any) -> dict[str, jax.Array]:
         # Every so many rows, as in training: a batch sharded in contiguous runs is cut without moving a row.
         batch = jax.tree.map(lambda x: x[:: config.train.accumulate], batch)
-        taps = mhc_jax.apply(config.model, params, batch["inputs"], taps=True).taps
-        return diagnostics.statistics(taps, batch["targets"] != IGNORE)
+        return _statistics(config, params, batch["inputs"], batch["targets"] != IGNORE)
 
     return stream_step
 
 
-def record(statistics: Mapping[str, Any]) -> dict[str, Any]:
+def mixes(config: RunConfig) -> bool:
+    """Whether there are streams to look at. Nothing is computed."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return bool(jax.eval_shape(functools.partial(_statistics, config), param_shapes(config.model), tokens))
+
+
+def check(config: RunConfig) -> None:
+    """Raises ConfigError if statistics are asked for of a model that mixes nothing."""
+    if config.log.streams_every and not mixes(config):
+        raise ConfigError(
+            f"log.streams_every needs a residual that mixes streams, not {config.model.residual.kind!r}; set it to 0"
+        )
+
+
+def measure(config: RunConfig, params: Params, tokens_BT: np.ndarray) -> Record:
+    """The statistics on these tokens."""
+    return record(jax.jit(functools.partial(_statistics, config))(params, jnp.asarray(tokens_BT, jnp.int32)))
+
+
+def _statistics(
+    config: RunConfig, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array | None = None
+) -> dict[str, jax.Array]:
+    return diagnostics.statistics(mhc_jax.apply(config.model, params, tokens_BT, taps=True).taps, mask_BT)
+
+
+def validation_tokens(config: RunConfig, count: int) -> np.ndarray:
+    """About ``count`` tokens, but at least one window, from the start of the validation split: (B, T).
+
+    Raises:
+        ConfigError: the corpus cannot be read, or does not fit the model.
+    """
+    tokens = load_corpus(config.data, needed=("validation",)).validation
+    T = min(config.data.seq_len, config.model.max_len, len(tokens))
+    B = max(min(count, len(tokens)) // T, 1)
+    tokens = np.asarray(tokens[: B * T])
+    check_ids(tokens, config.model.vocab_size, "the validation tokens")
+    return tokens.reshape(B, T)
+
+
+def some_tokens(config: RunConfig) -> np.ndarray:
+    """A few that any model knows: (1, T)."""
+    return np.arange(min(16, config.model.max_len, config.model.vocab_size))[None]
+
+
+def record(statistics: Mapping[str, Any]) -> Record:
     """Nested lists of numbers with six digits, site by site."""
     return {
         name: jax.tree.map(lambda x: float(f"{x:.6g}"), np.asarray(values).tolist())
@@ -117,13 +167,31 @@ def record(statistics: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def by_site(recorded: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def by_site(recorded: Record) -> dict[str, np.ndarray]:
     """The quantities of :data:`QUANTITIES` in a record, (S,) each; what was not finite is NaN."""
     return {quantity.name: np.array(recorded[quantity.name], float) for quantity in QUANTITIES}
 
 
-def summaries(recorded: Mapping[str, Any]) -> dict[str, float]:
+def summaries(recorded: Record) -> dict[str, float]:
     """One number for all sites per quantity: its mean, or the one furthest from harmless."""
     reduce = {"max": np.max, "min": np.min, "mean": np.mean}
     values = by_site(recorded)
     return {quantity.name: float(reduce[quantity.summary](values[quantity.name])) for quantity in QUANTITIES}
+
+
+def rows(recorded: Record, sites: Sequence[str]) -> list[dict[str, Any]]:
+    """A table: one row per site."""
+
+    def sums(name: str, site: int) -> str:
+        return f"{recorded[f'{name}_min'][site]:.4f} .. {recorded[f'{name}_max'][site]:.4f}"
+
+    shown = [quantity for quantity in QUANTITIES if not quantity.name.endswith("sum_error")]
+    return [
+        {
+            "site": name,
+            "row sums": sums("row_sum", site),
+            "column sums": sums("column_sum", site),
+            **{quantity.title: recorded[quantity.name][site] for quantity in shown},
+        }
+        for site, name in enumerate(sites)
+    ]
