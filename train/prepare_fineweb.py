@@ -7,7 +7,6 @@ next one begins, so that the same command goes on after an interruption and ends
 
 import dataclasses
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ from mhc_jax.config import ConfigError
 from train import cli
 from train.data.documents import Documents, find_documents, token_batches
 from train.data.errors import DataError
-from train.data.files import replacing, sha256_file
-from train.data.fineweb import MANIFEST, NAME, read_manifest, shard_name
+from train.data.files import sha256_file
+from train.data.fineweb import MANIFEST, NAME, Manifest, ShardRecord, shard_name
 from train.data.shards import read_shard, write_shard
 from train.data.tokenizer import Tokenizer, gpt2_for_documents
 
@@ -63,43 +62,40 @@ def prepare(flags: Flags) -> None:
     flags = dataclasses.replace(flags, val_tokens=flags.val_tokens or flags.shard_tokens)
     _check(flags)
     out, tokenizer = Path(flags.out).expanduser(), gpt2_for_documents()
-    before = read_manifest(out)
-    documents = find_documents(flags.source, flags.subset, before["settings"]["origin"] if before else None)
+    before = Manifest.read(out)
+    documents = find_documents(flags.source, flags.subset, before.settings["origin"] if before else None)
     sizes = {name: getattr(flags, name) for name in ("shard_tokens", "val_tokens", "max_tokens")}
     settings = {"origin": documents.origin, "tokenizer": tokenizer.fingerprint, **sizes}
-    manifest = _resumed(out, before, settings) if before and before["shards"] else _begun(out, before, settings)
+    manifest = _resumed(out, before, settings) if before and before.shards else _begun(out, before, settings)
     for left in (*out.glob(".fineweb_*.bin.*"), *out.glob(f".{MANIFEST}.*")):
         left.unlink()  # by a process that was killed while it wrote
-    shards = manifest["shards"]
-    if not manifest["finished"]:
+    if not manifest.finished:
         _write_shards(flags, out, manifest, documents, tokenizer)
-        _write_manifest(out, manifest | {"finished": True})
+        dataclasses.replace(manifest, finished=True).write(out)
     print(
-        f"{out} is finished: {len(shards)} shards, {_total(shards):,} tokens. "
+        f"{out} is finished: {len(manifest.shards)} shards, {manifest.total():,} tokens. "
         f"Next: python -m train NAME --data.source {NAME} --data.path {flags.out}"
     )
 
 
-def _write_shards(
-    flags: Flags, out: Path, manifest: dict[str, Any], documents: Documents, tokenizer: Tokenizer
-) -> None:
+def _write_shards(flags: Flags, out: Path, manifest: Manifest, documents: Documents, tokenizer: Tokenizer) -> None:
     """Writes the shards that follow those of ``manifest``, and adds them to it.
 
     Raises:
         DataError: not even one shard to train on.
     """
-    shards = manifest["shards"]
-    position = shards[-1]["next"] if shards else START
+    shards = manifest.shards
+    position = shards[-1].next if shards else START
     with _progress() as bar:
-        batches = _watched(token_batches(documents, tokenizer, position["state"]), bar, flags, _total(shards))
+        batches = _watched(token_batches(documents, tokenizer, position["state"]), bar, flags, manifest.total())
         sizes = itertools.islice(_sizes(flags), len(shards), None)
         for tokens, after in _cut(batches, sizes, position["skip"]):
             if not shards and len(tokens) < flags.val_tokens:
                 break
             path = out / shard_name("train" if shards else "validation", len(shards))
             write_shard(path, tokens)
-            shards.append({"name": path.name, "tokens": len(tokens), "sha256": sha256_file(path), "next": after})
-            _write_manifest(out, manifest)
+            shards.append(ShardRecord(path.name, len(tokens), sha256_file(path), after))
+            manifest.write(out)
             bar.console.print(f"{path}  {len(tokens):,} tokens", markup=False, highlight=False, soft_wrap=True)
     if len(shards) < 2:
         raise DataError(
@@ -116,24 +112,24 @@ def _check(flags: Flags) -> None:
         raise ConfigError(f"max_tokens {flags.max_tokens} leaves none to train on beside val_tokens {flags.val_tokens}")
 
 
-def _begun(out: Path, before: dict[str, Any] | None, settings: dict[str, Any]) -> dict[str, Any]:
+def _begun(out: Path, before: Manifest | None, settings: dict[str, Any]) -> Manifest:
     """The manifest of a folder without shards, written before the first, which is thereby known as this command's."""
     if before is None and out.exists() and (not out.is_dir() or any(out.glob("fineweb_*.bin"))):
         raise ConfigError(f"{out} holds what this command has not written; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    manifest = {"finished": False, "settings": settings, "shards": []}
-    _write_manifest(out, manifest)
+    manifest = Manifest(settings, shards=[])
+    manifest.write(out)
     return manifest
 
 
-def _resumed(out: Path, before: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _resumed(out: Path, before: Manifest, settings: dict[str, Any]) -> Manifest:
     """The manifest of a folder as it is now: without the shards from the first missing one on."""
     for name, value in settings.items():
-        if (was := before["settings"].get(name)) != value:
+        if (was := before.settings.get(name)) != value:
             change = f"{name} {was}, not {value}" if isinstance(value, int) else f"another {name}"
             raise ConfigError(f"{out} was begun with {change}; give the same, or another --out")
-    whole = list(itertools.takewhile(lambda shard: _is_whole(out / shard["name"], shard["tokens"]), before["shards"]))
-    return before | {"finished": before["finished"] and len(whole) == len(before["shards"]), "shards": whole}
+    whole = list(itertools.takewhile(lambda shard: _is_whole(out / shard.name, shard.tokens), before.shards))
+    return Manifest(settings, whole, finished=before.finished and len(whole) == len(before.shards))
 
 
 def _is_whole(path: Path, tokens: int) -> bool:
@@ -141,15 +137,6 @@ def _is_whole(path: Path, tokens: int) -> bool:
         return len(read_shard(path)) == tokens
     except DataError:
         return False
-
-
-def _write_manifest(out: Path, manifest: dict[str, Any]) -> None:
-    with replacing(out / MANIFEST) as file:
-        file.write(json.dumps(manifest, indent=1).encode())
-
-
-def _total(shards: list[dict[str, Any]]) -> int:
-    return sum(shard["tokens"] for shard in shards)
 
 
 def _sizes(flags: Flags) -> Iterator[int]:

@@ -41,7 +41,7 @@ class Corpus:
         test: the test split, if there is one; ``max_eval_tokens`` cuts it too.
         test_bytes: its bytes.
         record: JSON-compatible: where the text comes from, versions, and SHA-256, rows, bytes and tokens of
-            each whole split.
+            each whole split; of shards, SHA-256 of each, bytes and tokens that are used.
     """
 
     train: Tokens

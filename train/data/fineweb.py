@@ -5,14 +5,14 @@ import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from train.config import DataConfig
 from train.data.cache import cache_folder, cached_arrays
 from train.data.errors import DataError
-from train.data.files import sha256_file, sha256_json
+from train.data.files import replacing, sha256_file, sha256_json
 from train.data.hub import hub_folder
 from train.data.shards import read_shard
 from train.data.tokenizer import Tokenizer, gpt2_token_bytes
@@ -34,25 +34,54 @@ def shard_name(split: str, number: int) -> str:
     return f"fineweb_{FIRST[split][0]}_{number:06d}.bin"
 
 
-def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """What :mod:`train.prepare_fineweb` wrote about the shards in ``folder``; None if they come from elsewhere.
+@dataclasses.dataclass(frozen=True)
+class ShardRecord:
+    """A shard as it was written, and where the one after it begins (see :mod:`train.prepare_fineweb`)."""
 
-    Raises:
-        DataError: it cannot be read.
+    name: str
+    tokens: int
+    sha256: str
+    next: dict[str, Any]
+
+
+@dataclasses.dataclass
+class Manifest:
+    """What :mod:`train.prepare_fineweb` records of a folder.
+
+    Attributes:
+        settings: JSON-compatible; decide every byte of the shards.
+        shards: those that are written, in order.
+        finished: whether they are all.
     """
-    file = folder / MANIFEST
-    try:
-        manifest = json.loads(file.read_bytes())
-        _ = (
-            manifest["finished"],
-            manifest["settings"],
-            [(shard["name"], shard["sha256"]) for shard in manifest["shards"]],
-        )
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read ({error}); prepare the shards again in another folder") from None
-    return manifest
+
+    settings: dict[str, Any]
+    shards: list[ShardRecord]
+    finished: bool = False
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The manifest of ``folder``; None if it has none, because its shards come from elsewhere.
+
+        Raises:
+            DataError: it cannot be read.
+        """
+        file = folder / MANIFEST
+        try:
+            found = json.loads(file.read_bytes())
+            return cls(**{**found, "shards": [ShardRecord(**shard) for shard in found["shards"]]})
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{file} cannot be read ({error}); prepare the shards again in another folder") from None
+
+    def write(self, folder: Path) -> None:
+        """Replaces the manifest of ``folder``."""
+        with replacing(folder / MANIFEST) as file:
+            file.write(json.dumps(dataclasses.asdict(self), indent=1).encode())
+
+    def total(self) -> int:
+        """Tokens in all shards."""
+        return sum(shard.tokens for shard in self.shards)
 
 
 def load_splits(
@@ -70,14 +99,18 @@ def load_splits(
     """
     if tokenizer.name != "gpt2":
         raise DataError(f"data.source {NAME} holds tokens of gpt2; data.tokenizer {tokenizer.name!r} cannot read them")
+    for split in needed:
+        if split not in FIRST:
+            raise DataError(f"data.source {NAME} has no {split} split, only {' and '.join(FIRST)}")
     folder = _folder(config, needed)
     written = _written(folder)
     limits = {"train": config.max_train_tokens, "validation": config.max_eval_tokens}
     token_bytes = gpt2_token_bytes()
+    # All are found before one of them is read.
+    paths = {split: _paths(folder, split, written, config.train_shards if split == "train" else 0) for split in needed}
     splits, record = {}, {}
-    for split in [name for name in FIRST if name in needed]:
-        paths = _paths(folder, split, written, config.train_shards if split == "train" else 0)
-        opened = (_open(path, cache_folder(config.cache_dir), written, len(token_bytes)) for path in paths)
+    for split in needed:
+        opened = (_open(path, cache_folder(config.cache_dir), written, len(token_bytes)) for path in paths[split])
         shards = list(_first_tokens(opened, limits[split]))
         digests = [shard.digest for shard in shards]
         tokens = ShardedTokens([shard.tokens for shard in shards], sum(shard.counts for shard in shards))
@@ -92,22 +125,19 @@ def _folder(config: DataConfig, needed: Sequence[str]) -> Path:
         if not folder.is_dir():
             raise DataError(f"data.path {config.path}: no such folder; {ADVICE}")
         return folder
-    wanted = {
-        "validation": ["fineweb_val_*.bin"],
-        "train": [shard_name("train", number) for number in range(1, config.train_shards + 1)]
-        or ["fineweb_train_*.bin"],
-    }
+    some = [shard_name("train", number) for number in range(1, config.train_shards + 1)]
+    wanted = {"validation": ["fineweb_val_*.bin"], "train": some or ["fineweb_train_*.bin"]}
     return hub_folder(REPOSITORY, "dataset", [name for split in needed for name in wanted[split]], ADVICE)
 
 
 def _written(folder: Path) -> dict[str, str]:
     """Digests of the shards that must be in the folder, by name."""
-    manifest = read_manifest(folder)
+    manifest = Manifest.read(folder)
     if manifest is None:
         return {}
-    if not manifest["finished"]:
+    if not manifest.finished:
         raise DataError(f"{folder} is not finished; repeat the train.prepare_fineweb command that began it")
-    return {shard["name"]: shard["sha256"] for shard in manifest["shards"]}
+    return {shard.name: shard.sha256 for shard in manifest.shards}
 
 
 def _paths(folder: Path, split: str, written: dict[str, str], limit: int) -> list[Path]:

@@ -18,7 +18,7 @@ from train.data import (
     unigram_perplexity,
 )
 from train.data import tokens as tokens_module
-from train.data.fineweb import shard_name
+from train.data.fineweb import Manifest, ShardRecord, shard_name
 from train.data.shards import read_shard, write_shard
 from train.data.tokenizer import gpt2_token_bytes
 from train.data.tokens import token_counts
@@ -167,6 +167,7 @@ def test_a_split_that_is_not_needed_is_not_opened(config, tmp_path):
     (tmp_path / "shards" / shard_name("train", 1)).write_bytes(b"damaged")
     corpus = load_corpus(config, needed=("validation",))
     assert (len(corpus.train), len(corpus.validation)) == (0, 300)
+    refused(lambda: load_corpus(config, needed=("test",)), "fineweb10b has no test split")
 
 
 def test_a_shard_is_read_as_a_whole_only_once(config, tmp_path, monkeypatch):
@@ -193,24 +194,18 @@ def test_missing_shards_and_folders(config, tmp_path):
     refused(lambda: load_corpus(config), "no such folder", "train.prepare_fineweb", "--data.path FOLDER")
     folder = tmp_path / "shards"
     folder.mkdir()
-    refused(lambda: load_corpus(config), str(folder), "holds no fineweb_val_*.bin", "train.prepare_fineweb")
+    refused(lambda: load_corpus(config), str(folder), "holds no fineweb_train_*.bin", "train.prepare_fineweb")
     fill(folder)
     (folder / shard_name("train", 2)).unlink()
     refused(lambda: load_corpus(config), "fineweb_train_000002.bin is missing")
     assert len(load_corpus(config.replace(train_shards=1)).train) == 700
-    for path in folder.glob("fineweb_train_*"):
-        path.unlink()
-    refused(lambda: load_corpus(config), "holds no fineweb_train_*.bin")
+    (folder / shard_name("validation", 0)).unlink()
+    refused(lambda: load_corpus(config.replace(train_shards=1)), "holds no fineweb_val_*.bin")
 
 
 def test_other_tokenizers_are_refused(config):
     refused(lambda: load_corpus(config.replace(tokenizer="bytes")), "tokens of gpt2", "'bytes'")
     refused(lambda: load_corpus(config.replace(tokenizer="chars")), "tokens of gpt2", "set data.tokenizer to gpt2")
-
-
-def manifest(folder, shards, finished=True):
-    content = {"finished": finished, "settings": {}, "shards": shards}
-    (folder / "shards.json").write_text(json.dumps(content))
 
 
 def test_manifest_tells_damage_gaps_and_unfinished_folders(config, tmp_path):
@@ -219,14 +214,14 @@ def test_manifest_tells_damage_gaps_and_unfinished_folders(config, tmp_path):
     names = [shard_name("validation", 0), *(shard_name("train", number) for number in (1, 2, 3))]
     digests = load_corpus(config).record["splits"]
     digests = [*digests["validation"]["sha256"], *digests["train"]["sha256"]]
-    shards = [{"name": name, "sha256": digest} for name, digest in zip(names, digests, strict=True)]
-    manifest(folder, shards)
+    shards = [ShardRecord(name, 1, digest, {}) for name, digest in zip(names, digests, strict=True)]
+    Manifest({}, shards, finished=True).write(folder)
     load_corpus(config)
-    manifest(folder, shards, finished=False)
+    Manifest({}, shards).write(folder)
     refused(lambda: load_corpus(config), str(folder), "is not finished", "train.prepare_fineweb")
-    manifest(folder, [*shards, {"name": shard_name("train", 4), "sha256": ""}])
+    Manifest({}, [*shards, ShardRecord(shard_name("train", 4), 1, "", {})], finished=True).write(folder)
     refused(lambda: load_corpus(config), "fineweb_train_000004.bin is missing")
-    manifest(folder, shards)
+    Manifest({}, shards, finished=True).write(folder)
     path = folder / names[2]
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
