@@ -10,6 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mhc_jax import ConfigError, registry
+from mhc_jax.nn.residual import StaticMHCConfig
+from mhc_jax.nn.residual import projections as configs
 from mhc_jax.ops import hyper, norm, sinkhorn, streams
 from mhc_jax.ops import projections as p
 
@@ -292,3 +295,54 @@ def test_gated_read():
 def test_mix_may_change_the_number_of_streams():
     h, wide = fill(2, 3, 4, 5), fill(6, 4)
     np.testing.assert_allclose(streams.mix(h, wide), np.einsum("ij,btjd->btid", wide, h), rtol=1e-4, atol=1e-5)
+
+
+KINDS = registry.names("projection")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("n", [1, 2, 4])
+def test_near_identity_is_near_the_identity(kind, n):
+    config = registry.get("projection", kind)()
+    config.check(n)
+    logits = config.near_identity(n, 4.0)
+    assert logits.shape == config.shape(n)
+    h = config.project(logits, n)
+    np.testing.assert_allclose(h, np.eye(n), atol=0.1)
+    # Copies of one stream must stay copies.
+    np.testing.assert_allclose(h.sum(-1), 1, atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_projections_act_on_each_token_alone(kind):
+    config = registry.get("projection", kind)()
+    logits = np.random.default_rng(0).standard_normal((2, 3, *config.shape(4))).astype(np.float32)
+    each = np.stack([[config.project(token, 4) for token in row] for row in logits])
+    np.testing.assert_allclose(np.broadcast_to(config.project(logits, 4), each.shape), each, atol=1e-5)
+
+
+def test_gradients_by_choice_are_the_same():
+    slopes = {}
+    for gradient in ("unrolled", "recompute", "implicit"):
+        config = configs.SinkhornConfig(gradient=gradient, iters=60)
+        slopes[gradient] = jax.grad(lambda z, config=config: jnp.sum(fill(4, 4) * config.project(z, 4)))(LOGITS)
+    np.testing.assert_allclose(slopes["recompute"], slopes["unrolled"], rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(slopes["implicit"], slopes["unrolled"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "streams", "message"),
+    [
+        (configs.SinkhornConfig(iters=0), 4, "iters must be at least 1 in the domain 'log', got 0"),
+        (configs.SinkhornConfig(temperature=0.0), 4, "temperature must be positive"),
+        (configs.SinkhornConfig(domain="exp"), 4, "domain 'exp' has the order 'rows_then_columns' only"),
+        (configs.SinkhornConfig(order="rows_then_columns", gradient="implicit"), 4, "use gradient 'recompute'"),
+        (configs.OrthostochasticConfig(coefficients=(1.0, 2.0)), 4, "coefficients must be three numbers"),
+        (configs.CirculantConfig(gamma=0.0), 4, r"gamma must lie in \(0, 1\], got 0.0"),
+        (configs.PermutationsConfig(), 7, "7 streams have 5040 permutations; at most 6"),
+        (configs.KroneckerConfig(), 6, "streams must be a power of two for a product of pairs, got 6"),
+    ],
+)
+def test_contradictions_are_refused(config, streams, message):
+    with pytest.raises(ConfigError, match=message):
+        StaticMHCConfig(streams=streams, projection=config).validate()

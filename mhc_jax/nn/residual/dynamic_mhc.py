@@ -1,0 +1,104 @@
+"""Dynamic mHC: all coefficients from all streams of the token, the mixing matrix projected."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mhc_jax.nn.init import Init, constant, normal
+from mhc_jax.nn.residual.mhc import MHC, StreamsConfig, own_stream, reading_logits
+from mhc_jax.nn.residual.projections import ProjectionConfig, SinkhornConfig
+from mhc_jax.ops import hyper
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("residual", "dynamic_mhc")
+@dataclasses.dataclass(frozen=True)
+class DynamicMHCConfig(StreamsConfig):
+    """Manifold-constrained hyper-connections (2512.24880). The default starts as the plain residual.
+
+    The projection tells the published variants apart: ``"sinkhorn"`` the paper's, ``"deepseek_sinkhorn"``
+    DeepSeek-V4's (with ``bias="zeros", alpha=1, phi_std=0.02, pre_eps=1e-6``), ``"identity"`` iHC (Hy-V4, with
+    ``phi_std=0.006, read_lean=0, pre_eps=1e-6, post_eps=1e-6``), ``"permutations"`` mHC-lite, ``"kronecker"`` KromHC,
+    ``"spectral_sphere"`` sHC, ``"circulant"`` C-mHC.
+
+    Attributes:
+        projection: from the residual logits to H_res.
+        alpha: initial gain of each of the three dynamic parts.
+        phi_std: standard deviation of the initial phi.
+        norm_eps: of the root mean square over all streams.
+        pre_eps, post_eps: added to the reading and writing weights.
+        post_gain: the largest writing weight.
+        read_lean: initial reading weight of stream (site mod n), which lets the streams separate; the others share the
+            rest of 1. At most 1/n means equal weights.
+        diagonal_bias: how near the identity H_res starts, as a logit; 4 puts 0.95 on the diagonal for n = 4.
+        bias: ``"near_identity"`` starts with reads that sum to one, writes of one, and H_res near the identity;
+            ``"zeros"`` with reads of 1/2, writes of ``post_gain / 2`` and H_res of 1/n.
+    """
+
+    projection: ProjectionConfig = SinkhornConfig()
+    alpha: float = 0.01
+    phi_std: float = 0.0
+    norm_eps: float = 1e-6
+    pre_eps: float = 0.0
+    post_eps: float = 0.0
+    post_gain: float = 2.0
+    read_lean: float = 0.7
+    diagonal_bias: float = 4.0
+    bias: Literal["near_identity", "zeros"] = "near_identity"
+
+    def validate(self):
+        super().validate()
+        self.projection.check(self.streams)
+        for name in ("norm_eps", "pre_eps", "post_eps", "phi_std"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require(self.read_lean <= 1, f"read_lean must be at most 1, got {self.read_lean}")
+        self.require(
+            self.bias == "zeros" or 0 < 1 - self.post_eps < self.post_gain,
+            f"writes of 1 lie outside (post_eps, post_eps + post_gain) = ({self.post_eps}, "
+            f"{self.post_eps + self.post_gain}); raise post_gain, or take bias 'zeros'",
+        )
+
+    def build(self, width, policy, init):
+        return DynamicMHC(self, width, policy, init)
+
+
+class DynamicMHC(MHC):
+    """``logits = alpha * flat_weights(X, phi) + bias`` in three runs: n for H_pre, n for H_post, the rest for H_res.
+
+    ``H_pre = sigmoid + pre_eps``, ``H_post = post_gain * sigmoid + post_eps``, ``H_res = project``.
+    """
+
+    def __init__(self, config: DynamicMHCConfig, width: int, policy: Policy, init: Init):
+        n = config.streams
+        self.config, self.policy = config, policy
+        sizes = [n, n, config.projection.size(n)]
+        # Which of the three parts each logit belongs to; without residual logits there are two.
+        self.part = tuple(np.repeat(range(3), sizes).tolist())
+        self.phi = init("phi", normal(config.phi_std), sum(sizes), n * width)
+        self.bias = init("bias", constant(_initial_bias(config, init)), sum(sizes))
+        self.alpha = init("alpha", constant(config.alpha), len(set(self.part)))
+
+    def coefficients(self, h_BTND):
+        config, dtype, n = self.config, self.policy.accumulate, self.config.streams
+        phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
+        weights_BTK = hyper.flat_weights(h_BTND.astype(dtype), phi_KM, eps=config.norm_eps)
+        logits_BTK = alpha[np.asarray(self.part)] * weights_BTK + bias_K
+        pre_BTN = jax.nn.sigmoid(logits_BTK[..., :n]) + config.pre_eps
+        post_BTN = config.post_gain * jax.nn.sigmoid(logits_BTK[..., n : 2 * n]) + config.post_eps
+        res_logits = logits_BTK[..., 2 * n :].reshape(*logits_BTK.shape[:-1], *config.projection.shape(n))
+        return pre_BTN, post_BTN, config.projection.project(res_logits, n)
+
+
+def _initial_bias(config: DynamicMHCConfig, init: Init) -> jax.Array:
+    n = config.streams
+    if config.bias == "zeros":
+        return jnp.zeros(2 * n + config.projection.size(n))
+    share = (1 - config.post_eps) / config.post_gain
+    write = jnp.full(n, math.log(share / (1 - share)))
+    mixing = config.projection.near_identity(n, config.diagonal_bias).flatten()
+    return jnp.concatenate([reading_logits(own_stream(init, n), config.read_lean), write, mixing])

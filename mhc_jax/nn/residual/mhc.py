@@ -1,0 +1,73 @@
+"""What all topologies of read, mix and write coefficients share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.scipy.special import logit
+
+from mhc_jax.nn.init import Init, zeros
+from mhc_jax.nn.residual.base import Residual, ResidualConfig
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.ops import streams
+from mhc_jax.ops.norm import unit_rms_norm
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamsConfig(ResidualConfig):
+    """Base of the topologies with parallel streams.
+
+    Attributes:
+        streams: number of parallel streams n.
+    """
+
+    streams: int = 4
+
+    @property
+    def stream_count(self):
+        return self.streams
+
+    def validate(self):
+        super().validate()
+        self.require(self.streams >= 1, f"streams must be at least 1, got {self.streams}")
+
+
+class MHC(Residual):
+    """State (B, T, N, D): ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
+
+    def coefficients(self, h_BTND: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """H_pre (..., N), H_post (..., N) and H_res (..., N, N) as they act; row i of H_res feeds stream i."""
+        raise NotImplementedError
+
+    def pre(self, state, *, key=None, tap=no_tap):
+        pre_N, post_N, res_NN = self.coefficients(state)
+        u_BTD = streams.read(state, tap("h_pre", pre_N))
+        return u_BTD, (tap("h_post", post_N), tap("h_res", res_NN))
+
+    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+        post_N, res_NN = ctx
+        written = streams.write(y.astype(state.dtype), post_N, per_stream=y.ndim == state.ndim)
+        return streams.mix(state, res_NN) + written
+
+
+class UnitNorm(nnx.Module):
+    """:func:`mhc_jax.ops.norm.unit_rms_norm` with its gain."""
+
+    def __init__(self, width: int, init: Init):
+        self.gamma = init("gamma", zeros, width)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return unit_rms_norm(x, self.gamma[...].astype(x.dtype))
+
+
+def own_stream(init: Init, streams: int) -> jax.Array:
+    """One-hot vector of the stream that a site favours in reading. Sites take turns, so that streams can separate."""
+    return jax.nn.one_hot(jnp.asarray(init.index) % streams, streams)
+
+
+def reading_logits(own_N: jax.Array, lean: float) -> jax.Array:
+    """Logits of sigmoid weights that sum to one, ``lean`` (but at least 1/n) of it on the site's own stream."""
+    n = own_N.shape[-1]
+    share = min(max(lean, 1 / n), 1 - 1e-6)
+    return logit(jnp.where(own_N > 0, share, (1 - share) / max(n - 1, 1)))

@@ -1,0 +1,87 @@
+"""Static mHC: reading and writing weights on the simplex and one projected mixing matrix, equal for all tokens."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from mhc_jax.nn.init import Init, constant, normal, zeros
+from mhc_jax.nn.residual.mhc import MHC, StreamsConfig, own_stream
+from mhc_jax.nn.residual.projections import ProjectionConfig, SinkhornConfig
+from mhc_jax.ops import projections
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("residual", "static_mhc")
+@dataclasses.dataclass(frozen=True)
+class StaticMHCConfig(StreamsConfig):
+    """One learned H_pre and H_post (on the simplex) and H_res (projected) per site.
+
+    The defaults start as the plain residual. The original of mHC-SSM is ``SinkhornConfig(iters=8,
+    order="rows_then_columns", domain="exp")`` with ``unit_writes=False, diagonal_bias=0, read_bias=0, noise=0.02``:
+    its H_res is about 1/n everywhere, so the first block averages the streams away. The original of tokenbender's
+    mHC is ``SinkhornConfig(iters=10, temperature=0.05)`` with ``unit_writes=False, diagonal_bias=8, read_bias=8``:
+    its H_res is the identity to machine precision, and gets no gradient.
+
+    Attributes:
+        streams: number of parallel streams n. With one stream the site is the plain residual.
+        projection: from the residual logits to H_res.
+        unit_writes: multiply the writing simplex by n, so that the mean stream gains the whole branch.
+        diagonal_bias: how near the identity H_res starts, as a logit; 4 puts 0.95 on the diagonal for n = 4.
+        res_offset: added to all initial residual logits. Only projections that see more than differences notice it:
+            tokenbender's orthostochastic form starts at -8 off the diagonal and 0 on it.
+        read_bias: initial extra reading logit of stream (site mod n), which lets the streams separate.
+        noise: standard deviation of the initial residual logits around that start.
+        identity_mix: initial share a of H_res in ``(1 - a) I + a H_res``; a is learned. 0 leaves the form out.
+    """
+
+    projection: ProjectionConfig = SinkhornConfig()
+    unit_writes: bool = True
+    diagonal_bias: float = 4.0
+    res_offset: float = 0.0
+    read_bias: float = 1.0
+    noise: float = 0.0
+    identity_mix: float = 0.0
+
+    def validate(self):
+        super().validate()
+        self.projection.check(self.streams)
+        self.require(self.noise >= 0, f"noise must not be negative, got {self.noise}")
+        self.require(0 <= self.identity_mix < 1, f"identity_mix must lie in [0, 1), got {self.identity_mix}")
+
+    def build(self, width, policy, init):
+        return StaticMHC(self, policy, init)
+
+
+class StaticMHC(MHC):
+    """``H_pre = softmax(pre)``, ``H_post = softmax(post)`` (times n with unit writes), ``H_res = project(res)``."""
+
+    def __init__(self, config: StaticMHCConfig, policy: Policy, init: Init):
+        n, projection = config.streams, config.projection
+        self.config, self.policy = config, policy
+        self.pre_logits = init("pre_logits", constant(config.read_bias * own_stream(init, n)), n)
+        self.post_logits = init("post_logits", zeros, n)
+        if projection.size(n):
+            start = projection.near_identity(n, config.diagonal_bias) + config.res_offset
+            self.res_logits = init("res_logits", normal(config.noise, mean=start), *projection.shape(n))
+        if config.identity_mix:
+            odds = config.identity_mix / (1 - config.identity_mix)
+            self.mix_logit = init("mix_logit", constant(math.log(odds)))
+
+    def coefficients(self, h_BTND):
+        config, dtype = self.config, self.policy.accumulate
+        pre_N = jax.nn.softmax(self.pre_logits[...].astype(dtype))
+        post_N = jax.nn.softmax(self.post_logits[...].astype(dtype))
+        if config.unit_writes:
+            post_N = config.streams * post_N
+        return pre_N, post_N, self._mixing(dtype)
+
+    def _mixing(self, dtype):
+        n, projection = self.config.streams, self.config.projection
+        logits = self.res_logits[...].astype(dtype) if projection.size(n) else jnp.zeros(projection.shape(n), dtype)
+        res_NN = projection.project(logits, n)
+        if not self.config.identity_mix:
+            return res_NN
+        return projections.identity_mix(res_NN, jax.nn.sigmoid(self.mix_logit[...].astype(dtype)))
