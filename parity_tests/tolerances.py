@@ -29,6 +29,7 @@ FLOAT64 = {
     "optimizer": 1e-13,  # square roots and divisions by a small second moment
     "trajectory": 1e-12,  # a hundred steps, each amplifying the rounding of those before
     "decode": 1e-13,  # whole models
+    "oracles": 1e-12,  # one site or whole models of two layers, and sums over batch and time
     "checkpoint": 1e-10,  # sums over up to 50,000 logits, hundreds of channels and many layers
 }
 

@@ -133,7 +133,8 @@ def _config(told: dict[str, int], hints: dict[str, Any]) -> LMConfig:
 def _fields(config: LMConfig) -> dict[str, Any]:
     """The contents of ``config.json``."""
     mixer, mlp = config.mixer, config.mlp
-    assert isinstance(mixer, AttentionConfig) and isinstance(mlp, GeluMLPConfig)  # check_expressible
+    assert isinstance(mixer, AttentionConfig)  # see check_expressible
+    assert isinstance(mlp, GeluMLPConfig)
     ends = 50256 if config.vocab_size > 50256 else None  # <|endoftext|> of GPT-2's vocabulary
     return {
         **_FIXED,

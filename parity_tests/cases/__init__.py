@@ -24,9 +24,10 @@ def load() -> None:
     """Registers the suite's own cases, once."""
     if _CASES:
         return
+    from parity_tests import oracles
     from parity_tests.cases import decode, mixing_ops, models, modules, ops, training
 
-    for module in (ops, mixing_ops, modules, models, training, decode):
+    for module in (ops, mixing_ops, modules, models, training, decode, oracles):
         add(module.cases())
 
 
