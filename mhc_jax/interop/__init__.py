@@ -1,6 +1,10 @@
 """Weights in other forms: the PyTorch mirror's state_dict, published checkpoints, safetensors folders."""
 
-from mhc_jax.interop import gpt2, mhc_ssm  # noqa: F401  register the systems
+from mhc_jax.interop import (
+    deepseek_v4,
+    gpt2,  # noqa: F401  registers the system
+    mhc_ssm,  # noqa: F401  registers the system
+)
 from mhc_jax.interop.huggingface import load_huggingface, save_huggingface
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.original import from_original, to_original
@@ -9,6 +13,7 @@ from mhc_jax.interop.torch_weights import from_torch, to_torch
 
 __all__ = [
     "InteropError",
+    "deepseek_v4",
     "from_original",
     "from_torch",
     "is_huggingface",
