@@ -50,9 +50,10 @@ def jitter(arrays: Arrays, sample: int) -> Arrays:
 
 
 def named(outputs: Any) -> dict[str, Any]:
-    """``{"forward 0": ...}`` for the outputs of a function that returns one array or a tuple."""
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    return {f"forward {i}": output for i, output in enumerate(outputs)}
+    """``{"forward 0": ...}`` for the outputs of a function that returns one array, a tuple or, by name, a dict."""
+    if not isinstance(outputs, dict):
+        outputs = dict(enumerate(outputs if isinstance(outputs, tuple) else (outputs,)))
+    return {f"forward {name}": output for name, output in outputs.items()}
 
 
 def cotangents(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 from parity_tests.compare import Case
-from parity_tests.oracles import gpt
+from parity_tests.oracles import gpt, huggingface
 
 
 def cases() -> Iterator[Case]:
-    yield from gpt.cases()
+    for module in (gpt, huggingface):
+        yield from module.cases()
