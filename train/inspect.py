@@ -1,167 +1,40 @@
-"""What a model is made of and what it costs: ``python -m train.inspect RUN_OR_NAME``."""
+"""What a model is made of, what it costs and what its streams do: ``python -m train.inspect RUN_OR_NAME``."""
 
 import dataclasses
-import math
-import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 import configs
 import mhc_jax
+from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
-from train import cli
+from train import cli, figures, streams
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from train.optimizer import make_optimizer
+from train.cost import cost_rows, parameter_rows
+from train.export import RUN_FILE
 from train.prepare import resolve
+from train.report import PLAIN, Findings, read_run, render
 from train.restore import load_run
-from train.step import init_state, make_train_step
 from train.table import markdown
-
-Row = dict[str, Any]
-MIXING = ("h_pre", "h_post", "h_res")
-
-
-def parameter_rows(params: Params) -> list[Row]:
-    """One row per module that holds parameters: their names, how many numbers, how many bytes; then the total."""
-    rows: dict[str, Row] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        *module, name = (key.key for key in path)
-        row = rows.setdefault(".".join(module), {"module": ".".join(module), "parameters": [], "count": 0, "bytes": 0})
-        row["parameters"].append(f"{name} {tuple(leaf.shape)}")
-        row["count"] += math.prod(leaf.shape)
-        row["bytes"] += math.prod(leaf.shape) * leaf.dtype.itemsize
-    for row in rows.values():
-        row["parameters"] = ", ".join(row["parameters"])
-    total = {key: sum(row[key] for row in rows.values()) for key in ("count", "bytes")}
-    return [*rows.values(), {"module": "total", "parameters": "", **total}]
-
-
-def cost_rows(config: RunConfig) -> list[Row]:
-    """Memory, arithmetic and compile time of one training step, from shapes alone: no array is made."""
-    start = time.perf_counter()
-    compiled = _lowered_step(config).compile()
-    seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
-    scratch = memory.temp_size_in_bytes / 2**20 if memory else math.nan
-    state = jax.eval_shape(lambda: init_state(config, make_optimizer(config.optim, total_steps=1)))
-    gflop = step_flops(config) / 1e9
-    mib = {
-        "parameters": _mib(state.params),
-        "optimizer state": _mib(state.opt_state),
-        "activations, gradients and scratch": scratch,
-    }
-    quantities = {
-        **{name: (value, "MiB") for name, value in mib.items()},
-        "all of these": (sum(mib.values()), "MiB"),
-        "arithmetic": (gflop, "GFLOP"),
-        "arithmetic per token": (1e3 * gflop / (config.data.batch_size * config.data.seq_len), "MFLOP"),
-        "trace and compile": (seconds, "s"),
-    }
-    return [{"one training step": name, "value": value, "unit": unit} for name, (value, unit) in quantities.items()]
-
-
-def step_flops(config: RunConfig) -> float:
-    """Floating-point operations of one training step, as XLA counts them before optimisation.
-
-    XLA counts the body of a loop once. The loops over layers, micro-batches and loss chunks are therefore taken
-    apart first; the loop over time is not: it holds a few operations per channel, beside the matrix products.
-    """
-    execution = config.model.execution.replace(layers="unroll")
-    whole = config.train.replace(accumulate=1, loss_chunk=config.data.seq_len)
-    config = config.replace(model=config.model.replace(execution=execution), train=whole)
-    cost = _lowered_step(config).cost_analysis()
-    return cost["flops"] if cost else math.nan
-
-
-def _lowered_step(config: RunConfig) -> jax.stages.Lowered:
-    optimizer = make_optimizer(config.optim, total_steps=1)
-    state = jax.eval_shape(lambda: init_state(config, optimizer))
-    tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
-    train_step = jax.jit(make_train_step(config, optimizer), donate_argnums=0)
-    return train_step.lower(state, {"inputs": tokens, "targets": tokens})
-
-
-def _mib(tree: Any) -> float:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
-
-
-def mixing(config: RunConfig, params: Params) -> dict[str, np.ndarray]:
-    """H_pre (L, N), H_post (L, N) and H_res (L, N, N) as they act; empty for topologies without streams.
-
-    Those of dynamic topologies are averaged over a few tokens.
-    """
-    tokens = jnp.arange(min(16, config.model.max_len, config.model.vocab_size))[None]
-    taps = jax.jit(lambda params: mhc_jax.apply(config.model, params, tokens, taps=True).taps)(params)
-    found = {name: np.asarray(x) for key, x in taps.items() for name in MIXING if key.endswith(f".{name}")}
-    axes = {"h_pre": 1, "h_post": 1, "h_res": 2}
-    return {name: x.mean(axis=tuple(range(1, x.ndim - axes[name]))) for name, x in found.items()}
-
-
-def mixing_rows(matrices: dict[str, np.ndarray]) -> list[Row]:
-    """Per layer: sums of H_res by row and column, entropy of its rows over ln N, its distance from the identity."""
-    rows = []
-    for layer, h in enumerate(matrices["h_res"]):
-        n = len(h)
-        entropy = -np.sum(h * np.log(np.maximum(h, 1e-30)), axis=1).mean()
-        rows.append(
-            {
-                "layer": layer,
-                "row sums": _range(h.sum(1)),
-                "column sums": _range(h.sum(0)),
-                "entropy": float(entropy / math.log(n)) if n > 1 else 0.0,
-                "|H - I| / |I|": float(np.linalg.norm(h - np.eye(n)) / math.sqrt(n)),
-                "H_pre": _list(matrices["h_pre"][layer]),
-                "H_post": _list(matrices["h_post"][layer]),
-            }
-        )
-    return rows
-
-
-def _range(x: np.ndarray) -> str:
-    return f"{x.min():.4f} .. {x.max():.4f}"
-
-
-def _list(x: np.ndarray) -> str:
-    return " ".join(f"{value:.3f}" for value in x)
-
-
-def draw_mixing(matrices: dict[str, np.ndarray], path: Path, title: str) -> None:
-    """H_pre and H_post as columns by layer, and every layer's H_res, on one page; row i of H_res feeds stream i."""
-    h_res = matrices["h_res"]
-    layers, n = h_res.shape[:2]
-    figure = Figure(figsize=(1.6 * (layers + 2) + 1, 2.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, layers + 2)
-    for axis, name in zip(axes, ("h_pre", "h_post")):
-        image = axis.imshow(matrices[name], cmap="viridis", vmin=0, aspect="auto")
-        figure.colorbar(image, ax=axis, location="bottom")
-        axis.set(title=f"H_{name[2:]}", xlabel="stream", ylabel="layer", xticks=range(n), yticks=range(layers))
-    for layer, axis in enumerate(axes[2:]):
-        axis.imshow(h_res[layer], cmap="viridis", vmin=0, vmax=1)
-        axis.set(title=f"H_res, layer {layer}", xlabel="from", xticks=range(n), yticks=range(n))
-        for (i, j), value in np.ndenumerate(h_res[layer]):
-            axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color="black" if value > 0.5 else "w")
-    figure.suptitle(title)
-    figure.savefig(path, dpi=150)
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Parameters, memory, arithmetic, compile time and mixing matrices of a run or of a configuration.
+    """Parameters, memory, arithmetic, compile time and stream statistics of a run or of a configuration.
 
     Attributes:
         name: run directory, exported folder, or name of a configuration (its initial parameters).
         which: checkpoint of a run directory.
         compile: compile a training step, for memory, arithmetic and compile time.
-        picture: where the mixing matrices are drawn.
+        picture: where the mixing matrices and the statistics are drawn.
+        html: where to write a report with all of it, and losses, that a browser shows without network; empty for none.
+        tokens: validation tokens of a run that statistics are averaged over; 0, or without a run, a few made-up ones.
         model, data, optim, train: as in training.
     """
 
@@ -169,6 +42,8 @@ class Flags:
     which: Literal["best", "last"] = "best"
     compile: bool = True
     picture: str = "mixing.png"
+    html: str = ""
+    tokens: int = 2048
     model: mhc_jax.LMConfig = mhc_jax.LMConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
@@ -178,23 +53,56 @@ class Flags:
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse_named(Flags, argv, prog="python -m train.inspect", default=_defaults)
+    if flags.tokens < 0:
+        raise ConfigError(f"tokens must not be negative, got {flags.tokens}")
     config = RunConfig(name=flags.name, model=flags.model, data=flags.data, optim=flags.optim, train=flags.train)
     config = resolve(config)
     shapes = param_shapes(config.model)
     params = load_run(flags.name, flags.which)[1] if _is_run(flags.name) else None
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")
-    print(markdown(parameter_rows(shapes)))
+    parameters, cost = parameter_rows(shapes), []
+    print(markdown(parameters))
     if flags.compile:
-        print("", markdown(cost_rows(config)), sep="\n")
-    if config.model.residual.stream_count is None:
-        print("\nOne residual stream: nothing is mixed.")
-        return
+        cost = cost_rows(config)
+        print("", markdown(cost), sep="\n")
+    recorded, tokens = None, ""
+    if streams.mixes(config):
+        recorded, tokens = _look(flags, config, params)
+    else:
+        print(f"\n{PLAIN}")
+    if flags.html:
+        summary, lines = read_run(Path(flags.name))
+        findings = Findings(flags.name, config, parameters, cost, recorded, tokens, summary, lines)
+        Path(flags.html).write_text(render(findings), encoding="utf-8")
+        print(f"\nReport written to {flags.html}")
+
+
+def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[streams.Record, str]:
+    """Stream statistics, printed and drawn; and what they are averaged over, in words."""
     if params is None:
         params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
-    matrices = mixing(config, params)
-    draw_mixing(matrices, Path(flags.picture), f"Stream mixing of {flags.name}")
-    print("", markdown(mixing_rows(matrices)), "", f"Mixing matrices drawn in {flags.picture}", sep="\n")
+    tokens, words = _tokens(flags, config)
+    recorded, sites = streams.measure(config, params, tokens), diagnostics.site_names(config.model)
+    title = f"Streams of {flags.name}"
+    figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), Path(flags.picture))
+    print("", markdown(streams.rows(recorded, sites)), "", sep="\n")
+    print(f"Mean over {words}. Mixing matrices drawn in {flags.picture}")
+    return recorded, words
+
+
+def _tokens(flags: Flags, config: RunConfig) -> tuple[np.ndarray, str]:
+    """What to run the model on, and what that is in words: real text if the run says where there is some."""
+    folder = Path(flags.name)
+    says = (folder / RUN_FILE).is_file() or (folder.is_dir() and not (folder / "model.safetensors").is_file())
+    if flags.tokens and says:
+        try:
+            tokens = streams.validation_tokens(config, flags.tokens)
+            return tokens, f"{tokens.size:,} validation tokens of {config.data.source}"
+        except (ConfigError, OSError) as error:
+            print(f"\nno validation tokens: {error}")
+    tokens = streams.some_tokens(config)
+    return tokens, f"{tokens.size} made-up tokens"
 
 
 def _is_run(name: str) -> bool:

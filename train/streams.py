@@ -20,6 +20,9 @@ from train.data import check_ids, load_corpus
 # Statistics as nested lists, site by site: what a line of ``metrics.jsonl`` holds under "streams".
 Record = dict[str, Any]
 
+# A sum may be off by so much through float32 rounding alone.
+ROUNDING = 1e-8
+
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
@@ -31,6 +34,8 @@ class Quantity:
         meaning: a sentence.
         summary: which one number stands for all sites.
         neutral: what it is where nothing is mixed, if that is known.
+        shown: a plot shows at least this range, so that noise does not fill it.
+        log: a plot is logarithmic.
     """
 
     name: str
@@ -38,6 +43,8 @@ class Quantity:
     meaning: str
     summary: Literal["max", "min", "mean"]
     neutral: float | None = None
+    shown: tuple[float, float] = (0.0, 0.1)
+    log: bool = False
 
 
 QUANTITIES = (
@@ -46,12 +53,16 @@ QUANTITIES = (
         "row sum error",
         "Greatest distance of a row sum of H_res from 1: at 0, what a stream receives weighs as much as what it was.",
         "max",
+        shown=(ROUNDING, 1.0),
+        log=True,
     ),
     Quantity(
         "column_sum_error",
         "column sum error",
         "Greatest distance of a column sum of H_res from 1: at 0, everything that a stream holds is passed on once.",
         "max",
+        shown=(ROUNDING, 1.0),
+        log=True,
     ),
     Quantity(
         "entropy",
@@ -59,14 +70,14 @@ QUANTITIES = (
         "Entropy of the sources of a stream, as shares of |H_res|, over ln N: 0 with a single source, 1 when all "
         "streams are averaged.",
         "mean",
-        0.0,
+        neutral=0.0,
     ),
     Quantity(
         "identity_distance",
         "distance from I",
         "Frobenius norm of H_res - I over that of I: 0 where the site mixes nothing.",
         "mean",
-        0.0,
+        neutral=0.0,
     ),
     Quantity("min_entry", "least entry", "Least entry of H_res: below 0 a stream is subtracted from another.", "min"),
     Quantity(
@@ -75,7 +86,8 @@ QUANTITIES = (
         "Greatest absolute row sum of the product of all H_res up to this site: how much the mixing alone can amplify "
         "a signal on its way up.",
         "max",
-        1.0,
+        neutral=1.0,
+        shown=(0.9, 1.1),
     ),
     Quantity(
         "backward_gain",
@@ -83,13 +95,15 @@ QUANTITIES = (
         "Greatest absolute column sum of the same product: how much the mixing alone can amplify a gradient on its "
         "way down.",
         "max",
-        1.0,
+        neutral=1.0,
+        shown=(0.9, 1.1),
     ),
     Quantity(
         "stream_cosine",
         "stream cosine",
         "Mean cosine between two streams of a token after the site: at 1 the streams all point the same way.",
         "mean",
+        shown=(0.0, 1.02),
     ),
     Quantity(
         "effective_streams",
@@ -97,6 +111,7 @@ QUANTITIES = (
         "Participation ratio of the squared singular values of a token's streams: 1 if they are multiples of one "
         "vector, N if they are orthogonal and equally long.",
         "mean",
+        shown=(0.95, 2.0),
     ),
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """One line per row; columns are the rows' keys in order of appearance, numbers to the right, None left blank."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[_text(row.get(column)) for column in columns] for row in rows]
+    cells = [[text(row.get(column)) for column in columns] for row in rows]
     numeric = [all(isinstance(row.get(column), int | float | None) for row in rows) for column in columns]
     widths = [max(3, len(column), *(len(line[i]) for line in cells)) for i, column in enumerate(columns)]
 
@@ -19,7 +19,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([line(columns), line(rule), *map(line, cells)])
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A cell: numbers with four digits, thousands separated."""
     if value is None:
         return ""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,16 +1,15 @@
-import math
+"""The command: what it prints, draws and writes for runs, exports and names, and how it says what is wrong."""
 
-import jax
-import numpy as np
 import pytest
 
 import mhc_jax
 from mhc_jax.config import ConfigError
-from mhc_jax.models import mhc_ssm
-from mhc_jax.ops.sinkhorn import log_sinkhorn
-from train import inspect
-from train.metrics import flops_per_token
-from train.tests.tiny import tiny_config, tiny_export
+from mhc_jax.nn.channel import GeluMLPConfig
+from train import inspect, streams
+from train.export import export
+from train.run import run
+from train.tests.test_streams import streamed
+from train.tests.tiny import tiny_export
 
 
 @pytest.fixture(scope="module")
@@ -18,78 +17,73 @@ def tiny(tmp_path_factory):
     return tiny_export(tmp_path_factory.mktemp("tiny"))
 
 
-def test_parameters_are_all_counted(tiny):
-    _, params, _ = tiny
-    rows = inspect.parameter_rows(params)
-    leaves = jax.tree.leaves(params)
-    assert rows[-1]["count"] == sum(leaf.size for leaf in leaves)
-    assert rows[-1]["bytes"] == sum(leaf.nbytes for leaf in leaves)
-    norm = next(row for row in rows if row["module"] == "blocks.mixer.norm")
-    assert norm == {"module": "blocks.mixer.norm", "parameters": "scale (2, 8)", "count": 16, "bytes": 64}
-
-
-def test_published_sizes():
-    shapes = inspect.param_shapes(mhc_ssm("adapters"))
-    assert inspect.parameter_rows(shapes)[-1]["count"] == 33_791_684
-
-
-def test_operations_do_not_depend_on_how_loops_are_run(tiny):
-    config = tiny[0]
-    other = config.replace(train=config.train.replace(accumulate=2, loss_chunk=4))
-    assert inspect.step_flops(other) == inspect.step_flops(config)
-
-
-def test_operations_agree_with_the_count_by_hand(tmp_path):
-    config = tiny_config(tmp_path)
-    wide = config.replace(model=config.model.replace(width=128))
-    tokens = config.data.batch_size * config.data.seq_len
-    assert inspect.step_flops(wide) / tokens == pytest.approx(flops_per_token(wide.model), rel=0.35)
-
-
-def test_mixing_matrices_are_those_of_the_parameters(tiny):
-    config, params, _ = tiny
-    found = inspect.mixing(config, params)
-    residual = params["blocks"]["mixer"]["residual"]
-    expected = log_sinkhorn(residual["res_logits"], iters=config.model.residual.sinkhorn_iters)
-    np.testing.assert_allclose(found["h_res"], expected, rtol=1e-5)
-    np.testing.assert_allclose(found["h_pre"], jax.nn.softmax(residual["pre_logits"]), rtol=1e-5)
-    assert found["h_post"].shape == (2, 4)
-
-
-def test_numbers_on_known_matrices():
-    swap = np.array([[0.0, 1.0], [1.0, 0.0]])
-    matrices = {
-        "h_res": np.stack([np.eye(2), np.full((2, 2), 0.5), swap]),
-        "h_pre": np.ones((3, 2)),
-        "h_post": np.ones((3, 2)),
-    }
-    identity, uniform, swapped = inspect.mixing_rows(matrices)
-    assert (identity["entropy"], identity["|H - I| / |I|"]) == (0.0, 0.0)
-    assert uniform["entropy"] == pytest.approx(1.0)
-    assert uniform["|H - I| / |I|"] == pytest.approx(1 / math.sqrt(2))
-    assert swapped["|H - I| / |I|"] == pytest.approx(math.sqrt(2))
-    assert swapped["row sums"] == swapped["column sums"] == "1.0000 .. 1.0000"
-
-
-def test_command_on_an_export_draws_and_prints(tiny, tmp_path, capsys):
-    picture = tmp_path / "mixing.png"
-    inspect.main([str(tiny[2]), "--picture", str(picture)])
-    text = capsys.readouterr().out
+def inspected(capsys, name, folder, *flags):
+    """What the command prints, and the picture and the report it writes to ``folder``."""
+    picture, report = folder / "mixing.png", folder / "report.html"
+    inspect.main([str(name), "--picture", str(picture), "--html", str(report), *flags])
     assert picture.read_bytes().startswith(b"\x89PNG")
-    for word in ("blocks.mixer.residual", "trace and compile", "optimizer state", "column sums"):
-        assert word in text
+    return capsys.readouterr().out, report.read_text()
+
+
+def test_command_on_an_export_prints_draws_and_reports(tiny, tmp_path, capsys):
+    printed, report = inspected(capsys, tiny[2], tmp_path)
+    for word in ("blocks.mixer.residual", "trace and compile", "optimizer state", "column sums", "forward gain"):
+        assert word in printed
+        assert word in report
+    assert "Mean over 160 validation tokens of" in printed  # the whole split, in windows of 16
+
+
+def test_command_on_a_run_with_both_sites_shows_its_training(tmp_path, capsys):
+    config = streamed(tmp_path)
+    run(config.replace(model=config.model.replace(mlp=GeluMLPConfig())))
+    printed, report = inspected(capsys, tmp_path / "run", tmp_path, "--compile", "False", "--tokens", "40")
+    assert "Mean over 32 validation tokens" in printed
+    assert "| 1 mlp " in printed
+    for title in ("Losses", "Streams over training", "Streams through depth"):
+        assert f"<h2>{title}</h2>" in report
+    assert "Cost of a training step" not in report
+
+
+def test_without_a_corpus_a_few_tokens_serve(tiny, tmp_path, capsys):
+    config, params, _ = tiny
+    lost = config.replace(data=config.data.replace(source=str(tmp_path / "gone.txt")))
+    export(lost, params, tmp_path / "export")
+    flags = "--compile", "False"
+    printed, _ = inspected(capsys, tmp_path / "export", tmp_path, *flags)
+    assert "no validation tokens: " in printed
+    assert "Mean over 16 made-up tokens" in printed
+    printed, _ = inspected(capsys, tiny[2], tmp_path, *flags, "--tokens", "0")
+    assert "no validation tokens: " not in printed
+    assert "Mean over 16 made-up tokens" in printed
+    printed, _ = inspected(capsys, "quickstart", tmp_path, *flags)
+    assert "Mean over 16 made-up tokens" in printed
+
+
+def test_matrices_are_those_of_the_parameters(tiny):
+    config, params, _ = tiny
+    tokens = streams.validation_tokens(config, 64)
+    assert tokens.shape == (4, 16)
+    recorded = streams.measure(config, params, tokens)
+    taps = mhc_jax.apply(config.model, params, tokens, taps=True).taps
+    assert recorded["h_res"] == streams.record({"h": taps["blocks.mixer.residual.h_res"]})["h"]
 
 
 def test_command_on_a_name_without_streams(tmp_path, capsys):
-    argv = ["mhc_ssm_baseline", "--compile", "False", "--data.tokenizer", "bytes", "--picture", str(tmp_path / "x.png")]
-    inspect.main(argv)
+    flags = ("--compile", "False", "--data.tokenizer", "bytes", "--html", str(tmp_path / "x.html"))
+    inspect.main(["mhc_ssm_baseline", *flags, "--picture", str(tmp_path / "x.png")])
     assert "nothing is mixed" in capsys.readouterr().out
     assert not (tmp_path / "x.png").exists()
+    assert "nothing is mixed" in (tmp_path / "x.html").read_text()
 
 
 @pytest.mark.parametrize(
     ("argv", "fault"),
-    [(["mhc_sm"], "did you mean 'mhc_ssm'"), ([], "Missing"), (["quickstart", "--data.batch-size", "0"], "batch_size")],
+    [
+        (["mhc_sm"], "did you mean 'mhc_ssm'"),
+        ([], "Missing"),
+        (["quickstart", "--data.batch-size", "0"], "batch_size"),
+        (["quickstart", "--tokens", "-1"], "tokens must not be negative"),
+    ],
 )
 def test_faults_are_named(argv, fault):
     with pytest.raises(ConfigError, match=fault):

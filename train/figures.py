@@ -1,0 +1,225 @@
+"""Pictures of the residual streams and of a run: matplotlib figures, as PNG or as SVG that suits its page."""
+
+import contextlib
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from train.streams import QUANTITIES, Quantity, Record, by_site
+
+Theme = Literal["light", "dark"]
+INK = {"light": "#24292f", "dark": "#d7dde4"}
+COLOURS = ("#3b82c4", "#e07b39", "#3f9d6d")
+# What stands together in one plot over depth.
+PANELS = {
+    "composite gain": ("forward_gain", "backward_gain"),
+    "stream cosine": ("stream_cosine",),
+    "effective streams": ("effective_streams",),
+    "distance of sums from 1": ("row_sum_error", "column_sum_error"),
+    "mixing of a site": ("entropy", "identity_distance"),
+    "least entry of H_res": ("min_entry",),
+}
+BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
+# Through depth, for lines: neither end is lost on a light or on a dark page.
+DEPTH = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.2, 0.88, 256)))
+
+
+def colours(values: np.ndarray, *, most: float | None = None) -> ScalarMappable:
+    """The colour scale of weights: from 0 up, or both ways from 0 if some are negative.
+
+    Args:
+        most: what the scale reaches at least.
+    """
+    top = max(float(np.abs(values).max(initial=0)), most or 0) or 1.0
+    if values.min(initial=0) < 0:
+        return ScalarMappable(Normalize(-top, top), "coolwarm")
+    return ScalarMappable(Normalize(0, top), "viridis")
+
+
+def strip(weights: Any) -> np.ndarray:
+    """What every site reads or writes as an image: (K, S), a column for each site."""
+    x = np.asarray(weights, float)
+    return x.reshape(len(x), -1).T
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def stream_sheet(recorded: Record, sites: Sequence[str], title: str) -> Figure:
+    """One page: H_pre and H_post by site, every quantity over depth, and H_res of each site in rows that wrap."""
+    h_res = np.asarray(recorded["h_res"], float)
+    strips = [name for name in ("h_pre", "h_post") if name in recorded]
+    columns = min(len(sites), 8 if len(sites) <= 16 else 16)
+    grid_rows = math.ceil(len(sites) / columns)
+    tile = 13 / columns
+    heights = [1.1 + 0.06 * len(strip(recorded[name])) for name in strips] + [4.6, (tile + 0.25) * grid_rows + 0.3]
+    figure = new_figure(13, sum(heights) + 0.4)
+    figure.suptitle(title, fontsize=14)
+    *for_strips, for_curves, for_grid = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for part, name in zip(for_strips, strips):
+        _draw_strip(part, strip(recorded[name]), sites, f"H_{name[2:]}")
+    draw_depth(for_curves.subplots(2, 3), recorded, sites)
+    _draw_grid(for_grid, h_res, sites, grid_rows, columns)
+    return figure
+
+
+def _draw_strip(figure, image: np.ndarray, sites: Sequence[str], title: str) -> None:
+    axes = figure.subplots()
+    scale = colours(image)
+    axes.imshow(image, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
+    figure.colorbar(scale, ax=axes, pad=0.01)
+    axes.set(ylabel="stream", yticks=range(len(image)) if len(image) <= 8 else [])
+    axes.set_title(title, loc="left")
+    axes.grid(False)
+    _layer_ticks(axes, sites)
+
+
+def _draw_grid(figure, h_res: np.ndarray, sites: Sequence[str], rows: int, columns: int) -> None:
+    scale = colours(h_res, most=1.0)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    n = h_res.shape[-1]
+    numbers = n <= 4 and columns <= 8
+    for site, axes in enumerate(grid.flat):
+        axes.set(xticks=[], yticks=[])
+        if site >= len(sites):
+            axes.set_axis_off()
+            continue
+        axes.grid(False)
+        axes.imshow(h_res[site], cmap=scale.cmap, norm=scale.norm, interpolation="nearest")
+        axes.set_title(sites[site], fontsize=9 if columns <= 8 else 7, pad=2)
+        if numbers:
+            for (i, j), value in np.ndenumerate(h_res[site]):
+                colour = "black" if is_bright(scale.to_rgba(value)) else "white"
+                axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(scale, ax=grid, pad=0.01, aspect=40)
+    figure.supylabel("H_res: to stream", fontsize=9)
+    figure.supxlabel("from stream", fontsize=9)
+
+
+def is_bright(rgba: Sequence[float]) -> bool:
+    """Whether black text is easier to read on it than white text."""
+    red, green, blue = rgba[:3]
+    return 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
+
+
+def draw_depth(grid: np.ndarray, recorded: Record, sites: Sequence[str]) -> None:
+    """One plot per entry of :data:`PANELS`, by site through depth."""
+    values = by_site(recorded)
+    marker = "o" if len(sites) <= 24 else None
+    for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
+        shown = [BY_NAME[name] for name in names]
+        for quantity, colour in zip(shown, COLOURS):
+            line = _visible(values[quantity.name], quantity)
+            axes.plot(line, color=colour, marker=marker, markersize=3, linewidth=1.3, label=quantity.title)
+        _frame(axes, shown)
+        axes.set_title(title, loc="left")
+        axes.set_xlim(-0.5, len(sites) - 0.5)
+        _layer_ticks(axes, sites)
+        if len(names) > 1:
+            axes.legend()
+
+
+def draw_steps(figure: Figure, steps: Sequence[int], records: Sequence[Record]) -> None:
+    """Every quantity over training steps, a line for each site, coloured by depth."""
+    history = [by_site(recorded) for recorded in records]
+    scale = ScalarMappable(Normalize(0, max(len(history[0]["entropy"]) - 1, 1)), DEPTH)
+    grid = figure.subplots(3, 3)
+    for axes, quantity in zip(grid.flat, QUANTITIES, strict=True):
+        lines = _visible(np.stack([values[quantity.name] for values in history]), quantity)
+        for site, line in enumerate(lines.T):
+            axes.plot(steps, line, color=scale.to_rgba(site), linewidth=1.2, marker="o" if len(steps) < 3 else None)
+        _frame(axes, [quantity])
+        axes.set_title(quantity.title, loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    for axes in grid[-1]:
+        axes.set_xlabel("step")
+    figure.colorbar(scale, ax=grid, pad=0.01, aspect=50, label="site, through depth")
+
+
+def _visible(values: np.ndarray, quantity: Quantity) -> np.ndarray:
+    return np.maximum(values, quantity.shown[0]) if quantity.log else values
+
+
+def _frame(axes: Axes, quantities: Sequence[Quantity]) -> None:
+    """Range, scale and the line of what mixes nothing."""
+    for value in {quantity.neutral for quantity in quantities} - {None}:
+        axes.axhline(value, color="0.5", linewidth=0.8, linestyle="--", zorder=0)
+    bottom, top = axes.get_ylim()
+    low, high = quantities[0].shown
+    if quantities[0].log or top > 10:
+        axes.set_yscale("log")
+        bottom = low if quantities[0].log else max(bottom, low / 10)
+    axes.set_ylim(min(bottom, low), max(top, high))
+
+
+def _layer_ticks(axes: Axes, sites: Sequence[str]) -> None:
+    """A tick at the first site of a layer, at most twelve of them."""
+    layers = [site.split()[0] for site in sites]
+    first = [site for site, layer in enumerate(layers) if site == 0 or layers[site - 1] != layer]
+    shown = first[:: math.ceil(len(first) / 12)]
+    axes.set_xticks(shown, [layers[site] for site in shown])
+    axes.set_xlabel("layer")
+
+
+@contextlib.contextmanager
+def theme(name: Theme) -> Iterator[None]:
+    """Ink and type for a light or a dark page; the background is left to the page."""
+    ink = INK[name]
+    settings = {
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.titlecolor"), ink),
+        "axes.edgecolor": "#8b949e",
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.titlesize": "medium",
+        "axes.labelsize": "small",
+        "figure.facecolor": "none",
+        "grid.alpha": 0.25,
+        "legend.fontsize": "small",
+        "legend.frameon": False,
+        "savefig.facecolor": "none",
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "xtick.labelsize": "small",
+        "ytick.labelsize": "small",
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def svg(draw: Callable[[], Figure], name: Theme) -> bytes:
+    """What ``draw`` draws, for a light or a dark page."""
+    return _saved(draw, name, format="svg")
+
+
+def png(draw: Callable[[], Figure], name: Theme) -> bytes:
+    """What ``draw`` draws, for a light or a dark page, as pixels."""
+    return _saved(draw, name, format="png", dpi=150)
+
+
+def save_png(draw: Callable[[], Figure], path: Path) -> None:
+    """What ``draw`` draws, on white."""
+    path.write_bytes(_saved(draw, "light", format="png", dpi=150, facecolor="white"))
+
+
+def _saved(draw: Callable[[], Figure], name: Theme, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    with theme(name):
+        draw().savefig(stream, **options)
+    return stream.getvalue()

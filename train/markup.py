@@ -1,0 +1,156 @@
+"""Pieces of an HTML page that needs nothing else: tables, heat maps whose values show on hover, inline pictures."""
+
+import base64
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from train.figures import is_bright, png, svg
+from train.table import text
+
+STYLE = Path(__file__).with_name("report.css")
+
+
+def page(title: str, body: str) -> str:
+    """The whole document."""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<meta name="color-scheme" content="light dark">\n<style>\n{STYLE.read_text()}</style>\n</head>\n'
+        f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def header(title: str, words: str, sections: Sequence[str], values: Mapping[str, str]) -> str:
+    """What the page is about, links to its sections, and the few numbers that matter most."""
+    links = "".join(f'<a href="#{anchor(name)}">{escape(name)}</a>' for name in sections)
+    numbers = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
+    return (
+        f"<header>\n<h1>{escape(title)}</h1>\n{paragraph(words)}\n<nav>{links}</nav>\n"
+        f'<dl class="tiles">{numbers}</dl>\n</header>'
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """A card with a heading that the page can link to."""
+    return f'<section id="{anchor(title)}">\n<h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
+
+
+def anchor(title: str) -> str:
+    return "-".join(title.lower().split())
+
+
+def paragraph(words: str) -> str:
+    return f"<p>{escape(words)}</p>"
+
+
+def subheading(words: str) -> str:
+    return f"<h3>{escape(words)}</h3>"
+
+
+def definitions(meanings: Mapping[str, str]) -> str:
+    """What each word means, a sentence each."""
+    parts = (f"<div><dt>{escape(name)}</dt><dd>{escape(meaning)}</dd></div>" for name, meaning in meanings.items())
+    return f'<dl class="meanings">{"".join(parts)}</dl>'
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """As :func:`train.table.markdown`; long ones scroll under their header."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+
+    def cell(value: Any) -> str:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return f"<td{' class=number' if number else ''}>{escape(text(value))}</td>"
+
+    body = "\n".join(f"<tr>{''.join(cell(row.get(column)) for column in columns)}</tr>" for row in rows)
+    return (
+        f'<div class="scroll"><table class="values"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>'
+        "</table></div>"
+    )
+
+
+def settings(record: Mapping[str, Any]) -> str:
+    """A configuration: nested lists of names and values."""
+
+    def entry(name: str, value: Any) -> str:
+        if isinstance(value, Mapping):
+            return f"<div class=group><dt>{escape(name)}</dt><dd>{settings(value)}</dd></div>"
+        return f"<div><dt>{escape(name)}</dt><dd>{escape(str(value))}</dd></div>"
+
+    return f'<dl class="settings">{"".join(entry(name, value) for name, value in record.items())}</dl>'
+
+
+def picture(draw: Callable[[], Figure], words: str, *, raster: bool = False) -> str:
+    """What ``draw`` draws, once for a light and once for a dark page.
+
+    Args:
+        words: what it shows, for who cannot see it.
+        raster: as pixels, for pictures of very many lines.
+    """
+    kind, render = ("image/png", png) if raster else ("image/svg+xml", svg)
+    light, dark = (
+        f"data:{kind};base64,{base64.b64encode(render(draw, theme)).decode()}" for theme in ("light", "dark")
+    )
+    return (
+        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img src="{light}" alt="{escape(words)}"></picture>'
+    )
+
+
+def colour_bar(scale: ScalarMappable) -> str:
+    """The colours of a scale from its least to its greatest value."""
+    low, high = scale.get_clim()
+    stops = ", ".join(to_hex(scale.to_rgba(value)) for value in np.linspace(low, high, 9))
+    return (
+        f'<p class="bar"><span>{low:.3g}</span><i style="background:linear-gradient(90deg, {stops})"></i>'
+        f"<span>{high:.3g}</span></p>"
+    )
+
+
+def strip(image: np.ndarray, sites: Sequence[str], scale: ScalarMappable, name: str) -> str:
+    """A row for each stream, a column for each site."""
+    rows = []
+    for stream, values in enumerate(image):
+        cells = (
+            _cell(value, scale, f"{name} of {site}, stream {stream}: {value:.4f}", shown=len(sites) <= 16)
+            for site, value in zip(sites, values, strict=True)
+        )
+        rows.append(f"<tr><th>{stream}</th>{''.join(cells)}</tr>")
+    layers = list(dict.fromkeys(site.split()[0] for site in sites))
+    every = -(-len(layers) // 24)
+    marks = "".join(
+        f"<th colspan={len(sites) // len(layers)}>{layer if index % every == 0 else ''}</th>"
+        for index, layer in enumerate(layers)
+    )
+    return f'<table class="heat strip">{"".join(rows)}<tr><th></th>{marks}</tr></table>'
+
+
+def matrices(h: np.ndarray, sites: Sequence[str], scale: ScalarMappable) -> str:
+    """One small square per site, row i for destination stream i, column j for source stream j."""
+    shown = len(sites) <= 16 and h.shape[-1] <= 4
+    figures = []
+    for site, matrix in zip(sites, h, strict=True):
+        rows = (
+            "".join(
+                _cell(value, scale, f"{site}: stream {source} to stream {target}: {value:.4f}", shown=shown)
+                for source, value in enumerate(row)
+            )
+            for target, row in enumerate(matrix)
+        )
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        figures.append(f'<figure><figcaption>{escape(site)}</figcaption><table class="heat">{body}</table></figure>')
+    return f'<div class="grid {"large" if shown else "small"}">{"".join(figures)}</div>'
+
+
+def _cell(value: float, scale: ScalarMappable, words: str, *, shown: bool) -> str:
+    rgba = scale.to_rgba(value)
+    ink = "#000" if is_bright(rgba) else "#fff"
+    number = f"{value:.2f}" if shown else ""
+    return f'<td style="background:{to_hex(rgba)};color:{ink}" title="{escape(words)}">{number}</td>'

@@ -1,0 +1,189 @@
+"""One HTML file about a run that needs no network: what was trained, how it went, what its residual streams do."""
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mhc_jax import diagnostics
+from mhc_jax.config import ConfigError
+from train import figures, markup
+from train.config import RunConfig
+from train.metrics import read_metrics
+from train.plot import draw_losses
+from train.streams import QUANTITIES, Record, rows
+from train.table import text
+
+PLAIN = "One residual stream: nothing is mixed."
+WEIGHTS = {
+    "h_pre": ("H_pre: what is read", "How much of each stream (row) the branch of each site reads."),
+    "h_post": ("H_post: what is written", "How much of the branch's output each stream (row) receives."),
+    "h_res": (
+        "H_res: what is mixed",
+        "Row i is what stream i consists of after the site, column j is where stream j went. "
+        "Where the diagonal alone stands out, every stream stays by itself.",
+    ),
+}
+MOST_POINTS = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class Findings:
+    """What a report is about.
+
+    Attributes:
+        name: of the run.
+        config: its configuration.
+        parameters, cost: tables, see :mod:`train.cost`; no cost if it was not measured.
+        streams: the statistics of its parameters; None if nothing is mixed.
+        tokens: what they were averaged over, in words.
+        summary: ``summary.json``; empty for a run that is not finished.
+        lines: of ``metrics.jsonl``.
+    """
+
+    name: str
+    config: RunConfig
+    parameters: Sequence[Mapping[str, Any]]
+    cost: Sequence[Mapping[str, Any]] = ()
+    streams: Record | None = None
+    tokens: str = ""
+    summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lines: Sequence[Mapping[str, Any]] = ()
+
+
+def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """``summary.json`` and the lines of ``metrics.jsonl``, as far as they are there.
+
+    Raises:
+        ConfigError: one of them is damaged.
+    """
+    summary = folder / "summary.json"
+    try:
+        return json.loads(summary.read_text()) if summary.is_file() else {}, read_metrics(folder / "metrics.jsonl")
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{summary} is damaged ({error})") from None
+
+
+def render(findings: Findings) -> str:
+    """The whole page."""
+    parts = {
+        "Losses": _losses(findings),
+        "Streams": _streams(findings),
+        "Streams through depth": _depth(findings),
+        "Streams over training": _training(findings),
+        "Parameters": [markup.table(findings.parameters)],
+        "Cost of a training step": [markup.table(findings.cost)] if findings.cost else [],
+        "Configuration": [markup.settings(findings.config.to_dict())],
+    }
+    parts = {title: content for title, content in parts.items() if content}
+    sections = [markup.section(title, *content) for title, content in parts.items()]
+    return markup.page(findings.name, "\n".join([_header(findings, list(parts)), *sections]))
+
+
+def _header(findings: Findings, titles: Sequence[str]) -> str:
+    model, summary = findings.config.model, findings.summary
+    count = model.residual.stream_count
+    words = [
+        f"{model.layers} layers of width {model.width}",
+        f"residual {model.residual.kind}" + (f", {count} streams" if count else ""),
+        f"mixer {model.mixer.kind}" + (f" and {model.mlp.kind}" if model.mlp else ""),
+        f"data {findings.config.data.source}",
+    ]
+    found = {
+        "validation loss": summary.get("val_loss"),
+        "perplexity": summary.get("val_ppl"),
+        "bits per byte": summary.get("val_bpb"),
+        "parameters": findings.parameters[-1]["count"],
+        "training tokens": summary.get("tokens"),
+        "tokens per second": summary.get("tokens_per_second"),
+        "minutes": summary["seconds"] / 60 if "seconds" in summary else None,
+    }
+    tiles = {name: text(value) for name, value in found.items() if value is not None}
+    return markup.header(findings.name, " · ".join(words), titles, tiles)
+
+
+def _losses(findings: Findings) -> list[str]:
+    lines = [line for line in findings.lines if line.get("loss") is not None or line.get("val_loss") is not None]
+    if not lines:
+        return []
+    unigram = findings.summary.get("unigram_ppl")
+
+    def draw():
+        figure = figures.new_figure(11, 3.8)
+        draw_losses(figure.subplots(), lines, math.log(unigram) if unigram else None)
+        return figure
+
+    meaning = (
+        "Mean negative log likelihood of a token in nats, lower is better. The dashed line is a model that knows "
+        "only how often each token occurs."
+        if unigram
+        else "Mean negative log likelihood of a token in nats, lower is better."
+    )
+    return [markup.paragraph(meaning), markup.picture(draw, "Training and validation loss by step")]
+
+
+def _streams(findings: Findings) -> list[str]:
+    if findings.streams is None:
+        return [markup.paragraph(PLAIN)]
+    sites = diagnostics.site_names(findings.config.model)
+    parts = [
+        markup.paragraph(
+            f"Weights of every site, averaged over {findings.tokens}. A layer has a site for its sequence mixer and, "
+            "in most models, one for its channel mixer. Hold the pointer over a field to read its value."
+        )
+    ]
+    for name, (title, meaning) in WEIGHTS.items():
+        if name not in findings.streams:
+            continue
+        if name == "h_res":
+            h_res = np.asarray(findings.streams[name], float)
+            scale = figures.colours(h_res, most=1.0)
+            drawing = markup.matrices(h_res, sites, scale)
+        else:
+            image = figures.strip(findings.streams[name])
+            scale = figures.colours(image)
+            drawing = markup.strip(image, sites, scale, title.split(":")[0])
+        parts += [markup.subheading(title), markup.paragraph(meaning), markup.colour_bar(scale), drawing]
+    return parts
+
+
+def _depth(findings: Findings) -> list[str]:
+    if findings.streams is None:
+        return []
+    recorded, sites = findings.streams, diagnostics.site_names(findings.config.model)
+
+    def draw():
+        figure = figures.new_figure(11, 5.2)
+        figures.draw_depth(figure.subplots(2, 3), recorded, sites)
+        return figure
+
+    meanings = {quantity.title: quantity.meaning for quantity in QUANTITIES}
+    return [
+        markup.picture(draw, "Statistics of the streams by layer"),
+        markup.definitions(meanings),
+        markup.table(rows(recorded, sites)),
+    ]
+
+
+def _training(findings: Findings) -> list[str]:
+    logged = [line for line in findings.lines if line.get("streams")]
+    if not logged:
+        return []
+    some = logged[:: math.ceil(len(logged) / MOST_POINTS)]
+    steps, records = [line["step"] for line in some], [line["streams"] for line in some]
+
+    def draw():
+        figure = figures.new_figure(11, 6.8)
+        figures.draw_steps(figure, steps, records)
+        return figure
+
+    sites = len(records[0]["entropy"])
+    return [
+        markup.paragraph("The same quantities during training, on a few validation tokens: a line for each site."),
+        # Vector graphics of very many lines are larger than their pixels.
+        markup.picture(draw, "Statistics of the streams by step", raster=sites * len(some) > 2000),
+    ]

@@ -1,0 +1,43 @@
+"""What a model is made of and what a step costs, against counts by hand."""
+
+import jax
+import pytest
+
+from mhc_jax.functional import param_shapes
+from mhc_jax.models import mhc_ssm
+from train import cost
+from train.metrics import flops_per_token
+from train.tests.tiny import tiny_config, tiny_export
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return tiny_export(tmp_path_factory.mktemp("tiny"))
+
+
+def test_parameters_are_all_counted(tiny):
+    _, params, _ = tiny
+    rows = cost.parameter_rows(params)
+    leaves = jax.tree.leaves(params)
+    assert rows[-1]["count"] == sum(leaf.size for leaf in leaves)
+    assert rows[-1]["bytes"] == sum(leaf.nbytes for leaf in leaves)
+    norm = next(row for row in rows if row["module"] == "blocks.mixer.norm")
+    assert norm == {"module": "blocks.mixer.norm", "parameters": "scale (2, 8)", "count": 16, "bytes": 64}
+
+
+def test_published_sizes():
+    shapes = param_shapes(mhc_ssm("adapters"))
+    assert cost.parameter_rows(shapes)[-1]["count"] == 33_791_684
+
+
+def test_operations_do_not_depend_on_how_loops_are_run(tiny):
+    config = tiny[0]
+    other = config.replace(train=config.train.replace(accumulate=2, loss_chunk=4))
+    assert cost.step_flops(other) == cost.step_flops(config)
+
+
+def test_operations_agree_with_the_count_by_hand(tmp_path):
+    config = tiny_config(tmp_path)
+    wide = config.replace(model=config.model.replace(width=128))
+    tokens = config.data.batch_size * config.data.seq_len
+    assert cost.step_flops(wide) / tokens == pytest.approx(flops_per_token(wide.model), rel=0.35)

@@ -1,0 +1,135 @@
+"""The report: every part is there when there is something to show, nothing is fetched, values can be read."""
+
+import base64
+import re
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mhc_jax import diagnostics
+from mhc_jax.config import ConfigError
+from train import figures, markup, report, streams
+from train.tests.tiny import tiny_config
+
+
+def recorded(sites=2, streams_=4, *, signed=False):
+    rng = np.random.default_rng(0)
+    h_res = rng.dirichlet(np.ones(streams_), (sites, 1, 1, streams_)) * (-1 if signed else 1)
+    state = rng.normal(size=(sites, 1, 3, streams_, 8))
+    weights = {"h_pre": rng.random((sites, streams_)), "h_post": rng.random((sites, streams_)), "h_res": h_res[:, 0, 0]}
+    h_res, state = jnp.asarray(h_res), jnp.asarray(state)
+    numbers = [diagnostics.mixing(h_res), diagnostics.composite_gains(h_res), diagnostics.stream_geometry(state)]
+    return streams.record({**weights, **{name: x for part in numbers for name, x in part.items()}})
+
+
+def findings(folder, **changes):
+    lines = [{"step": step, "loss": 5 / step} for step in range(1, 9)]
+    lines += [{"step": 8, "val_loss": 1.25}, *({"step": step, "streams": recorded()} for step in (4, 8))]
+    parts = {
+        "parameters": [{"module": "total", "parameters": "", "count": 1234, "bytes": 4936}],
+        "cost": [{"one training step": "arithmetic", "value": 1.5, "unit": "GFLOP"}],
+        "streams": recorded(),
+        "tokens": "64 validation tokens",
+        "summary": {"val_loss": 1.25, "val_ppl": 3.49, "seconds": 90, "unigram_ppl": 20.0, "tokens_per_second": None},
+        "lines": lines,
+    }
+    return report.Findings("runs/<tiny>", tiny_config(folder), **{**parts, **changes})
+
+
+def headings(page):
+    return re.findall("<h2>(.*?)</h2>", page)
+
+
+def test_every_part_is_there_and_nothing_is_fetched(tmp_path):
+    page = report.render(findings(tmp_path))
+    assert headings(page) == [
+        "Losses",
+        "Streams",
+        "Streams through depth",
+        "Streams over training",
+        "Parameters",
+        "Cost of a training step",
+        "Configuration",
+    ]
+    assert "<h1>runs/&lt;tiny&gt;</h1>" in page
+    for words in ("1.25", "3.49", "1,234", "64 validation tokens", "GFLOP", "batch_size", "corpus.txt"):
+        assert words in page
+    for quantity in streams.QUANTITIES:
+        assert markup.definitions({quantity.title: quantity.meaning})[21:-5] in page
+    assert "<script" not in page
+    sources = re.findall(r'(?:src|srcset|href)="(.*?)"', page)
+    assert len(sources) == 2 * 3 + 7  # three pictures in two themes, seven links within the page
+    assert all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in sources)
+    assert "http" not in page
+    assert "url(" not in page
+
+
+def test_every_weight_can_be_read(tmp_path):
+    one = findings(tmp_path)
+    page = report.render(one)
+    assert page.count("<td style=") == 2 * (4 + 4 + 16)
+    assert f'title="1 mixer: stream 2 to stream 3: {one.streams["h_res"][1][3][2]:.4f}"' in page
+    assert f'title="H_pre of 0 mixer, stream 1: {one.streams["h_pre"][0][1]:.4f}"' in page
+
+
+def test_parts_without_content_are_left_out(tmp_path):
+    page = report.render(findings(tmp_path, streams=None, cost=(), summary={}, lines=()))
+    assert headings(page) == ["Streams", "Parameters", "Configuration"]
+    assert report.PLAIN in page
+    assert "<img" not in page
+
+
+def test_a_topology_that_taps_no_read_still_has_its_other_weights(tmp_path):
+    gated = {name: values for name, values in recorded().items() if name != "h_pre"}
+    page = report.render(findings(tmp_path, streams=gated))
+    assert "H_pre: what is read" not in page
+    assert "H_post: what is written" in page
+
+
+def test_numbers_that_are_not_finite_are_drawn_around(tmp_path):
+    broken = recorded()
+    broken["forward_gain"] = [1.0, None]
+    lines = [{"step": 1, "streams": broken}, {"step": 2, "streams": recorded()}]
+    assert "Streams over training" in headings(report.render(findings(tmp_path, lines=lines)))
+
+
+@pytest.mark.parametrize(("sites", "streams_", "signed"), [(1, 1, False), (12, 4, True), (96, 8, False)])
+def test_the_sheet_fits_any_depth(tmp_path, sites, streams_, signed):
+    names = [f"{site // 2} {('mixer', 'mlp')[site % 2]}" for site in range(sites)]
+    one = recorded(sites, streams_, signed=signed)
+    figures.save_png(lambda: figures.stream_sheet(one, names, "title"), tmp_path / "sheet.png")
+    png = (tmp_path / "sheet.png").read_bytes()
+    width, height = (int.from_bytes(png[i : i + 4]) for i in (16, 20))
+    assert 1900 < width < 2000
+    assert height < 2 * width
+    drawn = markup.matrices(np.array(one["h_res"]), names, figures.colours(np.array(one["h_res"])))
+    assert drawn.count("<td") == sites * streams_**2
+
+
+def test_scales_have_two_colours_for_two_signs():
+    assert figures.colours(np.array([0.5, 2])).get_clim() == (0, 2)
+    assert figures.colours(np.array([-3, 2])).get_clim() == (-3, 3)
+    assert figures.colours(np.zeros(2)).get_clim() == (0, 1)
+    bar = markup.colour_bar(figures.colours(np.array([-1.0, 1])))
+    assert "<span>-1</span>" in bar
+
+
+def test_pictures_suit_their_page():
+    def draw():
+        figure = figures.new_figure(2, 1)
+        figure.subplots().plot([1, 2])
+        return figure
+
+    found = re.findall(r"base64,(.*?)\"", markup.picture(draw, "a line"))
+    dark, light = (base64.b64decode(text).decode() for text in found)
+    assert figures.INK["dark"] in dark
+    assert figures.INK["light"] in light
+    assert markup.picture(draw, "a line", raster=True).count("data:image/png;base64,iVBOR") == 2
+
+
+def test_a_damaged_summary_is_named(tmp_path):
+    assert report.read_run(tmp_path) == ({}, [])
+    (tmp_path / "summary.json").write_text("{")
+    with pytest.raises(ConfigError, match="summary.json is damaged"):
+        report.read_run(tmp_path)
