@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mhc_jax.nn.init import Init, constant, normal
-from mhc_jax.nn.residual.mhc import MHC, StreamsConfig, own_stream, reading_logits
+from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, StreamsConfig, own_stream, reading_logits
 from mhc_jax.nn.residual.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.ops import hyper
 from mhc_jax.precision import Policy
@@ -47,8 +47,8 @@ class DynamicMHCConfig(StreamsConfig):
     pre_eps: float = 0.0
     post_eps: float = 0.0
     post_gain: float = 2.0
-    read_lean: float = 0.7
-    diagonal_bias: float = 4.0
+    read_lean: float = READ_LEAN
+    diagonal_bias: float = DIAGONAL_BIAS
     bias: Literal["near_identity", "zeros"] = "near_identity"
 
     def validate(self):

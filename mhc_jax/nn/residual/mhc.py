@@ -13,6 +13,9 @@ from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops import streams
 from mhc_jax.ops.norm import unit_rms_norm
 
+# Where sites start: reading weight of their own stream, and how near the identity H_res is, as a logit.
+READ_LEAN, DIAGONAL_BIAS = 0.7, 4.0
+
 
 @dataclasses.dataclass(frozen=True)
 class StreamsConfig(ResidualConfig):
@@ -66,8 +69,13 @@ def own_stream(init: Init, streams: int) -> jax.Array:
     return jax.nn.one_hot(jnp.asarray(init.index) % streams, streams)
 
 
-def reading_logits(own_N: jax.Array, lean: float) -> jax.Array:
-    """Logits of sigmoid weights that sum to one, ``lean`` (but at least 1/n) of it on the site's own stream."""
+def reading_weights(own_N: jax.Array, lean: float) -> jax.Array:
+    """Weights that sum to one, ``lean`` (but at least 1/n) of it on the site's own stream."""
     n = own_N.shape[-1]
-    share = min(max(lean, 1 / n), 1 - 1e-6)
-    return logit(jnp.where(own_N > 0, share, (1 - share) / max(n - 1, 1)))
+    share = max(lean, 1 / n)
+    return jnp.where(own_N > 0, share, (1 - share) / max(n - 1, 1))
+
+
+def reading_logits(own_N: jax.Array, lean: float) -> jax.Array:
+    """:func:`reading_weights` as logits of a sigmoid, which never is one."""
+    return logit(jnp.minimum(reading_weights(own_N, lean), 1 - 1e-6))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, normal, zeros
-from mhc_jax.nn.residual.mhc import MHC, StreamsConfig, own_stream
+from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, StreamsConfig, own_stream
 from mhc_jax.nn.residual.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.ops import projections
 from mhc_jax.precision import Policy
@@ -39,7 +39,7 @@ class StaticMHCConfig(StreamsConfig):
 
     projection: ProjectionConfig = SinkhornConfig()
     unit_writes: bool = True
-    diagonal_bias: float = 4.0
+    diagonal_bias: float = DIAGONAL_BIAS
     res_offset: float = 0.0
     read_bias: float = 1.0
     noise: float = 0.0

@@ -1,0 +1,89 @@
+"""Frac-connections: hyper-connections between the parts of one stream, which is not widened."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from mhc_jax.nn.init import Init, constant, ones, zeros
+from mhc_jax.nn.residual.base import Residual, ResidualConfig
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.ops import hyper, streams
+from mhc_jax.ops.norm import layer_norm
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("residual", "frac")
+@dataclasses.dataclass(frozen=True)
+class FracConnectionsConfig(ResidualConfig):
+    """Frac-connections (2503.14125). Starts as the plain residual.
+
+    Attributes:
+        fractions: equal parts m into which the width is cut.
+        dynamic: whether coefficients depend on the token.
+        tanh: bound the dynamic part.
+    """
+
+    fractions: int = 4
+    dynamic: bool = True
+    tanh: bool = True
+
+    @property
+    def stream_count(self):
+        return None
+
+    def validate(self):
+        super().validate()
+        self.require(self.fractions >= 1, f"fractions must be at least 1, got {self.fractions}")
+
+    def build(self, width, policy, init):
+        self.require(
+            width % self.fractions == 0, f"a width of {width} cannot be cut into {self.fractions} equal fractions"
+        )
+        return FracConnections(self, width, policy, init)
+
+
+class FracConnections(Residual):
+    """State (B, T, D), fraction i its i-th run of D / m channels.
+
+    ``u_i = sum_j Y[j, i] x_j`` and ``x'_i = sum_j A[j, i] x_j + B_i y_i``: unlike hyper-connections, a fraction gains
+    its own part of the branch alone.
+    """
+
+    def __init__(self, config: FracConnectionsConfig, width: int, policy: Policy, init: Init):
+        m, part = config.fractions, width // config.fractions
+        self.config, self.policy = config, policy
+        self.static_alpha = init("static_alpha", constant(jnp.tile(jnp.eye(m), (1, 2))), m, 2 * m)
+        self.static_beta = init("static_beta", ones, m)
+        if config.dynamic:
+            self.dynamic_alpha_fn = init("dynamic_alpha_fn", zeros, part, 2 * m)
+            self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
+            self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, part)
+            self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
+
+    def pre(self, state, *, key=None, tap=no_tap):
+        m = self.config.fractions
+        parts = streams.split_streams(state, m)
+        alpha, beta = self._coefficients(parts)
+        from_part = jnp.swapaxes(alpha, -1, -2)
+        u_BTD = streams.mix(parts, tap("h_pre", from_part[..., :m, :])).reshape(state.shape)
+        return u_BTD, (tap("h_post", beta), tap("h_res", from_part[..., m:, :]))
+
+    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+        beta, res = ctx
+        parts, y_parts = (streams.split_streams(x.astype(state.dtype), self.config.fractions) for x in (state, y))
+        written = streams.write(y_parts, beta, per_stream=True)
+        return (streams.mix(parts, res) + written).reshape(state.shape)
+
+    def _coefficients(self, parts):
+        """[Y | A], (..., m, 2 m), and B, (..., m)."""
+        dtype, tanh = self.policy.accumulate, self.config.tanh
+        alpha, beta = self.static_alpha[...].astype(dtype), self.static_beta[...].astype(dtype)
+        if not self.config.dynamic:
+            return alpha, beta
+        leaves = (self.dynamic_alpha_fn, self.dynamic_alpha_scale, self.dynamic_beta_fn, self.dynamic_beta_scale)
+        alpha_fn, alpha_scale, beta_fn, beta_scale = (leaf[...].astype(dtype) for leaf in leaves)
+        x = layer_norm(parts)
+        alpha = hyper.dynamic_weights(x, alpha_fn, alpha_scale, alpha, tanh=tanh)
+        beta = hyper.dynamic_weights(x, beta_fn[:, None], beta_scale, beta[:, None], tanh=tanh)
+        return alpha, beta[..., 0]

@@ -1,0 +1,142 @@
+"""Hyper-connections: unconstrained read, mix and write coefficients from each stream, with fractions and views."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mhc_jax.nn.init import Init, constant, ones, zeros
+from mhc_jax.nn.residual.base import Residual
+from mhc_jax.nn.residual.mhc import StreamsConfig, UnitNorm, own_stream
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.ops import hyper, streams
+from mhc_jax.ops.norm import layer_norm
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("residual", "hc")
+@dataclasses.dataclass(frozen=True)
+class HyperConnectionsConfig(StreamsConfig):
+    """Hyper-connections (2409.19606), as the class of lucidrains and tokenbender generalises them.
+
+    With one fraction it starts as the plain residual. With more the published write, kept here, gives every fraction
+    of a stream the sum of all fractions of the branch, so no initial value makes it one; see ``"frac"`` for the form
+    of the paper on fractions.
+
+    Attributes:
+        streams: number of parallel streams S.
+        fractions: parts F into which the width is cut; streams mix part by part, across parts too.
+        views: reads per site.
+        dynamic: whether coefficients depend on the token; without, only the static ones remain (SHC).
+        tanh: bound the dynamic part.
+        norm: of what the coefficients see: ``"rms"`` with a gain (the code), or ``"ln"`` without affine part (the
+            paper).
+        mixed: write onto the mixed streams; tokenbender's code discards them and writes onto the streams as they were.
+        fraction_init: ``"identity"`` starts with reads of one stream and no mixing. ``"published"`` places the same
+            numbers by another layout than the one they are read by; the two agree for one fraction.
+    """
+
+    fractions: int = 1
+    views: int = 1
+    dynamic: bool = True
+    tanh: bool = True
+    norm: Literal["rms", "ln"] = "rms"
+    mixed: bool = True
+    fraction_init: Literal["identity", "published"] = "identity"
+
+    def validate(self):
+        super().validate()
+        self.require(self.fractions >= 1, f"fractions must be at least 1, got {self.fractions}")
+        self.require(self.views >= 1, f"views must be at least 1, got {self.views}")
+
+    def build(self, width, policy, init):
+        check_fractions(self, width)
+        return HyperConnections(self, width, policy, init)
+
+
+class HyperConnections(Residual):
+    """State (B, T, S, D). Coefficients act between the S * F pieces of a token, piece f * S + s.
+
+    Row p of ``alpha`` has the weights of piece p in all F * (v + S) results. Result f * (v + S) + t is fraction f of
+    view t if t < v, else of stream t - v. Entry ``[f * S + s, g]`` of ``beta`` is the weight of fraction f of the
+    branch in fraction g of stream s.
+    """
+
+    def __init__(self, config: HyperConnectionsConfig, width: int, policy: Policy, init: Init):
+        S, F, results = config.streams, config.fractions, (config.streams + config.views) * config.fractions
+        self.config, self.policy, self.views = config, policy, config.views
+        self.static_alpha = init("static_alpha", constant(_initial_alpha(config, own_stream(init, S))), S * F, results)
+        self.static_beta = init("static_beta", ones, S * F)
+        if config.dynamic:
+            self.dynamic_alpha_fn = init("dynamic_alpha_fn", zeros, width // F, results)
+            self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
+            self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, width // F, F)
+            self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
+            if config.norm == "rms":
+                self.norm = UnitNorm(width // F, init / "norm")
+
+    def pre(self, state, *, key=None, tap=no_tap):
+        pieces, F = self._pieces(state), self.config.fractions
+        read, post, res = self._coefficients(pieces)
+        # Without views and fractions the taps are (..., S), as in the other topologies.
+        read = tap("h_pre", read[..., 0, :])[..., None, :] if self.views == F == 1 else tap("h_pre", read)
+        post = tap("h_post", post[..., 0, :])[..., None, :] if F == 1 else tap("h_post", post)
+        u = self._whole(streams.mix(pieces, read))
+        mixed = self._whole(streams.mix(pieces, tap("h_res", res))) if self.config.mixed else state
+        return u[..., 0, :] if self.views == 1 else jnp.moveaxis(u, -2, 0), (mixed, post)
+
+    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+        S, F = self.config.streams, self.config.fractions
+        mixed, weight = ctx
+        y_SFd = y.astype(state.dtype).reshape(*state.shape[:2], -1, F, state.shape[-1] // F)
+        weight_FFS = weight.reshape(*weight.shape[:-1], F, S)
+        weight_FSF = jnp.swapaxes(weight_FFS, -1, -2)[..., None]
+        written = sum(weight_FSF[..., f, :, :, :] * y_SFd[..., f, None, :] for f in range(F))
+        return mixed + written.reshape(mixed.shape)
+
+    def _pieces(self, h_BTSD):
+        """The streams of each token as pieces, (B, T, F * S, D / F)."""
+        S, F = self.config.streams, self.config.fractions
+        cut = jnp.swapaxes(h_BTSD.reshape(*h_BTSD.shape[:-1], F, -1), -3, -2)
+        return cut.reshape(*h_BTSD.shape[:-2], F * S, -1)
+
+    def _whole(self, pieces):
+        """Vectors of width D from their fractions: (B, T, F * n, D / F) to (B, T, n, D)."""
+        cut = jnp.swapaxes(pieces.reshape(*pieces.shape[:-2], self.config.fractions, -1, pieces.shape[-1]), -3, -2)
+        return cut.reshape(*cut.shape[:-2], -1)
+
+    def _coefficients(self, pieces):
+        """H_pre (..., F * v, F * S), H_post (..., F, F * S) and H_res (..., F * S, F * S)."""
+        S, F, v = self.config.streams, self.config.fractions, self.config.views
+        dtype, tanh = self.policy.accumulate, self.config.tanh
+        alpha = self.static_alpha[...].astype(dtype)
+        beta = jnp.tile(self.static_beta[...].astype(dtype).reshape(S, F), (F, 1))
+        if self.config.dynamic:
+            x = self.norm(pieces) if self.config.norm == "rms" else layer_norm(pieces)
+            leaves = (self.dynamic_alpha_fn, self.dynamic_alpha_scale, self.dynamic_beta_fn, self.dynamic_beta_scale)
+            alpha_fn, alpha_scale, beta_fn, beta_scale = (leaf[...].astype(dtype) for leaf in leaves)
+            alpha = hyper.dynamic_weights(x, alpha_fn, alpha_scale, alpha, tanh=tanh)
+            beta = hyper.dynamic_weights(x, beta_fn, beta_scale, beta, tanh=tanh)
+        to_result = jnp.swapaxes(alpha, -1, -2).reshape(*alpha.shape[:-2], F, v + S, F * S)
+        read, res = to_result[..., :v, :], to_result[..., v:, :]
+        read, res = (part.reshape(*part.shape[:-3], -1, F * S) for part in (read, res))
+        from_fraction = jnp.swapaxes(beta.reshape(*beta.shape[:-2], F, S, F), -1, -2)
+        return read, from_fraction.reshape(*beta.shape[:-2], F, F * S), res
+
+
+def check_fractions(config: HyperConnectionsConfig, width: int) -> None:
+    """Raises ConfigError unless the width can be cut into the fractions."""
+    config.require(
+        width % config.fractions == 0, f"a width of {width} cannot be cut into {config.fractions} equal fractions"
+    )
+
+
+def _initial_alpha(config: HyperConnectionsConfig, own_S: jax.Array) -> jax.Array:
+    S, F, v = config.streams, config.fractions, config.views
+    if config.fraction_init == "published":
+        own_row = jnp.pad(own_S, (0, S * (F - 1)))[:, None]
+        return jnp.concatenate([jnp.tile(own_row, (1, v * F)), jnp.eye(S * F)], axis=-1)
+    one_fraction = jnp.concatenate([jnp.tile(own_S[:, None], (1, v)), jnp.eye(S)], axis=-1)
+    return jnp.kron(jnp.eye(F), one_fraction)
