@@ -1,0 +1,72 @@
+"""The gated residual: low-rank read gates for every channel, one write weight for each stream, no mixing."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mhc_jax.nn.init import Init, constant, normal, zeros
+from mhc_jax.nn.residual.base import Residual
+from mhc_jax.nn.residual.mhc import READ_LEAN, StreamsConfig, own_stream, reading_weights
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.ops import hyper, streams
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("residual", "gated")
+@dataclasses.dataclass(frozen=True)
+class GatedResidualConfig(StreamsConfig):
+    """The gated residual of Qwen4-exp (transformers ``qwen4_exp``).
+
+    It normalises what it reads by RMS norms of its own. The default starts as the plain residual of a model with such
+    norms.
+
+    Attributes:
+        streams: number of parallel streams n.
+        rank: width of the bottleneck that predicts the gates.
+        norm_eps: of the norm of each stream.
+        branch_norm: whether the branch normalises what it reads once more.
+        form: ``"near_identity"`` starts with reads that sum to one and lean on stream (site mod n), which lets the
+            streams separate. ``"published"`` starts with equal reads of 1 / (2 n): equal streams then stay equal.
+    """
+
+    rank: int = 8
+    norm_eps: float = 1e-6
+    branch_norm: bool = False
+    form: Literal["near_identity", "published"] = "near_identity"
+
+    def validate(self):
+        super().validate()
+        self.require(self.rank >= 1, f"rank must be at least 1, got {self.rank}")
+        self.require(self.norm_eps >= 0, f"norm_eps must not be negative, got {self.norm_eps}")
+
+    def build(self, width, policy, init):
+        return GatedResidual(self, width, policy, init)
+
+
+class GatedResidual(Residual):
+    """State (B, T, N, D): ``u = mean_s gate_s * norm(X_s)``, ``X'_s = X_s + 2 sigmoid(inject @ norm(X) / n)_s Y_s``."""
+
+    def __init__(self, config: GatedResidualConfig, width: int, policy: Policy, init: Init):
+        n, channels = config.streams, config.streams * width
+        self.config, self.policy, self.normalised = config, policy, not config.branch_norm
+        # Gates start at 1/2, and the read is a mean over streams.
+        gain_N = (
+            2 * n * reading_weights(own_stream(init, n), READ_LEAN) if config.form == "near_identity" else jnp.ones(n)
+        )
+        self.gate_scale = init("gate_scale", constant(gain_N[:, None] - 1), n, width)
+        self.down = init("down", normal(0.02), config.rank, channels)
+        self.up = init("up", zeros, channels, config.rank)
+        self.inject = init("inject", zeros, n, channels)
+
+    def pre(self, state, *, key=None, tap=no_tap):
+        leaves = (self.gate_scale, self.down, self.up, self.inject)
+        scale_ND, down_RM, up_MR, inject_NM = (leaf[...].astype(self.policy.accumulate) for leaf in leaves)
+        u_BTD, x_BTM = hyper.stream_gate(state, scale_ND, down_RM, up_MR, eps=self.config.norm_eps)
+        logits_BTN = jnp.einsum("...m,nm->...n", x_BTM, inject_NM) / self.config.streams
+        return u_BTD, tap("h_post", 2 * jax.nn.sigmoid(logits_BTN))
+
+    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+        return state + streams.write(y.astype(state.dtype), ctx, per_stream=y.ndim == state.ndim)

@@ -1,0 +1,89 @@
+"""mHC with coefficients from each stream alone, as lucidrains' ``hyper-connections`` has it."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from mhc_jax.nn.init import Init, constant, zeros
+from mhc_jax.nn.residual.mhc import (
+    DIAGONAL_BIAS,
+    MHC,
+    READ_LEAN,
+    StreamsConfig,
+    UnitNorm,
+    own_stream,
+    reading_logits,
+)
+from mhc_jax.nn.residual.projections import ClampedSinkhornConfig, ProjectionConfig
+from mhc_jax.ops import hyper
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+
+@register("residual", "per_stream_mhc")
+@dataclasses.dataclass(frozen=True)
+class PerStreamMHCConfig(StreamsConfig):
+    """mHC of the package ``hyper-connections`` (versions 1 and 2 agree here): one map for all streams.
+
+    Attributes:
+        streams: number of parallel streams n.
+        projection: from n * n residual logits to H_res.
+        form: ``"near_identity"`` starts as the plain residual. ``"published"`` puts the numbers of unconstrained
+            hyper-connections through sigmoid and Sinkhorn, and so starts with reads of 0.73 and 0.5, writes of 1.46
+            and 0.475 on the diagonal of H_res, for n = 4.
+    """
+
+    projection: ProjectionConfig = ClampedSinkhornConfig()
+    form: Literal["near_identity", "published"] = "near_identity"
+
+    def validate(self):
+        super().validate()
+        self.projection.check(self.streams)
+        self.require(
+            self.projection.shape(self.streams) == (self.streams, self.streams),
+            f"every stream gives a row of logits, and the projection {self.projection.kind!r} takes no such matrix",
+        )
+
+    def build(self, width, policy, init):
+        return PerStreamMHC(self, width, policy, init)
+
+
+class PerStreamMHC(MHC):
+    """Stream s gives ``alpha_static[s] + scale * norm(X_s) @ alpha_fn``: its reading logit, then column s of H_res's.
+
+    ``H_pre = sigmoid``, ``H_res = project``; ``beta_static[s] + post_scale * norm(X_s) @ beta_fn`` gives
+    ``H_post[s] = 2 sigmoid``.
+    """
+
+    def __init__(self, config: PerStreamMHCConfig, width: int, policy: Policy, init: Init):
+        n = config.streams
+        self.config, self.policy = config, policy
+        own_N, published = own_stream(init, n), config.form == "published"
+        read = own_N if published else reading_logits(own_N, READ_LEAN)
+        mixing = jnp.eye(n) if published else config.projection.near_identity(n, DIAGONAL_BIAS)
+        alpha = jnp.concatenate([read[:, None], jnp.swapaxes(mixing, 0, 1)], axis=1)
+        self.alpha_fn = init("alpha_fn", zeros, width, 1 + n)
+        self.alpha_static = init("alpha_static", constant(alpha), n, 1 + n)
+        self.beta_fn = init("beta_fn", zeros, width)
+        self.beta_static = init("beta_static", constant(float(published)), n)
+        for name in ("pre_scale", "res_scale", "post_scale"):
+            setattr(self, name, init(name, constant(0.01)))
+        self.norm = UnitNorm(width, init / "norm")
+
+    def coefficients(self, h_BTND):
+        dtype, n = self.policy.accumulate, self.config.streams
+        x_BTND = self.norm(h_BTND)
+        read_scale, res_scale, post_scale = (
+            leaf[...].astype(dtype) for leaf in (self.pre_scale, self.res_scale, self.post_scale)
+        )
+        alpha_fn, alpha, beta_fn, beta = (
+            leaf[...].astype(dtype) for leaf in (self.alpha_fn, self.alpha_static, self.beta_fn, self.beta_static)
+        )
+        scale = jnp.where(jnp.arange(1 + n) == 0, read_scale, res_scale)
+        logits = hyper.dynamic_weights(x_BTND, alpha_fn, scale, alpha, tanh=False)
+        writes = hyper.dynamic_weights(x_BTND, beta_fn[:, None], post_scale, beta[:, None], tanh=False)
+        # A stream's row has its weight in every destination.
+        res_BTNN = self.config.projection.project(jnp.swapaxes(logits[..., 1:], -1, -2), n)
+        return jax.nn.sigmoid(logits[..., 0]), 2 * jax.nn.sigmoid(writes[..., 0]), res_BTNN

@@ -1,0 +1,40 @@
+"""Single-pass mHC: every site reads with the weights that the site before it has predicted."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from mhc_jax.nn.residual.dynamic_mhc import DynamicMHC, DynamicMHCConfig
+from mhc_jax.nn.taps import no_tap
+from mhc_jax.ops import streams
+from mhc_jax.registry import register
+
+
+@register("residual", "single_pass_mhc")
+@dataclasses.dataclass(frozen=True)
+class SinglePassMHCConfig(DynamicMHCConfig):
+    """Single-pass mHC of DeepSeek-V4.1 (2609.19969, section 2.4.1), with the parameters of dynamic mHC.
+
+    The streams are passed over once a site: what is read no longer waits for the coefficients of the same streams.
+    The first site reads the mean of the streams. Ends ``"copy"`` with ``collapse="carried"`` read with the last
+    site's weights, as the paper's final norm does.
+    """
+
+    def begin(self, h):
+        return {"streams": h, "read": jnp.full(h.shape[:-1], 1 / self.streams, h.dtype)}
+
+    def build(self, width, policy, init):
+        return SinglePassMHC(self, width, policy, init)
+
+
+class SinglePassMHC(DynamicMHC):
+    """State: ``"streams"`` (B, T, N, D), and ``"read"`` (B, T, N), the weights with which the next site reads."""
+
+    def pre(self, state, *, key=None, tap=no_tap):
+        next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
+        u_BTD = streams.read(state["streams"], tap("h_pre", state["read"]))
+        return u_BTD, (next_read_BTN, (tap("h_post", post_BTN), tap("h_res", res_BTNN)))
+
+    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+        next_read_BTN, ctx = ctx
+        return {"streams": super().post(state["streams"], y, ctx), "read": next_read_BTN}
