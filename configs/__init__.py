@@ -5,11 +5,12 @@ A plug-in adds its own with ``@register("config", NAME)`` and is loaded by ``pyt
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
+from mhc_jax.models import with_topology
 from train.config import RunConfig
 
-from configs import mhc_ssm  # isort: skip  (importing a file registers its configurations)
+from configs import gpt, mhc_ssm  # isort: skip  (importing a file registers its configurations)
 
-__all__ = ["describe", "load", "mhc_ssm", "names"]
+__all__ = ["describe", "gpt", "load", "mhc_ssm", "names"]
 
 
 def names() -> list[str]:
@@ -18,15 +19,17 @@ def names() -> list[str]:
 
 
 def load(name: str) -> RunConfig:
-    """The configuration of that name.
+    """The configuration of that name; ``NAME@TOPOLOGY`` is the same run over another residual topology.
 
     Raises:
         ConfigError: no such name; the message lists the names and the nearest one.
     """
+    base, at, topology = name.partition("@")
     try:
-        return registry.get("config", name)()
+        config = registry.get("config", base)()
     except KeyError as error:
         raise ConfigError(error.args[0]) from None
+    return config.replace(name=name, model=with_topology(config.model, topology)) if at else config
 
 
 def describe(name: str) -> str:

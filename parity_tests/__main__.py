@@ -24,12 +24,14 @@ class Flags:
     Attributes:
         checkpoint: certify this run directory or exported folder instead.
         golden: only replay the golden numbers; needs no PyTorch and runs on any device.
+        matrix: only walk every topology with every mixer, and print the table of both.
         json: also write the rows to this file.
         plugins: modules that add cases of their own (``parity_tests.cases.add``) when imported.
     """
 
     checkpoint: str = ""
     golden: bool = False
+    matrix: bool = False
     json: str = ""
     plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
 
@@ -37,12 +39,17 @@ class Flags:
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m parity_tests")
-    if flags.checkpoint and flags.golden:
-        raise ConfigError("--checkpoint and --golden exclude each other")
+    if bool(flags.checkpoint) + flags.golden + flags.matrix > 1:
+        raise ConfigError("--checkpoint, --golden and --matrix exclude each other")
     if flags.json and not Path(flags.json).absolute().parent.is_dir():
         raise ConfigError(f"--json: the folder of {flags.json} does not exist")
     if not flags.golden:
         jax.config.update("jax_platforms", "cpu")  # two frameworks are compared on one device
+    for name in flags.plugins:
+        _import(name)
+    if flags.matrix:
+        _matrix()
+        return
     rows, faults = _run(flags)
     print(report.summary(rows))
     if flags.json:
@@ -59,12 +66,10 @@ def main(argv: list[str]) -> None:
 
 def _run(flags: Flags) -> tuple[list[Row], list]:
     """Rows, printed as they come, and the outcomes of the seeded faults."""
-    from parity_tests import replay
+    from parity_tests import replay, replay_mixing
 
     if flags.golden:
-        return _print(replay.rows()), []
-    for name in flags.plugins:
-        _import(name)
+        return _print(replay.rows()) + _print(replay_mixing.rows()), []
     if flags.checkpoint:
         from parity_tests.certify import certify
 
@@ -73,10 +78,23 @@ def _run(flags: Flags) -> tuple[list[Row], list]:
     from parity_tests.compare import judge
 
     rows = [row for case in cases.everything() for row in _print(judge(case))]
-    rows += _print(replay.rows())
+    rows += _print(replay.rows()) + _print(replay_mixing.rows())
     outcomes = [mutations.run(mutation) for mutation in faults.mutations()]
     print("", mutations.kill_table(outcomes), "", sep="\n")
     return rows, outcomes
+
+
+def _matrix() -> None:
+    from parity_tests import matrix
+
+    cells = [matrix.walk(*name) for name in matrix.names()]
+    print(matrix.table(cells))
+    for cell in cells:
+        for fault in cell.faults:
+            print(f"{cell.topology} with {cell.mixer}: {fault}")
+    if any(cell.faults for cell in cells):
+        sys.exit(1)
+    print(f"\nall {len(cells)} cells agree; numbers: largest error of JAX over PyTorch's own")
 
 
 def _print(rows: list[Row]) -> list[Row]:

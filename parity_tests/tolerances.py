@@ -29,6 +29,7 @@ FLOAT64 = {
     "optimizer": 1e-13,  # square roots and divisions by a small second moment
     "trajectory": 1e-12,  # a hundred steps, each amplifying the rounding of those before
     "decode": 1e-13,  # whole models
+    "matrix": 1e-12,  # whole models, every topology
     "oracles": 1e-12,  # one site or whole models of two layers, and sums over batch and time
     "checkpoint": 1e-10,  # sums over up to 50,000 logits, hundreds of channels and many layers
 }
@@ -36,6 +37,9 @@ FLOAT64 = {
 # Golden numbers are the original's own float32 results, so the roundings of two float32 runs may add up: largest
 # distance, relative to the largest entry of the tensor. PyTorch's mirror was measured at 5e-6, JAX at 6e-6.
 GOLDEN = 1e-5
+
+# Published matrices are printed with eight decimals.
+GOLDEN_DIGITS = 1e-8
 
 # Size of a golden gradient below which it is what the original's rounding left of a cancellation.
 GOLDEN_SMALLEST = 1e-3

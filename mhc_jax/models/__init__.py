@@ -1,5 +1,7 @@
 """The systems of the literature as named compositions of :mod:`mhc_jax.nn`, one file each."""
 
+from mhc_jax.models.gpt import gpt2, nanogpt
 from mhc_jax.models.mhc_ssm import mhc_ssm
+from mhc_jax.models.topologies import with_topology
 
-__all__ = ["mhc_ssm"]
+__all__ = ["gpt2", "mhc_ssm", "nanogpt", "with_topology"]

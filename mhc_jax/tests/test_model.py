@@ -11,8 +11,9 @@ import pytest
 import mhc_jax
 from mhc_jax import decode, registry
 from mhc_jax.functional import param_shapes
-from mhc_jax.models import mhc_ssm
-from mhc_jax.nn.lm import Execution
+from mhc_jax.models import mhc_ssm, topologies, with_topology
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.lm import Execution, LMConfig
 from mhc_jax.nn.residual import DenseEndsConfig, IdentityEndsConfig, SimplexMHCConfig, StreamAdaptersConfig
 
 SMALL = {"vocab_size": 29, "max_len": 12, "width": 8, "layers": 3}
@@ -42,24 +43,26 @@ def tokens():
 TINY_MIXERS = {"attention": {"heads": 2}}
 
 
-def every_combination():
-    """Each registered topology with each registered mixer, plus adapters, at a tiny size."""
-    for residual, mixer in itertools.product(registry.names("residual"), registry.names("mixer")):
-        config = small("baseline").replace(
-            residual=registry.get("residual", residual)(),
-            mixer=registry.get("mixer", mixer)(**TINY_MIXERS.get(mixer, {})),
-        )
-        streamed = config.residual.stream_count is not None
-        yield config.replace(ends=DenseEndsConfig() if streamed else IdentityEndsConfig())
-        if streamed:
-            yield config.replace(ends=DenseEndsConfig(), adapters=StreamAdaptersConfig(rank=3))
+def cell(topology, mixer):
+    """A tiny model of that topology and mixer; attention comes with an MLP in a second site of every block."""
+    config = LMConfig(
+        **SMALL,
+        mixer=registry.get("mixer", mixer)(**TINY_MIXERS.get(mixer, {})),
+        mlp=GeluMLPConfig(hidden=8) if mixer == "attention" else None,
+    )
+    config = with_topology(config, topology)
+    return config if config.adapters is None else config.replace(adapters=StreamAdaptersConfig(rank=3))
 
 
-@pytest.mark.parametrize(
-    "config", list(every_combination()), ids=lambda c: f"{c.residual.kind}-{c.mixer.kind}-{bool(c.adapters)}"
-)
+# Every topology with one mixer, and every mixer with a plain and a streamed topology. (The parity matrix has them all.)
+CELLS = {(topology, "attention") for topology in registry.names("topology")}
+CELLS |= {(topology, mixer) for topology in ("plain", "mhc") for mixer in registry.names("mixer")}
+
+
+@pytest.mark.parametrize(("topology", "mixer"), sorted(CELLS))
 class TestContract:
-    def test_causal_bitwise(self, config, tokens):
+    def test_causal_bitwise(self, topology, mixer, tokens):
+        config = cell(topology, mixer)
         params = perturbed(config)
         before = forward(config, params, tokens).logits_BTV
         for t in (0, 5, 11):
@@ -67,11 +70,13 @@ class TestContract:
             np.testing.assert_array_equal(before[:, :t], after[:, :t])
             assert (before[:, t] != after[:, t]).any()
 
-    def test_carry_has_a_fixed_shape(self, config, tokens):
+    def test_carry_has_a_fixed_shape(self, topology, mixer, tokens):
+        config = cell(topology, mixer)
         taps = forward(config, perturbed(config), tokens, taps=True).taps
         assert taps["blocks.mixer.state"].shape[1:] == taps["expand"].shape
 
-    def test_prefill_and_steps_equal_the_full_pass(self, config, tokens):
+    def test_prefill_and_steps_equal_the_full_pass(self, topology, mixer, tokens):
+        config = cell(topology, mixer)
         params = perturbed(config)
         full = forward(config, params, tokens).logits_BTV
         for cut in (1, 5):
@@ -82,7 +87,8 @@ class TestContract:
                 logits, cache = step(config, params, tokens[:, t], cache)
                 np.testing.assert_allclose(logits, full[:, t], rtol=1e-4, atol=1e-4)
 
-    def test_segments_do_not_see_each_other(self, config, tokens):
+    def test_segments_do_not_see_each_other(self, topology, mixer, tokens):
+        config = cell(topology, mixer)
         params = perturbed(config)
         segments = jnp.repeat(jnp.array([[0, 1]]), jnp.array([5, 7]), axis=1, total_repeat_length=12)
         segments, positions = jnp.tile(segments, (2, 1)), jnp.tile(jnp.r_[jnp.arange(5), jnp.arange(7)], (2, 1))
@@ -91,7 +97,9 @@ class TestContract:
             alone = forward(config, params, tokens[:, cut]).logits_BTV
             np.testing.assert_allclose(packed[:, cut], alone, rtol=1e-4, atol=1e-4)
 
-    def test_every_parameter_gets_a_gradient(self, config, tokens):
+    def test_every_parameter_gets_a_gradient(self, topology, mixer, tokens):
+        config = cell(topology, mixer)
+
         def total(params):
             return jnp.sum(jnp.sin(forward(config, params, tokens).logits_BTV))
 
@@ -99,13 +107,27 @@ class TestContract:
         dead = [jax.tree_util.keystr(path) for path, grad in flat if not jnp.any(grad != 0)]
         assert not dead
 
-    def test_default_starts_as_the_plain_network(self, config, tokens):
-        """With its initial parameters every default topology is the pre-norm network over the same branches."""
-        plain = config.replace(residual=registry.get("residual", "plain")(), ends=IdentityEndsConfig(), adapters=None)
-        params, key = mhc_jax.init(config, jax.random.key(0)), jax.random.key(0)
-        reference = mhc_jax.init(plain, key)
-        got = forward(config, params, tokens).logits_BTV
-        np.testing.assert_allclose(got, forward(plain, reference, tokens).logits_BTV, atol=2e-6)
+    def test_starts_as_the_plain_network_if_it_says_so(self, topology, mixer, tokens):
+        config = cell(topology, mixer)
+        plain, key = cell("plain", mixer), jax.random.key(0)
+        got = forward(config, mhc_jax.init(config, key), tokens).logits_BTV
+        want = forward(plain, mhc_jax.init(plain, key), tokens).logits_BTV
+        if topologies.topology(topology).starts_plain:
+            np.testing.assert_allclose(got, want, atol=2e-6)
+        else:
+            assert jnp.abs(got - want).max() > 1e-5
+
+    def test_one_stream_works_and_starts_as_the_plain_network(self, topology, mixer, tokens):
+        found = topologies.topology(topology)
+        if not (found.starts_plain and hasattr(found.residual, "streams")):
+            return
+        config, plain, key = (
+            with_topology(cell(topology, mixer), topology, streams=1),
+            cell("plain", mixer),
+            jax.random.key(0),
+        )
+        got = forward(config, mhc_jax.init(config, key), tokens).logits_BTV
+        np.testing.assert_allclose(got, forward(plain, mhc_jax.init(plain, key), tokens).logits_BTV, atol=2e-6)
 
 
 @pytest.mark.parametrize(("variant", "form"), VARIANTS)

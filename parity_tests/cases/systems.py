@@ -64,7 +64,7 @@ def weights(config: LMConfig) -> Arrays:
 def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:
     gain = name.endswith("norm.weight") or ".gamma_" in name
     scale = 1.0 if name.endswith(("_logits", "logit_a")) else 0.4
-    return (float(gain) + scale * rng.standard_normal(shape)).astype(np.float32)
+    return np.asarray(float(gain) + scale * rng.standard_normal(shape), np.float32)
 
 
 def batch(config: LMConfig, time: int = TIME) -> Arrays:

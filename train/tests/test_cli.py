@@ -97,7 +97,7 @@ def test_help_shows_every_flag_with_its_type(name, monkeypatch, capsys):
         "--model.width INT",
         "--optim.lr FLOAT",
         "--train.resume {True,False}",
-        "--optim.decay {matrices,all}",
+        "--optim.decay {matrices,kernels,all}",
     ):
         assert flag in out
     assert ("--model.adapters.rank INT" in out) == ("adapters" in name)

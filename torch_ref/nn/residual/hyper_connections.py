@@ -10,7 +10,6 @@ from torch_ref.nn.taps import no_tap
 from torch_ref.ops import streams
 from torch_ref.ops.hyper import dynamic_weights
 from torch_ref.ops.norm import layer_norm, unit_rms_norm
-from torch_ref.ops.projections import eye_like
 
 
 class StreamNorm(nn.Module):
@@ -85,32 +84,33 @@ class HyperConnections(AlphaBeta):
         return h_BTND.unflatten(-1, (self.fractions, -1)).transpose(-3, -2).flatten(-3, -2)
 
     def coefficients(self, rows_BTRd: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """H_pre (V * F, F * S), H_post (F, S, F) and H_res (F * S, F * S) as they act.
+        """H_pre (F * V, F * S), H_post (F, F * S) and H_res (F * S, F * S) as they act, all ordered by fraction first.
 
         As in the other topologies H_pre is (S,) for one view without fractions, and H_post (S,) without fractions.
         """
         S, F, V = self.stream_count, self.fractions, self.views
         alpha, beta = self.alpha_beta(rows_BTRd, self.static_beta.view(S, F).repeat(F, 1))
         alpha = alpha.unflatten(-1, (F, V + S))
-        pre, res = alpha[..., :V].transpose(-2, -1).flatten(-2).mT, alpha[..., V:].flatten(-2).mT
-        if not self.mixed:
-            res = eye_like(res).expand_as(res)
-        return pre[..., 0, :] if V * F == 1 else pre, beta[..., 0] if F == 1 else beta.unflatten(-2, (F, S)), res
+        pre, res = alpha[..., :V].flatten(-2).mT, alpha[..., V:].flatten(-2).mT
+        post = beta[..., 0] if F == 1 else beta.unflatten(-2, (F, S)).mT.flatten(-2)
+        return pre[..., 0, :] if V * F == 1 else pre, post, res
 
     def pre(self, state, *, tap=no_tap):
         rows_BTRd = self._rows(state)
         pre, post, res = self.coefficients(rows_BTRd)
-        pre, ctx = tap("h_pre", pre), (tap("h_post", post), tap("h_res", res))
+        pre, post = tap("h_pre", pre), tap("h_post", post)
+        ctx = post, tap("h_res", res) if self.mixed else None
         read = streams.mix(rows_BTRd, pre[..., None, :] if self.views * self.fractions == 1 else pre)
-        u_BTVD = read.unflatten(-2, (self.views, self.fractions)).flatten(-2)
+        u_BTVD = read.unflatten(-2, (self.fractions, self.views)).transpose(-3, -2).flatten(-2)
         return u_BTVD.movedim(-2, 0) if self.views > 1 else u_BTVD[..., 0, :], ctx
 
     def post(self, state, y, ctx, *, tap=no_tap):
         post, res_RR = ctx
-        post_FSF = post[..., None, :, None] if self.fractions == 1 else post
+        post_FSF = post[..., None, :, None] if self.fractions == 1 else post.unflatten(-1, (self.fractions, -1)).mT
         y_BTSFd = (y if y.ndim == state.ndim else y[..., None, :]).unflatten(-1, (self.fractions, -1))
         written_BTSFd = torch.einsum("...gsf,...sgd->...sfd", post_FSF, y_BTSFd)
-        mixed_BTRd = streams.mix(self._rows(state), res_RR)
+        rows_BTRd = self._rows(state)
+        mixed_BTRd = rows_BTRd if res_RR is None else streams.mix(rows_BTRd, res_RR)
         mixed_BTSFd = mixed_BTRd.unflatten(-2, (self.fractions, self.stream_count)).transpose(-3, -2)
         return (mixed_BTSFd + written_BTSFd).flatten(-2)
 

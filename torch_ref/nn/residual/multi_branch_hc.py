@@ -29,20 +29,15 @@ class MultiBranchHC(AlphaBeta):
     def pre(self, state, *, tap=no_tap):
         alpha_BTSC, beta_BTSI = self.alpha_beta(state, self.static_beta)
         pre_BTIS, res_BTSS = alpha_BTSC.mT.split((self.branches, self.stream_count), -2)
-        # With a single branch, taps have the shapes of the other topologies.
-        pre = tap("h_pre", pre_BTIS if self.branches > 1 else pre_BTIS[..., 0, :])
-        post = tap("h_post", beta_BTSI if self.branches > 1 else beta_BTSI[..., 0])
-        u = streams.mix(state, pre).movedim(-2, 0) if self.branches > 1 else streams.read(state, pre)
-        return u, (post, tap("h_res", res_BTSS))
+        u = streams.mix(state, tap("h_pre", pre_BTIS)).movedim(-2, 0)
+        return u if self.branches > 1 else u[0], (tap("h_post", beta_BTSI.mT), tap("h_res", res_BTSS))
 
     def post(self, state, y, ctx, *, tap=no_tap):
-        post, res_BTSS = ctx
-        mixed = streams.mix(state, res_BTSS)
-        if self.branches == 1:
-            return mixed + streams.write(y, post, per_stream=y.ndim == state.ndim)
-        return mixed + sum(
-            streams.write(y_BTD, weight_BTS, per_stream=False)
-            for y_BTD, weight_BTS in zip(y, post.unbind(-1), strict=True)
+        post_BTIS, res_BTSS = ctx
+        runs = y if self.branches > 1 else y[None]
+        return streams.mix(state, res_BTSS) + sum(
+            streams.write(run, weight_BTS, per_stream=run.ndim == state.ndim)
+            for run, weight_BTS in zip(runs, post_BTIS.unbind(-2), strict=True)
         )
 
 

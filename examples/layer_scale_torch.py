@@ -1,0 +1,22 @@
+"""The PyTorch twin of ``layer_scale.py``, for the parity suite."""
+
+import torch
+
+from torch_ref.config import register
+from torch_ref.nn.residual import Residual
+from torch_ref.nn.taps import no_tap
+
+
+@register("residual", "layer_scale")
+class LayerScale(Residual):
+    stream_count = None
+
+    def __init__(self, config, width, site, sites):
+        super().__init__()
+        self.gain = torch.nn.Parameter(torch.ones(width))
+
+    def pre(self, state, *, tap=no_tap):
+        return state, None
+
+    def post(self, state, y, ctx, *, tap=no_tap):
+        return state + self.gain * y

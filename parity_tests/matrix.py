@@ -1,0 +1,153 @@
+"""Every topology with every mixer, at a tiny size: built, trained for a step, decoded, converted, and compared.
+
+``python -m parity_tests --matrix`` prints the table. A registered topology or mixer, a plug-in's too, gets its row or
+column without further ado.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mhc_jax
+import torch_ref
+from mhc_jax import interop, registry
+from mhc_jax.interop.names import flatten
+from mhc_jax.models.topologies import with_topology
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.lm import LMConfig
+from parity_tests.cases.decode import decoding
+from parity_tests.cases.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, batch, split, weights
+from parity_tests.compare import Case, Row, failures, judge
+from parity_tests.taps import run_jax, run_torch
+from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from train.optimizer import make_optimizer
+from train.step import init_state, make_train_step
+
+WIDTH = 8
+# Sizes of the mixers that have some; all others are taken as they are.
+_TINY = {"attention": {"heads": 2}, "diagonal_ssm": {"form": "associative"}}
+# Mixers that come with a channel mixer in a site of its own.
+_WITH_MLP = {"attention"}
+
+
+def tiny(topology_name: str, mixer: str) -> LMConfig:
+    """The cell's model."""
+    config = LMConfig(
+        vocab_size=VOCAB,
+        max_len=POSITIONS,
+        width=WIDTH,
+        layers=LAYERS,
+        norm="ln" if mixer in _WITH_MLP else "rms",
+        mixer=registry.get("mixer", mixer)(**_TINY.get(mixer, {})),
+        mlp=GeluMLPConfig(hidden=7) if mixer in _WITH_MLP else None,
+    )
+    config = with_topology(config, topology_name)
+    return config if config.adapters is None else config.replace(adapters=config.adapters.replace(rank=3))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One topology with one mixer, and what came of it.
+
+    Attributes:
+        ratio: largest float32 error of JAX over PyTorch's own, logits, activations, cotangents and gradients.
+        faults: one line each; none if all is well.
+    """
+
+    topology: str
+    mixer: str
+    ratio: float
+    faults: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"FAIL: {self.faults[0]}" if self.faults else f"ok {self.ratio:.1f}"
+
+
+def names() -> list[tuple[str, str]]:
+    """All (topology, mixer)."""
+    return [(row, mixer) for row in registry.names("topology") for mixer in registry.names("mixer")]
+
+
+def walk(topology_name: str, mixer: str) -> Cell:
+    """Builds, trains one step, decodes, converts and compares one cell."""
+    config = tiny(topology_name, mixer)
+    faults = [*_trains(config), *_converts(config)]
+    rows = [row for case in parity_cases(topology_name, mixer) for row in judge(case)]
+    faults += [f"{row.case}: {row.tap}: {row.fault}" for row in failures(rows)]
+    return Cell(topology_name, mixer, _worst(rows), tuple(faults))
+
+
+def parity_cases(topology_name: str, mixer: str) -> Iterator[Case]:
+    """Activations, cotangents and gradients; and decoding against the whole sequence."""
+    config, name = tiny(topology_name, mixer), f"{topology_name}, {mixer}"
+    data = batch(config)
+    arguments = config, weights(config), data, 0.0
+
+    def run(function, dtype, *sample):
+        return split(function(*arguments, dtype, *sample), "forward", "backward", "gradient")
+
+    yield Case(
+        tier="matrix",
+        name=name,
+        jax=functools.partial(run, run_jax),
+        torch=functools.cache(functools.partial(run, run_torch)),
+        dtypes=("float32",),
+        covers=System(name, config).covers,
+    )
+    case = decoding("matrix", f"{name}, decoding", config, weights(config), data["tokens"])
+    yield dataclasses.replace(case, dtypes=("float32",))
+
+
+def _trains(config: LMConfig) -> Iterator[str]:
+    """A step from the initial parameters, whose loss is near that of guessing, changes parameters and stays finite."""
+    run = RunConfig(
+        model=config,
+        data=DataConfig(seq_len=TIME, batch_size=BATCH),
+        optim=OptimConfig(warmup_steps=0),
+        train=TrainConfig(loss_chunk=TIME),
+    )
+    optimizer = make_optimizer(run.optim, 10)
+    data = {"inputs": jnp.asarray(batch(config)["tokens"], jnp.int32)}
+    data["targets"] = jnp.roll(data["inputs"], -1, axis=1)
+    before = init_state(run, optimizer)
+    after, metrics = jax.jit(make_train_step(run, optimizer))(before, data)
+    if int(after.skipped):
+        yield "the training step was skipped: something is not finite"
+    if abs(float(metrics["loss"]) - np.log(config.vocab_size)) > 0.5:
+        yield f"the first loss is {float(metrics['loss']):.2f}, guessing has {np.log(config.vocab_size):.2f}"
+    if not float(metrics["grad_norm"]) > 0:
+        yield "the gradient is zero"
+
+
+def _converts(config: LMConfig) -> Iterator[str]:
+    """The mirror takes the weights strictly, and they come back bit by bit."""
+    params = mhc_jax.init(config, jax.random.key(0))
+    mirror = torch_ref.build(config).state_dict()
+    exported = interop.to_torch(config, params)
+    if {name: x.shape for name, x in exported.items()} != {name: tuple(x.shape) for name, x in mirror.items()}:
+        yield "the mirror's parameters have other names or shapes"
+    left, right = flatten(params), flatten(interop.from_torch(config, exported))
+    if left.keys() != right.keys() or any(
+        np.asarray(left[k]).tobytes() != np.asarray(right[k]).tobytes() for k in left
+    ):
+        yield "parameters do not come back from PyTorch as they were"
+
+
+def _worst(rows: list[Row]) -> float:
+    """The largest ratio, of tensors whose error is more than rounding."""
+    return max((row.ratio for row in rows if np.isfinite(row.ratio) and row.ulp > 1), default=0.0)
+
+
+def table(cells: list[Cell]) -> str:
+    """Markdown: one row a topology, one column a mixer."""
+    mixers = registry.names("mixer")
+    found = {(cell.topology, cell.mixer): cell for cell in cells}
+    lines = ["| topology | what | " + " | ".join(mixers) + " |", "|---" * (len(mixers) + 2) + "|"]
+    for row in registry.names("topology"):
+        what = (registry.get("topology", row).__doc__ or "").strip().splitlines()[0].rstrip(".")
+        lines.append(f"| `{row}` | {what} | " + " | ".join(str(found[row, mixer]) for mixer in mixers) + " |")
+    return "\n".join(lines)

@@ -1,0 +1,228 @@
+"""A controlled comparison of residual topologies: ``python -m train.study NAME --out FOLDER``.
+
+Every row trains on the same tokens with the same learning rates; the rate with the least validation loss at the first
+seed is then trained with the other seeds. What is finished is kept, so an interrupted study goes on where it stopped.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+import configs
+from configs.mhc_ssm import parameter_count
+from mhc_jax.config import ConfigError
+from mhc_jax.models import with_topology
+from train import cli
+from train.config import RunConfig
+from train.console import say
+from train.metrics import read_metrics
+from train.table import markdown
+
+MATCHED = "plain_matched"
+_REPORTED = ("val_loss", "params", "tokens", "tokens_per_second", "seconds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """Compare residual topologies under one model, data set and budget.
+
+    Attributes:
+        name: of the configuration; its topology is replaced.
+        out: folder of all runs, of ``study.json``, ``study.md`` and ``study.png``.
+        topologies: rows; ``plain_matched`` is the plain model whose MLP is widened to as many parameters as the
+            largest of the other rows has.
+        rates: learning rates tried at the first seed.
+        seeds: of the initial parameters and of the order of the data.
+        jobs: runs at a time, each a process.
+        train_flags: flags of ``python -m train`` for every run, as one string.
+    """
+
+    name: tyro.conf.Positional[str]
+    out: str
+    topologies: tuple[str, ...] = ("plain", MATCHED, "ihc", "hc", "mhc_original", "mhc", "dynamic_mhc", "mhc_lite")
+    rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    jobs: int = 1
+    train_flags: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One training run of the study."""
+
+    row: str
+    rate: float
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Where it is written."""
+        return out / self.row / f"lr{self.rate:g}-seed{self.seed}"
+
+
+def row_flags(name: str, row: str, topologies: Sequence[str], flags: Sequence[str]) -> tuple[str, list[str]]:
+    """The configuration's name of a row, and the flags that it needs besides those of all."""
+    if row != MATCHED:
+        return f"{name}@{row}", []
+    base = _resolved(f"{name}@plain", flags)
+    others = [row for row in topologies if row != MATCHED]
+    target = max(parameter_count(with_topology(base.model, row)) for row in others)
+    return f"{name}@plain", ["--model.mlp.hidden", str(matched_hidden(base, target))]
+
+
+def matched_hidden(config: RunConfig, target: int) -> int:
+    """The hidden width of the MLP at which the model has as nearly ``target`` parameters as can be.
+
+    Raises:
+        ConfigError: a model without MLP.
+    """
+    if config.model.mlp is None:
+        raise ConfigError(f"{MATCHED} widens the MLP, and {config.name} has none; leave it out of --topologies")
+
+    def count(hidden: int) -> int:
+        return parameter_count(config.model.replace(mlp=config.model.mlp.replace(hidden=hidden)))
+
+    one, two = count(1), count(2)
+    return max(1, round(1 + (target - one) / (two - one)))
+
+
+def _resolved(name: str, flags: Sequence[str]) -> RunConfig:
+    """The configuration with the flags of every run, its open vocabulary and length as a placeholder."""
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    config = cli.parse(RunConfig, list(flags), prog="--train-flags", default=configs.load(name), markers=markers)
+    model = config.model
+    return config.replace(model=model.replace(vocab_size=model.vocab_size or 1, max_len=model.max_len or 1))
+
+
+def train(job: Job, flags: Flags, out: Path) -> dict[str, Any]:
+    """Trains one run unless it is finished, and returns its summary.
+
+    Raises:
+        ConfigError: the run failed; the message is its last line.
+    """
+    folder = job.folder(out)
+    if not (folder / "summary.json").is_file():
+        shared = flags.train_flags.split()
+        name, own = row_flags(flags.name, job.row, flags.topologies, shared)
+        fixed = ["--run-dir", folder, "--optim.lr", job.rate, "--train.seed", job.seed, "--data.seed", job.seed]
+        fixed += ["--train.resume", folder.exists()]
+        argv = [sys.executable, "-m", "train", name, *shared, *own, *map(str, fixed)]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
+        if done.returncode == 3:  # the loss was no longer finite: the rate is too high for this row
+            return {"val_loss": math.inf}
+        if done.returncode:
+            raise ConfigError(f"{folder}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+    return json.loads((folder / "summary.json").read_text())
+
+
+def study(flags: Flags) -> list[dict[str, Any]]:
+    """All runs; one record a row: the rates tried, the best, and the summaries at that rate by seed."""
+    out = Path(flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(flags.jobs) as pool:
+
+        def run(jobs: list[Job]) -> dict[Job, dict[str, Any]]:
+            done = {}
+            for job, summary in zip(jobs, pool.map(lambda job: train(job, flags, out), jobs)):
+                say(f"{job.row}  lr {job.rate:g}  seed {job.seed}  validation loss {summary['val_loss']:.4f}")
+                done[job] = summary
+            return done
+
+        tried = run([Job(row, rate, flags.seeds[0]) for row in flags.topologies for rate in flags.rates])
+        best = {row: _best_rate(tried, row) for row in flags.topologies}
+        done = tried | run([Job(row, best[row], seed) for row in flags.topologies for seed in flags.seeds[1:]])
+    return [
+        {
+            "topology": row,
+            "rate": best[row],
+            "tried": {f"{job.rate:g}": summary["val_loss"] for job, summary in tried.items() if job.row == row},
+            "seeds": {
+                seed: {key: done[Job(row, best[row], seed)].get(key) for key in _REPORTED} for seed in flags.seeds
+            },
+        }
+        for row in flags.topologies
+    ]
+
+
+def _best_rate(tried: Mapping[Job, Mapping[str, Any]], row: str) -> float:
+    return min((summary["val_loss"], job.rate) for job, summary in tried.items() if job.row == row)[1]
+
+
+def table(records: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> str:
+    """One line a row: parameters, speed, and the validation loss by seed with its spread, beside the first row's."""
+    reference = _mean(records[0])
+    rows = []
+    for record in records:
+        losses = [summary["val_loss"] for summary in record["seeds"].values()]
+        first = next(iter(record["seeds"].values()))
+        speeds = [summary["tokens_per_second"] for summary in record["seeds"].values() if summary["tokens_per_second"]]
+        edge = record["rate"] in (min(rates), max(rates)) and len(rates) > 1
+        rows.append(
+            {
+                "topology": record["topology"],
+                "parameters": first["params"],
+                "tokens/s": statistics.median(speeds) if speeds else None,
+                "lr": f"{record['rate']:g}{' (edge of the grid)' if edge else ''}",
+                "validation loss": f"{_mean(record):.4f} ± {statistics.stdev(losses) if len(losses) > 1 else 0:.4f}",
+                "minus the first row": f"{_mean(record) - reference:+.4f}",
+            }
+        )
+    return markdown(rows)
+
+
+def _mean(record: Mapping[str, Any]) -> float:
+    return statistics.fmean(summary["val_loss"] for summary in record["seeds"].values())
+
+
+def draw(records: Sequence[Mapping[str, Any]], out: Path, title: str) -> None:
+    """Validation loss of every row over steps: mean over seeds, and the span between the least and the largest."""
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for index, record in enumerate(records):
+        curves: dict[int, list[float]] = {}
+        for seed in record["seeds"]:
+            file = Job(record["topology"], record["rate"], seed).folder(out) / "metrics.jsonl"
+            for line in read_metrics(file):
+                if line.get("val_loss") is not None:
+                    curves.setdefault(line["step"], []).append(line["val_loss"])
+        steps = sorted(curves)
+        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
+        label = f"{record['topology']}, lr {record['rate']:g}"
+        axes.plot(steps, [statistics.fmean(curves[s]) for s in steps], label=label, linewidth=1.2, **style)
+        spread = [min(curves[s]) for s in steps], [max(curves[s]) for s in steps]
+        axes.fill_between(steps, *spread, color=style["color"], alpha=0.2, linewidth=0)
+    axes.set(xlabel="step", ylabel="validation loss (nats per token)", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(out / "study.png", dpi=150)
+
+
+def main(argv: list[str]) -> None:
+    """The command; see :class:`Flags`."""
+    flags = cli.parse(Flags, argv, prog="python -m train.study")
+    if not flags.topologies or not flags.rates or not flags.seeds or flags.jobs < 1:
+        raise ConfigError("--topologies, --rates and --seeds need at least one value each, --jobs at least 1")
+    for row in flags.topologies:
+        row_flags(flags.name, row, flags.topologies, flags.train_flags.split())  # bad names are met before any run
+    records, out = study(flags), Path(flags.out)
+    text = table(records, flags.rates)
+    (out / "study.json").write_text(json.dumps({"flags": dataclasses.asdict(flags), "rows": records}, indent=1) + "\n")
+    (out / "study.md").write_text(text + "\n")
+    draw(records, out, f"{flags.name}: {len(flags.seeds)} seeds, mean and span")
+    print(text, "", f"Curves drawn in {out / 'study.png'}", sep="\n")
+
+
+if __name__ == "__main__":
+    cli.run(main)
