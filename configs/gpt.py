@@ -1,8 +1,8 @@
 """nanoGPT on FineWeb10B and on characters of Shakespeare, as published and repaired; GPT-2 of 124M parameters.
 
 The published runs take random windows of the tokens; their evaluations see 3,276,800 of them. Where a published file
-sets nothing, its trainer's default counts: among them a cosine that ends at step 2,000, after which the Shakespeare runs
-go on at the lowest rate.
+sets nothing, its trainer's default counts: among them a cosine that ends at step 2,000, after which the Shakespeare
+runs go on at the lowest rate.
 """
 
 import itertools

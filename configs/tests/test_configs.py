@@ -51,6 +51,44 @@ def test_original_runs_decay_everything_at_a_constant_rate():
     assert config.model.adapters.dropout == 0.1
 
 
+# Less what the published models create and never use: 2,042 numbers a site of mHC.
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("nanogpt", 20_758_176),
+        ("nanogpt_vres", 20_758_188),
+        ("nanogpt_hc_original", 20_782_680),
+        ("nanogpt_mhc_original", 20_758_464),
+        ("nanogpt_48l", 20_673_750),
+        ("nanogpt_hc_48l_original", 20_777_046),
+        ("nanogpt_vres_48l", 20_673_846),
+    ],
+)
+def test_parameter_counts_of_nanogpt_are_the_published_ones(name, count):
+    assert parameter_count(configs.load(name).model) == count
+
+
+def test_published_settings_of_nanogpt():
+    for name, tokens in (("nanogpt_mhc_original", 131_072), ("nanogpt_mhc_48l_original", 32_768)):
+        config = configs.load(name)
+        assert config.data.batch_size * config.data.seq_len == tokens
+        assert (config.data.windows, config.train.steps, config.optim.lr) == ("random", 5000, 6e-4)
+        assert (config.optim.decay, config.optim.beta2, config.optim.warmup_steps) == ("kernels", 0.95, 200)
+        assert config.model.norm_streams
+    config = configs.load("shakespeare_char_hc_original").replace()
+    assert (config.model.dropout, config.model.mixer.dropout, config.optim.decay_steps) == (0.2, 0.2, 2000)
+    assert configs.load("nanogpt_vres").optim.value_lr == 1e-2
+
+
+def test_a_configuration_takes_another_topology():
+    config = configs.load("gpt2@mhc_lite")
+    assert config.name == "gpt2@mhc_lite"
+    assert config.model.residual.projection.kind == "permutations"
+    assert config.data == configs.load("gpt2").data
+    with pytest.raises(ConfigError, match=r"did you mean 'mhc_lite'\?"):
+        configs.load("gpt2@mhc_light")
+
+
 def test_unknown_name_is_met_with_the_nearest():
     with pytest.raises(ConfigError, match=r"did you mean 'mhc_ssm_baseline'\?"):
         configs.load("mhc_ssm_baselin")
