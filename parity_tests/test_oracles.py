@@ -1,8 +1,96 @@
 """Published implementations of others, forward and backward."""
 
+import builtins
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from mhc_jax import init, interop
+from mhc_jax.config import ConfigError
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import AttentionConfig
+from parity_tests import cases, oracles
+from parity_tests.__main__ import main
 from parity_tests.checks import check, of_tier
+from parity_tests.mutations import Mutation, run
+
+SITE = "transformers DeepseekV4HyperConnection"
+
+
+def _fault(fault, target, replace, case):
+    return Mutation(fault, f"mhc_jax.{target}", replace, "oracles", case)
+
+
+MUTATIONS = [
+    _fault(
+        "queries and keys swapped",
+        "interop.gpt:_FUSED",
+        lambda parts: (parts[1], parts[0], parts[2]),
+        "transformers GPT2LMHeadModel",
+    ),
+    _fault(
+        "mixing block not transposed",
+        "interop.deepseek_v4:_order",
+        lambda healthy: lambda fn, base, scale: np.arange(len(fn)),
+        SITE,
+    ),
+    _fault(
+        "head without the epsilon of its norm",
+        "ops.hyper:flat_weights",
+        lambda healthy: lambda *args, eps: healthy(*args, eps=0.0),
+        "transformers HYV4HyperHead",
+    ),
+    _fault(
+        "mixed streams transposed",
+        "ops.streams:mix",
+        lambda healthy: lambda h_BTND, mix_NN: healthy(h_BTND, mix_NN.mT),
+        "hyper-connections 0.4.11 mHC version 2, linear domain",
+    ),
+]
 
 
 @of_tier("oracles")
 def test_oracles(case):
     check(case)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.fault)
+def test_faults_are_caught(mutation):
+    assert run(mutation).caught
+
+
+def test_the_truth_is_in_float64():
+    torch_part = cases.of_tier("oracles")[SITE].torch
+    exact, rounded = torch_part("float64", 0), torch_part("float32", 0)
+    for name, x in exact.items():
+        assert x.dtype == np.float64
+        assert not np.array_equal(x, x.astype(np.float32)), f"{name} has passed through float32"
+        np.testing.assert_allclose(rounded[name], x, rtol=1e-4, atol=1e-5)
+    assert torch.ones(1, dtype=torch.float64).float().dtype == torch.float32
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    healthy = builtins.__import__
+
+    def without(name, *args, **options):
+        if name == "hyper_connections":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return healthy(name, *args, **options)
+
+    monkeypatch.delitem(sys.modules, "parity_tests.oracles.lucidrains")
+    monkeypatch.delattr(oracles, "lucidrains")
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ConfigError, match="needs hyper_connections: pip install"):
+        list(oracles.cases())
+
+
+def test_a_folder_of_transformers_is_certified(tmp_path, capsys):
+    parts = {"mixer": AttentionConfig(heads=2), "mlp": GeluMLPConfig(activation="tanh"), "norm": "ln"}
+    config = LMConfig(vocab_size=13, max_len=9, width=8, layers=2, **parts)
+    interop.save_huggingface(tmp_path / "model", config, init(config, jax.random.key(0)))
+    main(["--checkpoint", str(tmp_path / "model")])
+    assert "tensors agree" in capsys.readouterr().out

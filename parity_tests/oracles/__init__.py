@@ -2,10 +2,19 @@
 
 from collections.abc import Iterator
 
+from mhc_jax.config import ConfigError
 from parity_tests.compare import Case
-from parity_tests.oracles import gpt, huggingface
 
 
 def cases() -> Iterator[Case]:
-    for module in (gpt, huggingface):
+    """All of them.
+
+    Raises:
+        ConfigError: a package, or a model of transformers, is not installed.
+    """
+    try:
+        from parity_tests.oracles import gpt, huggingface, lucidrains
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the tier 'oracles' needs {error.name}: pip install --editable '.[test]'") from None
+    for module in (gpt, huggingface, lucidrains):
         yield from module.cases()

@@ -9,9 +9,17 @@ import torch
 from transformers.models.deepseek_v4 import modeling_deepseek_v4 as deepseek
 from transformers.models.glm5_next import modeling_glm5_next as glm
 from transformers.models.hy_v4 import modeling_hy_v4 as hy
+from transformers.models.qwen4_exp import modeling_qwen4_exp as qwen
 
-from mhc_jax.interop.deepseek_v4 import site_from_deepseek_v4
-from mhc_jax.nn.residual import DeepseekSinkhornConfig, DynamicMHCConfig, IdentityProjectionConfig
+from mhc_jax.interop.deepseek_v4 import head_from_deepseek_v4, site_from_deepseek_v4
+from mhc_jax.nn.residual import (
+    CopyEndsConfig,
+    DeepseekSinkhornConfig,
+    DynamicMHCConfig,
+    GatedResidualConfig,
+    IdentityProjectionConfig,
+    ResidualConfig,
+)
 from parity_tests.compare import Case
 from parity_tests.oracles.modules import BATCH, TIME, Recorded, beside, ours
 
@@ -25,6 +33,8 @@ CONFIG: Any = SimpleNamespace(
     hc_eps=EPS,
     rms_norm_eps=NORM_EPS,
     hc_magnitude=MAGNITUDE,
+    hc_count=N,
+    hc_lowrank=3,
 )
 MHC = DynamicMHCConfig(
     streams=N, projection=DeepseekSinkhornConfig(iters=ITERS, eps=EPS), norm_eps=NORM_EPS, pre_eps=EPS
@@ -37,6 +47,8 @@ IHC = DynamicMHCConfig(
     post_eps=EPS,
     post_gain=MAGNITUDE,
 )
+GATED = GatedResidualConfig(streams=N, rank=3, norm_eps=NORM_EPS, branch_norm=False)
+HEAD = CopyEndsConfig(collapse="head", head_eps=EPS, norm_eps=NORM_EPS)
 
 
 def cases() -> Iterator[Case]:
@@ -45,6 +57,12 @@ def cases() -> Iterator[Case]:
         yield beside(_name(published), published, _mhc_torch, _mhc_jax, **inputs)
     published = hy.HYV4HyperConnection(CONFIG)
     yield beside(_name(published), published, _ihc_torch, _ihc_jax, **inputs)
+    published = qwen.Qwen4ExpTextGatedResidual(CONFIG)
+    yield beside(_name(published), published, _gated_torch, _gated_jax, **inputs)
+    for published in (deepseek.DeepseekV4HyperHead(CONFIG), hy.HYV4HyperHead(CONFIG)):
+        yield beside(_name(published), published, _head_torch, _head_jax, x=STREAMS)
+    published = glm.Glm5NextTextHyperHead()
+    yield beside(_name(published), published, _head_torch, _mean_jax, x=STREAMS)
 
 
 def _name(published: torch.nn.Module) -> str:
@@ -74,8 +92,47 @@ def _ihc_jax(arrays):
 
 
 def _site(config: DynamicMHCConfig, arrays):
-    params = site_from_deepseek_v4(*(arrays[name] for name in ("fn", "base", "scale")))
+    return _run(config, site_from_deepseek_v4(*(arrays[name] for name in ("fn", "base", "scale"))), arrays)
+
+
+def _run(config: ResidualConfig, params: dict[str, Any], arrays):
+    """What is read, the taps, and the state after the site."""
     residual = ours(lambda policy, init: config.build(WIDTH, policy, init), params, arrays["x"].dtype)
     tap = Recorded()
     collapsed, ctx = residual.pre(arrays["x"], tap=tap)
     return collapsed, tap.values, residual.post(arrays["x"], arrays["y"], ctx, tap=tap)
+
+
+def _gated_torch(module, arrays):
+    mixed, carried, inject = module(arrays["x"].flatten(2))
+    # As the decoder layer of the model goes on.
+    state = carried.unflatten(-1, (N, WIDTH)) + inject[..., None] * arrays["y"][..., None, :]
+    return {"collapsed": mixed, "post": inject, "state": state}
+
+
+def _gated_jax(arrays):
+    params = {
+        "gate_scale": arrays["hc_norm.weight"].reshape(N, WIDTH),
+        "down": arrays["input_mix_weight_down.weight"],
+        "up": arrays["input_mix_weight_up.weight"],
+        "inject": arrays["block_inject_weight.weight"],
+    }
+    collapsed, taps, state = _run(GATED, params, arrays)
+    return {"collapsed": collapsed, "post": taps["h_post"], "state": state}
+
+
+def _head_torch(module, arrays):
+    return module(arrays["x"])
+
+
+def _head_jax(arrays):
+    params = head_from_deepseek_v4(*(arrays[name] for name in ("hc_fn", "hc_base", "hc_scale")))
+    return _ends(HEAD, params, arrays).collapse(arrays["x"])
+
+
+def _mean_jax(arrays):
+    return _ends(CopyEndsConfig(), {}, arrays).collapse(arrays["x"])
+
+
+def _ends(config: CopyEndsConfig, params: dict[str, Any], arrays) -> Any:
+    return ours(lambda policy, init: config.build(WIDTH, N, policy, init), params, arrays["x"].dtype)

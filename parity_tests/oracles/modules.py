@@ -18,8 +18,11 @@ from parity_tests.frameworks import Function, vjp_jax, vjp_torch
 
 BATCH, TIME = 2, 5
 
+# From the module, its weights bound, and the arrays to outputs.
+TorchPart = Callable[[Callable, Any], Any]
 
-def beside(name: str, published: torch.nn.Module, torch_part: Function, jax_part: Function, **inputs: Any) -> Case:
+
+def beside(name: str, published: torch.nn.Module, torch_part: TorchPart, jax_part: Function, **inputs: Any) -> Case:
     """Outputs of a published module and of ours, and their weighted sum's gradient by inputs and weights.
 
     Args:
