@@ -8,8 +8,14 @@ import numpy as np
 
 from mhc_jax.interop.keys import InteropError, Shapes
 from mhc_jax.interop.rules import Arrays, Rule, fused, renamed
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import AttentionConfig
 
 BODY, HEAD, TOKENS = "transformer.", "lm_head.weight", "wte.weight"
+
+# Causal masks that older versions stored beside the parameters.
+_MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 # The mirror's names, outside and inside a block, less ".weight" and ".bias".
 _OUTSIDE = {"final_norm": "ln_f"}
@@ -92,12 +98,12 @@ def _matrix(system: str, shapes: Shapes, name: str) -> tuple[int, int]:
 
 
 def untied(system: str, arrays: Arrays) -> dict[str, np.ndarray]:
-    """The tensors without the output head, which must equal the token table if it is there.
+    """The parameters without causal masks and output head, which must equal the token table if it is there.
 
     Raises:
         InteropError: it does not.
     """
-    rest = {name: x for name, x in arrays.items() if name != HEAD}
+    rest = {name: x for name, x in arrays.items() if name != HEAD and not _MASK.fullmatch(name)}
     if HEAD in arrays and TOKENS in arrays and not np.array_equal(arrays[HEAD], arrays[TOKENS]):
         raise InteropError(f"{system}: {HEAD} differs from {TOKENS}; here the two are one tied matrix")
     return rest
@@ -106,3 +112,31 @@ def untied(system: str, arrays: Arrays) -> dict[str, np.ndarray]:
 def tied(arrays: Arrays) -> dict[str, np.ndarray]:
     """Inverse of :func:`untied`, with ``transformer.`` before all names but the head's."""
     return {BODY + name: x for name, x in arrays.items()} | {HEAD: arrays[TOKENS]}
+
+
+def faults(config: LMConfig, *, bias: bool) -> dict[str, bool]:
+    """What keeps a model from being a GPT, whatever its residual, and whether it does.
+
+    Args:
+        config: the model.
+        bias: whether norms, attention and MLP are to have biases.
+    """
+    mixer, mlp, without = config.mixer, config.mlp, "without" if bias else "with"
+    return {
+        f"mixer {mixer.kind!r} instead of 'attention'": not isinstance(mixer, AttentionConfig),
+        f"attention {without} biases": isinstance(mixer, AttentionConfig) and mixer.bias != bias,
+        "three views": mixer.views != 1,
+        "no MLP": mlp is None,
+        f"MLP {mlp and mlp.kind!r} instead of 'gelu_mlp'": not isinstance(mlp, GeluMLPConfig | None),
+        f"an MLP {without} biases": isinstance(mlp, GeluMLPConfig) and mlp.bias != bias,
+        f"norm {config.norm!r} instead of 'ln'": config.norm != "ln",
+        f"LayerNorm {without} bias": config.norm == "ln" and config.norm_bias != bias,
+        "stream adapters": config.adapters is not None,
+    }
+
+
+def refuse(system: str, faults: Mapping[str, bool]) -> None:
+    """Raises InteropError if there is a fault, naming all of them."""
+    named = [fault for fault, found in faults.items() if found]
+    if named:
+        raise InteropError(f"{system} cannot express this model: it has {', '.join(named)}")

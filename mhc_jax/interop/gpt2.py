@@ -1,6 +1,5 @@
 """Checkpoints of GPT-2 as Hugging Face transformers writes them (``GPT2LMHeadModel``, ``GPT2Model``)."""
 
-import re
 from typing import Any
 
 from mhc_jax.functional import Params
@@ -15,9 +14,6 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.registry import register
-
-# Causal masks that older versions stored beside the parameters.
-_MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 
 _ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
 _ACTIVATION_NAMES = {"tanh": "gelu_new", "erf": "gelu"}
@@ -56,8 +52,7 @@ class GPT2(Original):
         stored: dict[str, Any] = {}
         if isinstance(state_dict.get("config"), dict):
             stored, state_dict = state_dict["config"], state_dict["model"]
-        arrays = as_numpy({name: x for name, x in state_dict.items() if not _MASKS.fullmatch(name)})
-        arrays = gpt.untied("gpt2", gpt.without_prefix("gpt2", arrays, [gpt.BODY]))
+        arrays = gpt.untied("gpt2", gpt.without_prefix("gpt2", as_numpy(state_dict), [gpt.BODY]))
         told = gpt.infer("gpt2", {name: x.shape for name, x in arrays.items()}, inputs_first=True)
         config = _config(told, _stored(told, stored) | dict(hints))
         shapes = torch_shapes(config)
@@ -67,7 +62,7 @@ class GPT2(Original):
     @staticmethod
     def write(config, params):
         tensors = to_torch(config, params)
-        check_expressible("GPT-2", config)
+        _check_expressible(config)
         return gpt.tied(write(gpt.rules(tensors, inputs_first=True), tensors))
 
     @staticmethod
@@ -133,7 +128,7 @@ def _config(told: dict[str, int], hints: dict[str, Any]) -> LMConfig:
 def _fields(config: LMConfig) -> dict[str, Any]:
     """The contents of ``config.json``."""
     mixer, mlp = config.mixer, config.mlp
-    assert isinstance(mixer, AttentionConfig)  # see check_expressible
+    assert isinstance(mixer, AttentionConfig)  # see _check_expressible
     assert isinstance(mlp, GeluMLPConfig)
     ends = 50256 if config.vocab_size > 50256 else None  # <|endoftext|> of GPT-2's vocabulary
     return {
@@ -154,23 +149,11 @@ def _fields(config: LMConfig) -> dict[str, Any]:
     }
 
 
-def check_expressible(system: str, config: LMConfig) -> None:
+def _check_expressible(config: LMConfig) -> None:
     """Raises InteropError, naming every part at fault, unless the model is a GPT-2."""
-    mixer, mlp = config.mixer, config.mlp
-    faults = {
+    plain = {
         f"residual {config.residual.kind!r} instead of 'plain'": config.residual.kind != "plain",
         f"ends {config.ends.kind!r} instead of 'identity'": config.ends.kind != "identity",
-        "stream adapters": config.adapters is not None,
-        f"mixer {mixer.kind!r} instead of 'attention'": not isinstance(mixer, AttentionConfig),
-        "attention without biases": isinstance(mixer, AttentionConfig) and not mixer.bias,
-        "three views": mixer.views != 1,
-        "no MLP": mlp is None,
-        f"MLP {mlp and mlp.kind!r} instead of 'gelu_mlp'": not isinstance(mlp, GeluMLPConfig | None),
-        "an MLP without biases": isinstance(mlp, GeluMLPConfig) and not mlp.bias,
-        f"norm {config.norm!r} instead of 'ln'": config.norm != "ln",
-        "LayerNorm without bias": config.norm == "ln" and not config.norm_bias,
         "value residual": config.value_residual is not None,
     }
-    named = [fault for fault, found in faults.items() if found]
-    if named:
-        raise InteropError(f"{system} cannot express this model: it has {', '.join(named)}")
+    gpt.refuse("GPT-2", plain | gpt.faults(config, bias=True))
