@@ -12,7 +12,7 @@ import jax
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm as models
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.nn.residual import SimplexMHCConfig, StreamAdaptersConfig
+from mhc_jax.nn.residual import StreamAdaptersConfig
 from mhc_jax.registry import register
 from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 
@@ -57,8 +57,8 @@ def adapters() -> RunConfig:
 @register("config", "mhc_ssm_dense")
 def dense() -> RunConfig:
     """Control: mHC-SSM with one stream, which is the baseline and one dense layer."""
-    one_stream = models("mhc", **_FROM_DATA).replace(residual=SimplexMHCConfig(streams=1))
-    return _repaired("mhc_ssm_dense", one_stream)
+    model = models("mhc", **_FROM_DATA)
+    return _repaired("mhc_ssm_dense", model.replace(residual=model.residual.replace(streams=1)))
 
 
 @register("config", "mhc_ssm_matched")

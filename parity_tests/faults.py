@@ -71,7 +71,7 @@ def _streams():
     def ends(fault, target, replace):
         return Mutation(fault, f"mhc_jax.{target}", replace, "modules", f"ends of {REPAIRED}")
 
-    weights, gains = "nn.residual.simplex_mhc:SimplexMHC.weights", "nn.residual.adapters:StreamAdapters._adapt"
+    weights, gains = "nn.residual.static_mhc:StaticMHC.coefficients", "nn.residual.adapters:StreamAdapters._adapt"
     unscaled = _weights(lambda config, pre, post, res: (pre, post / config.streams, res))
     swapped = _weights(lambda config, pre, post, res: (post, pre, res))
     rounded = _weights(lambda config, pre, post, res: (pre, post, _rounded(res)))
@@ -158,7 +158,7 @@ def _late_conv(healthy):
 
 def _weights(change: Callable) -> Replace:
     """Other mixing weights: ``change(config, pre, post, res)``."""
-    return lambda healthy: lambda self: change(self.config, *healthy(self))
+    return lambda healthy: lambda self, h_BTND: change(self.config, *healthy(self, h_BTND))
 
 
 def _swapped_gammas(healthy):

@@ -53,5 +53,6 @@ def test_the_systems_meet_every_choice():
     assert {config.embed_std for config in configs} == {1.0, 0.02}  # original and default form
     assert {getattr(config.residual, "streams", None) for config in configs} >= {None, 1, 2, 4}
     assert any(config.adapters for config in configs)
-    assert {getattr(config.residual, "projection", None) for config in configs} >= {"sinkhorn", "log_sinkhorn"}
+    static = [config.residual for config in configs if config.residual.kind == "static_mhc"]
+    assert {residual.projection.domain for residual in static} == {"exp", "log"}
     assert {config.mixer.form for config in configs} >= {"auto", "associative", "chunked"}

@@ -14,7 +14,7 @@ from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.models.mhc_ssm import Variant, mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
-from mhc_jax.nn.residual import PlainConfig, SimplexMHCConfig
+from mhc_jax.nn.residual import PlainConfig, SinkhornConfig, StaticMHCConfig
 from mhc_jax.registry import register
 
 COMPILED = "_orig_mod."
@@ -156,13 +156,8 @@ def _config(told: dict[str, Any], shapes: Shapes, free: dict[str, Any]) -> LMCon
     )
     config = config.replace(mixer=config.mixer.replace(conv_kernel=told["conv_kernel"]))
     if variant != "baseline":
-        config = config.replace(
-            residual=config.residual.replace(
-                streams=told["n_streams"],
-                sinkhorn_iters=free["sinkhorn_iters"],
-                sinkhorn_temp=free["sinkhorn_temp"],
-            )
-        )
+        projection = config.residual.projection.replace(iters=free["sinkhorn_iters"], temperature=free["sinkhorn_temp"])
+        config = config.replace(residual=config.residual.replace(streams=told["n_streams"], projection=projection))
     if config.adapters is not None:
         config = config.replace(
             adapters=config.adapters.replace(rank=told["adapter_rank"], dropout=free["adapter_dropout"])
@@ -175,10 +170,15 @@ def _check_expressible(config: LMConfig) -> None:
     """The original knows one residual topology, one projection and divided writes."""
     residual = config.residual
     faithful = isinstance(residual, PlainConfig) or (
-        isinstance(residual, SimplexMHCConfig) and residual.projection == "sinkhorn" and not residual.unit_writes
+        isinstance(residual, StaticMHCConfig)
+        and isinstance(residual.projection, SinkhornConfig)
+        and residual.projection.domain == "exp"
+        and not residual.unit_writes
+        and not residual.identity_mix
     )
     if not faithful or not isinstance(config.mixer, DiagonalSSMConfig):
         raise InteropError(
             "the original mHC-SSM cannot express this model: it needs the mixer 'diagonal_ssm' and a residual that is "
-            "'plain', or 'simplex_mhc' with projection 'sinkhorn' and without unit_writes"
+            "'plain', or 'static_mhc' with a Sinkhorn projection in the domain 'exp' and neither unit_writes nor "
+            "identity_mix"
         )

@@ -14,14 +14,21 @@ from mhc_jax.nn.residual import (
     DenseEndsConfig,
     IdentityEndsConfig,
     PlainConfig,
-    SimplexMHCConfig,
+    SinkhornConfig,
+    StaticMHCConfig,
     StreamAdaptersConfig,
 )
 
 Form = Literal["default", "original"]
 Variant = Literal["baseline", "mhc", "adapters"]
 
-_ORIGINAL_RESIDUAL = SimplexMHCConfig(projection="sinkhorn", unit_writes=False, diagonal_bias=0.0, read_bias=0.0)
+_SINKHORN = SinkhornConfig(iters=8, order="rows_then_columns", gradient="unrolled")
+_RESIDUAL: dict[Form, StaticMHCConfig] = {
+    "default": StaticMHCConfig(projection=_SINKHORN, noise=0.02),
+    "original": StaticMHCConfig(
+        projection=_SINKHORN.replace(domain="exp"), unit_writes=False, diagonal_bias=0.0, read_bias=0.0, noise=0.02
+    ),
+}
 
 
 def mhc_ssm(variant: Variant = "mhc", form: Form = "default", **changes: Any) -> LMConfig:
@@ -35,10 +42,9 @@ def mhc_ssm(variant: Variant = "mhc", form: Form = "default", **changes: Any) ->
     """
     original = form == "original"
     plain = variant == "baseline"
-    streamed = _ORIGINAL_RESIDUAL if original else SimplexMHCConfig()
     config = LMConfig(
         embed_std=1.0 if original else 0.02,
-        residual=PlainConfig() if plain else streamed,
+        residual=PlainConfig() if plain else _RESIDUAL[form],
         ends=IdentityEndsConfig() if plain else DenseEndsConfig(init="uniform" if original else "repeat"),
         adapters=StreamAdaptersConfig(zero_init=not original) if variant == "adapters" else None,
         mixer=DiagonalSSMConfig(init="original" if original else "time_scales"),

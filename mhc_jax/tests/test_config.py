@@ -37,7 +37,7 @@ def changed(path, value):
         (changed("width", True), "LMConfig.width: expected int, got True"),
         (changed("norm", "batch"), "LMConfig.norm: 'batch' is not one of 'rms', 'ln'"),
         (changed("kind", "llm"), "unknown model 'llm'; did you mean 'lm'"),
-        (changed("residual.kind", "simplex_mch"), "unknown residual 'simplex_mch'; did you mean 'simplex_mhc'"),
+        (changed("residual.kind", "static_mch"), "unknown residual 'static_mch'; did you mean 'static_mhc'"),
         (changed("residual", {"streams": 2}), '"kind" is missing; known: .*plain'),
         (changed("mixer.taps", 3), "DiagonalSSMConfig: unknown field 'taps'"),
     ],

@@ -168,9 +168,9 @@ def test_whole_checkpoint_of_a_compiled_run():
     compiled = {f"_orig_mod.{name}": value for name, value in tensors.items()}
     checkpoint = {"arch": "mhc", "step": 3, "model": compiled, "opt": {}, "scaler": None, "cfg": original_cfg()}
     found, loaded = interop.from_original("mhc_ssm", checkpoint)
-    assert (found.dropout, found.residual.sinkhorn_iters, found.residual.sinkhorn_temp) == (0.25, 5, 0.5)
+    assert (found.dropout, found.residual.projection.iters, found.residual.projection.temperature) == (0.25, 5, 0.5)
     assert_bitwise(loaded, params)
-    assert interop.from_original("mhc_ssm", checkpoint, sinkhorn_iters=2)[0].residual.sinkhorn_iters == 2
+    assert interop.from_original("mhc_ssm", checkpoint, sinkhorn_iters=2)[0].residual.projection.iters == 2
     with pytest.raises(interop.InteropError, match="arch 'baseline'"):
         interop.from_original("mhc_ssm", checkpoint | {"arch": "baseline"})
     with pytest.raises(interop.InteropError, match="dim=8 contradicts"):
@@ -213,7 +213,7 @@ def test_original_refuses_what_does_not_fit(change, message):
         ({"sinkhorn_iter": 3}, "unknown hint 'sinkhorn_iter'; did you mean 'sinkhorn_iters'"),
         ({"n_streams": 4}, "n_streams=4 contradicts the tensors, which say 3"),
         ({"adapter_rank": 4}, "adapter_rank=4 contradicts"),
-        ({"sinkhorn_temp": 0.0}, "sinkhorn_temp must be positive"),
+        ({"sinkhorn_temp": 0.0}, "temperature must be positive"),
     ],
 )
 def test_original_hints_are_checked(hints, message):

@@ -14,7 +14,13 @@ from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm, topologies, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import Execution, LMConfig
-from mhc_jax.nn.residual import DenseEndsConfig, IdentityEndsConfig, SimplexMHCConfig, StreamAdaptersConfig
+from mhc_jax.nn.residual import (
+    DenseEndsConfig,
+    IdentityEndsConfig,
+    SinkhornConfig,
+    StaticMHCConfig,
+    StreamAdaptersConfig,
+)
 
 SMALL = {"vocab_size": 29, "max_len": 12, "width": 8, "layers": 3}
 forward = jax.jit(mhc_jax.apply, static_argnames=("config", "taps"))
@@ -159,7 +165,7 @@ def test_bfloat16_stays_close_and_keeps_float32_logits(tokens):
 def test_one_stream_is_the_plain_residual(tokens):
     config = small("baseline")
     params = perturbed(config)
-    one = config.replace(residual=SimplexMHCConfig(streams=1), ends=DenseEndsConfig())
+    one = config.replace(residual=StaticMHCConfig(streams=1), ends=DenseEndsConfig())
     donor = mhc_jax.init(one, jax.random.key(0))
     donor["blocks"]["mixer"] = params["blocks"]["mixer"] | {"residual": donor["blocks"]["mixer"]["residual"]}
     donor |= {"embed": params["embed"], "final_norm": params["final_norm"]}
@@ -263,8 +269,8 @@ def test_probes_read_cotangents(tokens):
         ({"norm": "batch"}, "norm must be 'rms' or 'ln', got 'batch'"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"ends": IdentityEndsConfig()}, "a residual of 4 streams needs ends that expand"),
-        ({"residual": SimplexMHCConfig(sinkhorn_iters=0)}, "sinkhorn_iters must be at least 1"),
-        ({"residual": SimplexMHCConfig(sinkhorn_temp=0.0)}, "sinkhorn_temp must be positive"),
+        ({"residual": StaticMHCConfig(projection=SinkhornConfig(iters=0))}, "sinkhorn: iters must be at least 1"),
+        ({"residual": StaticMHCConfig(projection=SinkhornConfig(temperature=0.0))}, "temperature must be positive"),
     ],
 )
 def test_contradictions_are_refused(change, message):

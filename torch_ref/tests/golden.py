@@ -12,18 +12,27 @@ FOLDER = Path(__file__).parents[2] / "parity_tests" / "golden"
 SUMMARY = json.loads((FOLDER / "mhc_ssm.json").read_text())
 
 
-def config(variant="mhc", form="original", *, mixer=None, residual=None, adapters=None, **changes):
+def config(variant="mhc", form="original", *, mixer=None, residual=None, projection=None, adapters=None, **changes):
     """A language-model configuration as the JSON dict that the JAX side writes, at the size of the golden cases."""
     original = form == "original"
     mhc = {
-        "kind": "simplex_mhc",
+        "kind": "static_mhc",
         "streams": 4,
-        "sinkhorn_iters": 8,
-        "sinkhorn_temp": 1.0,
-        "projection": "sinkhorn" if original else "log_sinkhorn",
+        "projection": {
+            "kind": "sinkhorn",
+            "iters": 8,
+            "temperature": 1.0,
+            "order": "rows_then_columns",
+            "domain": "exp" if original else "log",
+            "gradient": "unrolled",
+        }
+        | (projection or {}),
         "unit_writes": not original,
         "diagonal_bias": 0.0 if original else 4.0,
+        "res_offset": 0.0,
         "read_bias": 0.0 if original else 1.0,
+        "noise": 0.02,
+        "identity_mix": 0.0,
     }
     mixer_kind = {"kind": "diagonal_ssm", "conv_kernel": 3, "form": "auto", "chunk": 16}
     plain = variant == "baseline"
@@ -59,7 +68,8 @@ CASES = {
         config(
             norm="ln",
             mixer={"conv_kernel": 1},
-            residual={"streams": 3, "sinkhorn_iters": 2, "sinkhorn_temp": 0.5},
+            residual={"streams": 3},
+            projection={"iters": 2, "temperature": 0.5},
         ),
         12,
         0.0,
@@ -69,7 +79,7 @@ CASES = {
     "S6_adapters_r8_ln_div0.1": (config("adapters", norm="ln"), 12, 0.1, 0),
     "S7_static_n1": (config(residual={"streams": 1}), 12, 0.0, 0),
     "S8_static_T7_of_12_ignore": (config(), 7, 0.0, 3),
-    "S9_static_iters0": (config(residual={"sinkhorn_iters": 0}), 12, 0.0, 0),
+    "S9_static_iters0": (config(projection={"iters": 0}), 12, 0.0, 0),
 }
 
 _RENAMES = [

@@ -72,7 +72,7 @@ def test_default_initial_values():
     assert torch.equal(model.ends.expand(x), x[:, :, None].expand(2, 3, 4, 16))
     for layer, block in enumerate(model.blocks):
         residual, ssm = block.mixer.residual, block.mixer.branch.ssm
-        pre_N, post_N, res_NN = residual.inner.weights()
+        pre_N, post_N, res_NN = residual.inner.coefficients(None)
         assert pre_N.argmax() == layer % 4
         torch.testing.assert_close(post_N, torch.ones(4))
         torch.testing.assert_close(res_NN.diagonal(), torch.full((4,), 0.95), atol=0.01, rtol=0)
@@ -188,13 +188,13 @@ def test_a_tap_sees_its_own_path_alone():
         (config(residual={"kind": "mesh"}), "unknown residual kind 'mesh'; known: .*plain"),
         (config(mixer={"kind": "rnn"}), "unknown mixer kind 'rnn'; known: attention"),
         (config(mixer={"form": "fft"}), "unknown scan form 'fft'"),
-        (config(residual={"projection": "softmax"}), "unknown projection 'softmax'; known: log_sinkhorn, sinkhorn"),
-        (config(residual={"sinkhorn_temp": 0.0}), "temperature must be positive"),
-        (config("mhc", "default", residual={"sinkhorn_iters": 0}), "iters must be at least 1"),
+        (config(projection={"kind": "softmax"}), "unknown projection kind 'softmax'; known: cayley"),
+        (config(projection={"temperature": 0.0}), "temperature must be positive"),
+        (config("mhc", "default", projection={"iters": 0}), "iters must be at least 1"),
         (config() | {"ends": {"kind": "identity"}}, "needs ends that expand"),
         (config("baseline") | {"ends": {"kind": "dense", "init": "repeat"}}, "no streams to expand to"),
         (config("adapters") | {"residual": {"kind": "plain"}}, "adapters need a residual with streams"),
-        (config() | {"residual": {"kind": "simplex_mhc"}}, "simplex_mhc: field 'streams' is missing"),
+        (config() | {"residual": {"kind": "static_mhc"}}, "static_mhc: field 'streams' is missing"),
         ({"width": 4}, "unknown model kind None; known: lm"),
         (config(layers=0), "layers must be at least 1"),
     ],

@@ -25,7 +25,6 @@ from mhc_jax.nn.residual.projections import (
     SinkhornConfig,
     SpectralSphereConfig,
 )
-from mhc_jax.nn.residual.simplex_mhc import SimplexMHCConfig
 from mhc_jax.nn.residual.single_pass_mhc import SinglePassMHCConfig
 from mhc_jax.nn.residual.static_mhc import StaticMHCConfig
 
@@ -53,7 +52,6 @@ __all__ = [
     "ProjectionConfig",
     "Residual",
     "ResidualConfig",
-    "SimplexMHCConfig",
     "SinglePassMHCConfig",
     "SinkhornConfig",
     "SpectralSphereConfig",

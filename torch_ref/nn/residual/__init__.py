@@ -11,7 +11,6 @@ from torch_ref.nn.residual.hyper_connections import HyperConnections
 from torch_ref.nn.residual.multi_branch_hc import MultiBranchHC
 from torch_ref.nn.residual.per_stream_mhc import PerStreamMHC
 from torch_ref.nn.residual.plain import IdentityEnds, PlainResidual
-from torch_ref.nn.residual.simplex_mhc import SimplexMHC
 from torch_ref.nn.residual.single_pass_mhc import SinglePassMHC
 from torch_ref.nn.residual.static_mhc import StaticMHC
 
@@ -27,7 +26,6 @@ __all__ = [
     "PerStreamMHC",
     "PlainResidual",
     "Residual",
-    "SimplexMHC",
     "SinglePassMHC",
     "StaticMHC",
     "StreamAdapters",
