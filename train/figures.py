@@ -47,10 +47,15 @@ def colours(values: np.ndarray, *, most: float | None = None) -> ScalarMappable:
     return ScalarMappable(Normalize(0, top), "viridis")
 
 
-def strip(weights: Any) -> np.ndarray:
-    """What every site reads or writes as an image: (K, S), a column for each site."""
+def strip(weights: Any) -> tuple[np.ndarray, list[str]]:
+    """What every site reads or writes as an image (K, S), a column for each site, and the names of its rows.
+
+    A row is a stream, or, for sites that read or write several things, ``"a.b"``: stream b of view, branch or part a.
+    """
     x = np.asarray(weights, float)
-    return x.reshape(len(x), -1).T
+    # An axis of one entry names nothing, unless it is the only one.
+    axes = [size for size in x.shape[1:] if size > 1] or [1]
+    return x.reshape(len(x), -1).T, [".".join(map(str, index)) for index in np.ndindex(*axes)]
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -67,23 +72,24 @@ def stream_sheet(recorded: Record, sites: Sequence[str], title: str) -> Figure:
     columns = min(len(sites), 8 if len(sites) <= 16 else 16)
     grid_rows = math.ceil(len(sites) / columns)
     tile = 13 / columns
-    heights = [1.1 + 0.06 * len(strip(recorded[name])) for name in strips] + [4.6, (tile + 0.25) * grid_rows + 0.3]
+    heights = [1.1 + 0.06 * len(strip(recorded[name])[1]) for name in strips] + [4.6, (tile + 0.25) * grid_rows + 0.3]
     figure = new_figure(13, sum(heights) + 0.4)
     figure.suptitle(title, fontsize=14)
     *for_strips, for_curves, for_grid = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, name in zip(for_strips, strips):
-        _draw_strip(part, strip(recorded[name]), sites, f"H_{name[2:]}")
+        _draw_strip(part, *strip(recorded[name]), sites, f"H_{name[2:]}")
     draw_depth(for_curves.subplots(2, 3), recorded, sites)
     _draw_grid(for_grid, h_res, sites, grid_rows, columns)
     return figure
 
 
-def _draw_strip(figure, image: np.ndarray, sites: Sequence[str], title: str) -> None:
+def _draw_strip(figure, image: np.ndarray, names: Sequence[str], sites: Sequence[str], title: str) -> None:
     axes = figure.subplots()
     scale = colours(image)
     axes.imshow(image, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
     figure.colorbar(scale, ax=axes, pad=0.01)
-    axes.set(ylabel="stream", yticks=range(len(image)) if len(image) <= 8 else [])
+    axes.set_ylabel("stream")
+    axes.set_yticks(range(len(names)) if len(names) <= 16 else [], names if len(names) <= 16 else [])
     axes.set_title(title, loc="left")
     axes.grid(False)
     _layer_ticks(axes, sites)

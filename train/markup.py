@@ -114,10 +114,10 @@ def colour_bar(scale: ScalarMappable) -> str:
     )
 
 
-def strip(image: np.ndarray, sites: Sequence[str], scale: ScalarMappable, name: str) -> str:
+def strip(image: np.ndarray, streams: Sequence[str], sites: Sequence[str], scale: ScalarMappable, name: str) -> str:
     """A row for each stream, a column for each site."""
     rows = []
-    for stream, values in enumerate(image):
+    for stream, values in zip(streams, image, strict=True):
         cells = (
             _cell(value, scale, f"{name} of {site}, stream {stream}: {value:.4f}", shown=len(sites) <= 16)
             for site, value in zip(sites, values, strict=True)

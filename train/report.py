@@ -144,9 +144,11 @@ def _streams(findings: Findings) -> list[str]:
             scale = figures.colours(h_res, most=1.0)
             drawing = markup.matrices(h_res, sites, scale)
         else:
-            image = figures.strip(findings.streams[name])
+            image, streams = figures.strip(findings.streams[name])
             scale = figures.colours(image)
-            drawing = markup.strip(image, sites, scale, title.split(":")[0])
+            drawing = markup.strip(image, streams, sites, scale, title.split(":")[0])
+            if "." in streams[0]:
+                meaning += " Row a.b is stream b of view, branch or part a: there are several at a site."
         parts += [markup.subheading(title), markup.paragraph(meaning), markup.colour_bar(scale), drawing]
     return parts
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import mhc_jax
-from mhc_jax import diagnostics
-from mhc_jax.models import mhc_ssm
+from mhc_jax import diagnostics, registry
+from mhc_jax.functional import param_shapes
+from mhc_jax.models import mhc_ssm, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 
 SWAP = np.array([[0.0, 1.0], [1.0, 0.0]])
@@ -129,6 +130,41 @@ def test_coefficients_of_every_token_are_averaged():
     close(found["row_sum_max"], [1.5, 1.5])
     close(found["row_sum_min"], [0.5, 0.5])
     close(found["forward_gain"], [1, (0.25 + 2.25 + 6) / 8])
+
+
+@pytest.mark.parametrize("topology", registry.names("topology"))
+def test_every_topology_is_understood(topology):
+    """Nothing of batch or time is left in what comes out, and both sites of every layer are there."""
+    config = with_topology(model(width=24, mlp=GeluMLPConfig()), topology)
+    params, tokens = param_shapes(config), jax.ShapeDtypeStruct((5, 7), jnp.int32)
+
+    def look(params, tokens):
+        return diagnostics.statistics(mhc_jax.apply(config, params, tokens, taps=True).taps)
+
+    found = jax.eval_shape(look, params, tokens)
+    assert bool(found) == (config.residual.kind != "plain")
+    for name, x in found.items():
+        assert x.shape[0] == 4, name
+        assert not {5, 7} & set(x.shape[1:]), name
+        assert x.ndim == 1 or name in diagnostics.COEFFICIENTS
+
+
+def test_dynamic_signed_mixing_token_by_token():
+    config = with_topology(model(), "hc")
+    params = mhc_jax.init(config, jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
+    taps = mhc_jax.apply(config, params, jnp.arange(8)[None], taps=True).taps
+    found = diagnostics.statistics(taps)
+    h = np.asarray(taps["blocks.mixer.residual.h_res"], np.float64)[:, 0]
+    assert h.shape == (2, 8, 4, 4)
+    products = h[1] @ h[0]
+    close(found["forward_gain"][1], np.abs(products.sum(-1)).max(-1).mean())
+    close(found["backward_gain"][1], np.abs(products.sum(-2)).max(-1).mean())
+    close(found["min_entry"], h.min((1, 2, 3)))
+    close(found["row_sum_error"], np.abs(h.sum(-1) - 1).max((1, 2)))
+    close(found["h_res"], h.mean(1))
+    assert np.all(found["min_entry"] < 0)
+    assert np.all(found["entropy"] < 1)
 
 
 def test_without_mixing_every_stream_stays():

@@ -107,6 +107,14 @@ def test_the_sheet_fits_any_depth(tmp_path, sites, streams_, signed):
     assert drawn.count("<td") == sites * streams_**2
 
 
+def test_rows_of_several_reads_are_named(tmp_path):
+    views = {**recorded(), "h_pre": np.arange(24).reshape(2, 3, 4).tolist(), "h_post": np.ones((2, 1, 4)).tolist()}
+    page = report.render(findings(tmp_path, streams=views))
+    assert 'title="H_pre of 1 mixer, stream 2.3: 23.0000"' in page
+    assert 'title="H_post of 1 mixer, stream 3: 1.0000"' in page
+    assert page.count("Row a.b is stream b") == 1
+
+
 def test_scales_have_two_colours_for_two_signs():
     assert figures.colours(np.array([0.5, 2])).get_clim() == (0, 2)
     assert figures.colours(np.array([-3, 2])).get_clim() == (-3, 3)
