@@ -5,6 +5,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
+from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 from transformers.models.deepseek_v4.modeling_deepseek_v4 import DeepseekV4HyperConnection, DeepseekV4HyperHead
 from transformers.models.hy_v4.modeling_hy_v4 import HYV4HyperConnection
 
@@ -35,7 +37,12 @@ def layer():
     return filled(torch.nn.ModuleDict(sites))
 
 
-def same(left, right):
+def sites_of_a_layer(name):
+    return name.startswith(("attn_hc.", "ffn_hc."))
+
+
+def same(left, right, only=lambda name: True):
+    right = {name: x for name, x in right.items() if only(name)}
     assert left.keys() == right.keys()
     for name in left:
         np.testing.assert_array_equal(left[name], right[name], err_msg=name)
@@ -92,6 +99,21 @@ def test_one_layer_of_a_model(layer):
         deepseek_v4.layer_from_deepseek_v4(model)
     with pytest.raises(interop.InteropError, match=r"missing \(6\): attn fn"):
         deepseek_v4.layer_from_deepseek_v4(model, layer=2)
+
+
+def test_a_model_of_transformers_and_the_file_that_it_saves(tmp_path):
+    small = {"hidden_size": 16, "num_attention_heads": 2, "head_dim": 8, "q_lora_rank": 8, "o_lora_rank": 4}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "num_hash_layers": 0}
+    window = {"layer_types": ["sliding_attention"] * 2, "sliding_window": 4, "qk_rope_head_dim": 4, "o_groups": 1}
+    config = DeepseekV4Config(vocab_size=32, num_hidden_layers=2, **small, **experts, **window)
+    model = filled(DeepseekV4ForCausalLM(config))
+    model.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert "model.layers.1.hc_attn_fn" in saved
+    for state_dict in (arrays(model), saved):
+        sites = deepseek_v4.layer_from_deepseek_v4(state_dict, layer=1)
+        assert sites["mixer"]["phi"].shape == (24, 64)
+        same(deepseek_v4.layer_to_deepseek_v4(sites), arrays(model.model.layers[1]), only=sites_of_a_layer)
 
 
 def test_missing_tensors_are_named(layer):
