@@ -208,8 +208,8 @@ def _stale(part: str) -> Replace:
     """One part of the cache stays what it was before the tokens."""
 
     def replace(healthy):
-        def advance(self, tokens, cache):
-            out, new = healthy(self, tokens, cache)
+        def advance(self, tokens, cache, **options):
+            out, new = healthy(self, tokens, cache, **options)
             return out, {**new, part: cache[part]}
 
         return advance
