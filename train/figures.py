@@ -32,7 +32,7 @@ PANELS = {
 }
 BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
 # Through depth, for lines: neither end is lost on a light or on a dark page.
-DEPTH = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.2, 0.88, 256)))
+DEPTH = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.28, 0.88, 256)))
 
 
 def colours(values: np.ndarray, *, most: float | None = None) -> ScalarMappable:

@@ -55,10 +55,9 @@ def main(argv: list[str]) -> None:
     flags = cli.parse_named(Flags, argv, prog="python -m train.inspect", default=_defaults)
     if flags.tokens < 0:
         raise ConfigError(f"tokens must not be negative, got {flags.tokens}")
-    config = RunConfig(name=flags.name, model=flags.model, data=flags.data, optim=flags.optim, train=flags.train)
-    config = resolve(config)
+    config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (configs.load(flags.name), None)
+    config = resolve(config.replace(model=flags.model, data=flags.data, optim=flags.optim, train=flags.train))
     shapes = param_shapes(config.model)
-    params = load_run(flags.name, flags.which)[1] if _is_run(flags.name) else None
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")
     parameters, cost = parameter_rows(shapes), []

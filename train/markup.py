@@ -63,17 +63,23 @@ def definitions(meanings: Mapping[str, str]) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """As :func:`train.table.markdown`; long ones scroll under their header."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
-
-    def cell(value: Any) -> str:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return f"<td{' class=number' if number else ''}>{escape(text(value))}</td>"
-
-    body = "\n".join(f"<tr>{''.join(cell(row.get(column)) for column in columns)}</tr>" for row in rows)
+    kinds = {column: _kind([row.get(column) for row in rows]) for column in columns}
+    head = "".join(f"<th{kinds[column]}>{escape(column)}</th>" for column in columns)
+    body = "\n".join(
+        f"<tr>{''.join(f'<td{kinds[column]}>{escape(text(row.get(column)))}</td>' for column in columns)}</tr>"
+        for row in rows
+    )
     return (
         f'<div class="scroll"><table class="values"><thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>'
         "</table></div>"
     )
+
+
+def _kind(column: Sequence[Any]) -> str:
+    """Numbers stand to the right, long texts may be broken."""
+    if all(isinstance(value, int | float | None) for value in column):
+        return ' class="number"'
+    return ' class="long"' if max(len(str(value)) for value in column) > 40 else ""
 
 
 def settings(record: Mapping[str, Any]) -> str:

@@ -42,6 +42,7 @@ def test_command_on_a_run_with_both_sites_shows_its_training(tmp_path, capsys):
     for title in ("Losses", "Streams over training", "Streams through depth"):
         assert f"<h2>{title}</h2>" in report
     assert "Cost of a training step" not in report
+    assert "<dt>streams_every</dt><dd>3</dd>" in report
 
 
 def test_without_a_corpus_a_few_tokens_serve(tiny, tmp_path, capsys):
