@@ -46,7 +46,7 @@ class Flags:
         rates: learning rates tried at the first seed.
         seeds: of the initial parameters and of the order of the data.
         jobs: runs at a time, each a process.
-        train_flags: flags of ``python -m train`` for every run, as one string.
+        train_flags: flags of ``python -m train`` for every run, as in ``--train-flags="--train.steps 500"``.
     """
 
     name: tyro.conf.Positional[str]
@@ -72,8 +72,13 @@ class Job:
 
 
 def row_flags(name: str, row: str, topologies: Sequence[str], flags: Sequence[str]) -> tuple[str, list[str]]:
-    """The configuration's name of a row, and the flags that it needs besides those of all."""
+    """The configuration's name of a row, and the flags that it needs besides those of all.
+
+    Raises:
+        ConfigError: an unknown topology or flag.
+    """
     if row != MATCHED:
+        _resolved(f"{name}@{row}", flags)
         return f"{name}@{row}", []
     base = _resolved(f"{name}@plain", flags)
     others = [row for row in topologies if row != MATCHED]

@@ -51,7 +51,7 @@ _TOPOLOGIES: dict[tuple[Topology, Form], ResidualConfig] = {
     ("mhc", "original"): _ORIGINAL_MHC,
     ("mhc_orthostochastic", "default"): StaticMHCConfig(projection=OrthostochasticConfig()),
     ("mhc_orthostochastic", "original"): _ORIGINAL_MHC.replace(
-        projection=OrthostochasticConfig(schedule="quintic", normalise=False), res_offset=-8.0
+        projection=OrthostochasticConfig(schedule="quintic", normalise=False, start="diagonal"), res_offset=-8.0
     ),
 }
 

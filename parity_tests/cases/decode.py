@@ -19,7 +19,12 @@ PROMPT = 3
 
 
 def cases() -> Iterator[Case]:
-    names = ("baseline, ln, associative", "mhc 2, ln, chunked", "adapters 4, rms")
+    names = (
+        "baseline, ln, associative",
+        "mhc 2, ln, chunked",
+        "adapters 4, rms",
+        "gpt over deepseek_v4, value residual",
+    )
     for system in (SYSTEMS[name] for name in names):
         yield decoding("decode", system.name, system.config, weights(system.config), batch(system.config)["tokens"])
 

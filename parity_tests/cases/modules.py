@@ -1,5 +1,6 @@
 """Parts of a model alone, on inputs of their own: mixers, residual topologies with their adapters, stream ends."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,11 +11,13 @@ import numpy as np
 import torch
 from flax import nnx
 
-from mhc_jax import interop
+from mhc_jax import interop, registry
 from mhc_jax.functional import bind
 from mhc_jax.nn.lm import LM
+from mhc_jax.nn.residual import CopyEndsConfig
+from mhc_jax.nn.residual.base import streams_of
 from parity_tests.cases.ops import draw
-from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny, weights
+from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny, tiny_gpt, weights
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
 from parity_tests.taps import in_dtype, to_module, to_params
@@ -32,9 +35,27 @@ def cases() -> Iterator[Case]:
         yield part(f"diagonal_ssm, {form}, segments", system, tokens | segments, _mixer_jax, _mixer_torch)
     for system in SYSTEMS.values():
         streams = system.config.residual.stream_count
-        state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), WIDTH))
+        state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), system.config.width))
         yield part(f"site of {system.name}", system, state, _site_jax, _site_torch)
-        yield part(f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, WIDTH)), _ends, _ends)
+        yield part(f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, system.config.width)), _ends, _ends)
+    # Float64 alone: the matrix of topologies and mixers has them in float32.
+    for name in registry.names("topology"):
+        system = System(name, tiny_gpt(name))
+        streams = system.config.residual.stream_count
+        state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), system.config.width))
+        case = part(f"site of topology {name}", system, state, _site_jax, _site_torch)
+        yield dataclasses.replace(case, dtypes=("float64",))
+    for name, ends in ENDS.items():
+        system = System(name, tiny_gpt("mhc", ends=ends))
+        inputs = draw(state=(BATCH, TIME, 4, 8), x=(BATCH, TIME, 8))
+        yield part(f"ends: {name}", system, inputs, _ends, _ends)
+
+
+ENDS = {
+    "stream embedding, sum": CopyEndsConfig(stream_embed=True, collapse="sum"),
+    "learned head": CopyEndsConfig(collapse="head"),
+    "attention pool": CopyEndsConfig(collapse="pool"),
+}
 
 
 def part(name: str, system: System, inputs: Arrays, jax_part: Part, torch_part: Part) -> Case:
@@ -100,17 +121,19 @@ def _mixer_torch(model, arrays):
 
 def _site_jax(model, arrays):
     site = _first_layer(model).mixer
-    u, _ = site.residual.pre(arrays["state"])
-    state, _ = site(arrays["state"], lambda x: (site.branch(x), None))
-    return {"u": u, "state": state}
+    before = model.config.residual.begin(arrays["state"])
+    u, _ = site.residual.pre(before)
+    state, _ = site(before, lambda x: (site.branch(x), None))
+    return {"u": u, "state": streams_of(state)}
 
 
 def _site_torch(model, arrays):
     site = model.blocks[0].mixer
-    u, _ = site.residual.pre(arrays["state"])
-    memory = site.branch.init_state(BATCH, TIME)
-    state, _ = site(arrays["state"], lambda x: site.branch(x, memory), tap=no_tap)
-    return {"u": u, "state": state}
+    before = site.residual.begin(arrays["state"])
+    u, _ = site.residual.pre(before)
+    memory = site.branch.init_state(BATCH * site.residual.branches, TIME)
+    state, _ = site(before, lambda x: site.branch(x, memory), tap=no_tap)
+    return {"u": u, "state": streams_of(state)}
 
 
 def _ends(model, arrays):

@@ -6,8 +6,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from mhc_jax.interop.names import torch_shapes
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import mhc_ssm, with_topology
+from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.value_residual import ValueResidualConfig
 
 VOCAB, POSITIONS, WIDTH, LAYERS, BATCH, TIME = 13, 9, 5, 2, 2, 7
 
@@ -25,8 +28,10 @@ class System:
     @property
     def covers(self) -> frozenset[str]:
         """The registered parts of the model."""
-        parts = {"residual": self.config.residual, "mixer": self.config.mixer, "ends": self.config.ends}
-        return frozenset(f"{axis}:{part.kind}" for axis, part in parts.items())
+        config = self.config
+        parts = {"residual": config.residual, "mixer": config.mixer, "ends": config.ends, "channel": config.mlp}
+        parts["projection"] = getattr(config.residual, "projection", None)
+        return frozenset(f"{axis}:{part.kind}" for axis, part in parts.items() if part is not None)
 
 
 def tiny(variant, form, norm, *, streams=4, conv=3, scan="auto", **changes) -> LMConfig:
@@ -41,6 +46,21 @@ def tiny(variant, form, norm, *, streams=4, conv=3, scan="auto", **changes) -> L
     return config
 
 
+def tiny_gpt(topology: str = "plain", *, bias: bool = True, activation="tanh", **changes) -> LMConfig:
+    """Attention of two heads and an MLP, each in a site of its own."""
+    config = LMConfig(
+        vocab_size=VOCAB,
+        max_len=POSITIONS,
+        width=8,
+        layers=LAYERS,
+        norm="ln",
+        norm_bias=bias,
+        mixer=AttentionConfig(heads=2, bias=bias),
+        mlp=GeluMLPConfig(hidden=7, bias=bias, activation=activation),
+    )
+    return with_topology(config, topology).replace(**changes)
+
+
 SYSTEMS = {
     system.name: system
     for system in (
@@ -51,6 +71,15 @@ SYSTEMS = {
         System("mhc 2, ln, chunked", tiny("mhc", "default", "ln", streams=2, conv=1, scan="chunked")),
         System("adapters 2, original, ln", tiny("adapters", "original", "ln", streams=2), 0.1),
         System("adapters 4, rms", tiny("adapters", "default", "rms")),
+        System("gpt", tiny_gpt()),
+        System(
+            "gpt over mhc, constrained value residual",
+            tiny_gpt(
+                "mhc_original", bias=False, activation="erf", value_residual=ValueResidualConfig(constrained=True)
+            ),
+            0.1,
+        ),
+        System("gpt over deepseek_v4, value residual", tiny_gpt("deepseek_v4", value_residual=ValueResidualConfig())),
     )
 }
 

@@ -25,6 +25,7 @@ QUINTIC = {
     "coefficients": [3.0, -3.2, 1.2],
     "eps": 1e-7,
     "normalise": True,
+    "start": "rotation",
 }
 CONFIGS = {
     "sinkhorn": SINKHORN,

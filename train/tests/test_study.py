@@ -37,7 +37,7 @@ def test_bad_rows_and_rates_are_refused_before_any_run(tmp_path):
     with pytest.raises(ConfigError, match="at least one value"):
         study.main(["nanogpt", *out, "--rates"])
     with pytest.raises(ConfigError, match="--train-flags|unrecognized|lrr"):
-        study.main(["nanogpt", *out, "--train-flags", "--optim.lrr 1"])
+        study.main(["nanogpt", *out, "--train-flags=--optim.lrr 1"])
     assert not (tmp_path / "out").exists()
 
 

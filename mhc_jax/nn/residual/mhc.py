@@ -9,7 +9,7 @@ from jax.scipy.special import logit
 
 from mhc_jax.nn.init import Init, zeros
 from mhc_jax.nn.residual.base import Residual, ResidualConfig
-from mhc_jax.nn.taps import no_tap
+from mhc_jax.nn.taps import Tap, no_tap
 from mhc_jax.ops import streams
 from mhc_jax.ops.norm import unit_rms_norm
 
@@ -39,19 +39,27 @@ class StreamsConfig(ResidualConfig):
 class MHC(Residual):
     """State (B, T, N, D): ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
 
-    def coefficients(self, h_BTND: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """H_pre (..., N), H_post (..., N) and H_res (..., N, N) as they act; row i of H_res feeds stream i."""
+    def coefficients(self, h_BTND: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """H_pre (..., N), H_post (..., N) and H_res (..., N, N) as they act; row i of H_res feeds stream i.
+
+        None stands for an H_res that is the identity by construction: nothing is mixed then.
+        """
         raise NotImplementedError
 
     def pre(self, state, *, key=None, tap=no_tap):
         pre_N, post_N, res_NN = self.coefficients(state)
         u_BTD = streams.read(state, tap("h_pre", pre_N))
-        return u_BTD, (tap("h_post", post_N), tap("h_res", res_NN))
+        return u_BTD, (tap("h_post", post_N), tap_mixing(res_NN, tap))
 
     def post(self, state, y, ctx, *, key=None, tap=no_tap):
         post_N, res_NN = ctx
         written = streams.write(y.astype(state.dtype), post_N, per_stream=y.ndim == state.ndim)
-        return streams.mix(state, res_NN) + written
+        return (state if res_NN is None else streams.mix(state, res_NN)) + written
+
+
+def tap_mixing(res_NN: jax.Array | None, tap: Tap) -> jax.Array | None:
+    """H_res through its tap, if there is one."""
+    return None if res_NN is None else tap("h_res", res_NN)
 
 
 class UnitNorm(nnx.Module):

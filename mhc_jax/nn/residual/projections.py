@@ -149,6 +149,9 @@ class OrthostochasticConfig(ProjectionConfig):
         coefficients: (a, b, c) of the quintic.
         eps: added to the norm of the logits.
         normalise: make the sums of rows exact; the original does not.
+        start: near the identity, ``"rotation"`` keeps the entries off the diagonal away from zero, where a square has
+            no gradient and the matrix could never leave; ``"diagonal"`` is the multiple of the identity from which the
+            original starts (with ``res_offset``, which turns it into something else).
     """
 
     schedule: Literal["quintic", "eight"] = "eight"
@@ -156,12 +159,20 @@ class OrthostochasticConfig(ProjectionConfig):
     coefficients: tuple[float, ...] = (3.0, -3.2, 1.2)
     eps: float = 1e-7
     normalise: bool = True
+    start: Literal["rotation", "diagonal"] = "rotation"
 
     def validate(self):
         super().validate()
         self.require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         self.require(len(self.coefficients) == 3, f"coefficients must be three numbers, got {self.coefficients}")
         self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
+
+    def near_identity(self, streams, strength):
+        """For ``"rotation"`` an entry off the diagonal is about ``exp(-strength)`` of one on it."""
+        if self.start == "diagonal":
+            return super().near_identity(streams, strength)
+        upper = jnp.triu(jnp.ones((streams, streams)), 1)
+        return math.exp(strength / 2) * jnp.eye(streams) + upper - upper.T
 
     def project(self, logits, streams):
         quintic = (self.coefficients,) * self.steps

@@ -5,6 +5,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from mhc_jax.nn.residual.dynamic_mhc import DynamicMHC, DynamicMHCConfig
+from mhc_jax.nn.residual.mhc import tap_mixing
 from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops import streams
 from mhc_jax.registry import register
@@ -33,7 +34,7 @@ class SinglePassMHC(DynamicMHC):
     def pre(self, state, *, key=None, tap=no_tap):
         next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
         u_BTD = streams.read(state["streams"], tap("h_pre", state["read"]))
-        return u_BTD, (next_read_BTN, (tap("h_post", post_BTN), tap("h_res", res_BTNN)))
+        return u_BTD, (next_read_BTN, (tap("h_post", post_BTN), tap_mixing(res_BTNN, tap)))
 
     def post(self, state, y, ctx, *, key=None, tap=no_tap):
         next_read_BTN, ctx = ctx

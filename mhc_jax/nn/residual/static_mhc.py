@@ -4,7 +4,6 @@ import dataclasses
 import math
 
 import jax
-import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, normal, zeros
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, StreamsConfig, own_stream
@@ -66,7 +65,7 @@ class StaticMHC(MHC):
         if projection.size(n):
             start = projection.near_identity(n, config.diagonal_bias) + config.res_offset
             self.res_logits = init("res_logits", normal(config.noise, mean=start), *projection.shape(n))
-        if config.identity_mix:
+        if config.identity_mix and projection.size(n):
             odds = config.identity_mix / (1 - config.identity_mix)
             self.mix_logit = init("mix_logit", constant(math.log(odds)))
 
@@ -80,8 +79,9 @@ class StaticMHC(MHC):
 
     def _mixing(self, dtype):
         n, projection = self.config.streams, self.config.projection
-        logits = self.res_logits[...].astype(dtype) if projection.size(n) else jnp.zeros(projection.shape(n), dtype)
-        res_NN = projection.project(logits, n)
+        if not projection.size(n):
+            return None
+        res_NN = projection.project(self.res_logits[...].astype(dtype), n)
         if not self.config.identity_mix:
             return res_NN
         return projections.identity_mix(res_NN, jax.nn.sigmoid(self.mix_logit[...].astype(dtype)))

@@ -39,7 +39,9 @@ class DynamicMHC(MHC):
         rows = torch.tensor(self.sizes[: len(self.alpha)], device=self.alpha.device)
         logits_BTK = flat_weights(h_BTND, self.phi, eps=self.norm_eps) * self.alpha.repeat_interleave(rows) + self.bias
         pre_BTN, post_BTN, res_BTK = logits_BTK.split(self.sizes, -1)
-        res_BTNN = self.projection(res_BTK.reshape(*res_BTK.shape[:-1], *self.projection.shape))
+        res_BTNN = None
+        if res_BTK.shape[-1]:
+            res_BTNN = self.projection(res_BTK.reshape(*res_BTK.shape[:-1], *self.projection.shape))
         return pre_BTN.sigmoid() + self.pre_eps, self.post_gain * post_BTN.sigmoid() + self.post_eps, res_BTNN
 
 

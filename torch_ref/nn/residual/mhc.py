@@ -4,25 +4,34 @@ import torch
 from torch import Tensor
 
 from torch_ref.nn.residual.base import Residual
-from torch_ref.nn.taps import no_tap
+from torch_ref.nn.taps import Tap, no_tap
 from torch_ref.ops import streams
 
 
 class MHC(Residual):
     """``u = sum_j H_pre[j] X_j``; ``X'_i = sum_j H_res[i, j] X_j + H_post[i] y_i``."""
 
-    def coefficients(self, h_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """H_pre (N,), H_post (N,) and H_res (N, N) as they act, or those of every token, (B, T, ...)."""
+    def coefficients(self, h_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """H_pre (N,), H_post (N,) and H_res (N, N) as they act, or those of every token, (B, T, ...).
+
+        H_res is None where the projection has no logits: the identity.
+        """
         raise NotImplementedError
 
     def pre(self, state, *, tap=no_tap):
         pre_N, post_N, res_NN = self.coefficients(state)
         u_BTD = streams.read(state, tap("h_pre", pre_N))
-        return u_BTD, (tap("h_post", post_N), tap("h_res", res_NN))
+        return u_BTD, (tap("h_post", post_N), tap_mixing(res_NN, tap))
 
     def post(self, state, y, ctx, *, tap=no_tap):
         post_N, res_NN = ctx
-        return streams.mix(state, res_NN) + streams.write(y, post_N, per_stream=y.ndim == state.ndim)
+        mixed = state if res_NN is None else streams.mix(state, res_NN)
+        return mixed + streams.write(y, post_N, per_stream=y.ndim == state.ndim)
+
+
+def tap_mixing(res_NN: Tensor | None, tap: Tap) -> Tensor | None:
+    """An identity is not mixed with, and not recorded."""
+    return None if res_NN is None else tap("h_res", res_NN)
 
 
 def leaning_read(streams: int, site: int, lean: float) -> Tensor:

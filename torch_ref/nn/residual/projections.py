@@ -100,6 +100,12 @@ class Orthostochastic(Projection):
         else:
             self.coefficients = projections.SCHEDULE
         self.eps, self.normalise = config.eps, config.normalise
+        self.start = one_of("orthostochastic start", config.start, ("rotation", "diagonal"))
+
+    def near_identity(self, strength):
+        """A diagonal, or what rotates: squared entries off the diagonal are about ``exp(-strength)`` of those on it."""
+        eye, sign = torch.eye(self.streams), torch.ones(self.streams, self.streams).triu(1)
+        return strength * eye if self.start == "diagonal" else math.exp(strength / 2) * eye + sign - sign.T
 
     def __call__(self, logits):
         return projections.orthostochastic(
@@ -215,4 +221,5 @@ class Identity(Projection):
         return torch.zeros(self.shape)
 
     def __call__(self, logits):
-        return torch.eye(self.streams, dtype=logits.dtype, device=logits.device)
+        eye_NN = torch.eye(self.streams, dtype=logits.dtype, device=logits.device)
+        return eye_NN.expand(*logits.shape[:-1], -1, -1)

@@ -2,6 +2,7 @@
 
 from torch_ref.config import register
 from torch_ref.nn.residual.dynamic_mhc import DynamicMHC
+from torch_ref.nn.residual.mhc import tap_mixing
 from torch_ref.nn.taps import no_tap
 from torch_ref.ops import streams
 
@@ -20,7 +21,7 @@ class SinglePassMHC(DynamicMHC):
     def pre(self, state, *, tap=no_tap):
         next_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
         u_BTD = streams.read(state["streams"], tap("h_pre", state["read"]))
-        return u_BTD, (next_BTN, (tap("h_post", post_BTN), tap("h_res", res_BTNN)))
+        return u_BTD, (next_BTN, (tap("h_post", post_BTN), tap_mixing(res_BTNN, tap)))
 
     def post(self, state, y, ctx, *, tap=no_tap):
         next_BTN, ctx = ctx

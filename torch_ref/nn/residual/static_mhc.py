@@ -30,13 +30,15 @@ class StaticMHC(MHC):
         self.res_logits = nn.Parameter(res_logits + config.noise * torch.randn(shape)) if math.prod(shape) else None
         if not 0 <= config.identity_mix < 1:
             raise ValueError(f"static_mhc: identity_mix must be in [0, 1), got {config.identity_mix}")
-        self.mix_logit = nn.Parameter(torch.tensor(config.identity_mix).logit()) if config.identity_mix else None
+        mixed = config.identity_mix and self.res_logits is not None
+        self.mix_logit = nn.Parameter(torch.tensor(config.identity_mix).logit()) if mixed else None
 
     def coefficients(self, state):
         pre_N = self.pre_logits.softmax(0)
         post_N = self.write_gain * self.post_logits.softmax(0)
-        none = self.pre_logits.new_zeros(self.projection.shape)
-        res_NN = self.projection(none if self.res_logits is None else self.res_logits)
+        if self.res_logits is None:
+            return pre_N, post_N, None
+        res_NN = self.projection(self.res_logits)
         if self.mix_logit is not None:
             res_NN = identity_mix(res_NN, self.mix_logit.sigmoid())
         return pre_N, post_N, res_NN
