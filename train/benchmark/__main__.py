@@ -1,4 +1,4 @@
-"""Speed of training, decoding, the recurrence and compilation: ``python -m train.benchmark NAME --what train``."""
+"""Speed of training, decoding, the recurrence, compilation and topologies: ``python -m train.benchmark NAME``."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.nn.lm import LMConfig
 from train import cli
-from train.benchmark import cases, report
+from train.benchmark import cases, report, topologies, traffic
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from train.data import check_ids, load_corpus
 from train.evaluate import evaluate_split
@@ -25,21 +25,25 @@ from train.prepare import resolve
 from train.restore import load_run
 from train.table import markdown
 
-What = Literal["train", "decode", "scan", "compile"]
+What = Literal["train", "decode", "scan", "compile", "topologies", "traffic"]
+WITH_TORCH = ("train", "decode", "scan")
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Time JAX beside PyTorch, in turns, each in a process of its own.
+    """Time JAX beside PyTorch, in turns, each in a process of its own; or residual topologies beside the plain one.
 
     Attributes:
         name: configuration; python -m train lists them.
-        what: whole training steps, greedy decoding, the diagonal recurrence, or compilation by depth.
+        what: whole training steps, greedy decoding, the diagonal recurrence, or compilation by depth; training steps of
+            the model over each topology, in turns in one process; or what each topology moves through memory.
         rounds: turns of every contender.
         calls: timed calls in a turn.
         batch_sizes: of training and decoding.
         times: sequence lengths of the recurrence (batch 16, width 512).
         depths: layers for compilation.
+        topologies: for topologies and traffic; none for all.
+        streams: numbers of streams of every topology that has the choice.
         checkpoint: run directory or exported folder to take model and weights from; empty for random weights.
         ppl: evaluate the weights on the validation split after timing.
         torch: time PyTorch too.
@@ -55,6 +59,8 @@ class Flags:
     batch_sizes: tuple[int, ...] = (2, 8)
     times: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     depths: tuple[int, ...] = (2, 4, 8, 16)
+    topologies: tuple[str, ...] = ()
+    streams: tuple[int, ...] = (1, 2, 4, 8)
     checkpoint: str = ""
     ppl: bool = False
     torch: bool = True
@@ -76,10 +82,8 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
     for field in ("rounds", "calls"):
         if getattr(flags, field) < 1:
             raise ConfigError(f"{field} must be at least 1, got {getattr(flags, field)}")
-    if flags.torch and not shutil.which(flags.torch_python):
-        raise ConfigError(f"--torch-python {flags.torch_python}: no such program")
-    if flags.torch and flags.torch_python == sys.executable and importlib.util.find_spec("torch") is None:
-        raise ConfigError("PyTorch is not installed: pip install 'mhc-jax[test]', or time JAX alone with --torch False")
+    if flags.torch and flags.what in WITH_TORCH:
+        _check_torch(flags.torch_python)
     model, params = flags.model, None
     if flags.checkpoint:
         if model != configs.load(flags.name).model:
@@ -87,6 +91,13 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
         run, params = load_run(flags.checkpoint)
         model = run.model
     return flags, resolve(RunConfig(flags.name, "", model, flags.data, flags.optim, flags.train)), params
+
+
+def _check_torch(python: str) -> None:
+    if not shutil.which(python):
+        raise ConfigError(f"--torch-python {python}: no such program")
+    if python == sys.executable and importlib.util.find_spec("torch") is None:
+        raise ConfigError("PyTorch is not installed: pip install 'mhc-jax[test]', or time JAX alone with --torch False")
 
 
 def _defaults(name: str) -> Flags:
@@ -101,6 +112,10 @@ def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Tab
         return cases.scan(plan, flags.times, batch=16, width=512, chunk=16)
     if flags.what == "compile":
         return cases.compilation(config, plan, flags.depths)
+    if flags.what == "topologies":
+        return topologies.table(config, flags.topologies, flags.streams, rounds=flags.rounds, calls=flags.calls)
+    if flags.what == "traffic":
+        return traffic.table(config, flags.topologies, flags.streams)
     if params is None:
         params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
     with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,16 @@ from mhc_jax.ops.diag_ssm import diag_ssm
 from train.benchmark.worker import Spec, Step, serve
 from train.config import RunConfig
 from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step
+from train.step import Batch, init_state, make_train_step
 
 TOTAL_STEPS = 1_000_000  # of the schedule; never reached
+
+
+def random_batch(config: RunConfig) -> Batch:
+    """One batch of random tokens, always the same."""
+    shape = (config.data.batch_size, config.data.seq_len + 1)
+    tokens = jax.random.randint(jax.random.key(0), shape, 0, config.model.vocab_size, jnp.int32)
+    return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
 def train(spec: Spec) -> Step:
@@ -20,9 +27,7 @@ def train(spec: Spec) -> Step:
     config = RunConfig.from_dict(spec["config"])
     optimizer = make_optimizer(config.optim, TOTAL_STEPS)
     state = dataclasses.replace(init_state(config, optimizer), params=mhc_jax.load(spec["weights"])[1])
-    shape = (config.data.batch_size, config.data.seq_len + 1)
-    tokens = jax.random.randint(jax.random.key(0), shape, 0, config.model.vocab_size, jnp.int32)
-    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    batch = random_batch(config)
     train_step = jax.jit(make_train_step(config, optimizer), donate_argnums=0)
 
     def step():

@@ -1,0 +1,151 @@
+"""What a compiled program moves through memory, read from its text.
+
+XLA's own "bytes accessed" counts the body of a loop once, however often it runs, and some backends do not give it
+at all. Here, as there, every kernel reads its operands and writes its results once, of an operand that it only
+slices no more than the slices; what stays inside a kernel costs nothing.
+"""
+
+import dataclasses
+import math
+import re
+from typing import Self
+
+_BITS = re.compile(r"\d+")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
+_HEADER = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
+_INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z\d-]*)\((.*)$")
+_CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
+# No kernels: names for what is there already, or parts of a kernel that is counted elsewhere.
+_FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
+_ASYNC_ENDS = ("-done", "-update")
+_SLICES = {"slice", "dynamic-slice", "gather"}
+_CONTROL = {"while", "call", "conditional"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Bytes read and written, and kernels started."""
+
+    bytes: int = 0
+    kernels: int = 0
+
+    def __add__(self, other: Self) -> "Cost":
+        return Cost(self.bytes + other.bytes, self.kernels + other.kernels)
+
+    def __mul__(self, times: int) -> "Cost":
+        return Cost(self.bytes * times, self.kernels * times)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    size: int
+    op: str
+    operands: tuple[str, ...]
+    rest: str
+
+    @property
+    def called(self) -> list[str]:
+        """Names of the computations it runs."""
+        return _CALLED.findall(self.rest)
+
+
+_Program = dict[str, dict[str, _Instruction]]
+
+
+def cost(text: str) -> Cost:
+    """Cost of one run of the program ``compiled.as_text()``."""
+    program, entry = _parse(text)
+    return _computation(program, entry)
+
+
+def _parse(text: str) -> tuple[_Program, str]:
+    """Computations by name, each its instructions by name in order; and the name of the one that is the program."""
+    program: _Program = {}
+    entry = current = ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            current = header[2]
+            program[current] = {}
+            entry = current if header[1] else entry
+        elif current and (found := _INSTRUCTION.match(line)):
+            name, shape, op, rest = found.groups()
+            operands = tuple(re.findall(r"%([\w.-]+)", rest[: _closing(rest)]))
+            program[current][name] = _Instruction(name, _size(shape), op, operands, rest)
+    return program, entry
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis closes that was open before ``text``."""
+    depth = 1
+    for index, character in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0:
+            return index
+    return len(text)
+
+
+def _size(shape: str) -> int:
+    """Bytes of an array or a tuple of arrays."""
+
+    def array(dtype: str, dimensions: str) -> int:
+        bits = 8 if dtype == "pred" else int(_BITS.findall(dtype)[0])
+        return math.ceil(bits * math.prod(int(d) for d in dimensions.split(",") if d) / 8)
+
+    return sum(array(*found) for found in _ARRAY.findall(shape))
+
+
+def _computation(program: _Program, name: str) -> Cost:
+    return sum((_instruction(program, name, each) for each in program[name].values()), Cost())
+
+
+def _instruction(program: _Program, computation: str, each: _Instruction) -> Cost:
+    if each.op in _FREE or each.op.endswith(_ASYNC_ENDS):
+        return Cost()
+    if each.op in _CONTROL:
+        trips = _TRIPS.search(each.rest) if each.op == "while" else None
+        return sum((_computation(program, name) for name in each.called), Cost()) * (int(trips[1]) if trips else 1)
+    sizes = {name: instruction.size for name, instruction in program[computation].items()}
+    fused = program[each.called[0]] if each.op == "fusion" else _alone(each, sizes)
+    read = sum(_read(fused, index, sizes.get(name, 0)) for index, name in enumerate(each.operands))
+    return Cost(read + _written(fused, each.size), 1)
+
+
+def _alone(each: _Instruction, sizes: dict[str, int]) -> dict[str, _Instruction]:
+    """An instruction that is a kernel by itself, as the fusion of itself alone."""
+    parameters = [
+        _Instruction(f"operand {index}", sizes.get(name, 0), "parameter", (), f"{index})")
+        for index, name in enumerate(each.operands)
+    ]
+    names = tuple(parameter.name for parameter in parameters)
+    return {one.name: one for one in (*parameters, dataclasses.replace(each, operands=names))}
+
+
+def _read(fused: dict[str, _Instruction], index: int, size: int) -> int:
+    """Bytes that a fusion reads of its parameter ``index``: all, or the slices if it takes nothing else."""
+    views = {each.name for each in fused.values() if each.op == "parameter" and each.rest.startswith(f"{index})")}
+    read = 0
+    for each in fused.values():
+        if not views.intersection(each.operands):
+            continue
+        if each.op == "bitcast":
+            views.add(each.name)
+        elif each.op in _SLICES and each.operands[0] in views:
+            read += each.size
+        elif not (_in_place(each) and each.operands[0] in views):
+            return size
+    return min(read, size)
+
+
+def _written(fused: dict[str, _Instruction], size: int) -> int:
+    """Bytes that a fusion writes: its result, or of one that updates an array in place the update."""
+    last = list(fused.values())[-1]
+    while last.op == "bitcast" and last.operands[0] in fused:
+        last = fused[last.operands[0]]
+    return fused[last.operands[1]].size if _in_place(last) and last.operands[1] in fused else size
+
+
+def _in_place(each: _Instruction) -> bool:
+    return each.op == "dynamic-update-slice"

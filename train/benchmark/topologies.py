@@ -1,0 +1,159 @@
+"""What a training step costs over each residual topology, beside the plain residual."""
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Sequence
+
+import jax
+
+from mhc_jax import registry
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_shapes
+from mhc_jax.models.topologies import AXIS, topology, with_topology
+from mhc_jax.nn.lm import LMConfig
+from train.benchmark.cases import Row, Table
+from train.benchmark.jax_worker import TOTAL_STEPS, random_batch
+from train.benchmark.turns import compare, take_turns
+from train.benchmark.worker import Step
+from train.config import RunConfig
+from train.metrics import PEAK_FLOPS, flops_per_token
+from train.optimizer import make_optimizer
+from train.step import init_state, make_train_step
+
+PLAIN = "plain"
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A model over one topology.
+
+    Attributes:
+        topology: its name.
+        streams: how many; None if the topology leaves no choice.
+        model: the whole model.
+    """
+
+    topology: str
+    streams: int | None
+    model: LMConfig
+
+
+def variants(model: LMConfig, names: Sequence[str], counts: Sequence[int]) -> tuple[list[Variant], list[str]]:
+    """The model over every topology but the plain one, with every number of streams, and notes on what cannot be.
+
+    Args:
+        model: whatever its own topology is.
+        names: registered topologies; none for all.
+        counts: numbers of streams. A topology without that choice appears once.
+
+    Raises:
+        ConfigError: an unknown topology.
+    """
+    found, notes = [], []
+    for name in names or registry.names(AXIS):
+        choice = counts if hasattr(topology(name).residual, "streams") else (None,)
+        for streams in () if name == PLAIN else choice:
+            try:
+                variant = Variant(name, streams, with_topology(model, name, streams=streams))
+                param_shapes(variant.model)
+                found.append(variant)
+            except ConfigError as fault:
+                notes.append(f"{name} with {streams} streams is left out: {fault}.")
+    return found, notes
+
+
+@dataclasses.dataclass(frozen=True)
+class _Trainer:
+    """A compiled training step that goes on from where it stopped.
+
+    Attributes:
+        facts: columns of its row that need no clock but the compiler's.
+    """
+
+    step: Step
+    facts: Row
+
+
+def _trainer(config: RunConfig) -> _Trainer:
+    """Whole optimizer steps on one fixed random batch. The state is donated: there is one copy of it."""
+    optimizer = make_optimizer(config.optim, TOTAL_STEPS)
+    state, batch = init_state(config, optimizer), random_batch(config)
+    start = time.perf_counter()
+    compiled = jax.jit(make_train_step(config, optimizer), donate_argnums=0).lower(state, batch).compile()
+    compile_s = time.perf_counter() - start
+
+    def step():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready((state, metrics))
+
+    memory = compiled.memory_analysis()
+    return _Trainer(
+        step,
+        {
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+            "temporary MiB": memory and memory.temp_size_in_bytes / 2**20,
+            "compile s": compile_s,
+        },
+    )
+
+
+def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rounds: int, calls: int) -> Table:
+    """Training steps of every topology: ratio to the plain residual, which takes turns with it.
+
+    Each topology's numbers of streams take turns with the plain residual and with the plain residual once more, whose
+    ratio to itself shows how far noise alone goes.
+
+    Args:
+        config: the run whose model is put over each topology.
+        names, counts: see :func:`variants`.
+        rounds, calls: see :func:`train.benchmark.turns.take_turns`.
+    """
+    found, notes = variants(config.model, names, counts)
+    plain_config = config.replace(model=with_topology(config.model, PLAIN))
+    plain = _trainer(plain_config)
+    rows, first, second = [], [], []
+    for name, group in itertools.groupby(found, key=lambda variant: variant.topology):
+        configs = {str(variant.streams): config.replace(model=variant.model) for variant in group}
+        trainers = {streams: _trainer(changed) for streams, changed in configs.items()}
+        steps = {streams: trainer.step for streams, trainer in trainers.items()}
+        seconds = take_turns({"first": plain.step, **steps, "second": plain.step}, rounds=rounds, calls=calls)
+        first += seconds["first"]
+        second += seconds["second"]
+        for streams, changed in configs.items():
+            timing = compare(seconds[streams], seconds["first"])
+            rows.append(_row(name, changed, timing, trainers[streams].facts))
+    if not rows:
+        seconds = take_turns({"first": plain.step, "second": plain.step}, rounds=rounds, calls=calls)
+        first, second = seconds["first"], seconds["second"]
+    plain_rows = [
+        _row(name, plain_config, compare(timed, first), plain.facts)
+        for name, timed in ((PLAIN, first), ("plain again", second))
+    ]
+    return plain_rows + rows, [*_notes(plain_config), *notes]
+
+
+def _row(name: str, config: RunConfig, timing: dict[str, float], facts: Row) -> Row:
+    tokens_per_s = config.data.batch_size * config.data.seq_len / (1e-3 * timing["ms"])
+    peak = _peak_flops()
+    mfu = {"mfu": flops_per_token(config.model) * tokens_per_s / peak} if peak else {}
+    count = config.model.residual.stream_count
+    return {"topology": name, "n": count, **timing, "tokens/s": tokens_per_s, **mfu, **facts}
+
+
+def _peak_flops() -> float | None:
+    kind = jax.devices()[0].device_kind
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
+
+
+def _notes(config: RunConfig) -> list[str]:
+    model, data = config.model, config.data
+    return [
+        f"Whole optimizer steps on {jax.devices()[0].device_kind}: {model.layers} layers of width {model.width}, "
+        f"{data.batch_size} sequences of {data.seq_len} tokens, vocabulary {model.vocab_size}, "
+        f"{model.execution.policy}, layers {model.execution.layers}, remat {model.execution.remat}.",
+        "ms: median of all calls. plain ms: of the plain residual in the same turns. ratio: of these two; then its "
+        "quartiles over rounds; least ratio: of the quickest calls. plain again: the plain step as a contender of "
+        "itself, which shows the noise.",
+    ]

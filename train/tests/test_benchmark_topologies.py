@@ -1,0 +1,140 @@
+"""Training steps and memory traffic of residual topologies, beside the plain residual."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mhc_jax import registry
+from mhc_jax.config import ConfigError
+from mhc_jax.models import mhc_ssm
+from mhc_jax.models.topologies import with_topology
+from train.benchmark import __main__ as benchmark
+from train.benchmark import hlo, topologies, traffic
+from train.benchmark.turns import compare, take_turns
+from train.config import RunConfig
+from train.tests.tiny import tiny_config
+
+MODEL = mhc_ssm("baseline", vocab_size=257, max_len=16, width=8, layers=2)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> RunConfig:
+    config = tiny_config(tmp_path_factory.mktemp("tiny"))
+    return config.replace(model=MODEL, data=config.data.replace(batch_size=2))
+
+
+def test_turns_alternate_back_and_forth_after_a_warm_up():
+    order = []
+    seconds = take_turns({name: lambda name=name: order.append(name) for name in "abc"}, rounds=2, calls=2)
+    assert "".join(order) == "abc" + "aabbcc" + "ccbbaa"
+    assert {name: np.shape(rounds) for name, rounds in seconds.items()} == dict.fromkeys("abc", (2, 2))
+
+
+def test_comparison_is_of_medians_and_of_single_rounds():
+    found = compare([[2.0], [9.0], [6.0]], [[1.0], [3.0], [4.0]])
+    assert (found["ms"], found["plain ms"], found["ratio"]) == (6000, 3000, 2)
+    assert (found["ratio 25%"], found["ratio 75%"]) == (1.75, 2.5)
+    assert found["least ratio"] == 2
+
+
+def test_variants_are_all_topologies_and_every_possible_number_of_streams():
+    found, notes = topologies.variants(MODEL, (), (1, 3))
+    assert {variant.topology for variant in found} == set(registry.names("topology")) - {"plain"}
+    counts = {name: [v.streams for v in found if v.topology == name] for name in ("mhc", "kromhc", "value_residual")}
+    assert counts == {"mhc": [1, 3], "kromhc": [1], "value_residual": [None]}
+    assert ["kromhc with 3 streams is left out" in note for note in notes if "kromhc" in note] == [True]
+    with pytest.raises(ConfigError, match="did you mean 'mhc'"):
+        topologies.variants(MODEL, ("mch",), (1,))
+
+
+def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
+    rows, notes = topologies.table(run, ("mhc", "kromhc", "plain", "frac"), (2, 3), rounds=2, calls=1)
+    assert [(row["topology"], row["n"]) for row in rows] == [
+        ("plain", None),
+        ("plain again", None),
+        ("mhc", 2),
+        ("mhc", 3),
+        ("kromhc", 2),
+        ("frac", None),
+    ]
+    assert rows[0]["ratio"] == 1
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["ms"] / row["plain ms"])
+        assert row["tokens/s"] == pytest.approx(2 * 16 / (1e-3 * row["ms"]))
+        assert row["compile s"] > 0
+        assert "mfu" not in row, "nobody knows the peak of this processor"
+    assert rows[2]["parameters"] == rows[0]["parameters"] + 2 * (2 + 2 + 4)
+    assert any("kromhc with 3 streams" in note for note in notes)
+
+
+def test_mfu_where_the_peak_is_known(run, monkeypatch):
+    monkeypatch.setattr(topologies, "PEAK_FLOPS", {jax.devices()[0].device_kind: 1e9})
+    rows, _ = topologies.table(run, ("plain",), (), rounds=1, calls=1)
+    expected = topologies.flops_per_token(with_topology(MODEL, "plain")) * rows[0]["tokens/s"] / 1e9
+    assert rows[0]["mfu"] == pytest.approx(expected)
+
+
+def test_floors_are_those_of_the_published_counts():
+    assert traffic.floors(4) == {"floor": 17, "two kernels": 37, "naive": 94}
+    assert traffic.floors(1)["floor"] == 0, "one stream is the plain residual"
+    # Table 2 of the mHC paper: 21 C + 13 C and twice n^2 + 2n against 3 C.
+    assert traffic.paper_forward(4, 48) == pytest.approx(34 - 3 + 2 * 24 / 48)
+
+
+def test_traffic_of_more_streams_is_more(run, monkeypatch):
+    monkeypatch.setattr(traffic, "SHALLOW", 1)
+    monkeypatch.setattr(traffic, "DEEP", 2)
+    rows, notes = traffic.table(run, ("mhc", "kromhc"), (2, 3))
+    assert [(row["topology"], row["n"]) for row in rows] == [
+        ("plain, all of it", None),
+        ("mhc", 2),
+        ("mhc", 3),
+        ("kromhc", 2),
+    ]
+    _, two, three, _ = rows
+    assert 0 < two["forward"] < three["forward"]
+    assert two["both"] < three["both"]
+    assert two["floor"] < two["both"]
+    assert two["over floor"] == pytest.approx(two["both"] / 7)
+    assert two["both"] > two["both (XLA)"], "Sinkhorn's loop runs more than once"
+    assert any("kromhc with 3 streams" in note for note in notes)
+
+
+def compiled(function, *shapes):
+    return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
+
+
+def test_bytes_are_xlas_own_where_nothing_loops(run):
+    model = with_topology(MODEL, "hc").replace(execution=MODEL.execution.replace(layers="unroll"))
+    program = traffic._compiled(run, model, backward=True)
+    assert hlo.cost(program.as_text()).bytes == pytest.approx(program.cost_analysis()["bytes accessed"], rel=0.02)
+
+
+def test_bytes_of_kernels_loops_slices_and_updates():
+    n = 4 * 256 * 256
+    chain = compiled(lambda x, y: jnp.sin(x) * y + 1, (256, 256), (256, 256))
+    assert hlo.cost(chain.as_text()) == hlo.Cost(3 * n, 1)
+
+    def loop(length):
+        def repeat(x):
+            return jax.lax.scan(lambda x, _: (jnp.sin(x) @ x, None), x, None, length=length)[0]
+
+        return hlo.cost(compiled(repeat, (256, 256)).as_text())
+
+    each = (loop(20).bytes - loop(10).bytes) / 10
+    assert each == (loop(40).bytes - loop(20).bytes) / 20
+    assert 5 * n <= each < 8 * n, "sine 2, product 3, and perhaps a copy"
+    part = compiled(lambda x: jnp.sin(jax.lax.dynamic_slice(x, (3, 0), (16, 256))), (256, 256))
+    assert hlo.cost(part.as_text()).bytes == pytest.approx(2 * n / 16, rel=0.01)
+
+
+def test_command_writes_its_table(run, tmp_path, capsys):
+    argv = ["quickstart", "--what", "traffic", "--topologies", "ihc", "--streams", "2", "--out", str(tmp_path)]
+    argv += ["--model.width", "8", "--model.layers", "2", "--data.seq-len", "16", "--data.batch-size", "2"]
+    benchmark.main(argv)
+    assert (tmp_path / "traffic-quickstart.md").read_text() in capsys.readouterr().out
+    found = json.loads((tmp_path / "traffic-quickstart.json").read_text())
+    assert [row["topology"] for row in found["rows"]] == ["plain, all of it", "ihc"]
