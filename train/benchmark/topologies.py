@@ -76,7 +76,7 @@ class _Trainer:
 
 
 def _trainer(config: RunConfig) -> _Trainer:
-    """Whole optimizer steps on one fixed random batch. The state is donated: there is one copy of it."""
+    """Whole optimizer steps on one fixed random batch, the first one done. The state is donated, so it exists once."""
     optimizer = make_optimizer(config.optim, TOTAL_STEPS)
     state, batch = init_state(config, optimizer), random_batch(config)
     start = time.perf_counter()
@@ -88,6 +88,7 @@ def _trainer(config: RunConfig) -> _Trainer:
         state, metrics = compiled(state, batch)
         jax.block_until_ready((state, metrics))
 
+    step()
     memory = compiled.memory_analysis()
     return _Trainer(
         step,
@@ -97,6 +98,19 @@ def _trainer(config: RunConfig) -> _Trainer:
             "compile s": compile_s,
         },
     )
+
+
+def _trainers(config: RunConfig, group: Sequence[Variant]) -> tuple[dict[Variant, _Trainer], list[str]]:
+    """The steps of those variants that fit into memory, and notes on the others."""
+    trainers, notes = {}, []
+    for variant in group:
+        try:
+            trainers[variant] = _trainer(config.replace(model=variant.model))
+        except jax.errors.JaxRuntimeError as fault:
+            if "RESOURCE_EXHAUSTED" not in str(fault):
+                raise
+            notes.append(f"{variant.topology} with {variant.streams} streams is left out: out of memory.")
+    return trainers, notes
 
 
 def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rounds: int, calls: int) -> Table:
@@ -113,23 +127,21 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
     found, notes = variants(config.model, names, counts)
     plain_config = config.replace(model=with_topology(config.model, PLAIN))
     plain = _trainer(plain_config)
-    rows, first, second = [], [], []
-    for name, group in itertools.groupby(found, key=lambda variant: variant.topology):
-        configs = {str(variant.streams): config.replace(model=variant.model) for variant in group}
-        trainers = {streams: _trainer(changed) for streams, changed in configs.items()}
-        steps = {streams: trainer.step for streams, trainer in trainers.items()}
-        seconds = take_turns({"first": plain.step, **steps, "second": plain.step}, rounds=rounds, calls=calls)
-        first += seconds["first"]
-        second += seconds["second"]
-        for streams, changed in configs.items():
-            timing = compare(seconds[streams], seconds["first"])
-            rows.append(_row(name, changed, timing, trainers[streams].facts))
-    if not rows:
-        seconds = take_turns({"first": plain.step, "second": plain.step}, rounds=rounds, calls=calls)
-        first, second = seconds["first"], seconds["second"]
+    rows, first, again = [], [], []
+    groups = [list(group) for _, group in itertools.groupby(found, key=lambda variant: variant.topology)]
+    for group in groups or [[]]:
+        trainers, missing = _trainers(config, group)
+        notes += missing
+        steps = {"plain": plain.step, **{str(v.streams): trainer.step for v, trainer in trainers.items()}}
+        seconds = take_turns({**steps, "again": plain.step}, rounds=rounds, calls=calls)
+        first += seconds["plain"]
+        again += seconds["again"]
+        for variant, trainer in trainers.items():
+            timing = compare(seconds[str(variant.streams)], seconds["plain"])
+            rows.append(_row(variant.topology, config.replace(model=variant.model), timing, trainer.facts))
     plain_rows = [
         _row(name, plain_config, compare(timed, first), plain.facts)
-        for name, timed in ((PLAIN, first), ("plain again", second))
+        for name, timed in ((PLAIN, first), ("plain again", again))
     ]
     return plain_rows + rows, [*_notes(plain_config), *notes]
 

@@ -11,17 +11,15 @@ Rounds = list[list[float]]
 
 
 def take_turns(steps: Mapping[str, Step], *, rounds: int, calls: int) -> dict[str, Rounds]:
-    """Seconds of every call, by contender and round, after one call of each that does not count.
+    """Seconds of every call, by contender and round.
 
     Every other round runs backwards, so that what changes steadily on the machine favours nobody.
 
     Args:
-        steps: each returns when its result is ready.
+        steps: each returns when its result is ready; they have run before, so that nothing is done for the first time.
         rounds: turns of every contender.
         calls: timed calls in a turn.
     """
-    for step in steps.values():
-        step()
     seconds: dict[str, Rounds] = {name: [] for name in steps}
     for index in range(rounds):
         for name in list(steps)[:: -1 if index % 2 else 1]:

@@ -26,10 +26,10 @@ def run(tmp_path_factory) -> RunConfig:
     return config.replace(model=MODEL, data=config.data.replace(batch_size=2))
 
 
-def test_turns_alternate_back_and_forth_after_a_warm_up():
+def test_turns_alternate_back_and_forth():
     order = []
     seconds = take_turns({name: lambda name=name: order.append(name) for name in "abc"}, rounds=2, calls=2)
-    assert "".join(order) == "abc" + "aabbcc" + "ccbbaa"
+    assert "".join(order) == "aabbcc" + "ccbbaa"
     assert {name: np.shape(rounds) for name, rounds in seconds.items()} == dict.fromkeys("abc", (2, 2))
 
 
@@ -68,6 +68,20 @@ def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
         assert "mfu" not in row, "nobody knows the peak of this processor"
     assert rows[2]["parameters"] == rows[0]["parameters"] + 2 * (2 + 2 + 4)
     assert any("kromhc with 3 streams" in note for note in notes)
+
+
+def test_what_does_not_fit_into_memory_is_a_note(run, monkeypatch):
+    original = topologies._trainer
+
+    def trainer(config):
+        if config.model.residual.stream_count == 8:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+        return original(config)
+
+    monkeypatch.setattr(topologies, "_trainer", trainer)
+    rows, notes = topologies.table(run, ("ihc",), (2, 8), rounds=1, calls=1)
+    assert [(row["topology"], row["n"]) for row in rows] == [("plain", None), ("plain again", None), ("ihc", 2)]
+    assert "ihc with 8 streams is left out: out of memory." in notes
 
 
 def test_mfu_where_the_peak_is_known(run, monkeypatch):
