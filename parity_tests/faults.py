@@ -2,16 +2,14 @@
 
 import types
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from parity_tests.mutations import Mutation
+from parity_tests import mixing_faults
+from parity_tests.mutations import Mutation, Replace, argument, op, options
 from train.config import OptimConfig
-
-Replace = Callable[[Any], Any]
 
 MHC, ADAPTERS, REPAIRED, BASELINE = (
     "mhc 4, original, rms",
@@ -23,42 +21,37 @@ MHC, ADAPTERS, REPAIRED, BASELINE = (
 
 def mutations() -> list[Mutation]:
     """All of them."""
-    return [*_norms(), *_sinkhorn(), *_sequence(), *_streams(), *_models(), *_decoding(), *_training()]
-
-
-def _op(fault: str, path: str, replace: Replace, what: str = "") -> Mutation:
-    """A fault in ``ops.<path>``, seen by a case of that op."""
-    module, name = path.split(".")
-    return Mutation(fault, f"mhc_jax.ops.{module}:{name}", replace, "ops", f"{path} {what}".strip())
+    own = (_norms, _sinkhorn, _sequence, _streams, _models, _decoding, _training)
+    return [mutation for group in (*own, mixing_faults.mutations) for mutation in group()]
 
 
 def _norms():
-    yield _op("RMSNorm with epsilon 1e-5", "norm.rms_norm", _options(eps=1e-5))
-    yield _op("LayerNorm with epsilon 1e-6", "norm.layer_norm", _options(eps=1e-6))
-    yield _op("LayerNorm without bias", "norm.layer_norm", _argument("bias_D", jnp.zeros_like))
+    yield op("RMSNorm with epsilon 1e-5", "norm.rms_norm", options(eps=1e-5))
+    yield op("LayerNorm with epsilon 1e-6", "norm.layer_norm", options(eps=1e-6))
+    yield op("LayerNorm without bias", "norm.layer_norm", argument("bias_D", jnp.zeros_like))
 
 
 def _sinkhorn():
     plain, log = "sinkhorn.sinkhorn_rows_then_columns", "sinkhorn.log_sinkhorn"
-    yield _op("Sinkhorn columns before rows", plain, _columns_then_rows, "of 2")
-    yield _op("Sinkhorn without epsilon", plain, _options(eps=0.0), "of 2")
-    yield _op("Sinkhorn one iteration short", log, _options(iters=1), "of 2")
-    yield _op("Sinkhorn ignores its temperature", log, _options(temperature=1.0), "of 8, cold")
-    yield _op("no gradient through Sinkhorn", log, _argument("logits_NN", jax.lax.stop_gradient), "of 1")
+    yield op("Sinkhorn columns before rows", plain, _columns_then_rows, "of 2")
+    yield op("Sinkhorn without epsilon", plain, options(eps=0.0), "of 2")
+    yield op("Sinkhorn one iteration short", log, options(iters=1), "of 2")
+    yield op("Sinkhorn ignores its temperature", log, options(temperature=1.0), "of 8, cold")
+    yield op("no gradient through Sinkhorn", log, argument("logits_NN", jax.lax.stop_gradient), "of 1")
 
 
 def _sequence():
     conv, mixer = "conv.causal_depthwise_conv", "mhc_jax.nn.mixers.diagonal_ssm:"
-    yield _op("convolution flipped", conv, _argument("filter_KD", lambda taps: taps[::-1]), "of 3")
-    yield _op("convolution without bias", conv, _argument("bias_D", jnp.zeros_like), "of 3")
-    yield _op("convolution ignores segments", conv, _options(segment_ids=None), "in segments")
+    yield op("convolution flipped", conv, argument("filter_KD", lambda taps: taps[::-1]), "of 3")
+    yield op("convolution without bias", conv, argument("bias_D", jnp.zeros_like), "of 3")
+    yield op("convolution ignores segments", conv, options(segment_ids=None), "in segments")
     yield Mutation("convolution one token late", f"{mixer}causal_depthwise_conv", _late_conv, "models", BASELINE)
-    skipless = _argument("d_D", jnp.zeros_like)
+    skipless = argument("d_D", jnp.zeros_like)
     yield Mutation(
         "pole not clipped", "mhc_jax.ops.diag_ssm:pole", lambda _: jax.nn.sigmoid, "ops", "diag_ssm.diag_ssm"
     )
-    yield _op("recurrence without skip", "diag_ssm.diag_ssm", skipless)
-    yield _op("recurrence forgets its state", "diag_scan.diagonal_scan", _options(s0_BD=None), "chunked, varying")
+    yield op("recurrence without skip", "diag_ssm.diag_ssm", skipless)
+    yield op("recurrence forgets its state", "diag_scan.diagonal_scan", options(s0_BD=None), "chunked, varying")
     silu, identity = _activation(jax.nn.silu, jax.nn.silu), _activation(jax.nn.sigmoid, lambda x: x)
     yield Mutation("gate SiLU instead of sigmoid", f"{mixer}jax", silu, "models", BASELINE)
     yield Mutation("no activation after the convolution", f"{mixer}jax", identity, "models", BASELINE)
@@ -82,13 +75,13 @@ def _streams():
     yield site("adapter gains swapped", gains, _swapped_gammas, ADAPTERS)
     yield ends("streams cut interleaved", "ops.streams:split_streams", _interleaved)
     yield ends("collapse by the plain mean", "nn.residual.dense_ends:DenseEnds.collapse", _plain_mean)
-    yield _op("diversity over off-diagonals only", "streams.diversity", _off_diagonal_diversity)
+    yield op("diversity over off-diagonals only", "streams.diversity", _off_diagonal_diversity)
 
 
 def _models():
     yield Mutation("positions off by one", "mhc_jax.nn.lm:LM._embed", _late_positions, "models", REPAIRED)
     yield Mutation("branch reads without its norm", "mhc_jax.nn.block:Site._normalise", _unchanged, "models", REPAIRED)
-    yield _op("loss ignores the mask", "loss.cross_entropy", _unmasked_loss)
+    yield op("loss ignores the mask", "loss.cross_entropy", _unmasked_loss)
 
 
 def _decoding():
@@ -110,16 +103,6 @@ def _training():
     yield adamw("weight decay on matrices only", _config(lambda c: c.replace(decay="matrices")))
     yield adamw("clipping without 1e-6", lambda _: optax.clip_by_global_norm, "clip_by_global_norm")
     yield adamw("warm-up one step late", _late_schedule, "schedule", "default")
-
-
-def _options(**fixed: Any) -> Replace:
-    """The same function with some keyword arguments overridden."""
-    return lambda healthy: lambda *args, **options: healthy(*args, **(options | fixed))
-
-
-def _argument(name: str, change: Callable[[jax.Array], Any]) -> Replace:
-    """The same function with one keyword argument changed."""
-    return lambda healthy: lambda **arrays: healthy(**(arrays | {name: change(arrays[name])}))
 
 
 def _config(change: Callable[[OptimConfig], OptimConfig]) -> Replace:

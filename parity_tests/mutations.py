@@ -9,6 +9,8 @@ from typing import Any
 from parity_tests import cases
 from parity_tests.compare import Row, failures, first_divergence, judge
 
+Replace = Callable[[Any], Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Mutation:
@@ -23,9 +25,25 @@ class Mutation:
 
     fault: str
     target: str
-    replace: Callable[[Any], Any]
+    replace: Replace
     tier: str
     case: str
+
+
+def op(fault: str, path: str, replace: Replace, what: str = "") -> Mutation:
+    """A fault in ``ops.<path>``, seen by a case of that op."""
+    module, name = path.split(".")
+    return Mutation(fault, f"mhc_jax.ops.{module}:{name}", replace, "ops", f"{path} {what}".strip())
+
+
+def options(**fixed: Any) -> Replace:
+    """The same function with some keyword arguments overridden."""
+    return lambda healthy: lambda *args, **given: healthy(*args, **(given | fixed))
+
+
+def argument(name: str, change: Callable[[Any], Any]) -> Replace:
+    """The same function with one keyword argument changed."""
+    return lambda healthy: lambda **arrays: healthy(**(arrays | {name: change(arrays[name])}))
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     (r".*\.(in_proj|[qkv]_proj|up_proj|down)\.kernel", (P("fsdp", "tensor"),)),
     (r".*\.(in_proj|[qkv]_proj|up_proj|down)\.bias", (P("tensor"),)),
     (r".*\.(out_proj|down_proj|up)\.kernel", (P("tensor", "fsdp"),)),  # (D, D), (F, D), (R, D): row-wise
-    (r".*\.(out_proj|down_proj|up)\.bias", (P("fsdp"),)),  # (D)
+    (r".*\.(out_proj|down_proj|up)\.bias", (P(),)),  # (D): slices would have activations moved to them
     (r".*\.(conv|ssm)\.[a-z_]+", (P(("tensor", "fsdp")),)),  # (K, D), (D): channels of the sliced activations
     (r".*\.gamma_(pre|post)", (P(None, "tensor"),)),  # (N, R)
     (r"(.*\.)?(norm|final_norm)\.(scale|bias)", (P("fsdp"),)),  # (D)

@@ -52,6 +52,7 @@ def cases() -> Iterator[Case]:
 
 
 ENDS = {
+    "mean": CopyEndsConfig(),
     "stream embedding, sum": CopyEndsConfig(stream_embed=True, collapse="sum"),
     "learned head": CopyEndsConfig(collapse="head"),
     "attention pool": CopyEndsConfig(collapse="pool"),

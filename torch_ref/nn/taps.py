@@ -18,8 +18,9 @@ def recorder(values: dict[str, Tensor]) -> Tap:
     def tap(name: str, x: Tensor) -> Tensor:
         # A node of its own: one tensor may pass several taps, and each has its own cotangent.
         x = x.view_as(x)
-        if x.requires_grad:
-            x.retain_grad()
+        if not x.requires_grad:
+            x.requires_grad_()  # a constant has a cotangent too
+        x.retain_grad()
         values[name] = x
         return x
 

@@ -19,7 +19,8 @@ import jax
 import numpy as np
 import optax
 
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import gpt2, mhc_ssm, with_topology
+from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import DenseEndsConfig, StreamAdaptersConfig
 from train import sharding
 from train.checkpoint import Checkpoints
@@ -27,6 +28,7 @@ from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainCo
 from train.optimizer import make_optimizer
 from train.step import init_state, make_train_step
 
+GPT_FOLLOWS = "messages of the GPT follow"
 STEPS = 20
 MESHES = {
     "data": MeshConfig(data=8),
@@ -49,6 +51,14 @@ CONFIG = RunConfig(
     data=DataConfig(seq_len=16, batch_size=16),
     optim=OptimConfig(lr=1e-2, warmup_steps=2),
     train=TrainConfig(loss_chunk=8, accumulate=2),
+)
+# Attention and MLP over streams whose coefficients depend on the token, from the first step on.
+GPT = CONFIG.replace(
+    model=with_topology(
+        # Without biases: that of the keys has no gradient but rounding.
+        gpt2(vocab_size=72, max_len=16, width=32, layers=2, mixer=AttentionConfig(heads=4, bias=False)),
+        "deepseek_v4",
+    )
 )
 
 
@@ -97,9 +107,9 @@ def distances(found, truth):
     return {name: float(np.linalg.norm(found[name] - x) / np.linalg.norm(x)) for name, x in truth.items()}
 
 
-def main(folder):
-    one_device = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES)
-    train = trainer(CONFIG, one_device)
+def on_one_device(config):
+    """The last state, and the report to which the meshes are added."""
+    train = trainer(config, jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
     state, losses = train(batches())
     truth = flat(state.params)
     # The same sequences in another order: what differs is the rounding of the sums over the batch.
@@ -111,6 +121,22 @@ def main(folder):
         "bytes": sum(x.nbytes for x in truth.values()),
         "meshes": {},
     }
+    return state, report
+
+
+def gpt():
+    """The report of the GPT on the mesh that slices along all axes."""
+    print(GPT_FOLLOWS, file=sys.stderr, flush=True)
+    state, report = on_one_device(GPT)
+    truth = flat(state.params)
+    state, losses = trainer(GPT, sharding.make_mesh(MESHES["mix"]))(batches())
+    report["meshes"]["mix"] = {"losses": losses, "distances": distances(flat(state.params), truth)}
+    return report
+
+
+def main(folder):
+    state, report = on_one_device(CONFIG)
+    truth = flat(state.params)
     with Checkpoints(folder, keep=1) as checkpoints:
         for name, mesh_config in MESHES.items():
             checkpoints.save(STEPS, state, {}, {}, metric=None)  # on the mesh before, restored on this one
@@ -127,7 +153,7 @@ def main(folder):
                 "restored_bitwise": all(np.array_equal(x, saved[key]) for key, x in flat(restored).items()),
                 "restored_sharded": jax.tree.map(sharding_of, restored) == jax.tree.map(sharding_of, target),
             }
-    print(json.dumps(report))
+    print(json.dumps({"mhc_ssm": report, "gpt": gpt()}))
 
 
 if __name__ == "__main__":

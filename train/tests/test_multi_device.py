@@ -20,34 +20,48 @@ FLOAT32_EPS = 1.2e-7
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    """What the worker printed: one process trains on every mesh."""
+def reports(tmp_path_factory):
+    """What the worker printed: one process trains mHC-SSM on every mesh, and a GPT on one."""
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [sys.executable, str(WORKER), str(tmp_path_factory.mktemp("run"))]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "rematerialization" not in done.stderr, "a sharding makes XLA hold a whole array on every device"
+    # Where copies of the embedding become streams, XLA moves that one activation the long way round.
+    messages, _, _ = done.stderr.partition("messages of the GPT follow")
+    assert "rematerialization" not in messages, "a sharding makes XLA hold a whole array on every device"
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def report(reports):
+    return reports["mhc_ssm"]
 
 
 def relative(found, truth):
     return max(abs(x - y) / abs(y) for x, y in zip(found, truth, strict=True))
 
 
-def test_training_learns_and_rounding_is_small(report):
+@pytest.mark.parametrize("model", ["mhc_ssm", "gpt"])
+def test_training_learns_and_rounding_is_small(reports, model):
+    report = reports[model]
     assert report["losses"][-1] < report["losses"][0] - 0.2
     assert relative(report["reordered_losses"], report["losses"]) < 20 * FLOAT32_EPS
-    assert max(report["reordered_distances"].values()) < 1e-4
+    assert max(report["reordered_distances"].values()) < {"mhc_ssm": 1e-4, "gpt": 1e-3}[model]
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_losses_of_20_steps_equal_one_device(report, mesh):
+RUNS = [*(("mhc_ssm", mesh) for mesh in MESHES), ("gpt", "mix")]
+
+
+@pytest.mark.parametrize(("model", "mesh"), RUNS)
+def test_losses_of_20_steps_equal_one_device(reports, model, mesh):
+    report = reports[model]
     rounding = max(FLOAT32_EPS, relative(report["reordered_losses"], report["losses"]))
     assert relative(report["meshes"][mesh]["losses"], report["losses"]) < MARGIN * rounding
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_parameters_after_20_steps_equal_one_device(report, mesh):
+@pytest.mark.parametrize(("model", "mesh"), RUNS)
+def test_parameters_after_20_steps_equal_one_device(reports, model, mesh):
+    report = reports[model]
     rounding = report["reordered_distances"]
     found = report["meshes"][mesh]["distances"]
     assert found.keys() == rounding.keys()

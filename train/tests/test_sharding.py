@@ -10,9 +10,10 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from train import sharding
 from train.config import DataConfig, MeshConfig, RunConfig, TrainConfig
 from train.optimizer import make_optimizer
@@ -24,6 +25,7 @@ MODELS = {
     for norm in ("rms", "ln")
 }
 ADAPTERS = MODELS["adapters", "ln"]
+MODELS |= {("gpt2", name): with_topology(gpt2(), name) for name in registry.names("topology")}
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):
