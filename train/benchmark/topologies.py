@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import sys
 import time
 from collections.abc import Sequence
 
@@ -139,6 +140,9 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
         for variant, trainer in trainers.items():
             timing = compare(seconds[str(variant.streams)], seconds["plain"])
             rows.append(_row(variant.topology, config.replace(model=variant.model), timing, trainer.facts))
+            print(
+                f"{variant.topology} of {variant.streams} streams: {timing['ratio']:.2f}", file=sys.stderr, flush=True
+            )
     plain_rows = [
         _row(name, plain_config, compare(timed, first), plain.facts)
         for name, timed in ((PLAIN, first), ("plain again", again))
