@@ -50,7 +50,7 @@ def replay(name: str, case: dict[str, Any]) -> list[Row]:
         module = _build(case)
         graph, state = nnx.split(module, nnx.Param)
         shapes = {path: leaf.shape for path, leaf in flatten(nnx.to_pure_dict(state)).items()}
-        params = {path: jnp.asarray(_ours(case, *case["ours"][path], shape)) for path, shape in shapes.items()}
+        params = {path: jnp.asarray(_ours(case, case["ours"][path], shape)) for path, shape in shapes.items()}
         x = jnp.asarray(fill(case["x"], 50))
 
         def objective(params, x):
@@ -79,8 +79,9 @@ def _build(case: dict[str, Any]) -> nnx.Module:
     return config.build(width, case["streams"], policy("float64"), init)
 
 
-def _ours(case: dict[str, Any], published: str, layout: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Our parameter that equals the published one."""
+def _ours(case: dict[str, Any], source: list[str], shape: tuple[int, ...]) -> np.ndarray:
+    """Our parameter that equals the published one; the source is its name and how its layout changes."""
+    published, layout = source
     spec = case["parameters"][published]
     filled = fill(spec["shape"], spec["k"], spec["a"])
     value = np.asarray(spec["init"]) + (np.abs(filled) if spec.get("abs") else filled)

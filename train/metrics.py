@@ -111,7 +111,7 @@ class TensorBoard:
     """Scalars as TensorBoard events in ``RUN/tensorboard``."""
 
     def __init__(self, folder: Path):
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
 
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 

@@ -92,11 +92,12 @@ def matched_hidden(config: RunConfig, target: int) -> int:
     Raises:
         ConfigError: a model without MLP.
     """
-    if config.model.mlp is None:
+    mlp = config.model.mlp
+    if mlp is None:
         raise ConfigError(f"{MATCHED} widens the MLP, and {config.name} has none; leave it out of --topologies")
 
     def count(hidden: int) -> int:
-        return parameter_count(config.model.replace(mlp=config.model.mlp.replace(hidden=hidden)))
+        return parameter_count(config.model.replace(mlp=mlp.replace(hidden=hidden)))
 
     one, two = count(1), count(2)
     return max(1, round(1 + (target - one) / (two - one)))

@@ -90,12 +90,12 @@ class Block(nnx.Module):
         tap: Tap = no_tap,
     ) -> Carry:
         """The whole sequence; ``key`` switches dropout on."""
-
+        mixer: Any = self.mixer.branch
         tokens = {"positions": self._repeat(positions), "segment_ids": self._repeat(segment_ids)}
         inside = {"key": fold(key, 2), "tap": under("mixer.branch", tap)}
 
         def mix(x, values):
-            return self.mixer.branch(x, values=values, **tokens, **inside), None
+            return mixer(x, values=values, **tokens, **inside), None
 
         return self._through(carry, layer, mix, key, tap)[0]
 

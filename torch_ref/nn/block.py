@@ -46,7 +46,8 @@ class Block(nn.Module):
 
     def init_memory(self, batch: int, max_len: int) -> Any:
         """The mixer state before the first token."""
-        return self.mixer.branch.init_state(batch * self.mixer.residual.branches, max_len)
+        mixer: Any = self.mixer.branch
+        return mixer.init_state(batch * self.mixer.residual.branches, max_len)
 
     def forward(
         self, state: Any, first: Tensor | None, memory: Any, *, segment_ids: Tensor | None, tap: Tap

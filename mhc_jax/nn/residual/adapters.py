@@ -1,6 +1,7 @@
 """Stream-specialised adapters: a residual topology wrapped so that each stream adapts what it gives and takes."""
 
 import dataclasses
+from typing import Any
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init, normal, ones, zeros
@@ -60,7 +61,7 @@ class StreamAdapters(Residual):
         self.gamma_post = init("gamma_post", gains, stream_count, config.rank)
 
     def _adapt(self, x, gamma, *, per_stream, key):
-        leaves = (gamma, self.down.kernel, self.down.bias, self.up.kernel, self.up.bias)
+        leaves: tuple[Any, ...] = (gamma, self.down.kernel, self.down.bias, self.up.kernel, self.up.bias)
         gamma, down, down_bias, up, up_bias = (leaf[...].astype(self.policy.compute) for leaf in leaves)
         x = self.norm(x.astype(self.policy.accumulate)).astype(self.policy.compute)
         adapted = stream_adapter(x, gamma, down, down_bias, up, up_bias, per_stream=per_stream)
