@@ -39,6 +39,9 @@ class Variant:
     streams: int | None
     model: LMConfig
 
+    def __str__(self):
+        return self.topology if self.streams is None else f"{self.topology} with {self.streams} streams"
+
 
 def variants(model: LMConfig, names: Sequence[str], counts: Sequence[int]) -> tuple[list[Variant], list[str]]:
     """The model over every topology but the plain one, with every number of streams, and notes on what cannot be.
@@ -55,12 +58,12 @@ def variants(model: LMConfig, names: Sequence[str], counts: Sequence[int]) -> tu
     for name in names or registry.names(AXIS):
         choice = counts if hasattr(topology(name).residual, "streams") else (None,)
         for streams in () if name == PLAIN else choice:
+            variant = Variant(name, streams, with_topology(model, name, streams=streams))
             try:
-                variant = Variant(name, streams, with_topology(model, name, streams=streams))
                 param_shapes(variant.model)
                 found.append(variant)
             except ConfigError as fault:
-                notes.append(f"{name} with {streams} streams is left out: {fault}.")
+                notes.append(f"{variant} is left out: {fault}.")
     return found, notes
 
 
@@ -110,7 +113,7 @@ def _trainers(config: RunConfig, group: Sequence[Variant]) -> tuple[dict[Variant
         except jax.errors.JaxRuntimeError as fault:
             if "RESOURCE_EXHAUSTED" not in str(fault):
                 raise
-            notes.append(f"{variant.topology} with {variant.streams} streams is left out: out of memory.")
+            notes.append(f"{variant} is left out: out of memory.")
     return trainers, notes
 
 
@@ -140,9 +143,7 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
         for variant, trainer in trainers.items():
             timing = compare(seconds[str(variant.streams)], seconds["plain"])
             rows.append(_row(variant.topology, config.replace(model=variant.model), timing, trainer.facts))
-            print(
-                f"{variant.topology} of {variant.streams} streams: {timing['ratio']:.2f}", file=sys.stderr, flush=True
-            )
+            print(f"{variant}: {timing['ratio']:.2f}", file=sys.stderr, flush=True)
     plain_rows = [
         _row(name, plain_config, compare(timed, first), plain.facts)
         for name, timed in ((PLAIN, first), ("plain again", again))

@@ -71,7 +71,7 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int]) -> Tab
             known = {**floors(n), "paper, forward": paper_forward(n, config.model.width)}
             known["over floor"] = extra["both"] / known["floor"] if known["floor"] else None
         rows.append({"topology": variant.topology, "n": n, **extra, **known})
-        print(f"{variant.topology} of {n} streams: {extra['both']:.1f}", file=sys.stderr, flush=True)
+        print(f"{variant}: {extra['both']:.1f}", file=sys.stderr, flush=True)
     return rows, [*_notes(config), *notes]
 
 
