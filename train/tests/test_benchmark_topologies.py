@@ -51,14 +51,12 @@ def test_variants_are_all_topologies_and_every_possible_number_of_streams():
 
 
 def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
-    rows, notes = topologies.table(run, ("mhc", "kromhc", "plain", "frac"), (2, 3), rounds=2, calls=1)
+    rows, notes = topologies.table(run, ("kromhc", "plain", "value_residual"), (2, 3), rounds=2, calls=1)
     assert [(row["topology"], row["n"]) for row in rows] == [
         ("plain", None),
         ("plain again", None),
-        ("mhc", 2),
-        ("mhc", 3),
         ("kromhc", 2),
-        ("frac", None),
+        ("value_residual", None),
     ]
     assert rows[0]["ratio"] == 1
     for row in rows:
@@ -66,7 +64,7 @@ def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
         assert row["tokens/s"] == pytest.approx(2 * 16 / (1e-3 * row["ms"]))
         assert row["compile s"] > 0
         assert "mfu" not in row, "nobody knows the peak of this processor"
-    assert rows[2]["parameters"] == rows[0]["parameters"] + 2 * (2 + 2 + 4)
+    assert rows[3]["parameters"] > rows[0]["parameters"] == rows[1]["parameters"]
     assert any("kromhc with 3 streams" in note for note in notes)
 
 
@@ -101,20 +99,18 @@ def test_floors_are_those_of_the_published_counts():
 def test_traffic_of_more_streams_is_more(run, monkeypatch):
     monkeypatch.setattr(traffic, "SHALLOW", 1)
     monkeypatch.setattr(traffic, "DEEP", 2)
-    rows, notes = traffic.table(run, ("mhc", "kromhc"), (2, 3))
+    rows, _ = traffic.table(run, ("mhc",), (2, 3))
     assert [(row["topology"], row["n"]) for row in rows] == [
         ("plain, all of it", None),
         ("mhc", 2),
         ("mhc", 3),
-        ("kromhc", 2),
     ]
-    _, two, three, _ = rows
+    _, two, three = rows
     assert 0 < two["forward"] < three["forward"]
     assert two["both"] < three["both"]
     assert two["floor"] < two["both"]
     assert two["over floor"] == pytest.approx(two["both"] / 7)
     assert two["both"] > two["both (XLA)"], "Sinkhorn's loop runs more than once"
-    assert any("kromhc with 3 streams" in note for note in notes)
 
 
 def compiled(function, *shapes):
