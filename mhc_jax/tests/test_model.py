@@ -110,8 +110,9 @@ class TestContract:
             return jnp.sum(jnp.sin(forward(config, params, tokens).logits_BTV))
 
         flat, _ = jax.tree.flatten_with_path(jax.jit(jax.grad(total))(perturbed(config)))
-        dead = [jax.tree_util.keystr(path) for path, grad in flat if not jnp.any(grad != 0)]
-        assert not dead
+        dead = {path[-1].key for path, grad in flat if not jnp.any(grad != 0)}
+        # A margin of 8 at temperature 0.05: that mixing matrix is the identity to the last bit.
+        assert dead == ({"res_logits"} if topology == "mhc_original" else set())
 
     def test_starts_as_the_plain_network_if_it_says_so(self, topology, mixer, tokens):
         config = cell(topology, mixer)
