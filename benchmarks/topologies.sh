@@ -13,7 +13,7 @@ cpu)
     small=(--model.width 128 --model.layers 4 --model.mixer.heads 4 --model.vocab-size 0 --model.max-len 0
            --model.execution.policy float32 --data.tokenizer bytes --data.seq-len 256 --data.batch-size 4
            --train.accumulate 1 --out "$results")
-    bench nanogpt --what topologies --rounds 7 --calls 1 "${small[@]}"
+    bench nanogpt --what topologies --topologies "${main[@]}" --rounds 7 --calls 1 "${small[@]}"
     bench nanogpt --what traffic --topologies "${main[@]}" --streams 1 4 "${small[@]}"
     ;;
 gpu)

@@ -81,6 +81,24 @@ def test_measures():
     assert ulp(np.float32([4, 4.000001]), np.array([4.0, 4.0])) == pytest.approx(2, abs=0.2)
 
 
+def test_a_gradient_that_vanishes_is_measured_beside_the_largest():
+    def rows(**noise):
+        exact = {"gradient a": TRUTH, "gradient b": 1e-17 * TRUTH}
+
+        def run_torch(dtype, sample):
+            return {name: x.astype(dtype) * (1 + np.float32(1e-6) * (dtype == "float32")) for name, x in exact.items()}
+
+        def run_jax(dtype):
+            return {"gradient a": TRUTH.astype(dtype), "gradient b": np.full(3, noise[dtype], dtype)}
+
+        return judge(Case("models", "x", run_jax, run_torch))
+
+    assert failures(rows(float32=1e-8, float64=1e-17)) == []
+    assert failures(rows(float32=1e-8, float64=0.0)) == []
+    assert [row.tap for row in failures(rows(float32=1e-8, float64=1e-3))] == ["gradient b"]
+    assert [row.tap for row in failures(rows(float32=1e-3, float64=0.0))] == ["gradient b"]
+
+
 def test_report():
     rows = judge(case(forward_a=TRUTH + 1))
     text = report.table(rows)

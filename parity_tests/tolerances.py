@@ -19,6 +19,10 @@ FEW_ULP = 8.0
 # PyTorch's float32 (times RATIO), less the 29 bits that float64 has more.
 FLOAT64_PER_FLOAT32 = 2.0**-29
 
+# A gradient this much smaller than the largest one of its case, in float64, is zero by symmetry, and its rounding is
+# measured beside that largest one.
+VANISHING = 1e-13
+
 # Float64 against float64, relative L2. Rounding is 1e-16; each bound is some ten times the worst that was measured
 # where nothing cancels. Deliberate faults move at least one tensor by more than 1e-9.
 FLOAT64 = {
