@@ -170,7 +170,10 @@ class MetricsLog:
             return
         file = folder / "metrics.jsonl"
         kept = [line for line in read_metrics(file) if line["step"] <= start]
-        file.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        # A kill at this moment leaves the old file or the new one.
+        fresh = file.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        fresh.replace(file)
         self._stream = file.open("a")
         if config.log.tensorboard:
             self._sinks.append(TensorBoard(folder))
