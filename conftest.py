@@ -1,7 +1,10 @@
 """Shared set-up of all tests: CPU, one thread of torch, a compile cache that the workers share."""
 
+import logging
 import os
 from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent / ".pytest_cache" / "jax"))
@@ -10,3 +13,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log():
+    """Commands that earlier tests called print the trainer's log on standard output; a test's output is its own."""
+    logger = logging.getLogger("train")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
