@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,11 @@ def _quiet_log():
     logger = logging.getLogger("train")
     logger.handlers, logger.propagate = [], True
     logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs_end_with_their_module():
+    """Each takes memory maps, of which a process may have 65,530: a worker that keeps them all ends in a crash."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
