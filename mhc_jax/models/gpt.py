@@ -8,6 +8,7 @@ streams); ``"default"`` is the paper's HC and an mHC that learns, both equal to 
 
 from typing import Any, Literal
 
+from mhc_jax.models import topologies
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
@@ -19,7 +20,6 @@ from mhc_jax.nn.residual import (
     OrthostochasticConfig,
     PlainConfig,
     ResidualConfig,
-    SinkhornConfig,
     StaticMHCConfig,
 )
 from mhc_jax.nn.value_residual import ValueResidualConfig
@@ -36,17 +36,12 @@ SIZES: dict[Size, tuple[int, int, int]] = {
     "1558M": (48, 25, 1600),
 }
 
-_ORIGINAL_MHC = StaticMHCConfig(
-    projection=SinkhornConfig(iters=10, temperature=0.05, gradient="unrolled"),
-    unit_writes=False,
-    read_bias=8.0,
-    diagonal_bias=8.0,
-)
+_ORIGINAL_MHC = topologies.mhc_original().residual
 _TOPOLOGIES: dict[tuple[Topology, Form], ResidualConfig] = {
     ("plain", "default"): PlainConfig(),
     ("plain", "original"): PlainConfig(),
     ("hc", "default"): HyperConnectionsConfig(),
-    ("hc", "original"): HyperConnectionsConfig(mixed=False),
+    ("hc", "original"): topologies.hc_published().residual,
     ("mhc", "default"): StaticMHCConfig(),
     ("mhc", "original"): _ORIGINAL_MHC,
     ("mhc_orthostochastic", "default"): StaticMHCConfig(projection=OrthostochasticConfig()),
