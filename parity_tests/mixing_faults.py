@@ -45,6 +45,8 @@ def _coefficients():
     yield op("streams flattened channel by channel", flat, argument("h_BTND", lambda h: jnp.swapaxes(h, -1, -2)))
     yield op("coefficients' norm with epsilon 1e-5", flat, options(eps=1e-5))
     yield op("no tanh", "hyper.dynamic_weights", options(tanh=False), "tanh")
+    normed = "of what a norm makes of x"
+    yield op("gain of the norm left out", "hyper.dynamic_weights", argument("gamma_M", jnp.zeros_like), normed)
     raw = "mhc_jax.nn.residual.hyper_connections:streams"
     yield Mutation("HC discards its mixed streams", raw, _never_mixes, "modules", "site of topology hc")
 
@@ -94,7 +96,7 @@ def _never_mixes(healthy):
     def mix(h, mix_NN):
         return h if mix_NN.shape[-2] == h.shape[-2] else healthy.mix(h, mix_NN)
 
-    return types.SimpleNamespace(mix=mix)
+    return types.SimpleNamespace(mix=mix, write=healthy.write)
 
 
 def _other_gelu(healthy):

@@ -66,6 +66,16 @@ def test_float32_may_be_four_times_as_far_as_torch():
     assert len(failures(rows(np.float32(5e-6)))) == 2
 
 
+def test_float32_may_be_as_far_as_its_own_float64_foretells():
+    def rows(float64):
+        x = case()
+        off = {"float32": 1 + np.float32(2e-5), "float64": 1 + float64}
+        return judge(Case("models", "x", lambda dtype: {n: v * off[dtype] for n, v in x.jax(dtype).items()}, x.torch))
+
+    assert failures(rows(1e-14)) == []  # 2^29 times 1e-14 is 5e-6
+    assert len(failures(rows(5e-15))) == 2
+
+
 def test_the_first_divergence_comes_first():
     rows = judge(case(forward_a=TRUTH + 1, forward_b=TRUTH))
     first = first_divergence(rows)

@@ -13,8 +13,10 @@ from parity_tests import cases
 from parity_tests.cases.systems import SYSTEMS
 from torch_ref.config import implementation
 
-# Ops whose twin has another name: the mirror needs no chunked loss, and its implicit gradient is a backward rule.
+# Ops whose twin has another name: the mirror needs no chunked loss, its implicit gradient is a backward rule, and it
+# has the factor of a norm only inside the norm.
 TWINS = {
+    "norm.inverse_unit_rms": "norm.unit_rms_norm",
     "loss.chunked_cross_entropy": "loss.cross_entropy",
     "sinkhorn.projection_tangent": "sinkhorn.with_birkhoff_gradient",
     "sinkhorn.solve_laplacian": "sinkhorn.solve_column_potentials",

@@ -15,8 +15,9 @@ SAMPLES = 5
 # measured at 5.
 FEW_ULP = 8.0
 
-# Where sums cancel to almost nothing, float64 loses as many digits as float32: it may be as far from the truth as
-# PyTorch's float32 (times RATIO), less the 29 bits that float64 has more.
+# Where sums cancel to almost nothing, float64 loses as many digits as float32: JAX's float64 may be as far from the
+# truth as PyTorch's float32 (times RATIO), less the 29 bits that float64 has more, and the other way round JAX's
+# float32 as far as its float64 and those 29 bits, where PyTorch happened on roundings that cancel too.
 FLOAT64_PER_FLOAT32 = 2.0**-29
 
 # A gradient this much smaller than the largest one of its case, in float64, is zero by symmetry, and its rounding is

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from mhc_jax.ops.norm import rms_norm
+from mhc_jax.ops.norm import inverse_unit_rms, rms_norm
 
 
 def dynamic_weights(
@@ -15,17 +15,20 @@ def dynamic_weights(
     static_K: Float[Array, "*R K"],
     *,
     tanh: bool,
+    gamma_M: Float[Array, " M"] | None = None,
 ) -> Float[Array, "*B K"]:
     """``static + scale * act(x @ fn)`` with ``act`` tanh or the identity (hyper-connections, 2409.19606, eq. 10-13).
 
     Args:
-        x_BM: normalised streams.
+        x_BM: streams, normalised unless ``gamma_M`` is given.
         fn_MK: shared by all streams.
         scale: one number, or one for each column.
         static_K: what remains when x says nothing; (R, K) when x is (..., R, M) and its rows differ.
         tanh: bound the dynamic part by ``scale``.
+        gamma_M: put x through :func:`mhc_jax.ops.norm.unit_rms_norm` with it. The division follows the product, so the
+            streams are read once and never stored normalised.
     """
-    dynamic = x_BM @ fn_MK
+    dynamic = x_BM @ fn_MK if gamma_M is None else x_BM @ ((1 + gamma_M[:, None]) * fn_MK) * inverse_unit_rms(x_BM)
     return static_K + scale * (jnp.tanh(dynamic) if tanh else dynamic)
 
 

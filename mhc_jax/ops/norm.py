@@ -30,6 +30,11 @@ def layer_norm(
 
 def unit_rms_norm(x: Float[Array, "*B D"], gamma_D: Float[Array, " D"]) -> Float[Array, "*B D"]:
     """``x / max(|x|, 1e-12) * sqrt(D) * (1 + gamma)``: the norm inside hyper-connections (lucidrains, tokenbender)."""
+    return x * inverse_unit_rms(x) * (1 + gamma_D)
+
+
+def inverse_unit_rms(x: Float[Array, "*B D"]) -> Float[Array, "*B 1"]:
+    """``sqrt(D) / max(|x|, 1e-12)``."""
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # Clamped before the square root, whose derivative is not finite at zero.
-    return x * lax.rsqrt(jnp.maximum(squared, NORM_CLAMP**2)) * math.sqrt(x.shape[-1]) * (1 + gamma_D)
+    return lax.rsqrt(jnp.maximum(squared, NORM_CLAMP**2)) * math.sqrt(x.shape[-1])

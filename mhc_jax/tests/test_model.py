@@ -144,14 +144,15 @@ def test_execution_modes_agree(variant, form, tokens):
 
     def loss(execution):
         run = config.replace(execution=execution)
-        return lambda params: jnp.sum(jnp.sin(forward(run, params, tokens).logits_BTV))
+        return lambda params: jnp.mean(jnp.sin(forward(run, params, tokens).logits_BTV))
 
     want, grads = jax.jit(jax.value_and_grad(loss(Execution())))(params)
     for layers, remat in (("unroll", "none"), ("scan", "block"), ("unroll", "dots")):
         got, other = jax.jit(jax.value_and_grad(loss(Execution(layers=layers, remat=remat))))(params)
-        np.testing.assert_allclose(got, want, rtol=1e-5)
+        # A mean of numbers up to 1 that cancel.
+        np.testing.assert_allclose(got, want, atol=1e-6)
         for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
 
 
 def test_bfloat16_stays_close_and_keeps_float32_logits(tokens):

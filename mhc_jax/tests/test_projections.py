@@ -280,6 +280,10 @@ def test_coefficients_of_one_stream_and_of_all():
         want = fill(4, 3) + 0.1 * act(h @ fill(5, 3))
         got = hyper.dynamic_weights(h, fill(5, 3), 0.1, fill(4, 3), tanh=act is np.tanh)
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+    gamma = fill(5)
+    got = hyper.dynamic_weights(h, fill(5, 3), 0.1, fill(4, 3), tanh=True, gamma_M=gamma)
+    want = hyper.dynamic_weights(norm.unit_rms_norm(h, gamma), fill(5, 3), 0.1, fill(4, 3), tanh=True)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
 
 
 def test_gated_read():
@@ -290,6 +294,24 @@ def test_gated_read():
     read, flat = hyper.stream_gate(h, scale, down, up, eps=1e-6)
     np.testing.assert_allclose(flat, x.reshape(2, 3, 20), rtol=2e-5, atol=1e-5)
     np.testing.assert_allclose(read, (gate.reshape(x.shape) * x).mean(-2), rtol=2e-5, atol=1e-5)
+
+
+def test_streams_are_summed_as_they_are_contracted(monkeypatch):
+    """Each platform runs one of the two forms, so values and gradients of both are compared here."""
+    h, y = fill(2, 3, 4, 5), fill(2, 3, 5)
+    static, per_token = (fill(4), fill(6, 4)), (fill(2, 3, 4), fill(2, 3, 6, 4))
+
+    def loss(h, y, weight, mixing):
+        read, mixed = streams.read(h, weight), streams.mix(h, mixing)
+        written = streams.write(y, weight, per_stream=False) + streams.write(h, weight, per_stream=True)
+        return sum(jnp.sum(jnp.sin(out) * fill(*out.shape)) for out in (read, mixed, written))
+
+    for coefficients in (static, per_token):
+        results = []
+        for contracts in (False, True):
+            monkeypatch.setattr(streams, "_contracts", lambda contracts=contracts: contracts)
+            results.append(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(h, y, *coefficients))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
 
 
 def test_mix_may_change_the_number_of_streams():
@@ -311,6 +333,26 @@ def test_near_identity_is_near_the_identity(kind, n):
     np.testing.assert_allclose(h, np.eye(n), atol=0.1)
     # Copies of one stream must stay copies.
     np.testing.assert_allclose(h.sum(-1), 1, atol=3e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_called_the_identity_is_it(kind):
+    """Sites leave mixing out then."""
+    config = registry.get("projection", kind)()
+    assert config.is_identity(1) or kind == "deepseek_sinkhorn"  # its epsilons
+    assert config.is_identity(4) == (kind == "identity")
+    if config.is_identity(1):
+        logits = 3 * np.random.default_rng(0).standard_normal((5, *config.shape(1))).astype(np.float32)
+        np.testing.assert_allclose(np.broadcast_to(config.project(logits, 1), (5, 1, 1)), 1, rtol=1e-6)
+
+
+def test_inexact_forms_are_not_called_the_identity():
+    for inexact in (
+        configs.SinkhornConfig(domain="exp", order="rows_then_columns"),
+        configs.ClampedSinkhornConfig(iters=0),
+        configs.OrthostochasticConfig(normalise=False),
+    ):
+        assert not inexact.is_identity(1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

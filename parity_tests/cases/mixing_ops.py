@@ -55,10 +55,12 @@ def _projections():
 
 
 def _coefficients():
-    yield op("norm.unit_rms_norm", "", draw(x=(B, T, D), gamma_D=(D,)))
+    factor = frozenset({"op:norm.inverse_unit_rms"})
+    yield op("norm.unit_rms_norm", "", draw(x=(B, T, D), gamma_D=(D,)), covers=factor)
     parts = draw(x_BM=(B, T, N, D), fn_MK=(D, 4), scale=(), static_K=(N, 4))
     yield op("hyper.dynamic_weights", "tanh", parts, tanh=True)
     yield op("hyper.dynamic_weights", "linear, a scale for each column", parts | draw(scale=(4,)), tanh=False)
+    yield op("hyper.dynamic_weights", "of what a norm makes of x", parts | draw(scale=(4,), gamma_M=(D,)), tanh=True)
     state = draw(h_BTND=(B, T, N, D))
     yield op("hyper.flat_weights", "", state | draw(phi_KM=(6, N * D)), eps=1e-6)
     gate = draw(scale_ND=(N, D), down_RM=(2, N * D), up_MR=(N * D, 2))

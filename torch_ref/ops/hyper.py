@@ -3,18 +3,20 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_ref.ops.norm import rms_norm
+from torch_ref.ops.norm import rms_norm, unit_rms_norm
 
 
-def dynamic_weights(x_BM: Tensor, fn_MK: Tensor, scale: Tensor, static_K: Tensor, *, tanh: bool) -> Tensor:
+def dynamic_weights(
+    x_BM: Tensor, fn_MK: Tensor, scale: Tensor, static_K: Tensor, *, tanh: bool, gamma_M: Tensor | None = None
+) -> Tensor:
     """``static + scale * act(x @ fn)``, act the tanh or nothing.
 
     Args:
-        x_BM: normalised input, any leading axes.
+        x_BM: input, any leading axes; normalised here if ``gamma_M`` is given.
         scale: a scalar, or one for each coefficient.
         static_K: (K,), or (R, K) with one row for each row of an input (..., R, M).
     """
-    logits_BK = x_BM @ fn_MK
+    logits_BK = (x_BM if gamma_M is None else unit_rms_norm(x_BM, gamma_M)) @ fn_MK
     return static_K + scale * (logits_BK.tanh() if tanh else logits_BK)
 
 

@@ -90,7 +90,7 @@ class DynamicMHC(MHC):
         logits_BTK = alpha[np.asarray(self.part)] * weights_BTK + bias_K
         pre_BTN = jax.nn.sigmoid(logits_BTK[..., :n]) + config.pre_eps
         post_BTN = config.post_gain * jax.nn.sigmoid(logits_BTK[..., n : 2 * n]) + config.post_eps
-        if not config.projection.size(n):
+        if config.projection.is_identity(n):
             return pre_BTN, post_BTN, None
         res_logits = logits_BTK[..., 2 * n :].reshape(*logits_BTK.shape[:-1], *config.projection.shape(n))
         return pre_BTN, post_BTN, config.projection.project(res_logits, n)

@@ -4,10 +4,11 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from mhc_jax.nn.init import Init, constant, ones, zeros
-from mhc_jax.nn.residual.base import Residual, ResidualConfig
+from mhc_jax.nn.init import Init, constant, ones
+from mhc_jax.nn.residual.alpha_beta import AlphaBeta
+from mhc_jax.nn.residual.base import ResidualConfig
 from mhc_jax.nn.taps import no_tap
-from mhc_jax.ops import hyper, streams
+from mhc_jax.ops import streams
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -43,7 +44,7 @@ class FracConnectionsConfig(ResidualConfig):
         return FracConnections(self, width, policy, init)
 
 
-class FracConnections(Residual):
+class FracConnections(AlphaBeta):
     """State (B, T, D), fraction i its i-th run of D / m channels.
 
     ``u_i = sum_j Y[j, i] x_j`` and ``x'_i = sum_j A[j, i] x_j + B_i y_i``: unlike hyper-connections, a fraction gains
@@ -56,10 +57,7 @@ class FracConnections(Residual):
         self.static_alpha = init("static_alpha", constant(jnp.tile(jnp.eye(m), (1, 2))), m, 2 * m)
         self.static_beta = init("static_beta", ones, m)
         if config.dynamic:
-            self.dynamic_alpha_fn = init("dynamic_alpha_fn", zeros, part, 2 * m)
-            self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
-            self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, part)
-            self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
+            self.add_dynamic_part(init, part, 2 * m, (), rms=False)
 
     def pre(self, state, *, key=None, tap=no_tap):
         m = self.config.fractions
@@ -77,13 +75,9 @@ class FracConnections(Residual):
 
     def _coefficients(self, parts):
         """[Y | A], (..., m, 2 m), and B, (..., m)."""
-        dtype, tanh = self.policy.accumulate, self.config.tanh
+        dtype = self.policy.accumulate
         alpha, beta = self.static_alpha[...].astype(dtype), self.static_beta[...].astype(dtype)
         if not self.config.dynamic:
             return alpha, beta
-        leaves = (self.dynamic_alpha_fn, self.dynamic_alpha_scale, self.dynamic_beta_fn, self.dynamic_beta_scale)
-        alpha_fn, alpha_scale, beta_fn, beta_scale = (leaf[...].astype(dtype) for leaf in leaves)
-        x = layer_norm(parts)
-        alpha = hyper.dynamic_weights(x, alpha_fn, alpha_scale, alpha, tanh=tanh)
-        beta = hyper.dynamic_weights(x, beta_fn[:, None], beta_scale, beta[:, None], tanh=tanh)
+        alpha, beta = self.dynamic(layer_norm(parts), alpha, beta[:, None], tanh=self.config.tanh)
         return alpha, beta[..., 0]

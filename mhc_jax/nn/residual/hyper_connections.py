@@ -6,11 +6,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.nn.init import Init, constant, ones, zeros
-from mhc_jax.nn.residual.base import Residual
-from mhc_jax.nn.residual.mhc import StreamsConfig, UnitNorm, own_stream
+from mhc_jax.nn.init import Init, constant, ones
+from mhc_jax.nn.residual.alpha_beta import AlphaBeta
+from mhc_jax.nn.residual.mhc import StreamsConfig, own_stream
 from mhc_jax.nn.taps import no_tap
-from mhc_jax.ops import hyper, streams
+from mhc_jax.ops import streams
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -56,7 +56,7 @@ class HyperConnectionsConfig(StreamsConfig):
         return HyperConnections(self, width, policy, init)
 
 
-class HyperConnections(Residual):
+class HyperConnections(AlphaBeta):
     """State (B, T, S, D). Coefficients act between the S * F pieces of a token, piece f * S + s.
 
     Row p of ``alpha`` has the weights of piece p in all F * (v + S) results. Result f * (v + S) + t is fraction f of
@@ -70,12 +70,7 @@ class HyperConnections(Residual):
         self.static_alpha = init("static_alpha", constant(_initial_alpha(config, own_stream(init, S))), S * F, results)
         self.static_beta = init("static_beta", ones, S * F)
         if config.dynamic:
-            self.dynamic_alpha_fn = init("dynamic_alpha_fn", zeros, width // F, results)
-            self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
-            self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, width // F, F)
-            self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
-            if config.norm == "rms":
-                self.norm = UnitNorm(width // F, init / "norm")
+            self.add_dynamic_part(init, width // F, results, (F,), rms=config.norm == "rms")
 
     def pre(self, state, *, key=None, tap=no_tap):
         pieces, F = self._pieces(state), self.config.fractions
@@ -89,12 +84,12 @@ class HyperConnections(Residual):
 
     def post(self, state, y, ctx, *, key=None, tap=no_tap):
         S, F = self.config.streams, self.config.fractions
-        mixed, weight = ctx
-        y_SFd = y.astype(state.dtype).reshape(*state.shape[:2], -1, F, state.shape[-1] // F)
-        weight_FFS = weight.reshape(*weight.shape[:-1], F, S)
-        weight_FSF = jnp.swapaxes(weight_FFS, -1, -2)[..., None]
-        written = sum(weight_FSF[..., f, :, :, :] * y_SFd[..., f, None, :] for f in range(F))
-        return mixed + written.reshape(mixed.shape)
+        (mixed, weight), y = ctx, y.astype(state.dtype)
+        if F == 1:
+            return mixed + streams.write(y, weight[..., 0, :], per_stream=y.ndim == state.ndim)
+        y_SFd = y.reshape(*state.shape[:2], -1, F, state.shape[-1] // F)
+        weight_SFF = jnp.swapaxes(weight.reshape(*weight.shape[:-1], F, S), -1, -3)
+        return mixed + streams.mix(y_SFd, weight_SFF).reshape(mixed.shape)
 
     def _pieces(self, h_BTSD):
         """The streams of each token as pieces, (B, T, F * S, D / F)."""
@@ -110,15 +105,12 @@ class HyperConnections(Residual):
     def _coefficients(self, pieces):
         """H_pre (..., F * v, F * S), H_post (..., F, F * S) and H_res (..., F * S, F * S)."""
         S, F, v = self.config.streams, self.config.fractions, self.config.views
-        dtype, tanh = self.policy.accumulate, self.config.tanh
+        dtype = self.policy.accumulate
         alpha = self.static_alpha[...].astype(dtype)
         beta = jnp.tile(self.static_beta[...].astype(dtype).reshape(S, F), (F, 1))
         if self.config.dynamic:
-            x = self.norm(pieces) if self.config.norm == "rms" else layer_norm(pieces)
-            leaves = (self.dynamic_alpha_fn, self.dynamic_alpha_scale, self.dynamic_beta_fn, self.dynamic_beta_scale)
-            alpha_fn, alpha_scale, beta_fn, beta_scale = (leaf[...].astype(dtype) for leaf in leaves)
-            alpha = hyper.dynamic_weights(x, alpha_fn, alpha_scale, alpha, tanh=tanh)
-            beta = hyper.dynamic_weights(x, beta_fn, beta_scale, beta, tanh=tanh)
+            x = pieces if self.config.norm == "rms" else layer_norm(pieces)
+            alpha, beta = self.dynamic(x, alpha, beta, tanh=self.config.tanh)
         to_result = jnp.swapaxes(alpha, -1, -2).reshape(*alpha.shape[:-2], F, v + S, F * S)
         read, res = to_result[..., :v, :], to_result[..., v:, :]
         read, res = (part.reshape(*part.shape[:-3], -1, F * S) for part in (read, res))

@@ -11,7 +11,6 @@ from mhc_jax.nn.init import Init, zeros
 from mhc_jax.nn.residual.base import Residual, ResidualConfig
 from mhc_jax.nn.taps import Tap, no_tap
 from mhc_jax.ops import streams
-from mhc_jax.ops.norm import unit_rms_norm
 
 # Where sites start: reading weight of their own stream, and how near the identity H_res is, as a logit.
 READ_LEAN, DIAGONAL_BIAS = 0.7, 4.0
@@ -62,14 +61,11 @@ def tap_mixing(res_NN: jax.Array | None, tap: Tap) -> jax.Array | None:
     return None if res_NN is None else tap("h_res", res_NN)
 
 
-class UnitNorm(nnx.Module):
-    """:func:`mhc_jax.ops.norm.unit_rms_norm` with its gain."""
+class UnitGain(nnx.Module):
+    """The gain, less one, of the :func:`mhc_jax.ops.norm.unit_rms_norm` before a product with the streams."""
 
     def __init__(self, width: int, init: Init):
         self.gamma = init("gamma", zeros, width)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        return unit_rms_norm(x, self.gamma[...].astype(x.dtype))
 
 
 def own_stream(init: Init, streams: int) -> jax.Array:

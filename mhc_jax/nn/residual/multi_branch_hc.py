@@ -6,11 +6,11 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.nn.init import Init, constant, zeros
-from mhc_jax.nn.residual.base import Residual
-from mhc_jax.nn.residual.mhc import StreamsConfig, UnitNorm
+from mhc_jax.nn.init import Init, constant
+from mhc_jax.nn.residual.alpha_beta import AlphaBeta
+from mhc_jax.nn.residual.mhc import StreamsConfig
 from mhc_jax.nn.taps import no_tap
-from mhc_jax.ops import hyper, streams
+from mhc_jax.ops import streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -38,7 +38,7 @@ class MultiBranchHCConfig(StreamsConfig):
         return MultiBranchHC(self, width, policy, init)
 
 
-class MultiBranchHC(Residual):
+class MultiBranchHC(AlphaBeta):
     """State (B, T, S, D). Row s of ``alpha`` has the weights of stream s in the I reads and in the S mixed streams."""
 
     def __init__(self, config: MultiBranchHCConfig, width: int, policy: Policy, init: Init):
@@ -46,19 +46,13 @@ class MultiBranchHC(Residual):
         self.policy, self.branches = policy, I
         write = 1 / I if config.write_init == "mean" else 1.0
         self.static_alpha = init("static_alpha", constant(_initial_alpha(config, init)), S, I + S)
-        self.dynamic_alpha_fn = init("dynamic_alpha_fn", zeros, width, I + S)
-        self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
         self.static_beta = init("static_beta", constant(write), S, I)
-        self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, width, I)
-        self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
-        self.norm = UnitNorm(width, init / "norm")
+        self.add_dynamic_part(init, width, I + S, (I,), rms=True)
 
     def pre(self, state, *, key=None, tap=no_tap):
-        x_BTSD, dtype, I = self.norm(state), self.policy.accumulate, self.branches
-        leaves = (self.dynamic_alpha_fn, self.dynamic_alpha_scale, self.static_alpha)
-        alpha = hyper.dynamic_weights(x_BTSD, *(leaf[...].astype(dtype) for leaf in leaves), tanh=True)
-        leaves = (self.dynamic_beta_fn, self.dynamic_beta_scale, self.static_beta)
-        beta = hyper.dynamic_weights(x_BTSD, *(leaf[...].astype(dtype) for leaf in leaves), tanh=True)
+        dtype, I = self.policy.accumulate, self.branches
+        static_alpha, static_beta = (leaf[...].astype(dtype) for leaf in (self.static_alpha, self.static_beta))
+        alpha, beta = self.dynamic(state, static_alpha, static_beta, tanh=True)
         from_stream = jnp.swapaxes(alpha, -1, -2)
         reads = streams.mix(state, tap("h_pre", from_stream[..., :I, :]))
         u = jnp.moveaxis(reads, -2, 0) if I > 1 else reads[..., 0, :]

@@ -12,7 +12,7 @@ from mhc_jax.nn.residual.mhc import (
     MHC,
     READ_LEAN,
     StreamsConfig,
-    UnitNorm,
+    UnitGain,
     own_stream,
     reading_logits,
 )
@@ -70,20 +70,23 @@ class PerStreamMHC(MHC):
         self.beta_static = init("beta_static", constant(float(published)), n)
         for name in ("pre_scale", "res_scale", "post_scale"):
             setattr(self, name, init(name, constant(0.01)))
-        self.norm = UnitNorm(width, init / "norm")
+        self.norm = UnitGain(width, init / "norm")
 
     def coefficients(self, h_BTND):
         dtype, n = self.policy.accumulate, self.config.streams
-        x_BTND = self.norm(h_BTND)
         read_scale, res_scale, post_scale = (
             leaf[...].astype(dtype) for leaf in (self.pre_scale, self.res_scale, self.post_scale)
         )
         alpha_fn, alpha, beta_fn, beta = (
             leaf[...].astype(dtype) for leaf in (self.alpha_fn, self.alpha_static, self.beta_fn, self.beta_static)
         )
-        scale = jnp.where(jnp.arange(1 + n) == 0, read_scale, res_scale)
-        logits = hyper.dynamic_weights(x_BTND, alpha_fn, scale, alpha, tanh=False)
-        writes = hyper.dynamic_weights(x_BTND, beta_fn[:, None], post_scale, beta[:, None], tanh=False)
+        # Columns: read, the N of H_res, write.
+        fn_DK, static_NK = (jnp.concatenate([a, b[:, None]], axis=1) for a, b in ((alpha_fn, beta_fn), (alpha, beta)))
+        scale_K = jnp.concatenate([read_scale[None], jnp.broadcast_to(res_scale, n), post_scale[None]])
+        gamma_D = self.norm.gamma[...].astype(dtype)
+        logits = hyper.dynamic_weights(h_BTND, fn_DK, scale_K, static_NK, tanh=False, gamma_M=gamma_D)
+        pre_BTN, post_BTN = jax.nn.sigmoid(logits[..., 0]), 2 * jax.nn.sigmoid(logits[..., -1])
+        if self.config.projection.is_identity(n):
+            return pre_BTN, post_BTN, None
         # A stream's row has its weight in every destination.
-        res_BTNN = self.config.projection.project(jnp.swapaxes(logits[..., 1:], -1, -2), n)
-        return jax.nn.sigmoid(logits[..., 0]), 2 * jax.nn.sigmoid(writes[..., 0]), res_BTNN
+        return pre_BTN, post_BTN, self.config.projection.project(jnp.swapaxes(logits[..., 1:-1], -1, -2), n)

@@ -29,6 +29,10 @@ class ProjectionConfig(Config):
         """Number of logits."""
         return math.prod(self.shape(streams))
 
+    def is_identity(self, streams: int) -> bool:
+        """Whether the matrix is the identity whatever the logits. Here: one stream alone, as rows sum to one."""
+        return streams == 1
+
     def near_identity(self, streams: int, strength: float) -> jax.Array:
         """Logits whose matrix is near the identity, the nearer the greater ``strength``."""
         return strength * jnp.eye(streams)
@@ -76,6 +80,9 @@ class SinkhornConfig(ProjectionConfig):
             self.iters >= least, f"iters must be at least {least} in the domain {self.domain!r}, got {self.iters}"
         )
 
+    def is_identity(self, streams):
+        return super().is_identity(streams) and self.domain == "log"
+
     def project(self, logits, streams):
         def project(logits):
             return self._form()(logits, iters=self.iters, temperature=self.temperature)
@@ -101,6 +108,9 @@ class ClampedSinkhornConfig(ProjectionConfig):
         super().validate()
         self.require(self.iters >= 0, f"iters must not be negative, got {self.iters}")
 
+    def is_identity(self, streams):
+        return super().is_identity(streams) and self.iters > 0
+
     def project(self, logits, streams):
         return sinkhorn.sinkhorn_clamped(logits, iters=self.iters)
 
@@ -117,6 +127,9 @@ class DeepseekSinkhornConfig(ProjectionConfig):
         super().validate()
         self.require(self.iters >= 1, f"iters must be at least 1, got {self.iters}")
         self.require(self.eps >= 0, f"eps must not be negative, got {self.eps}")
+
+    def is_identity(self, streams):
+        return super().is_identity(streams) and self.eps == 0
 
     def project(self, logits, streams):
         return sinkhorn.sinkhorn_deepseek(logits, iters=self.iters, eps=self.eps)
@@ -166,6 +179,9 @@ class OrthostochasticConfig(ProjectionConfig):
         self.require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         self.require(len(self.coefficients) == 3, f"coefficients must be three numbers, got {self.coefficients}")
         self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
+
+    def is_identity(self, streams):
+        return super().is_identity(streams) and self.normalise
 
     def near_identity(self, streams, strength):
         """For ``"rotation"`` an entry off the diagonal is about ``exp(-strength)`` of one on it."""
@@ -303,6 +319,9 @@ class IdentityProjectionConfig(ProjectionConfig):
 
     def shape(self, streams):
         return (0,)
+
+    def is_identity(self, streams):
+        return True
 
     def near_identity(self, streams, strength):
         return jnp.zeros(0)

@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import jax
+import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, normal, zeros
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, StreamsConfig, own_stream
@@ -71,17 +72,21 @@ class StaticMHC(MHC):
 
     def coefficients(self, h_BTND):
         config, dtype = self.config, self.policy.accumulate
-        pre_N = jax.nn.softmax(self.pre_logits[...].astype(dtype))
-        post_N = jax.nn.softmax(self.post_logits[...].astype(dtype))
+        pre_N, post_N = (_simplex(logits[...].astype(dtype)) for logits in (self.pre_logits, self.post_logits))
         if config.unit_writes:
             post_N = config.streams * post_N
         return pre_N, post_N, self._mixing(dtype)
 
     def _mixing(self, dtype):
         n, projection = self.config.streams, self.config.projection
-        if not projection.size(n):
+        if projection.is_identity(n):
             return None
         res_NN = projection.project(self.res_logits[...].astype(dtype), n)
         if not self.config.identity_mix:
             return res_NN
         return projections.identity_mix(res_NN, jax.nn.sigmoid(self.mix_logit[...].astype(dtype)))
+
+
+def _simplex(logits_N: jax.Array) -> jax.Array:
+    """Softmax. That of one logit is a constant: nothing is then computed for a derivative that is zero."""
+    return jax.nn.softmax(logits_N) if logits_N.size > 1 else jnp.ones_like(logits_N)

@@ -1,0 +1,47 @@
+"""What hyper-connections share: alpha, which reads and mixes, and beta, which writes; every row from one stream."""
+
+import jax
+import jax.numpy as jnp
+
+from mhc_jax.nn.init import Init, constant, zeros
+from mhc_jax.nn.residual.base import Residual
+from mhc_jax.nn.residual.mhc import UnitGain
+from mhc_jax.ops import hyper
+
+
+class AlphaBeta(Residual):
+    """A site whose coefficients are ``static + scale * act(norm(x) @ fn)``, under the published names of the leaves."""
+
+    def add_dynamic_part(self, init: Init, width: int, alpha_columns: int, beta_shape: tuple[int, ...], *, rms: bool):
+        """Leaves of the dynamic part, which starts at zero.
+
+        Args:
+            width: of one row of x.
+            beta_shape: of ``dynamic_beta_fn`` after the width.
+            rms: with the gain of the unit RMS norm.
+        """
+        self.dynamic_alpha_fn = init("dynamic_alpha_fn", zeros, width, alpha_columns)
+        self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
+        self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, width, *beta_shape)
+        self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
+        if rms:
+            self.norm = UnitGain(width, init / "norm")
+
+    def dynamic(self, x: jax.Array, alpha: jax.Array, beta: jax.Array, *, tanh: bool) -> tuple[jax.Array, jax.Array]:
+        """Static alpha (R, C) and beta (R, W) plus their dynamic parts, (..., R, C) and (..., R, W), by one product.
+
+        Args:
+            x: (..., R, width); normalised, unless the site has the gain of the unit RMS norm.
+        """
+        leaves = (self.dynamic_alpha_fn, self.dynamic_beta_fn, self.dynamic_alpha_scale, self.dynamic_beta_scale)
+        alpha_fn, beta_fn, alpha_scale, beta_scale = (leaf[...].astype(alpha.dtype) for leaf in leaves)
+        C, W = alpha.shape[-1], beta.shape[-1]
+        weights = hyper.dynamic_weights(
+            x,
+            jnp.concatenate([alpha_fn, beta_fn.reshape(-1, W)], axis=-1),
+            jnp.concatenate([jnp.broadcast_to(alpha_scale, C), jnp.broadcast_to(beta_scale, W)]),
+            jnp.concatenate([alpha, beta], axis=-1),
+            tanh=tanh,
+            gamma_M=self.norm.gamma[...].astype(alpha.dtype) if hasattr(self, "norm") else None,
+        )
+        return weights[..., :C], weights[..., C:]
