@@ -38,15 +38,16 @@ def make_optimizer(model: nn.Module, config: Any) -> torch.optim.AdamW:
     """AdamW with decoupled weight decay on :func:`decayed` parameters; each group has its ``"lr_scale"``.
 
     Args:
-        config: fields lr, value_lr, beta1, beta2, eps, weight_decay, decay.
+        config: fields lr, value_lr, residual_lr, beta1, beta2, eps, weight_decay, decay.
     """
     config = as_record(config)
     chosen = decayed(model, config.decay)
-    value_scale = config.value_lr / config.lr if config.value_lr else 1.0
+    value_lr, residual_lr = config.value_lr or config.lr, config.residual_lr or config.lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         decay = config.weight_decay if name in chosen else 0.0
-        scale = value_scale if name.endswith(".lambdas") else 1.0
+        rate = value_lr if name.endswith(".lambdas") else residual_lr if ".residual." in name else config.lr
+        scale = rate / config.lr
         groups.setdefault((decay, scale), []).append(parameter)
     return torch.optim.AdamW(
         [

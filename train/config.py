@@ -76,6 +76,7 @@ class OptimConfig(Config):
         decay_steps: optimizer steps until the cosine has reached its end, warm-up included; 0 for the whole run.
         final_lr: fraction of ``lr`` at the end of the cosine.
         value_lr: learning rate of the weights of the value residual, scheduled like ``lr``; 0 for ``lr`` itself.
+        residual_lr: the same, of all parameters that read, mix and write residual streams.
     """
 
     lr: float = 3e-4
@@ -90,6 +91,7 @@ class OptimConfig(Config):
     decay_steps: int = 0
     final_lr: float = 0.1
     value_lr: float = 0.0
+    residual_lr: float = 0.0
 
     def validate(self):
         super().validate()
@@ -98,7 +100,7 @@ class OptimConfig(Config):
         self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
         self.require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         self.require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
-        for name in ("warmup_steps", "decay_steps", "value_lr"):
+        for name in ("warmup_steps", "decay_steps", "value_lr", "residual_lr"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         self.require(0 <= self.final_lr <= 1, f"final_lr must lie in [0, 1], got {self.final_lr}")
 

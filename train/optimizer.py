@@ -95,5 +95,10 @@ def decay_mask(config: OptimConfig, params: Any) -> Any:
 
 def rate_factors(config: OptimConfig, params: Any) -> Any:
     """What multiplies the learning rate of every parameter, in the structure of ``params``."""
-    of_values = config.value_lr / config.lr if config.value_lr else 1.0
-    return jax.tree_util.tree_map_with_path(lambda path, _: of_values if path[-1].key == "lambdas" else 1.0, params)
+    own = {"lambdas": config.value_lr, "residual": config.residual_lr}
+
+    def factor(path, _):
+        rates = [rate for key, rate in own.items() if rate and any(part.key == key for part in path)]
+        return rates[0] / config.lr if rates else 1.0
+
+    return jax.tree_util.tree_map_with_path(factor, params)

@@ -19,6 +19,7 @@ ORIGINAL_OPTIMIZER = {
     "weight_decay": 0.1,
     "decay": "all",
     "value_lr": 0.0,
+    "residual_lr": 0.0,
 }
 # Rounding of the original's float32 numbers, relative to the largest entry. Float64 differs from them as much as
 # float32 does, and most (9.5e-6) where the gradient of a softmax cancels.

@@ -23,6 +23,7 @@ OPTIM = {
     "decay_steps": 0,
     "final_lr": 0.1,
     "value_lr": 0.0,
+    "residual_lr": 0.0,
 }
 
 
@@ -62,6 +63,15 @@ def test_weights_of_the_value_residual_have_a_rate_of_their_own():
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
     found = {name for name, p in model.named_parameters() if scales[id(p)] == pytest.approx(0.1)}
     assert found == {f"blocks.{layer}.values.lambdas" for layer in range(2)}
+
+
+def test_residual_topologies_have_a_rate_of_their_own():
+    model, *_ = model_and_batch("adapters")
+    optimizer = make_optimizer(model, OPTIM | {"residual_lr": 1e-3})
+    scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    found = {name for name, p in model.named_parameters() if scales[id(p)] == pytest.approx(0.1)}
+    assert "blocks.0.mixer.residual.inner.res_logits" in found
+    assert found == {name for name, _ in model.named_parameters() if ".mixer.residual." in name}
 
 
 def test_schedule():

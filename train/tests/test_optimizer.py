@@ -62,11 +62,16 @@ def test_a_cosine_may_end_before_the_run():
     np.testing.assert_allclose(schedule(config.replace(decay_steps=14), 50)(30), 0.2, rtol=1e-6)
 
 
-def test_weights_of_the_value_residual_have_a_rate_of_their_own():
-    params = {"values": {"lambdas": jnp.zeros(2)}, "bias": jnp.zeros(2)}
-    optimizer = make_optimizer(CONSTANT.replace(value_lr=1e-2, weight_decay=0.0), 10)
+def test_value_and_stream_residuals_have_rates_of_their_own():
+    params = {
+        "values": {"lambdas": jnp.zeros(2)},
+        "residual": {"adapter": {"kernel": jnp.zeros(2)}},
+        "bias": jnp.zeros(2),
+    }
+    optimizer = make_optimizer(CONSTANT.replace(value_lr=1e-2, residual_lr=1e-4, weight_decay=0.0), 10)
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["values"]["lambdas"], -1e-2, rtol=1e-5)
+    np.testing.assert_allclose(updates["residual"]["adapter"]["kernel"], -1e-4, rtol=1e-5)
     np.testing.assert_allclose(updates["bias"], -CONSTANT.lr, rtol=1e-5)
 
 
