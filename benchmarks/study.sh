@@ -1,19 +1,17 @@
 #!/usr/bin/env bash
-# Residual topologies on real text at a size for two CPU cores: the same tokens and three seeds for every row. The
-# learning rate is tuned per row on Shakespeare.
+# Residual topologies on real text at a size for two CPU cores: the same tokens and three seeds for every row, the
+# learning rate tuned per row; what reads, mixes and writes streams learns at RESIDUAL_LR (0: at the rate of the rest).
 # usage: benchmarks/study.sh shakespeare FILE [OUT] | fineweb FILE [OUT]     (PYTHON chooses the interpreter)
 set -euo pipefail
-text=$1 file=$2 out=${3:-runs/study-$1} python=${PYTHON:-.venv/bin/python}
+text=$1 file=$2 out=${3:-runs/study-$1} python=${PYTHON:-.venv/bin/python} residual_lr=${RESIDUAL_LR:-3e-3}
 size="--data.source $file --data.seq-len 64 --data.batch-size 16 --data.windows packed --data.max-eval-tokens 40000
       --model.vocab-size 0 --model.max-len 0 --model.layers 4 --model.width 64 --model.mixer.heads 4
-      --model.execution.policy float32 --train.accumulate 1
+      --model.execution.policy float32 --train.accumulate 1 --train.steps 500 --train.eval-every 100
       --train.eval-batches 20 --train.loss-chunk 64 --train.sample-tokens 0 --optim.warmup-steps 50
-      --optim.decay matrices --checkpoint.every 0 --log.every 25"
+      --optim.decay matrices --optim.residual-lr $residual_lr --checkpoint.every 0 --log.every 25"
 case $text in
-  shakespeare) size="$size --data.tokenizer chars --data.validation-fraction 0.1 --train.steps 500 --train.eval-every 100"
-               rates="3e-3 1e-2 3e-2" ;;
-  fineweb) size="$size --data.tokenizer bytes --train.steps 200 --train.eval-every 50"
-           rates="1e-2" ;;  # what every row prefers on Shakespeare
+  shakespeare) size="$size --data.tokenizer chars --data.validation-fraction 0.1" ;;
+  fineweb) size="$size --data.tokenizer bytes" ;;
   *) echo "expected shakespeare or fineweb, got $text" >&2; exit 2 ;;
 esac
-"$python" -m train.study nanogpt --out "$out" --jobs 2 --rates $rates --train-flags="$size"
+"$python" -m train.study nanogpt --out "$out" --jobs 2 --rates 3e-3 1e-2 3e-2 --train-flags="$size"
