@@ -10,8 +10,8 @@ size="--data.source $file --data.seq-len 64 --data.batch-size 16 --data.windows 
       --train.eval-batches 20 --train.loss-chunk 64 --train.sample-tokens 0 --optim.warmup-steps 50
       --optim.decay matrices --optim.residual-lr $residual_lr --checkpoint.every 0 --log.every 25"
 case $text in
-  shakespeare) size="$size --data.tokenizer chars --data.validation-fraction 0.1" ;;
-  fineweb) size="$size --data.tokenizer bytes" ;;
+  shakespeare) size="$size --data.tokenizer chars --data.validation-fraction 0.1"; rates="3e-3 1e-2 3e-2" ;;
+  fineweb) size="$size --data.tokenizer bytes"; rates="1e-3 3e-3 1e-2" ;;
   *) echo "expected shakespeare or fineweb, got $text" >&2; exit 2 ;;
 esac
-"$python" -m train.study nanogpt --out "$out" --jobs 2 --rates 3e-3 1e-2 3e-2 --train-flags="$size"
+"$python" -m train.study nanogpt --out "$out" --jobs 2 --rates $rates --train-flags="$size"
