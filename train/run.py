@@ -95,7 +95,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
         start, seconds_before, best = int(state.step), meta.get("seconds", 0.0), meta.get("best_val_loss") or math.inf
 
         train_step, compile_seconds = _compile_train_step(config, optimizer, abstract_state, shardings, mesh)
-        eval_step = jax.jit(make_eval_step(config), out_shardings=_whole(mesh))
+        eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=_whole(mesh))
         stream_step = jax.jit(streams.make_stream_step(config), out_shardings=_whole(mesh))
         meter = Meter(config.data.batch_size * config.data.seq_len, flops_per_token(config.model))
         log = MetricsLog(folder, config, start=start)
@@ -226,7 +226,7 @@ def _compile_train_step(config: RunConfig, optimizer, abstract_state: TrainState
     tokens = jax.ShapeDtypeStruct(
         (config.data.batch_size, config.data.seq_len), jnp.int32, sharding=sharding.batch_sharding(mesh)
     )
-    step = jax.jit(make_train_step(config, optimizer), donate_argnums=0, out_shardings=(shardings, _whole(mesh)))
+    step = jax.jit(make_train_step(config, optimizer, mesh), donate_argnums=0, out_shardings=(shardings, _whole(mesh)))
     compiled = step.lower(abstract_state, {"inputs": tokens, "targets": tokens}).compile()
     seconds = time.perf_counter() - start
     say(f"compiled the training step in {seconds:.1f} s")

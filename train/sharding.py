@@ -23,11 +23,13 @@ P = PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = P(("data", "fsdp"))
 
+Rules = tuple[tuple[str, tuple[PartitionSpec, ...]], ...]
+
 # First match wins. A rule names the dimensions from the last one backwards, so that the same rule serves a
 # parameter with or without the leading layer axis. Matrices of one pair are sliced column-wise, then row-wise:
 # the activations between them stay sliced, and only the second product needs a sum over ``tensor``.
 # Alternatives follow in order of preference: GPT-2's vocabulary of 50,257 tokens divides by nothing useful.
-RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
+RULES: Rules = (
     (r"embed\.tokens", (P("tensor", "fsdp"), P(None, ("tensor", "fsdp")))),  # (V, D)
     (r"embed\.positions", (P(None, "fsdp"),)),  # (P, D)
     (r"ends\.proj\.kernel", (P(("tensor", "fsdp"), None),)),  # (D, N*D): the streams stay whole
@@ -41,6 +43,13 @@ RULES: tuple[tuple[str, tuple[PartitionSpec, ...]], ...] = (
     (r"(.*\.)?(norm|final_norm)\.(scale|bias)", (P("fsdp"),)),  # (D)
     # What mixes streams is small and read by every device whole.
     (r".*\.(residual|values)\.[a-z_.]+|ends\.[a-z_.]+", (P(),)),
+)
+
+# What is stored in slices of the width but used in whole rows. A lookup in slices would leave the streams sliced, and
+# XLA would move whole activations between devices to undo that, in both passes.
+GATHERED: Rules = (
+    (r"embed\.tokens", (P("tensor", None), P())),
+    (r"embed\.positions|ends\.proj\.kernel", (P(),)),
 )
 
 
@@ -107,12 +116,28 @@ def param_specs(params: Any, mesh: Mesh) -> dict[str, PartitionSpec]:
         ConfigError: a parameter that no rule matches, or a dimension that its axes do not divide.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {dotted(path): _spec(dotted(path), leaf.shape, mesh) for path, leaf in leaves}
+    return {dotted(path): _spec(dotted(path), leaf.shape, mesh, RULES) for path, leaf in leaves}
 
 
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    alternatives = next((specs for pattern, specs in RULES if re.fullmatch(pattern, name)), None)
-    if alternatives is None:
+def gather_first(params: Any, mesh: Mesh) -> Any:
+    """The parameters with those of :data:`GATHERED` as a step uses them, for it to call before anything else."""
+
+    def gathered(path, leaf):
+        name = dotted(path)
+        if not _alternatives(name, GATHERED):
+            return leaf
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, _spec(name, leaf.shape, mesh, GATHERED)))
+
+    return jax.tree_util.tree_map_with_path(gathered, params)
+
+
+def _alternatives(name: str, rules: Rules) -> tuple[PartitionSpec, ...]:
+    return next((specs for pattern, specs in rules if re.fullmatch(pattern, name)), ())
+
+
+def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
+    alternatives = _alternatives(name, rules)
+    if not alternatives:
         raise ConfigError(f"no sharding rule matches parameter {name}; add one to RULES in train/sharding.py")
     aligned = [P(*[None] * (len(shape) - len(spec)), *spec) for spec in alternatives]
     faults = [_fault(name, shape, spec, mesh) for spec in aligned]

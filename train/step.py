@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 import mhc_jax
 from mhc_jax.functional import Params, bind
 from mhc_jax.ops.loss import chunked_cross_entropy
 from mhc_jax.precision import policy
+from train import sharding
 from train.config import RunConfig
 from train.state import TrainState
 
@@ -27,13 +29,14 @@ def init_state(config: RunConfig, optimizer: optax.GradientTransformation) -> Tr
 
 
 def make_train_step(
-    config: RunConfig, optimizer: optax.GradientTransformation
+    config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A function of (state, batch) that returns the next state and metrics.
 
-    ``batch`` holds ``inputs`` and ``targets``, int32 (B, T); B is a multiple of ``train.accumulate``. Micro-batches
-    are weighted by their number of targets, so the step equals the one on the whole batch, but for the stream-diversity
-    term, which is not additive over sequences: it is the weighted mean over micro-batches.
+    Without ``mesh`` the step is for one device. ``batch`` holds ``inputs`` and ``targets``, int32 (B, T); B is a
+    multiple of ``train.accumulate``. Micro-batches are weighted by their number of targets, so the step equals the one
+    on the whole batch, but for the stream-diversity term, which is not additive over sequences: it is the weighted mean
+    over micro-batches.
 
     A step whose loss, gradient, update or resulting parameters are not finite changes nothing but the counters, so
     the parameters and the optimizer state are finite at all times.
@@ -45,7 +48,7 @@ def make_train_step(
     coefficient = config.train.stream_diversity
 
     def objective(params: Params, batch: Batch, key: jax.Array):
-        output, loss_sum, count = _forward(config, params, batch, key)
+        output, loss_sum, count = _forward(config, params, batch, key, mesh)
         sums = {"loss": loss_sum, "tokens": count}
         total = loss_sum
         if "stream_diversity" in output.aux:
@@ -92,18 +95,22 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(config: RunConfig) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
+def make_eval_step(
+    config: RunConfig, mesh: Mesh | None = None
+) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
     """A function of (params, batch) that returns the summed loss in nats and the number of targets, without dropout."""
 
     def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        _, loss_sum, count = _forward(config, params, batch, None)
+        _, loss_sum, count = _forward(config, params, batch, None, mesh)
         return loss_sum, count
 
     return eval_step
 
 
-def _forward(config: RunConfig, params: Params, batch: Batch, dropout_key: jax.Array | None):
+def _forward(config: RunConfig, params: Params, batch: Batch, dropout_key: jax.Array | None, mesh: Mesh | None):
     """Output of the model, summed loss and number of targets; the logits are never whole."""
+    if mesh is not None:
+        params = sharding.gather_first(params, mesh)
     dtypes = policy(config.model.execution.policy)
     output = mhc_jax.apply(config.model, params, batch["inputs"], dropout_key=dropout_key)
     with jax.default_matmul_precision(dtypes.precision):
