@@ -27,6 +27,28 @@ def build_stack(build: Callable[[Init], nnx.Module], layers: int, init: Init) ->
     return module
 
 
+class Prepared(nnx.Variable):
+    """What a module has computed from its parameters alone.
+
+    A module that has a method ``prepare`` sets such attributes in it; it is called for all layers at once before they
+    run. What takes many tiny kernels, as Sinkhorn's iterations on one matrix do, then takes them once and not once a
+    layer.
+    """
+
+
+def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx.State]:
+    """Stacked parameters, and beside them what their modules prepare."""
+
+    def prepare(params):
+        module = nnx.merge(graph, params)
+        for _, part in nnx.iter_modules(module):
+            if hasattr(part, "prepare"):
+                part.prepare()
+        return nnx.split(module)
+
+    return jax.vmap(prepare)(params)
+
+
 def run_stack(
     module: nnx.Module,
     body: Callable[[Any, Any, Any], tuple[Any, Any]],
@@ -49,7 +71,7 @@ def run_stack(
     Returns:
         The last carry and the stacked outputs.
     """
-    graph, params = nnx.split(module, nnx.Param)
+    graph, params = _prepared(*nnx.split(module, nnx.Param))
 
     def step(carry, xs):
         layer_params, layer_inputs = xs

@@ -18,7 +18,8 @@ CLAMP = 1e-12
 # Streams may be linked by weights that underflow; then the links' forces vanish too, and 0 / floor is 0.
 WEIGHT_FLOOR = 1e-30
 
-# Axes of a matrix while it is iterated, see _iterate: sums over the sources make rows, over the destinations columns.
+# Axes of a matrix while it is iterated, see _iterate; less 2, of a matrix as it is given. Sums over the sources make
+# rows, over the destinations columns.
 COLUMNS, ROWS = 0, 1
 
 
@@ -44,21 +45,19 @@ def sinkhorn_rows_then_columns(
 
 
 def log_sinkhorn(logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: float = 1.0) -> Float[Array, "*L N N"]:
-    """The same order in the log domain, without epsilons: no entry under- or overflows.
+    """The same order without epsilons, begun in the log domain: no sum under- or overflows, see :func:`_from_logs`.
 
     Raises:
         ValueError: ``temperature <= 0`` or ``iters < 1``.
     """
     _check(iters, 1, temperature)
-    return jnp.exp(
-        _iterate(lambda z: _log_normalised(_log_normalised(z, ROWS), COLUMNS), logits_NN / temperature, iters)
-    )
+    return _from_logs(logits_NN / temperature, iters, ROWS, COLUMNS)
 
 
 def log_sinkhorn_columns_then_rows(
     logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: float = 1.0
 ) -> Float[Array, "*L N N"]:
-    """The order of the mHC paper (2512.24880, ``M <- T_r(T_c(M))``) and of tokenbender's code, in the log domain.
+    """The order of the mHC paper (2512.24880, ``M <- T_r(T_c(M))``) and of tokenbender's code, begun in the log domain.
 
     Rows sum to one: equal streams stay equal, and no stream can grow. Columns sum to one in the limit.
 
@@ -66,9 +65,7 @@ def log_sinkhorn_columns_then_rows(
         ValueError: ``temperature <= 0`` or ``iters < 1``.
     """
     _check(iters, 1, temperature)
-    return jnp.exp(
-        _iterate(lambda z: _log_normalised(_log_normalised(z, COLUMNS), ROWS), logits_NN / temperature, iters)
-    )
+    return _from_logs(logits_NN / temperature, iters, COLUMNS, ROWS)
 
 
 def sinkhorn_clamped(logits_NN: Float[Array, "*L N N"], *, iters: int) -> Float[Array, "*L N N"]:
@@ -182,6 +179,23 @@ def solve_laplacian(weight_NN: Float[Array, "*L N N"], force_N: Float[Array, "*L
     return x_N
 
 
+def _from_logs(z_NN: jax.Array, iters: int, first: int, second: int) -> jax.Array:
+    """Sinkhorn's iterations, the first on logarithms, which exponentials of any logits cannot harm.
+
+    It leaves sums between 1/N and N, and all further sums stay there: a half-step leaves no entry greater than 1, so
+    the next divides by at most N. These iterations then need no logarithms, which would cost an exponential for every
+    entry in every half-step.
+    """
+
+    def iteration(p):
+        p = p / _sum(p, first)
+        return p / _sum(p, second)
+
+    for axis in (first - 2, second - 2):
+        z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=axis, keepdims=True)
+    return _iterate(iteration, jnp.exp(z_NN), iters - 1)
+
+
 def _iterate(iteration: Callable[[jax.Array], jax.Array], z_NN: jax.Array, iters: int) -> jax.Array:
     """``iteration`` repeated on matrices whose axes stand first, (N, N, *L): sums then run over long vectors."""
     z = jnp.moveaxis(z_NN, (-2, -1), (COLUMNS, ROWS))
@@ -191,10 +205,6 @@ def _iterate(iteration: Callable[[jax.Array], jax.Array], z_NN: jax.Array, iters
 
 def _sum(p: jax.Array, axis: int) -> jax.Array:
     return jnp.sum(p, axis=axis, keepdims=True)
-
-
-def _log_normalised(z: jax.Array, axis: int) -> jax.Array:
-    return z - jax.nn.logsumexp(z, axis=axis, keepdims=True)
 
 
 def _check(iters: int, least: int, temperature: float) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from mhc_jax.nn.init import Init, constant, normal, zeros
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, StreamsConfig, own_stream
 from mhc_jax.nn.residual.projections import ProjectionConfig, SinkhornConfig
+from mhc_jax.nn.stack import Prepared
 from mhc_jax.ops import projections
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -75,13 +76,18 @@ class StaticMHC(MHC):
         pre_N, post_N = (_simplex(logits[...].astype(dtype)) for logits in (self.pre_logits, self.post_logits))
         if config.unit_writes:
             post_N = config.streams * post_N
-        return pre_N, post_N, self._mixing(dtype)
+        if config.projection.is_identity(config.streams):
+            return pre_N, post_N, None
+        return pre_N, post_N, self.res_NN[...] if hasattr(self, "res_NN") else self._mixing()
 
-    def _mixing(self, dtype):
-        n, projection = self.config.streams, self.config.projection
-        if projection.is_identity(n):
-            return None
-        res_NN = projection.project(self.res_logits[...].astype(dtype), n)
+    def prepare(self):
+        """H_res of this site, see :class:`mhc_jax.nn.stack.Prepared`."""
+        if not self.config.projection.is_identity(self.config.streams):
+            self.res_NN = Prepared(self._mixing())
+
+    def _mixing(self):
+        dtype = self.policy.accumulate
+        res_NN = self.config.projection.project(self.res_logits[...].astype(dtype), self.config.streams)
         if not self.config.identity_mix:
             return res_NN
         return projections.identity_mix(res_NN, jax.nn.sigmoid(self.mix_logit[...].astype(dtype)))
