@@ -38,8 +38,7 @@ def sinkhorn_rows_then_columns(
     z = logits_NN / temperature
 
     def iteration(p):
-        p = p / (_sum(p, ROWS) + eps)
-        return p / (_sum(p, COLUMNS) + eps)
+        return _normalised(_normalised(p, ROWS, eps), COLUMNS, eps)
 
     return _iterate(iteration, jnp.exp(z - jnp.max(z, axis=-1, keepdims=True)), iters)
 
@@ -100,8 +99,7 @@ def sinkhorn_deepseek(logits_NN: Float[Array, "*L N N"], *, iters: int, eps: flo
     _check(iters, 1, 1.0)
 
     def iteration(p):
-        p = p / (_sum(p, COLUMNS) + eps)
-        return p / (_sum(p, ROWS) + eps)
+        return _normalised(_normalised(p, COLUMNS, eps), ROWS, eps)
 
     p = jax.nn.softmax(logits_NN, axis=-2) + eps
     return _iterate(iteration, p / (jnp.sum(p, axis=-1, keepdims=True) + eps), iters - 1)
@@ -188,8 +186,7 @@ def _from_logs(z_NN: jax.Array, iters: int, first: int, second: int) -> jax.Arra
     """
 
     def iteration(p):
-        p = p / _sum(p, first)
-        return p / _sum(p, second)
+        return _normalised(_normalised(p, first), second)
 
     for axis in (first - 2, second - 2):
         z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=axis, keepdims=True)
@@ -199,8 +196,24 @@ def _from_logs(z_NN: jax.Array, iters: int, first: int, second: int) -> jax.Arra
 def _iterate(iteration: Callable[[jax.Array], jax.Array], z_NN: jax.Array, iters: int) -> jax.Array:
     """``iteration`` repeated on matrices whose axes stand first, (N, N, *L): sums then run over long vectors."""
     z = jnp.moveaxis(z_NN, (-2, -1), (COLUMNS, ROWS))
-    z = jax.lax.scan(lambda z, _: (iteration(z), None), z, None, length=iters)[0]
+    # Of an iteration only its input is kept for the backward pass.
+    step = jax.checkpoint(lambda z, _: (iteration(z), None), prevent_cse=False)
+    z = jax.lax.scan(step, z, None, length=iters)[0]
     return jnp.moveaxis(z, (COLUMNS, ROWS), (-2, -1))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _normalised(p: jax.Array, axis: int, eps: float = 0.0) -> jax.Array:
+    return p / (_sum(p, axis) + eps)
+
+
+@_normalised.defjvp
+def _normalised_jvp(axis, eps, primals, tangents):
+    """In terms of the result, whose transpose is one sum and one division."""
+    (p,), (dp,) = primals, tangents
+    total = _sum(p, axis) + eps
+    normalised = p / total
+    return normalised, (dp - normalised * _sum(dp, axis)) / total
 
 
 def _sum(p: jax.Array, axis: int) -> jax.Array:
