@@ -76,18 +76,19 @@ class StaticMHC(MHC):
         pre_N, post_N = (_simplex(logits[...].astype(dtype)) for logits in (self.pre_logits, self.post_logits))
         if config.unit_writes:
             post_N = config.streams * post_N
-        if config.projection.is_identity(config.streams):
-            return pre_N, post_N, None
         return pre_N, post_N, self.res_NN[...] if hasattr(self, "res_NN") else self._mixing()
 
     def prepare(self):
         """H_res of this site, see :class:`mhc_jax.nn.stack.Prepared`."""
-        if not self.config.projection.is_identity(self.config.streams):
-            self.res_NN = Prepared(self._mixing())
+        res_NN = self._mixing()
+        if res_NN is not None:
+            self.res_NN = Prepared(res_NN)
 
     def _mixing(self):
-        dtype = self.policy.accumulate
-        res_NN = self.config.projection.project(self.res_logits[...].astype(dtype), self.config.streams)
+        n, projection, dtype = self.config.streams, self.config.projection, self.policy.accumulate
+        if projection.is_identity(n):
+            return None
+        res_NN = projection.project(self.res_logits[...].astype(dtype), n)
         if not self.config.identity_mix:
             return res_NN
         return projections.identity_mix(res_NN, jax.nn.sigmoid(self.mix_logit[...].astype(dtype)))
