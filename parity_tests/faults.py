@@ -126,7 +126,7 @@ def _activation(sigmoid: Callable, silu: Callable) -> Replace:
 
     def replace(healthy):
         nn = types.SimpleNamespace(sigmoid=sigmoid, silu=silu)
-        return types.SimpleNamespace(nn=nn, default_backend=healthy.default_backend, Array=healthy.Array)
+        return types.SimpleNamespace(nn=nn, Array=healthy.Array)
 
     return replace
 

@@ -7,9 +7,10 @@ On a CPU it is the other way round: the slices of single streams are not fused i
 Orientation: ``mix[i, j]`` is the weight from source stream j to destination stream i.
 """
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from mhc_jax.backend import target_backend
 
 STREAM_AXIS = -2
 
@@ -42,7 +43,7 @@ def write(y: Float[Array, "*B D"] | Float[Array, "*B N D"], weight_N: Float[Arra
 
 def _contracts() -> bool:
     """Whether streams are contracted rather than summed one by one."""
-    return jax.default_backend() == "cpu"
+    return target_backend() == "cpu"
 
 
 def diversity(h_BTND: Float[Array, "B T N D"]) -> Float[Array, ""]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mhc_jax.backend import target_backend
 from mhc_jax.nn.init import Init, constant, normal, ones, uniform, zeros
 from mhc_jax.nn.layers import Dense
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig, own_values
@@ -122,7 +123,7 @@ class DiagonalSSM(Mixer):
     def _form(self):
         if self.config.form != "auto":
             return self.config.form
-        return "sequential" if jax.default_backend() == "cpu" else "chunked"
+        return "sequential" if target_backend() == "cpu" else "chunked"
 
 
 def _segment_starts(segment_ids: jax.Array) -> jax.Array:
