@@ -1,4 +1,4 @@
-"""What a compiled program moves through memory, read from its text.
+"""What a compiled program moves through memory and between devices, read from its text.
 
 XLA's own "bytes accessed" counts the body of a loop once, however often it runs, and some backends do not give it
 at all. Here, as there, every kernel reads its operands and writes its results once, of an operand that it only
@@ -6,8 +6,10 @@ slices no more than the slices; what stays inside a kernel costs nothing.
 """
 
 import dataclasses
+import functools
 import math
 import re
+from collections.abc import Iterator
 from typing import Self
 
 _BITS = re.compile(r"\d+")
@@ -15,6 +17,7 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
 _HEADER = re.compile(r"(ENTRY )?%?(\S+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z\d-]*)\((.*)$")
 _CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.-]+)")
+_CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 # No kernels: names for what is there already, or parts of a kernel that is counted elsewhere.
@@ -22,6 +25,8 @@ _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "afte
 _ASYNC_ENDS = ("-done", "-update")
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _CONTROL = {"while", "call", "conditional"}
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute", "collective-broadcast")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +44,31 @@ class Cost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Arrays that one kind of collective delivers to each device, and their bytes."""
+
+    arrays: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Self) -> "Traffic":
+        return Traffic(self.arrays + other.arrays, self.bytes + other.bytes)
+
+    def __mul__(self, times: int) -> "Traffic":
+        return Traffic(self.arrays * times, self.bytes * times)
+
+
+@dataclasses.dataclass(frozen=True)
 class _Instruction:
     name: str
-    size: int
+    shape: str
     op: str
     operands: tuple[str, ...]
     rest: str
+
+    @functools.cached_property
+    def size(self) -> int:
+        """Bytes of its result."""
+        return _size(self.shape)
 
     @property
     def called(self) -> list[str]:
@@ -61,6 +85,26 @@ def cost(text: str) -> Cost:
     return _computation(program, entry)
 
 
+def collectives(text: str) -> dict[str, Traffic]:
+    """What one run of the program ``compiled.as_text()`` exchanges between devices, by kind of :data:`COLLECTIVES`.
+
+    A collective in the body of a loop counts as often as the loop runs; a started one counts where it is done.
+    """
+    program, entry = _parse(text)
+    found: dict[str, Traffic] = {}
+    for each, times in _runs(program, entry):
+        kind = each.op.removesuffix("-done")
+        if kind in COLLECTIVES:
+            traffic = Traffic(len(_ARRAY.findall(each.shape)), each.size) * times
+            found[kind] = found.get(kind, Traffic()) + traffic
+    return found
+
+
+def shapes(text: str) -> set[tuple[int, ...]]:
+    """The shapes, on one device, of all arrays in the program ``compiled.as_text()``."""
+    return {tuple(int(d) for d in dimensions.split(",") if d) for _, dimensions in _ARRAY.findall(text)}
+
+
 def _parse(text: str) -> tuple[_Program, str]:
     """Computations by name, each its instructions by name in order; and the name of the one that is the program."""
     program: _Program = {}
@@ -73,7 +117,7 @@ def _parse(text: str) -> tuple[_Program, str]:
         elif current and (found := _INSTRUCTION.match(line)):
             name, shape, op, rest = found.groups()
             operands = tuple(re.findall(r"%([\w.-]+)", rest[: _closing(rest)]))
-            program[current][name] = _Instruction(name, _size(shape), op, operands, rest)
+            program[current][name] = _Instruction(name, shape, op, operands, rest)
     return program, entry
 
 
@@ -97,6 +141,26 @@ def _size(shape: str) -> int:
     return sum(array(*found) for found in _ARRAY.findall(shape))
 
 
+def _runs(program: _Program, computation: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
+    """Every instruction that ``computation`` runs, also inside what it calls, and how often."""
+    for each in program[computation].values():
+        yield each, times
+        for name in () if each.op.endswith(_ASYNC_ENDS) else each.called:
+            yield from _runs(program, name, times * _trips(program, each))
+
+
+def _trips(program: _Program, each: _Instruction) -> int:
+    """How often an instruction runs what it calls."""
+    if each.op != "while":
+        return 1
+    if known := _TRIPS.search(each.rest):
+        return int(known[1])
+    # Some backends leave the number only in the condition, as what the counter is compared with.
+    condition = program[_CONDITION.findall(each.rest)[0]]
+    constants = [one.rest for one in condition.values() if one.op == "constant" and one.shape.startswith("s32[]")]
+    return int(constants[0][: _closing(constants[0])]) if len(constants) == 1 else 1
+
+
 def _computation(program: _Program, name: str) -> Cost:
     return sum((_instruction(program, name, each) for each in program[name].values()), Cost())
 
@@ -105,8 +169,7 @@ def _instruction(program: _Program, computation: str, each: _Instruction) -> Cos
     if each.op in _FREE or each.op.endswith(_ASYNC_ENDS):
         return Cost()
     if each.op in _CONTROL:
-        trips = _TRIPS.search(each.rest) if each.op == "while" else None
-        return sum((_computation(program, name) for name in each.called), Cost()) * (int(trips[1]) if trips else 1)
+        return sum((_computation(program, name) for name in each.called), Cost()) * _trips(program, each)
     sizes = {name: instruction.size for name, instruction in program[computation].items()}
     fused = program[each.called[0]] if each.op == "fusion" else _alone(each, sizes)
     read = sum(_read(fused, index, sizes.get(name, 0)) for index, name in enumerate(each.operands))
@@ -116,7 +179,7 @@ def _instruction(program: _Program, computation: str, each: _Instruction) -> Cos
 def _alone(each: _Instruction, sizes: dict[str, int]) -> dict[str, _Instruction]:
     """An instruction that is a kernel by itself, as the fusion of itself alone."""
     parameters = [
-        _Instruction(f"operand {index}", sizes.get(name, 0), "parameter", (), f"{index})")
+        _Instruction(f"operand {index}", f"s8[{sizes.get(name, 0)}]", "parameter", (), f"{index})")
         for index, name in enumerate(each.operands)
     ]
     names = tuple(parameter.name for parameter in parameters)

@@ -141,6 +141,47 @@ def test_bytes_of_kernels_loops_slices_and_updates():
     assert hlo.cost(part.as_text()).bytes == pytest.approx(2 * n / 16, rel=0.01)
 
 
+PROGRAM = """
+%body (carry: (s32[], f32[4,6])) -> (s32[], f32[4,6]) {
+  %carry = (s32[], f32[4,6]{1,0}) parameter(0)
+  %x = f32[4,6]{1,0} get-tuple-element(%carry), index=1
+  %pair = (f32[4,6]{1,0}, bf16[2]{0}) all-reduce(%x, %x), to_apply=%add
+}
+%condition (carry: (s32[], f32[4,6])) -> pred[] {
+  %carry = (s32[], f32[4,6]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%carry), index=0
+  %last = s32[] constant(3)
+  ROOT %less = pred[] compare(%i, %last), direction=LT
+}
+%wrapped (x: f32[4,6]) -> f32[2,6] {
+  ROOT %scattered = f32[2,6]{1,0} reduce-scatter(%x), dimensions={0}, to_apply=%add
+}
+%add (x: f32[], y: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(%x, %y)
+}
+ENTRY %main (x: f32[4,6]) -> f32[8,6] {
+  %x = f32[4,6]{1,0} parameter(0)
+  %known = (s32[], f32[4,6]{1,0}) while(%x), condition=%condition, body=%body, \
+backend_config={"known_trip_count":{"n":"5"}}
+  %loop = (s32[], f32[4,6]{1,0}) while(%x), condition=%condition, body=%body
+  %started = (f32[4,6]{1,0}, f32[8,6]{1,0}) all-gather-start(%x), dimensions={0}
+  %whole = f32[8,6]{1,0} all-gather-done(%started)
+  %other = ((f32[4,6]{1,0}), f32[2,6]{1,0}, s32[]) async-start(%x), calls=%wrapped
+  %slice = f32[2,6]{1,0} async-done(%other), calls=%wrapped
+}
+"""
+
+
+def test_collectives_count_as_often_as_they_run_and_started_ones_once():
+    assert hlo.collectives(PROGRAM) == {
+        "all-reduce": hlo.Traffic(arrays=2 * (5 + 3), bytes=(5 + 3) * (4 * 24 + 2 * 2)),
+        "all-gather": hlo.Traffic(1, 4 * 48),
+        "reduce-scatter": hlo.Traffic(1, 4 * 12),
+    }
+    assert (8, 6) in hlo.shapes(PROGRAM)
+    assert (6, 8) not in hlo.shapes(PROGRAM)
+
+
 def test_command_writes_its_table(run, tmp_path, capsys):
     argv = ["quickstart", "--what", "traffic", "--topologies", "ihc", "--streams", "2", "--out", str(tmp_path)]
     argv += ["--model.width", "8", "--model.layers", "2", "--data.seq-len", "16", "--data.batch-size", "2"]
