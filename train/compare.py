@@ -2,20 +2,22 @@
 
 import dataclasses
 import json
+import os
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import tyro
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mhc_jax.config import ConfigError
-from train import cli
+from train import cli, figures
+from train.config import RunConfig
 from train.metrics import read_metrics
-from train.table import markdown
+from train.prepare import CONFIG_FILE
+from train.table import terminal
 
 COLUMNS = {
     "val_loss": "loss",
@@ -30,7 +32,7 @@ COLUMNS = {
 
 
 def summary_row(run: Path) -> dict[str, Any]:
-    """What the run's ``summary.json`` says, by column.
+    """What the run's ``summary.json`` says, by the titles of :data:`COLUMNS`.
 
     Raises:
         ConfigError: not a finished run.
@@ -42,13 +44,13 @@ def summary_row(run: Path) -> dict[str, Any]:
         summary = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged ({error})") from None
-    return {"run": str(run), **{title: summary.get(key) for key, title in COLUMNS.items()}}
+    return {title: summary.get(key) for key, title in COLUMNS.items()}
 
 
 def mean_row(runs: Sequence[Path]) -> dict[str, Any]:
     """The means of :func:`summary_row` over runs of one folder, the loss with its standard deviation."""
     rows = [summary_row(run) for run in runs]
-    mean: dict[str, Any] = {"runs": str(runs[0].parent), "seeds": len(rows)}
+    mean: dict[str, Any] = {"seeds": len(rows)}
     for title in COLUMNS.values():
         values = [row[title] for row in rows if row[title] is not None]
         mean[title] = statistics.fmean(values) if values else None
@@ -58,26 +60,54 @@ def mean_row(runs: Sequence[Path]) -> dict[str, Any]:
     return mean
 
 
-def draw_curves(groups: Sequence[Sequence[Path]], image: Path) -> None:
-    """Training loss (thin) and validation loss (marked) by step, the runs of a group in one colour."""
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    FigureCanvasAgg(figure)
+def draw_curves(groups: Mapping[str, Sequence[Path]]) -> Figure:
+    """Loss by training tokens, the runs of a group in one colour.
+
+    Where tokenizers differ, a token is not the same amount of text: bits per byte of validation text are drawn then.
+    """
+    configs = {run: read_config(run) for runs in groups.values() for run in runs}
+    comparable = len({config.data.tokenizer for config in configs.values()}) == 1
+    key, unit = ("val_loss", "nats per token") if comparable else ("val_bpb", "bits per byte")
+    figure = figures.new_figure(8, 5)
     axes = figure.subplots()
-    for index, group in enumerate(groups):
-        for run in group:
-            _draw(axes, run, f"C{index}", str(run if len(group) == 1 else run.parent) if run == group[0] else None)
-    axes.set(xlabel="step", ylabel="loss (nats per token)", title="Training (thin) and validation loss")
-    axes.grid(alpha=0.3)
+    for index, (label, runs) in enumerate(groups.items()):
+        for run in runs:
+            colour, lines = f"C{index % 10}", read_metrics(run / "metrics.jsonl")
+            per_step = configs[run].data.batch_size * configs[run].data.seq_len
+            if comparable:
+                _plot(axes, lines, "loss", per_step, color=colour, linewidth=0.6, alpha=0.5)
+            _plot(axes, lines, key, per_step, color=colour, marker="o", markersize=4, label=label)
+            label = None  # one entry in the legend for the whole group
+    title = f"Validation {'loss, training loss thin' if comparable else 'text of different tokenizers'}"
+    axes.set(xlabel="training tokens", ylabel=unit, title=title)
+    axes.xaxis.set_major_formatter(figures.COUNTS)
     axes.legend()
-    figure.savefig(image, dpi=150)
+    return figure
 
 
-def _draw(axes: Axes, run: Path, colour: str, label: str | None) -> None:
-    lines = read_metrics(run / "metrics.jsonl")
-    for key, style in (("loss", {"linewidth": 0.6, "alpha": 0.5}), ("val_loss", {"marker": "o", "markersize": 4})):
-        points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-        if points:
-            axes.plot(*zip(*points), color=colour, label=label if key == "val_loss" else None, **style)
+def _plot(axes: Axes, lines: Sequence[Mapping[str, Any]], key: str, per_step: int, **style: Any) -> None:
+    points = [(line["step"] * per_step, line[key]) for line in lines if line.get(key) is not None]
+    if points:
+        axes.plot(*zip(*points), **style)
+
+
+def read_config(run: Path) -> RunConfig:
+    """The configuration of a run.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        return RunConfig.from_json((run / CONFIG_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{run / CONFIG_FILE} does not exist: {run} is not a run directory") from None
+
+
+def short_names(paths: Sequence[Path]) -> tuple[str, list[str]]:
+    """The folder that all paths lie in, and what tells them apart."""
+    paths = [path.absolute() for path in paths]
+    common = Path(os.path.commonpath([path.parent for path in paths]))
+    return str(common), [str(path.relative_to(common)) for path in paths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,9 +134,12 @@ def main(argv: list[str]) -> None:
     groups: dict[Path, list[Path]] = {}
     for run in runs:
         groups.setdefault(run.parent if flags.mean else run, []).append(run)
+    folder, names = short_names(list(groups))
     rows = [mean_row(group) if flags.mean else summary_row(run) for run, group in groups.items()]
-    draw_curves(list(groups.values()), Path(flags.picture))
-    print(markdown(rows), "", f"Curves drawn in {flags.picture}", sep="\n")
+    named = dict(zip(names, groups.values()))
+    figures.save_png(lambda: draw_curves(named), Path(flags.picture))
+    rows = [{"runs" if flags.mean else "run": name, **row} for name, row in zip(names, rows)]
+    print(f"Runs of {folder}", terminal(rows), f"Curves drawn in {flags.picture}", sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from train.config import DataConfig, RunConfig
 from train.data import Corpus, Tokenizer, check_ids, eval_batches, load_corpus
 from train.restore import load_run
 from train.step import make_eval_step
-from train.table import markdown
+from train.table import terminal
 
 EvalStep = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
@@ -124,7 +124,7 @@ def main(argv: list[str]) -> None:
     if config.data.source.startswith("wikitext"):
         found["word_ppl"] = word_ppl(found["loss"], tokens, corpus.tokenizer)
     row = {"run": flags.run, "split": flags.split, **found}
-    print(json.dumps(row) if flags.json else markdown([row]))
+    print(json.dumps(row) if flags.json else terminal([row]))
 
 
 if __name__ == "__main__":

@@ -14,13 +14,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from train.streams import QUANTITIES, Quantity, Record, by_site
 
 Theme = Literal["light", "dark"]
 INK = {"light": "#24292f", "dark": "#d7dde4"}
 COLOURS = ("#3b82c4", "#e07b39", "#3f9d6d")
+# How the kinds of sites are told apart, in the order in which a layer has them.
+STYLES = ({"linestyle": "-", "marker": "o"}, {"linestyle": "--", "marker": "s"})
 # What stands together in one plot over depth.
 PANELS = {
     "composite gain": ("forward_gain", "backward_gain"),
@@ -31,6 +33,8 @@ PANELS = {
     "least entry of H_res": ("min_entry",),
 }
 BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
+# Large numbers on an axis: 20k, 1.5M, 2G.
+COUNTS = EngFormatter(sep="")
 # Through depth, for lines: neither end is lost on a light or on a dark page.
 DEPTH = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0.28, 0.88, 256)))
 
@@ -92,7 +96,7 @@ def _draw_strip(figure, image: np.ndarray, names: Sequence[str], sites: Sequence
     axes.set_yticks(range(len(names)) if len(names) <= 16 else [], names if len(names) <= 16 else [])
     axes.set_title(title, loc="left")
     axes.grid(False)
-    _layer_ticks(axes, sites)
+    _site_ticks(axes, sites, named=len(sites) <= 24)
 
 
 def _draw_grid(figure, h_res: np.ndarray, sites: Sequence[str], rows: int, columns: int) -> None:
@@ -101,7 +105,8 @@ def _draw_grid(figure, h_res: np.ndarray, sites: Sequence[str], rows: int, colum
     n = h_res.shape[-1]
     numbers = n <= 4 and columns <= 8
     for site, axes in enumerate(grid.flat):
-        axes.set(xticks=[], yticks=[])
+        axes.set(xticks=range(n) if n <= 8 else [], yticks=range(n) if n <= 8 else [])
+        axes.tick_params(length=0, labelsize=6)
         if site >= len(sites):
             axes.set_axis_off()
             continue
@@ -113,7 +118,7 @@ def _draw_grid(figure, h_res: np.ndarray, sites: Sequence[str], rows: int, colum
                 colour = "black" if is_bright(scale.to_rgba(value)) else "white"
                 axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, color=colour)
     figure.colorbar(scale, ax=grid, pad=0.01, aspect=40)
-    figure.supylabel("H_res: to stream", fontsize=9)
+    figure.supylabel("H_res of each site: to stream", fontsize=9)
     figure.supxlabel("from stream", fontsize=9)
 
 
@@ -124,37 +129,53 @@ def is_bright(rgba: Sequence[float]) -> bool:
 
 
 def draw_depth(grid: np.ndarray, recorded: Record, sites: Sequence[str]) -> None:
-    """One plot per entry of :data:`PANELS`, by site through depth."""
-    values = by_site(recorded)
-    marker = "o" if len(sites) <= 24 else None
+    """One plot per entry of :data:`PANELS`, through depth: a line for each kind of site."""
+    values, kinds = by_site(recorded), _kinds(sites)
     for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
         shown = [BY_NAME[name] for name in names]
         for quantity, colour in zip(shown, COLOURS):
             line = _visible(values[quantity.name], quantity)
-            axes.plot(line, color=colour, marker=marker, markersize=3, linewidth=1.3, label=quantity.title)
+            for (kind, where), style in zip(kinds.items(), STYLES):
+                label = ", ".join([quantity.title] * (len(shown) > 1) + [kind] * (len(kinds) > 1))
+                marker = style["marker"] if len(sites) <= 24 else None
+                axes.plot(where, line[where], label=label, color=colour, markersize=3, **{**style, "marker": marker})
         _frame(axes, shown)
         axes.set_title(title, loc="left")
         axes.set_xlim(-0.5, len(sites) - 0.5)
-        _layer_ticks(axes, sites)
-        if len(names) > 1:
+        _site_ticks(axes, sites, named=False)
+        if len(shown) * len(kinds) > 1:
             axes.legend()
 
 
-def draw_steps(figure: Figure, steps: Sequence[int], records: Sequence[Record]) -> None:
-    """Every quantity over training steps, a line for each site, coloured by depth."""
-    history = [by_site(recorded) for recorded in records]
-    scale = ScalarMappable(Normalize(0, max(len(history[0]["entropy"]) - 1, 1)), DEPTH)
-    grid = figure.subplots(3, 3)
-    for axes, quantity in zip(grid.flat, QUANTITIES, strict=True):
+def draw_steps(figure: Figure, steps: Sequence[int], records: Sequence[Record], sites: Sequence[str], *, columns: int):
+    """Every quantity over training steps, a line for each site, coloured by depth and dashed by kind."""
+    history, kinds = [by_site(recorded) for recorded in records], list(_kinds(sites))
+    scale = ScalarMappable(Normalize(0, max(len(sites) - 1, 1)), DEPTH)
+    grid = figure.subplots(math.ceil(len(QUANTITIES) / columns), columns, squeeze=False)
+    for axes, quantity in zip(grid.flat, QUANTITIES):
         lines = _visible(np.stack([values[quantity.name] for values in history]), quantity)
         for site, line in enumerate(lines.T):
-            axes.plot(steps, line, color=scale.to_rgba(site), linewidth=1.2, marker="o" if len(steps) < 3 else None)
+            style = STYLES[kinds.index(_kind(sites[site]))]
+            marker = style["marker"] if len(steps) < 3 else None
+            axes.plot(steps, line, color=scale.to_rgba(site), **{**style, "linewidth": 1.2, "marker": marker})
         _frame(axes, [quantity])
         axes.set_title(quantity.title, loc="left")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(COUNTS)
     for axes in grid[-1]:
         axes.set_xlabel("step")
-    figure.colorbar(scale, ax=grid, pad=0.01, aspect=50, label="site, through depth")
+    kinds = ", ".join(f"{kind} {words}" for kind, words in zip(kinds, ("solid", "dashed")))
+    figure.colorbar(scale, ax=grid, pad=0.01, aspect=50, label=f"site, through depth; {kinds}")
+
+
+def _kind(site: str) -> str:
+    return site.split()[1]
+
+
+def _kinds(sites: Sequence[str]) -> dict[str, np.ndarray]:
+    """Where the sites of each kind stand."""
+    kinds = np.array([_kind(site) for site in sites])
+    return {kind: np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}
 
 
 def _visible(values: np.ndarray, quantity: Quantity) -> np.ndarray:
@@ -173,12 +194,21 @@ def _frame(axes: Axes, quantities: Sequence[Quantity]) -> None:
     axes.set_ylim(min(bottom, low), max(top, high))
 
 
-def _layer_ticks(axes: Axes, sites: Sequence[str]) -> None:
-    """A tick at the first site of a layer, at most twelve of them."""
+def _site_ticks(axes: Axes, sites: Sequence[str], *, named: bool) -> None:
+    """Lines between layers, and a name under every site, or a number under every layer, at most twelve of them."""
     layers = [site.split()[0] for site in sites]
-    first = [site for site, layer in enumerate(layers) if site == 0 or layers[site - 1] != layer]
-    shown = first[:: math.ceil(len(first) / 12)]
-    axes.set_xticks(shown, [layers[site] for site in shown])
+    starts = [site for site, layer in enumerate(layers) if site == 0 or layers[site - 1] != layer]
+    if len(starts) <= 24:
+        for start in starts[1:]:
+            axes.axvline(start - 0.5, color="0.5", linewidth=0.5, alpha=0.5, zorder=0)
+    if named:
+        axes.set_xticks(range(len(sites)), [site.replace(" ", "\n") for site in sites])
+        axes.set_xlabel("site: layer and kind")
+        return
+    ends = [*starts[1:], len(sites)]
+    centres = [(start + end - 1) / 2 for start, end in zip(starts, ends)]
+    every = math.ceil(len(starts) / 12)
+    axes.set_xticks(centres[::every], [layers[start] for start in starts[::every]])
     axes.set_xlabel("layer")
 
 

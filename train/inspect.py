@@ -21,7 +21,7 @@ from train.export import RUN_FILE
 from train.prepare import resolve
 from train.report import PLAIN, Findings, read_run, render
 from train.restore import load_run
-from train.table import markdown
+from train.table import terminal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,10 @@ def main(argv: list[str]) -> None:
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")
     parameters, cost = parameter_rows(shapes), []
-    print(markdown(parameters))
+    print(terminal(parameters))
     if flags.compile:
         cost = cost_rows(config)
-        print("", markdown(cost), sep="\n")
+        print("", terminal(cost), sep="\n")
     recorded, tokens = None, ""
     if streams.mixes(config):
         recorded, tokens = _look(flags, config, params)
@@ -85,7 +85,7 @@ def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[strea
     recorded, sites = streams.measure(config, params, tokens), diagnostics.site_names(config.model)
     title = f"Streams of {flags.name}"
     figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), Path(flags.picture))
-    print("", markdown(streams.rows(recorded, sites)), "", sep="\n")
+    print("", terminal(streams.rows(recorded, sites)), "", sep="\n")
     print(f"Mean over {words}. Mixing matrices drawn in {flags.picture}")
     return recorded, words
 

@@ -11,10 +11,12 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from train.figures import is_bright, png, svg
+from train.figures import Theme, is_bright, png, svg
 from train.table import text
 
 STYLE = Path(__file__).with_name("report.css")
+# Windows in which pictures side by side cannot be read.
+NARROW = "(max-width: 720px)"
 
 
 def page(title: str, body: str) -> str:
@@ -93,21 +95,27 @@ def settings(record: Mapping[str, Any]) -> str:
     return f'<dl class="settings">{"".join(entry(name, value) for name, value in record.items())}</dl>'
 
 
-def picture(draw: Callable[[], Figure], words: str, *, raster: bool = False) -> str:
-    """What ``draw`` draws, once for a light and once for a dark page.
+def picture(draw: Callable[[bool], Figure], words: str, *, raster: bool = False) -> str:
+    """A figure for wide and for narrow windows, for a light and for a dark page.
 
     Args:
+        draw: draws it; told whether the window is narrow.
         words: what it shows, for who cannot see it.
         raster: as pixels, for pictures of very many lines.
     """
     kind, render = ("image/png", png) if raster else ("image/svg+xml", svg)
-    light, dark = (
-        f"data:{kind};base64,{base64.b64encode(render(draw, theme)).decode()}" for theme in ("light", "dark")
-    )
-    return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(words)}"></picture>'
-    )
+
+    def data(narrow: bool, theme: Theme) -> str:
+        return f"data:{kind};base64,{base64.b64encode(render(lambda: draw(narrow), theme)).decode()}"
+
+    dark = "(prefers-color-scheme: dark)"
+    sources = {
+        f"{NARROW} and {dark}": data(True, "dark"),
+        NARROW: data(True, "light"),
+        dark: data(False, "dark"),
+    }
+    variants = "".join(f'<source media="{media}" srcset="{source}">' for media, source in sources.items())
+    return f'<picture>{variants}<img src="{data(False, "light")}" alt="{escape(words)}"></picture>'
 
 
 def colour_bar(scale: ScalarMappable) -> str:
@@ -121,21 +129,23 @@ def colour_bar(scale: ScalarMappable) -> str:
 
 
 def strip(image: np.ndarray, streams: Sequence[str], sites: Sequence[str], scale: ScalarMappable, name: str) -> str:
-    """A row for each stream, a column for each site."""
+    """A row for each stream, a column for each site; below, the layers, and the kinds of sites if there is room."""
+    shown = len(sites) <= 16
     rows = []
     for stream, values in zip(streams, image, strict=True):
         cells = (
-            _cell(value, scale, f"{name} of {site}, stream {stream}: {value:.4f}", shown=len(sites) <= 16)
+            _cell(value, scale, f"{name} of {site}, stream {stream}: {value:.4f}", shown=shown)
             for site, value in zip(sites, values, strict=True)
         )
         rows.append(f"<tr><th>{stream}</th>{''.join(cells)}</tr>")
     layers = list(dict.fromkeys(site.split()[0] for site in sites))
-    every = -(-len(layers) // 24)
-    marks = "".join(
-        f"<th colspan={len(sites) // len(layers)}>{layer if index % every == 0 else ''}</th>"
-        for index, layer in enumerate(layers)
-    )
-    return f'<table class="heat strip">{"".join(rows)}<tr><th></th>{marks}</tr></table>'
+    each, every = len(sites) // len(layers), -(-len(layers) // 24)
+    marks = (layer if index % every == 0 else "" for index, layer in enumerate(layers))
+    rows.append(f"<tr><th></th>{''.join(f'<th colspan={each}>{mark}</th>' for mark in marks)}</tr>")
+    if shown and each > 1:
+        kinds = "".join(f"<th>{escape(site.split()[1])}</th>" for site in sites)
+        rows.insert(-1, f"<tr><th></th>{kinds}</tr>")
+    return f'<div class="wide"><table class="heat strip">{"".join(rows)}</table></div>'
 
 
 def matrices(h: np.ndarray, sites: Sequence[str], scale: ScalarMappable) -> str:

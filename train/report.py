@@ -112,8 +112,8 @@ def _losses(findings: Findings) -> list[str]:
         return []
     unigram = findings.summary.get("unigram_ppl")
 
-    def draw():
-        figure = figures.new_figure(11, 3.8)
+    def draw(narrow: bool):
+        figure = figures.new_figure(*(4.2, 3.2) if narrow else (11, 3.8))
         draw_losses(figure.subplots(), lines, math.log(unigram) if unigram else None)
         return figure
 
@@ -158,9 +158,9 @@ def _depth(findings: Findings) -> list[str]:
         return []
     recorded, sites = findings.streams, diagnostics.site_names(findings.config.model)
 
-    def draw():
-        figure = figures.new_figure(11, 5.2)
-        figures.draw_depth(figure.subplots(2, 3), recorded, sites)
+    def draw(narrow: bool):
+        figure = figures.new_figure(*(4.2, 13) if narrow else (11, 5.2))
+        figures.draw_depth(figure.subplots(*(6, 1) if narrow else (2, 3)), recorded, sites)
         return figure
 
     meanings = {quantity.title: quantity.meaning for quantity in QUANTITIES}
@@ -178,14 +178,15 @@ def _training(findings: Findings) -> list[str]:
     some = logged[:: math.ceil(len(logged) / MOST_POINTS)]
     steps, records = [line["step"] for line in some], [line["streams"] for line in some]
 
-    def draw():
-        figure = figures.new_figure(11, 6.8)
-        figures.draw_steps(figure, steps, records)
+    sites = diagnostics.site_names(findings.config.model)
+
+    def draw(narrow: bool):
+        figure = figures.new_figure(*(4.2, 17) if narrow else (11, 6.8))
+        figures.draw_steps(figure, steps, records, sites, columns=1 if narrow else 3)
         return figure
 
-    sites = len(records[0]["entropy"])
     return [
         markup.paragraph("The same quantities during training, on a few validation tokens: a line for each site."),
         # Vector graphics of very many lines are larger than their pixels.
-        markup.picture(draw, "Statistics of the streams by step", raster=sites * len(some) > 2000),
+        markup.picture(draw, "Statistics of the streams by step", raster=len(sites) * len(some) > 2000),
     ]

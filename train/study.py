@@ -16,19 +16,19 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import configs
 from configs.mhc_ssm import parameter_count
 from mhc_jax.config import ConfigError
 from mhc_jax.models import with_topology
-from train import cli
+from train import cli, figures
 from train.config import RunConfig
 from train.console import say
 from train.metrics import read_metrics
-from train.table import markdown
+from train.table import markdown, terminal
 
 MATCHED = "plain_matched"
 _REPORTED = ("val_loss", "params", "tokens", "tokens_per_second", "seconds")
@@ -165,8 +165,8 @@ def _best_rate(tried: Mapping[Job, Mapping[str, Any]], row: str) -> float:
     return min((summary["val_loss"], job.rate) for job, summary in tried.items() if job.row == row)[1]
 
 
-def table(records: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> str:
-    """One line a row: parameters, speed, and the validation loss by seed with its spread, beside the first row's."""
+def table(records: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> list[dict[str, Any]]:
+    """One record a row: parameters, speed, and the validation loss by seed with its spread, beside the first row's."""
     reference = _mean(records[0])
     rows = []
     for record in records:
@@ -184,35 +184,51 @@ def table(records: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> str:
                 "minus the first row": f"{_mean(record) - reference:+.4f}",
             }
         )
-    return markdown(rows)
+    return rows
 
 
 def _mean(record: Mapping[str, Any]) -> float:
     return statistics.fmean(summary["val_loss"] for summary in record["seeds"].values())
 
 
-def draw(records: Sequence[Mapping[str, Any]], out: Path, title: str) -> None:
-    """Validation loss of every row over steps: mean over seeds, and the span between the least and the largest."""
-    figure = Figure(figsize=(9, 5.5), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for index, record in enumerate(records):
-        curves: dict[int, list[float]] = {}
-        for seed in record["seeds"]:
-            file = Job(record["topology"], record["rate"], seed).folder(out) / "metrics.jsonl"
-            for line in read_metrics(file):
-                if line.get("val_loss") is not None:
-                    curves.setdefault(line["step"], []).append(line["val_loss"])
-        steps = sorted(curves)
-        style = {"color": f"C{index % 10}", "linestyle": "-" if index < 10 else "--"}
-        label = f"{record['topology']}, lr {record['rate']:g}"
-        axes.plot(steps, [statistics.fmean(curves[s]) for s in steps], label=label, linewidth=1.2, **style)
-        spread = [min(curves[s]) for s in steps], [max(curves[s]) for s in steps]
-        axes.fill_between(steps, *spread, color=style["color"], alpha=0.2, linewidth=0)
-    axes.set(xlabel="step", ylabel="validation loss (nats per token)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize="small")
-    figure.savefig(out / "study.png", dpi=150)
+def draw(records: Sequence[Mapping[str, Any]], out: Path, title: str) -> Figure:
+    """A small picture a row: its validation loss minus that of the first row, seed by seed, over steps.
+
+    The line is the mean over seeds and the band their span; the grey band is the span of the first row's own seeds
+    around their mean, so a difference within it may be noise.
+    """
+    curves = [_curves(record, out) for record in records]
+    steps = sorted(set.intersection(*(set(by_step) for row in curves for by_step in row.values())))
+    losses = np.array([[[by_step[step] for step in steps] for by_step in row.values()] for row in curves])
+    reference, others = losses[0], losses[1:]
+    noise = reference - reference.mean(0)
+    columns = min(3, max(len(others), 1))
+    figure = figures.new_figure(3.2 * columns + 0.6, 2.5 * math.ceil(len(others) / columns) + 0.8)
+    figure.suptitle(title)
+    grid = figure.subplots(math.ceil(max(len(others), 1) / columns), columns, squeeze=False, sharex=True, sharey=True)
+    for axes in grid.flat[len(others) :]:
+        axes.set_axis_off()
+    for axes, record, row in zip(grid.flat, records[1:], others):
+        difference = row - reference
+        axes.fill_between(steps, noise.min(0), noise.max(0), color="0.5", alpha=0.2, linewidth=0)
+        axes.axhline(0, color="0.5", linewidth=0.8, linestyle="--")
+        axes.fill_between(
+            steps, difference.min(0), difference.max(0), color=figures.COLOURS[0], alpha=0.25, linewidth=0
+        )
+        axes.plot(steps, difference.mean(0), color=figures.COLOURS[0], linewidth=1.5)
+        axes.set_title(f"{record['topology']}, lr {record['rate']:g}: {difference.mean(0)[-1]:+.3f}", loc="left")
+    figure.supylabel(f"validation loss minus {records[0]['topology']} (nats per token)", fontsize="small")
+    figure.supxlabel("step", fontsize="small")
+    return figure
+
+
+def _curves(record: Mapping[str, Any], out: Path) -> dict[int, dict[int, float]]:
+    """Validation loss by seed and step."""
+    curves = {}
+    for seed in record["seeds"]:
+        lines = read_metrics(Job(record["topology"], record["rate"], seed).folder(out) / "metrics.jsonl")
+        curves[seed] = {line["step"]: line["val_loss"] for line in lines if line.get("val_loss") is not None}
+    return curves
 
 
 def main(argv: list[str]) -> None:
@@ -223,11 +239,13 @@ def main(argv: list[str]) -> None:
     for row in flags.topologies:
         row_flags(flags.name, row, flags.topologies, flags.train_flags.split())  # bad names are met before any run
     records, out = study(flags), Path(flags.out)
-    text = table(records, flags.rates)
+    rows = table(records, flags.rates)
     (out / "study.json").write_text(json.dumps({"flags": dataclasses.asdict(flags), "rows": records}, indent=1) + "\n")
-    (out / "study.md").write_text(text + "\n")
-    draw(records, out, f"{flags.name}: {len(flags.seeds)} seeds, mean and span")
-    print(text, "", f"Curves drawn in {out / 'study.png'}", sep="\n")
+    (out / "study.md").write_text(markdown(rows) + "\n")
+    source = Path(_resolved(flags.name, flags.train_flags.split()).data.source).name
+    title = f"{flags.name} on {source}, {len(flags.seeds)} seeds"
+    figures.save_png(lambda: draw(records, out, title), out / "study.png")
+    print(terminal(rows), "", f"Differences drawn in {out / 'study.png'}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -4,13 +4,20 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from train import compare
+from train.config import DataConfig, RunConfig
 
 
-def finished_run(folder, ppl, *, metrics=True, loss=5.0):
+def finished_run(folder, ppl, *, metrics=True, loss=5.0, tokenizer="bytes"):
     folder.mkdir(parents=True)
+    config = RunConfig(data=DataConfig(tokenizer=tokenizer, batch_size=2, seq_len=8))
+    (folder / "config.json").write_text(config.to_json())
     summary = {"val_loss": loss, "val_ppl": ppl, "val_bpb": 1.5, "params": 1234, "tokens_per_second": None}
     (folder / "summary.json").write_text(json.dumps(summary))
-    lines = [{"step": 1, "loss": 9.0}, {"step": 2, "loss": None}, {"step": 2, "val_loss": 5.0}] if metrics else []
+    lines = (
+        [{"step": 1, "loss": 9.0}, {"step": 2, "loss": None}, {"step": 2, "val_loss": 5.0, "val_bpb": 1.5}]
+        if metrics
+        else []
+    )
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return str(folder)
 
@@ -19,9 +26,10 @@ def test_table_and_picture(tmp_path, capsys):
     runs = [finished_run(tmp_path / "a", 148.4), finished_run(tmp_path / "b", 99.5)]
     picture = tmp_path / "curves.png"
     compare.main([*runs, "--picture", str(picture)])
-    header, _, first, second, *_ = capsys.readouterr().out.splitlines()
+    where, _, header, _, first, second, *_ = capsys.readouterr().out.splitlines()
+    assert where == f"Runs of {tmp_path}"
     assert [cell.strip() for cell in header.strip("|").split("|")][:4] == ["run", "loss", "ppl", "bits per byte"]
-    assert runs[0] in first
+    assert first.startswith("| a ")
     assert "148.4" in first
     assert "1,234" in first
     assert "99.5" in second
@@ -32,12 +40,25 @@ def test_seeds_of_one_folder_are_one_row(tmp_path, capsys):
     runs = [finished_run(tmp_path / "a" / f"seed{seed}", 100 + seed, loss=5.0 + seed) for seed in range(3)]
     runs.append(finished_run(tmp_path / "b" / "seed0", 99.5))
     compare.main([*runs, "--mean", "--picture", str(tmp_path / "curves.png")])
-    header, _, first, second, *_ = (
-        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()
+    header, _, first, second = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()[2:6]
     )
     assert header[:4] == ["runs", "seeds", "loss", "ppl"]
-    assert first[:4] == [str(tmp_path / "a"), "3", "6.0000 ± 1.0000", "101"]
-    assert second[:4] == [str(tmp_path / "b"), "1", "5", "99.5"]
+    assert first[:4] == ["a", "3", "6.0000 ± 1.0000", "101"]
+    assert second[:4] == ["b", "1", "5", "99.5"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizers", "unit", "last"), [("bytes", "nats per token", 5.0), ("gpt2", "bits per byte", 1.5)]
+)
+def test_curves_of_different_tokenizers_are_bits_per_byte_over_tokens(tmp_path, tokenizers, unit, last):
+    finished_run(tmp_path / "a", 9.0)
+    finished_run(tmp_path / "b", 9.0, tokenizer=tokenizers)
+    axes = compare.draw_curves({name: [tmp_path / name] for name in "ab"}).axes[0]
+    assert axes.get_ylabel() == unit
+    marked = [line for line in axes.lines if line.get_marker() == "o"]
+    assert [line.get_xydata().tolist() for line in marked] == [[[32, last]]] * 2  # 2 steps of 2 x 8 tokens
+    assert [text.get_text() for text in axes.get_legend().texts] == ["a", "b"]
 
 
 @pytest.mark.parametrize("argv", [[], ["{}/nowhere"], ["{}/damaged"]])

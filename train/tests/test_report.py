@@ -59,7 +59,7 @@ def test_every_part_is_there_and_nothing_is_fetched(tmp_path):
         assert markup.definitions({quantity.title: quantity.meaning})[21:-5] in page
     assert "<script" not in page
     sources = re.findall(r'(?:src|srcset|href)="(.*?)"', page)
-    assert len(sources) == 2 * 3 + 7  # three pictures in two themes, seven links within the page
+    assert len(sources) == 4 * 3 + 7  # three pictures in two widths and two themes, seven links within the page
     assert all(source.startswith(("data:image/svg+xml;base64,", "#")) for source in sources)
     assert "http" not in page
     assert "url(" not in page
@@ -124,16 +124,32 @@ def test_scales_have_two_colours_for_two_signs():
 
 
 def test_pictures_suit_their_page():
-    def draw():
-        figure = figures.new_figure(2, 1)
+    def draw(narrow):
+        figure = figures.new_figure(1 if narrow else 2, 1)
         figure.subplots().plot([1, 2])
         return figure
 
-    found = re.findall(r"base64,(.*?)\"", markup.picture(draw, "a line"))
-    dark, light = (base64.b64decode(text).decode() for text in found)
-    assert figures.INK["dark"] in dark
-    assert figures.INK["light"] in light
-    assert markup.picture(draw, "a line", raster=True).count("data:image/png;base64,iVBOR") == 2
+    page = markup.picture(draw, "a line")
+    found = [base64.b64decode(text).decode() for text in re.findall(r"base64,(.*?)\"", page)]
+    media = [*re.findall(r'media="(.*?)"', page), ""]
+    assert len(found) == len(media) == 4
+    for picture, where in zip(found, media):
+        assert figures.INK["dark" if "dark" in where else "light"] in picture
+        assert ('width="72pt"' in picture) == ("max-width" in where)
+    assert markup.picture(draw, "a line", raster=True).count("data:image/png;base64,iVBOR") == 4
+
+
+def test_kinds_of_sites_are_told_apart():
+    sites = ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
+    grid = figures.new_figure(9, 6).subplots(2, 3)
+    figures.draw_depth(grid, recorded(4), sites)
+    for axes in grid.flat:
+        assert axes.get_xticks().tolist() == [0.5, 2.5]  # centred under the two sites of a layer
+        *_, mixer, mlp = (line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() in "os")
+        assert mixer.get_xdata().tolist() == [0, 2]
+        assert mlp.get_xdata().tolist() == [1, 3]
+        assert mixer.get_linestyle() != mlp.get_linestyle()
+        assert {"mixer", "mlp"} <= {text.get_text().split(", ")[-1] for text in axes.get_legend().texts}
 
 
 def test_a_damaged_summary_is_named(tmp_path):

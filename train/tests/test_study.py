@@ -61,6 +61,10 @@ def test_the_best_rate_is_trained_with_every_seed_and_what_is_finished_is_kept(t
     assert report["rows"][0]["seeds"]["1"]["val_loss"] == pytest.approx(2.1)
     assert "+1.0000" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
+    figure = study.draw(report["rows"], tmp_path, "tiny on text")
+    (only,) = figure.axes  # the first row is what the others are compared with
+    assert only.get_title(loc="left") == "mhc, lr 0.01: +1.000"
+    assert only.lines[-1].get_ydata().tolist() == pytest.approx([1.0])
 
 
 def test_a_real_run_is_trained_once(tmp_path):
