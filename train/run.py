@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
@@ -24,13 +23,14 @@ from train.console import Display, say
 from train.data import Corpus, eval_batches, load_corpus, steps_per_epoch, train_batches, unigram_perplexity
 from train.evaluate import evaluate, summarise
 from train.interrupt import Interrupt
+from train.lowering import abstract_state, lower_train_step, shardings, whole
 from train.metrics import Meter, MetricsLog, check_sinks, flops_per_token
 from train.optimizer import make_optimizer
 from train.plot import plot_losses
 from train.prepare import CONFIG_FILE, check_resumes, refuse_overwrite, resolve, run_folder
 from train.sample import sample
 from train.state import TrainState
-from train.step import init_state, make_eval_step, make_train_step
+from train.step import init_state, make_eval_step
 
 PACKAGES = ("mhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -73,30 +73,28 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
     unigram_ppl = unigram_perplexity(corpus.train, corpus.validation, config.model.vocab_size)
 
     optimizer = make_optimizer(config.optim, total_steps)
-    initialise = functools.partial(init_state, config, optimizer)
-    shapes = jax.eval_shape(initialise)
-    shardings = sharding.state_shardings(shapes, mesh)
-    abstract_state = _with_sharding(shapes, shardings)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes.params))
+    abstract = abstract_state(config, optimizer, mesh)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
     folder = _claim(config)
-    _introduce(config, corpus, mesh, shapes.params, parameters, total_steps, unigram_ppl)
+    _introduce(config, corpus, mesh, abstract.params, parameters, total_steps, unigram_ppl)
 
     with Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         resuming = config.train.resume and checkpoints.latest_step() is not None
         if resuming:
-            state, position, meta = checkpoints.restore(abstract_state)
+            state, position, meta = checkpoints.restore(abstract)
             _check_corpus(meta, corpus, folder)
             data.set_state(position)
             say(f"resumed {folder} at step {int(state.step)}")
         else:
             if config.train.resume:
                 say(f"no finished checkpoint in {folder}: starting at the beginning")
-            state, meta = jax.jit(initialise, out_shardings=shardings)(), {}
+            initialise = functools.partial(init_state, config, optimizer)
+            state, meta = jax.jit(initialise, out_shardings=shardings(abstract))(), {}
         start, seconds_before, best = int(state.step), meta.get("seconds", 0.0), meta.get("best_val_loss") or math.inf
 
-        train_step, compile_seconds = _compile_train_step(config, optimizer, abstract_state, shardings, mesh)
-        eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=_whole(mesh))
-        stream_step = jax.jit(streams.make_stream_step(config), out_shardings=_whole(mesh))
+        train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh)
+        eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=whole(mesh))
+        stream_step = jax.jit(streams.make_stream_step(config), out_shardings=whole(mesh))
         meter = Meter(config.data.batch_size * config.data.seq_len, flops_per_token(config.model))
         log = MetricsLog(folder, config, start=start)
         display = Display(start, total_steps, bar=config.log.progress)
@@ -211,23 +209,10 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _whole(mesh: Mesh) -> NamedSharding:
-    """Held whole by every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def _with_sharding(shapes: Any, shardings: Any) -> Any:
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
-
-
-def _compile_train_step(config: RunConfig, optimizer, abstract_state: TrainState, shardings: Any, mesh: Mesh):
+def _compile_train_step(config: RunConfig, optimizer, state: TrainState, mesh: Mesh):
     """The training step compiled for this state and batch and no other, and the seconds that took."""
     start = time.perf_counter()
-    tokens = jax.ShapeDtypeStruct(
-        (config.data.batch_size, config.data.seq_len), jnp.int32, sharding=sharding.batch_sharding(mesh)
-    )
-    step = jax.jit(make_train_step(config, optimizer, mesh), donate_argnums=0, out_shardings=(shardings, _whole(mesh)))
-    compiled = step.lower(abstract_state, {"inputs": tokens, "targets": tokens}).compile()
+    compiled = lower_train_step(config, optimizer, state, mesh).compile()
     seconds = time.perf_counter() - start
     say(f"compiled the training step in {seconds:.1f} s")
     return compiled, seconds

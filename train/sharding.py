@@ -9,6 +9,7 @@ every mix of streams stays within a device.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -53,21 +54,22 @@ GATHERED: Rules = (
 )
 
 
-def make_mesh(config: MeshConfig) -> Mesh:
-    """The mesh of all devices of all processes.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh of these devices, or else of all devices of all processes.
 
     Raises:
         ConfigError: the axes do not use exactly the devices there are.
     """
-    devices = jax.device_count()
-    data = config.data or devices // (config.fsdp * config.tensor)
-    if data * config.fsdp * config.tensor != devices:
+    count = jax.device_count() if devices is None else len(devices)
+    data = config.data or count // (config.fsdp * config.tensor)
+    if data * config.fsdp * config.tensor != count:
         wanted = f"{config.data or 'data'} x {config.fsdp} x {config.tensor}"
         raise ConfigError(
-            f"mesh of {wanted} (data x fsdp x tensor) does not use exactly the {devices} available device(s); "
+            f"mesh of {wanted} (data x fsdp x tensor) does not use exactly the {count} available device(s); "
             "choose --mesh.data, --mesh.fsdp and --mesh.tensor whose product is that number"
         )
-    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    shape = data, config.fsdp, config.tensor
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

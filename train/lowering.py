@@ -1,0 +1,55 @@
+"""The training step as every command compiles it: from shapes and shardings, so that nothing is allocated."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from train import sharding
+from train.config import RunConfig
+from train.state import TrainState
+from train.step import init_state, make_train_step
+
+
+def abstract_state(config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the training state.
+
+    Raises:
+        ConfigError: a parameter that the mesh cannot slice.
+    """
+    shapes = jax.eval_shape(functools.partial(init_state, config, optimizer))
+    return jax.tree.map(
+        lambda leaf, its: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=its),
+        shapes,
+        sharding.state_shardings(shapes, mesh),
+    )
+
+
+def shardings(state: Any) -> Any:
+    """Of every leaf of a tree of arrays or abstract arrays."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """Held whole by every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def lower_train_step(
+    config: RunConfig, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+) -> jax.stages.Lowered:
+    """The training step for states like ``state``, which it donates, and batches of the configured shape.
+
+    Args:
+        state: abstract or not, sharded over ``mesh``.
+    """
+    tokens = jax.ShapeDtypeStruct(
+        (config.data.batch_size, config.data.seq_len), jnp.int32, sharding=sharding.batch_sharding(mesh)
+    )
+    step = jax.jit(
+        make_train_step(config, optimizer, mesh), donate_argnums=0, out_shardings=(shardings(state), whole(mesh))
+    )
+    return step.lower(state, {"inputs": tokens, "targets": tokens})
