@@ -10,7 +10,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     for name in configs.names():
-        (GOLDEN / f"{name}.json").write_text(configs.load(name).to_json())
+        (GOLDEN / f"{name}.json").write_text(configs.load(name).to_json(), encoding="utf-8")
 
 
 if __name__ == "__main__":

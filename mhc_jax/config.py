@@ -5,17 +5,77 @@ topology, a mixer, ...) belongs to an ``axis`` of the registry and is written wi
 Records are usable as static arguments of ``jax.jit`` and as cache keys.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
+import numbers
+import sys
 import types
 import typing
+from collections.abc import Collection, Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from mhc_jax import registry
+from mhc_jax.registry import listed, shown
 
 
 class ConfigError(ValueError):
     """A configuration that contradicts itself or cannot be read. The message names fault and fix."""
+
+
+class FieldError(ConfigError):
+    """A fault in a record, which may lie inside another.
+
+    Attributes:
+        fault: the message without the record's name; mostly it begins with a field.
+        path: fields that lead from the outermost record to this one.
+    """
+
+    def __init__(self, record: str, fault: str):
+        super().__init__(f"{record}: {fault}")
+        self.fault = fault
+        self.path: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def within(field: str) -> Iterator[None]:
+    """Notes on a :class:`FieldError` raised inside that its record is held by ``field``."""
+    try:
+        yield
+    except FieldError as error:
+        error.path = (field, *error.path)
+        raise
+
+
+def read_json(file: str | Path) -> Any:
+    """What a JSON file in UTF-8 holds.
+
+    Raises:
+        ConfigError: it is not text in UTF-8, or not JSON; the message names the file.
+        OSError: it cannot be read.
+    """
+    try:
+        return parse_json(Path(file).read_bytes())
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The value of a JSON text; bytes are UTF-8.
+
+    Raises:
+        ConfigError: it is none, is nested too deeply, or holds an integer of thousands of digits.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise ConfigError("not valid JSON (nested too deeply)") from None
+    except ValueError as error:
+        raise ConfigError(f"not valid JSON ({str(error).split(';')[0]})") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +88,25 @@ class Config:
     def validate(self) -> None:
         """Checks this record and, recursively, the records it holds.
 
-        Subclasses extend it with their own checks and call ``super().validate()``.
+        Values must be of the type that is annotated, numbers finite and of at most 64 bits, texts such as can name
+        files. Subclasses extend it with their own checks and call ``super().validate()``.
 
         Raises:
-            ConfigError: one clear message for the first contradiction found.
+            FieldError: one clear message for the first contradiction found.
         """
+        hints = _hints(type(self))
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
+            name, value = field.name, getattr(self, field.name)
             if isinstance(value, Config):
-                value.validate()
+                with within(name):
+                    value.validate()
+            must = _unlike(hints[name], value)
+            self.require(must is None, f"{name} must {must}, got {shown(value)}")
 
     def require(self, condition: bool, fault: str) -> None:
-        """Raises :class:`ConfigError` with ``fault``, prefixed by the record's name, unless ``condition``."""
+        """Raises :class:`FieldError` with ``fault`` unless ``condition``."""
         if not condition:
-            raise ConfigError(f"{self.kind or type(self).__name__}: {fault}")
+            raise FieldError(self.kind or type(self).__name__, fault)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
@@ -64,38 +129,33 @@ class Config:
         """Inverse of :meth:`to_dict`.
 
         Raises:
-            ConfigError: an unknown kind or field, or a value of the wrong type; the message names the nearest.
+            FieldError: an unknown kind or field, or a value of the wrong type; the message names the nearest.
         """
         if not isinstance(data, dict):
-            raise ConfigError(f"{cls.__name__}: expected a JSON object, got {data!r}")
+            raise FieldError(cls.__name__, f"expected a JSON object, got {shown(data)}")
         data = dict(data)
         kind = data.pop("kind", cls.kind)
         if cls.axis is not None and (kind is None or kind != cls.kind):
-            if kind is None:
-                raise ConfigError(f'{cls.__name__}: "kind" is missing; known: {", ".join(registry.names(cls.axis))}')
-            try:
-                found = registry.get(cls.axis, kind)
-            except KeyError as error:
-                raise ConfigError(error.args[0]) from None
-            return found.from_dict(data)
-        hints = typing.get_type_hints(cls)
+            return _class_of_kind(cls, kind).from_dict(data)
+        hints = _hints(cls)
         known = {field.name for field in dataclasses.fields(cls)}
         for name in data:
             if name not in known:
-                raise ConfigError(f"{cls.__name__}: unknown field {name!r}{registry.did_you_mean(name, known)}")
-        return cls(**{name: _parse(hints[name], value, f"{cls.__name__}.{name}") for name, value in data.items()})
+                fault = f"unknown field {shown(name)}{registry.did_you_mean(name, known)}"
+                raise FieldError(cls.__name__, fault)
+        return cls(**{name: _parse(cls, name, hints[name], value) for name, value in data.items()})
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
+    def from_json(cls, text: str | bytes) -> Self:
         """Inverse of :meth:`to_json`.
 
         Raises:
             ConfigError: text that is not JSON, or see :meth:`from_dict`.
         """
         try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{cls.__name__}: not valid JSON ({error})") from None
+            data = parse_json(text)
+        except ConfigError as error:
+            raise ConfigError(f"{cls.__name__}: {error}") from None
         return cls.from_dict(data)
 
 
@@ -103,26 +163,81 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _parse(hint: Any, value: Any, where: str) -> Any:
-    """``value`` from JSON as the type that the field's annotation names."""
+def check_name(what: str, name: str, known: Collection[str]) -> None:
+    """Raises ConfigError unless ``name`` is one of the ``known``; the message says which is nearest."""
+    if not isinstance(name, str) or name not in known:
+        raise ConfigError(registry.unknown(what, name, known))
+
+
+@functools.cache
+def _hints(cls: type[Config]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _unlike(hint: Any, value: Any) -> str | None:
+    """What ``value`` must do to be of the annotated type; None if it is, or if the type is none of JSON's."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        (hint,) = [arg for arg in args if arg is not type(None)]
-        return _parse(hint, value, where)
+        faults = [_unlike(arg, value) for arg in args if arg is not type(None) or value is None]
+        return None if None in faults else faults[0]
     if origin is typing.Literal:
-        if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not one of {', '.join(map(repr, args))}")
-        return value
+        found = any(type(value) is type(arg) and value == arg for arg in args)
+        return None if found else f"be one of {listed(map(repr, args))}"
     if origin is tuple:
-        if not isinstance(value, list):
-            raise ConfigError(f"{where}: expected a list, got {value!r}")
-        return tuple(_parse(args[0], item, where) for item in value)
+        if not isinstance(value, tuple | list):
+            return "be a list"
+        return next((fault for item in value if (fault := _unlike(args[0], item))), None)
+    if hint is bool:
+        return None if isinstance(value, bool) else "be true or false"
+    if hint is int:
+        if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+            return "be a whole number"
+        return None if -(2**63) <= value < 2**63 else "fit 64 bits"
+    if hint is float:
+        if not isinstance(value, numbers.Real) or isinstance(value, bool):
+            return "be a number"
+        return None if abs(value) <= sys.float_info.max else "be finite"
+    if hint is str:
+        return None if isinstance(value, str) and _is_text(value) else "be UTF-8 text without NUL"
     if isinstance(hint, type) and issubclass(hint, Config):
-        return hint.from_dict(value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: expected {hint.__name__}, got {value!r}")
-    return value
+        return None if isinstance(value, hint) else f"be a {hint.__name__}"
+    return None
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value
+
+
+def _class_of_kind(cls: type[Config], kind: Any) -> type[Config]:
+    """The record of that kind on the axis of ``cls``."""
+    assert cls.axis is not None
+    if kind is None:
+        raise FieldError(cls.__name__, f'"kind" is missing; known: {listed(registry.names(cls.axis))}')
+    if not isinstance(kind, str):
+        raise FieldError(cls.__name__, f'"kind" must be a name, got {shown(kind)}')
+    try:
+        return registry.get(cls.axis, kind)
+    except KeyError as error:
+        raise FieldError(cls.__name__, error.args[0]) from None
+
+
+def _parse(cls: type[Config], name: str, hint: Any, value: Any) -> Any:
+    """``value`` from JSON as the type that the annotation of the field ``name`` names."""
+    wanted = next((arg for arg in typing.get_args(hint) if arg is not type(None)), hint) if value is not None else hint
+    if isinstance(wanted, type) and issubclass(wanted, Config):
+        with within(name):
+            return wanted.from_dict(value)
+    if must := _unlike(hint, value):
+        raise FieldError(cls.__name__, f"{name} must {must}, got {shown(value)}")
+    return _converted(hint, value)
+
+
+def _converted(hint: Any, value: Any) -> Any:
+    """Lists become tuples, and whole numbers are taken where any number may stand."""
+    if isinstance(value, list):
+        return tuple(_converted(typing.get_args(hint)[0], item) for item in value)
+    return float(value) if float in (hint, *typing.get_args(hint)) and value is not None else value

@@ -6,6 +6,8 @@ from typing import Literal
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from mhc_jax.config import check_name
+
 PolicyName = Literal["float32", "bfloat16", "float64"]
 
 
@@ -32,5 +34,10 @@ _POLICIES: dict[str, Policy] = {
 
 
 def policy(name: PolicyName) -> Policy:
-    """The policy of that name. ``float64`` needs ``jax_enable_x64``."""
+    """The policy of that name. ``float64`` needs ``jax_enable_x64``.
+
+    Raises:
+        ConfigError: no such policy; the message says which is nearest.
+    """
+    check_name("policy", name, _POLICIES)
     return _POLICIES[name]

@@ -38,11 +38,11 @@ def get(axis: str, name: str) -> Any:
     """The item registered under ``axis`` and ``name``.
 
     Raises:
-        KeyError: no such name; the message lists the names and the nearest one.
+        KeyError: no such name; the message says which is nearest and lists some.
     """
     names = _REGISTRY.get(axis, {})
     if name not in names:
-        raise KeyError(f"unknown {axis} {name!r}{did_you_mean(name, names)}; known: {', '.join(sorted(names))}")
+        raise KeyError(unknown(axis, name, names))
     return names[name]
 
 
@@ -53,5 +53,24 @@ def names(axis: str) -> list[str]:
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the candidate nearest to ``word``, or an empty string."""
-    near = difflib.get_close_matches(word, list(candidates), n=1)
+    near = difflib.get_close_matches(str(word)[:100], list(candidates), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def unknown(what: str, word: str, known: Iterable[str]) -> str:
+    """The message about a name that is none of the ``known``: the nearest one, and some of the others."""
+    known = sorted(known)
+    return f"unknown {what} {shown(word)}{did_you_mean(word, known)}; known: {listed(known)}"
+
+
+def listed(words: Iterable[Any], limit: int = 12) -> str:
+    """The words with commas between, and how many more there are beyond ``limit``."""
+    words = [str(word) for word in words]
+    more = f" and {len(words) - limit:,} more" if len(words) > limit else ""
+    return ", ".join(words[:limit]) + more
+
+
+def shown(value: Any, limit: int = 80) -> str:
+    """``repr(value)``, cut to a length that a message can hold."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -53,7 +53,9 @@ def main(argv: list[str]) -> None:
     rows, faults = _run(flags)
     print(report.summary(rows))
     if flags.json:
-        Path(flags.json).write_text(report.to_json(rows, faults=[dataclasses.asdict(fault) for fault in faults]))
+        Path(flags.json).write_text(
+            report.to_json(rows, faults=[dataclasses.asdict(fault) for fault in faults]), encoding="utf-8"
+        )
     diverging, survivors = first_divergence(rows), [fault.fault for fault in faults if not fault.caught]
     if diverging:
         print(f"first divergence: {diverging.tier}: {diverging.case}: {diverging.tap}: {diverging.fault}")

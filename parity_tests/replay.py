@@ -133,7 +133,7 @@ def rows() -> list[Row]:
 
 
 def _summary() -> dict[str, Any]:
-    return json.loads((FOLDER / "mhc_ssm.json").read_text())
+    return json.loads((FOLDER / "mhc_ssm.json").read_text(encoding="utf-8"))
 
 
 def _row(case: str, tap: str, found: Any, golden: Any, least: float = tolerances.GOLDEN_SMALLEST) -> Row:

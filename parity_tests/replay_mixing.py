@@ -29,7 +29,7 @@ Values = dict[str, Any]
 
 def load() -> dict[str, Any]:
     """The golden numbers."""
-    return json.loads((Path(__file__).parent / "golden" / "hyper_connections.json").read_text())
+    return json.loads((Path(__file__).parent / "golden" / "hyper_connections.json").read_text(encoding="utf-8"))
 
 
 def fill(shape: list[int] | tuple[int, ...], k: int, a: float = 1.0) -> np.ndarray:

@@ -246,7 +246,7 @@ def _finite(params: Params) -> jax.Array:
 
 
 def _read_json(path: Path) -> Any:
-    return json.loads((path / "metadata").read_text())
+    return json.loads((path / "metadata").read_text(encoding="utf-8"))
 
 
 def _read_arrays(path: Path, wanted: dict[str, Any], *, only: str = "") -> dict[str, jax.Array]:

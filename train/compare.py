@@ -41,7 +41,7 @@ def summary_row(run: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{file} does not exist: {run} is not a run directory, or its training has not finished")
     try:
-        summary = json.loads(file.read_text())
+        summary = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged ({error})") from None
     return {title: summary.get(key) for key, title in COLUMNS.items()}

@@ -34,7 +34,7 @@ def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_j
         raise ConfigError(f"{out} exists already; export to a new folder")
     save = mhc_jax.save if format == "mhc_jax" else interop.save_huggingface
     save(out, config.model, params)
-    (out / RUN_FILE).write_text(config.to_json())
+    (out / RUN_FILE).write_text(config.to_json(), encoding="utf-8")
 
 
 @dataclasses.dataclass(frozen=True)

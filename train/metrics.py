@@ -172,9 +172,9 @@ class MetricsLog:
         kept = [line for line in read_metrics(file) if line["step"] <= start]
         # A kill at this moment leaves the old file or the new one.
         fresh = file.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
         fresh.replace(file)
-        self._stream = file.open("a")
+        self._stream = file.open("a", encoding="utf-8")
         if config.log.tensorboard:
             self._sinks.append(TensorBoard(folder))
         if config.log.wandb:
@@ -219,6 +219,6 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     try:
-        return [json.loads(line) for line in file.read_text().split("\n")[:-1]]
+        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
     except json.JSONDecodeError as error:
         raise ConfigError(f"{file} is damaged: {error}") from None

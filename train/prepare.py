@@ -81,7 +81,9 @@ def check_resumes(config: RunConfig) -> None:
     file = run_folder(config) / CONFIG_FILE
     if not config.train.resume or not file.is_file():
         return
-    before, now = (_flat(record.to_dict()) for record in (RunConfig.from_json(file.read_text()), config))
+    before, now = (
+        _flat(record.to_dict()) for record in (RunConfig.from_json(file.read_text(encoding="utf-8")), config)
+    )
     for name in sorted({*before, *now}):
         free = any(name == field or name.startswith(f"{field}.") for field in FREE_ON_RESUME)
         if not free and before.get(name) != now.get(name):

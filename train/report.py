@@ -63,7 +63,9 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """
     summary = folder / "summary.json"
     try:
-        return json.loads(summary.read_text()) if summary.is_file() else {}, read_metrics(folder / "metrics.jsonl")
+        return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}, read_metrics(
+            folder / "metrics.jsonl"
+        )
     except json.JSONDecodeError as error:
         raise ConfigError(f"{summary} is damaged ({error})") from None
 

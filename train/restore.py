@@ -48,7 +48,7 @@ def _exported(path: Path, model: LMConfig, params: Params) -> tuple[RunConfig, P
 
 def _read_config(file: Path) -> RunConfig:
     try:
-        config = RunConfig.from_json(file.read_text(errors="replace"))
+        config = RunConfig.from_json(file.read_text(errors="replace", encoding="utf-8"))
         config.validate()
     except ConfigError as error:
         raise ConfigError(f"{file}: {error}") from None

@@ -229,7 +229,7 @@ def _claim(config: RunConfig) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             # Written elsewhere first: a run killed while it resumes must not lose its configuration.
             written = folder / f"{CONFIG_FILE}.tmp"
-            written.write_text(config.to_json())
+            written.write_text(config.to_json(), encoding="utf-8")
             written.replace(folder / CONFIG_FILE)
         except OSError as error:
             raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --run-dir") from error
@@ -277,7 +277,7 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() != 0:
         return
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     title = f"{config.name}: {summary['params']:,} parameters"
     plot_losses(
         folder / "metrics.jsonl", folder / "loss.png", title=title, unigram_loss=math.log(summary["unigram_ppl"])
@@ -287,7 +287,7 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
         text = sample(
             config, params, corpus.tokenizer, tokens=tokens, temperature=0.8, top_k=50, seed=config.train.seed
         )
-        (folder / "sample.txt").write_text(text + "\n")
+        (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
         say(f"sample:\n{text}\n")
     speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""
     say(

@@ -129,7 +129,7 @@ def train(job: Job, flags: Flags, out: Path) -> dict[str, Any]:
             return {"val_loss": math.inf}
         if done.returncode:
             raise ConfigError(f"{folder}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 def study(flags: Flags) -> list[dict[str, Any]]:
@@ -240,8 +240,9 @@ def main(argv: list[str]) -> None:
         row_flags(flags.name, row, flags.topologies, flags.train_flags.split())  # bad names are met before any run
     records, out = study(flags), Path(flags.out)
     rows = table(records, flags.rates)
-    (out / "study.json").write_text(json.dumps({"flags": dataclasses.asdict(flags), "rows": records}, indent=1) + "\n")
-    (out / "study.md").write_text(markdown(rows) + "\n")
+    found = {"flags": dataclasses.asdict(flags), "rows": records}
+    (out / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "study.md").write_text(markdown(rows) + "\n", encoding="utf-8")
     source = Path(_resolved(flags.name, flags.train_flags.split()).data.source).name
     title = f"{flags.name} on {source}, {len(flags.seeds)} seeds"
     figures.save_png(lambda: draw(records, out, title), out / "study.png")

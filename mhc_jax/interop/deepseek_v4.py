@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from mhc_jax.config import check_name
 from mhc_jax.interop.keys import InteropError, account
 
 Names = Literal["transformers", "released"]
@@ -83,6 +84,7 @@ def layer_from_deepseek_v4(state_dict: Mapping[str, Any], layer: int | None = No
 
 def layer_to_deepseek_v4(sites: Mapping[str, Site], names: Names = "transformers") -> dict[str, Any]:
     """Inverse of :func:`layer_from_deepseek_v4`, without a prefix."""
+    check_name("names of DeepSeek-V4", names, _FORMS)
     return {
         _FORMS[names].format(site=site, part=part): value
         for site, ours in _SITES.items()

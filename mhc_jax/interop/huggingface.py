@@ -84,7 +84,7 @@ def _shards(directory: Path) -> dict[str, np.ndarray]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
         raise InteropError(f"{path} does not exist") from None
     except ValueError as error:

@@ -51,7 +51,7 @@ def load(directory: str | os.PathLike[str]) -> tuple[LMConfig, Params]:
 
 def _read_config(path: Path) -> LMConfig:
     try:
-        config = LMConfig.from_json(path.read_text())
+        config = LMConfig.from_json(path.read_text(encoding="utf-8"))
         config.validate()
     except (ConfigError, UnicodeDecodeError) as error:
         raise InteropError(f"{path}: {error}") from None
@@ -61,7 +61,7 @@ def _read_config(path: Path) -> LMConfig:
 def is_huggingface(directory: str | os.PathLike[str]) -> bool:
     """Whether the folder's ``config.json`` names a ``model_type``, as no other of ours does."""
     try:
-        config = json.loads(Path(directory, CONFIG).read_text())
+        config = json.loads(Path(directory, CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(config, dict) and "model_type" in config
@@ -104,7 +104,7 @@ def write_folder(
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         save_file(dict(tensors), new / WEIGHTS, metadata={"format": "pt"})
-        (new / CONFIG).write_text(config)
+        (new / CONFIG).write_text(config, encoding="utf-8")
         if directory.exists():
             directory.rename(old)
         new.rename(directory)

@@ -6,8 +6,9 @@ HC discards the mixed streams, its mHC writes 1/n and never learns H_res, its fi
 streams); ``"default"`` is the paper's HC and an mHC that learns, both equal to the plain network at the start.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from mhc_jax.config import check_name
 from mhc_jax.models import topologies
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
@@ -26,6 +27,7 @@ from mhc_jax.nn.value_residual import ValueResidualConfig
 
 Form = Literal["default", "original"]
 Topology = Literal["plain", "hc", "mhc", "mhc_orthostochastic"]
+ValueResidual = Literal["none", "free", "constrained"]
 Size = Literal["124M", "355M", "774M", "1558M"]
 
 # Layers, heads, width.
@@ -63,7 +65,7 @@ def nanogpt(
     form: Form = "default",
     *,
     heads: int = 6,
-    value_residual: Literal["none", "free", "constrained"] = "none",
+    value_residual: ValueResidual = "none",
     attention_dropout: float = 0.0,
     **changes: Any,
 ) -> LMConfig:
@@ -76,7 +78,13 @@ def nanogpt(
         value_residual: see :class:`mhc_jax.nn.value_residual.ValueResidualConfig`.
         attention_dropout: of the attention probabilities; ``dropout`` in ``changes`` is that of everything else.
         changes: fields of :class:`LMConfig` to replace.
+
+    Raises:
+        ConfigError: no such topology, form or value residual; the message says which is nearest.
     """
+    check_name("topology of nanogpt", topology, get_args(Topology))
+    check_name("form of nanogpt", form, get_args(Form))
+    check_name("value_residual", value_residual, get_args(ValueResidual))
     original = form == "original"
     residual = _TOPOLOGIES[topology, form]
     config = LMConfig(
@@ -105,7 +113,11 @@ def gpt2(size: Size = "124M", residual: ResidualConfig = PlainConfig(), **change
         size: ``"124M"``, ``"355M"``, ``"774M"`` or ``"1558M"`` parameters.
         residual: of both sites of every block.
         changes: fields of :class:`LMConfig` to replace.
+
+    Raises:
+        ConfigError: no such size; the message says which is nearest.
     """
+    check_name("size of gpt2", size, get_args(Size))
     layers, heads, width = SIZES[size]
     config = LMConfig(
         vocab_size=50257,

@@ -6,8 +6,9 @@ identity, unit writes, streams that start as copies and read unevenly, poles ove
 adapters that begin as the identity.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
+from mhc_jax.config import check_name
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.residual import (
@@ -39,7 +40,12 @@ def mhc_ssm(variant: Variant = "mhc", form: Form = "default", **changes: Any) ->
             adapters).
         form: ``"default"`` (repaired) or ``"original"``.
         changes: fields of :class:`LMConfig` to replace.
+
+    Raises:
+        ConfigError: no such variant or form; the message says which is nearest.
     """
+    check_name("variant of mhc_ssm", variant, get_args(Variant))
+    check_name("form of mhc_ssm", form, get_args(Form))
     original = form == "original"
     plain = variant == "baseline"
     config = LMConfig(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mhc_jax.config import Config
+from mhc_jax.config import Config, within
 from mhc_jax.nn.block import Block, Carry, Site
 from mhc_jax.nn.channel import ChannelMixerConfig
 from mhc_jax.nn.init import Init, normal
@@ -94,8 +94,10 @@ class LMConfig(Config):
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.norm in ("rms", "ln"), f"norm must be 'rms' or 'ln', got {self.norm!r}")
         self.require(self.embed_std > 0, f"embed_std must be positive, got {self.embed_std}")
-        self.ends.check(self.residual)
-        self.mixer.check(self.width)
+        with within("ends"):
+            self.ends.check(self.residual)
+        with within("mixer"):
+            self.mixer.check(self.width)
         self.require(
             self.adapters is None or (self.residual.stream_count is not None and self.residual.branches == 1),
             f"adapters need a residual with streams and one branch, not {self.residual.kind!r}",

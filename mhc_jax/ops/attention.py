@@ -1,10 +1,12 @@
 """Causal softmax attention over several heads."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from mhc_jax.registry import unknown
 
 AttentionName = Literal["xla", "cudnn"]
 
@@ -30,8 +32,11 @@ def causal_attention(
             ``keep_BHTS``.
 
     Raises:
-        ValueError: T differs from S without ``start``, or cuDNN is asked for what it cannot do.
+        ValueError: an unknown implementation, T differs from S without ``start``, or cuDNN is asked for what it
+            cannot do.
     """
+    if implementation not in get_args(AttentionName):
+        raise ValueError(unknown("implementation of attention", implementation, get_args(AttentionName)))
     T, S = q_BTHK.shape[1], k_BSHK.shape[1]
     if start is None and T != S:
         raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mhc_jax.registry import unknown
+
 ScanForm = Literal["sequential", "associative", "chunked"]
 
 
@@ -42,7 +44,7 @@ def diagonal_scan(
         ValueError: an unknown form, or ``chunk < 1``.
     """
     if form not in _FORMS:
-        raise ValueError(f"unknown scan form {form!r}; known: {', '.join(_FORMS)}")
+        raise ValueError(unknown("scan form", form, _FORMS))
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     if s0_BD is None:

@@ -1,11 +1,17 @@
 """Configuration records: JSON there and back, and one clear line for each fault."""
 
 import json
+import math
+import re
 
 import pytest
 
 from mhc_jax import ConfigError, LMConfig, registry
-from mhc_jax.models import mhc_ssm
+from mhc_jax.config import FieldError
+from mhc_jax.models import gpt2, mhc_ssm, nanogpt, with_topology
+from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
+from mhc_jax.nn.residual import StaticMHCConfig
+from mhc_jax.precision import policy
 
 
 @pytest.mark.parametrize("variant", ["baseline", "mhc", "adapters"])
@@ -33,19 +39,74 @@ def changed(path, value):
         ("{", "LMConfig: not valid JSON"),
         ("[]", "LMConfig: expected a JSON object"),
         (changed("widht", 3), "unknown field 'widht'; did you mean 'width'"),
-        (changed("width", "wide"), "LMConfig.width: expected int, got 'wide'"),
-        (changed("width", True), "LMConfig.width: expected int, got True"),
-        (changed("norm", "batch"), "LMConfig.norm: 'batch' is not one of 'rms', 'ln'"),
+        (changed("width", "wide"), "LMConfig: width must be a whole number, got 'wide'"),
+        (changed("width", True), "LMConfig: width must be a whole number, got True"),
+        (changed("norm", "batch"), "LMConfig: norm must be one of 'rms', 'ln', got 'batch'"),
         (changed("kind", "llm"), "unknown model 'llm'; did you mean 'lm'"),
         (changed("residual.kind", "static_mch"), "unknown residual 'static_mch'; did you mean 'static_mhc'"),
         (changed("residual", {"streams": 2}), '"kind" is missing; known: .*plain'),
         (changed("mixer.taps", 3), "DiagonalSSMConfig: unknown field 'taps'"),
+        (changed("mixer.kind", []), r'MixerConfig: "kind" must be a name, got \[\]'),
+        (changed("mixer.conv_kernel", "3"), "conv_kernel must be a whole number, got '3'"),
+        (changed("mixer.init", ["original"]), "init must be one of 'time_scales', 'original', got"),
+        (changed("adapters.dropout", "0.1"), "StreamAdaptersConfig: dropout must be a number, got '0.1'"),
+        (changed("dropout", True), "LMConfig: dropout must be a number, got True"),
+        (changed("dropout", 10**400), "LMConfig: dropout must be finite, got 1000"),
+        (changed("width", 10**3000), "LMConfig: width must fit 64 bits, got 1000"),
+        (changed("width" * 5000, 1), r"unknown field 'widthwidth.*\.\.\."),
+        (b"\xff{}", r"LMConfig: not UTF-8 \(byte 0\)"),
+        ("[" * 100_000, r"LMConfig: not valid JSON \(nested too deeply\)"),
+        ('{"width": ' + "9" * 5000 + "}", r"LMConfig: not valid JSON \(Exceeds the limit"),
     ],
 )
 def test_faults_have_one_clear_line(text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         LMConfig.from_json(text)
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("config", "path", "message"),
+    [
+        (mhc_ssm(width="3"), (), "lm: width must be a whole number, got '3'"),
+        (mhc_ssm(dropout=math.nan), (), "lm: dropout must be finite, got nan"),
+        (mhc_ssm(residual="plain"), (), "lm: residual must be a ResidualConfig, got 'plain'"),
+        (mhc_ssm(mixer=DiagonalSSMConfig(init="orignal")), ("mixer",), "init must be one of 'time_scales', 'original'"),
+        (mhc_ssm(mixer=AttentionConfig(heads=5)), ("mixer",), "heads 5 must divide the width 512"),
+        (mhc_ssm(residual=StaticMHCConfig(streams=0)), ("residual",), "static_mhc: streams must be at least 1"),
+    ],
+)
+def test_a_record_made_in_python_is_checked_as_one_from_json(config, path, message):
+    with pytest.raises(FieldError, match=message) as caught:
+        config.validate()
+    assert caught.value.path == path
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: mhc_ssm("adapter"), "unknown variant of mhc_ssm 'adapter'; did you mean 'adapters'?"),
+        (lambda: mhc_ssm("plain"), "unknown variant of mhc_ssm 'plain'; known: adapters, baseline, mhc"),
+        (lambda: mhc_ssm("baseline", "orig"), "unknown form of mhc_ssm 'orig'"),
+        (lambda: mhc_ssm(["mhc"]), "unknown variant of mhc_ssm"),
+        (lambda: nanogpt("mhcc"), "unknown topology of nanogpt 'mhcc'; did you mean 'mhc'?"),
+        (lambda: nanogpt("hc", "orignal"), "unknown form of nanogpt 'orignal'; did you mean 'original'?"),
+        (lambda: nanogpt(value_residual="fre"), "unknown value_residual 'fre'; did you mean 'free'?"),
+        (lambda: gpt2("125M"), "unknown size of gpt2 '125M'; did you mean '124M'?"),
+        (lambda: with_topology(mhc_ssm(), "mhc_light"), "unknown topology 'mhc_light'; did you mean 'mhc_lite'?"),
+        (lambda: policy("float23"), "unknown policy 'float23'; did you mean 'float32'?"),
+    ],
+)
+def test_names_are_checked_and_met_with_the_nearest(build, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        build()
+
+
+def test_long_lists_of_names_are_cut():
+    names = [f"name{i}" for i in range(500)]
+    assert registry.listed(names) == f"{', '.join(names[:12])} and 488 more"
+    assert registry.listed(names[:3]) == "name0, name1, name2"
 
 
 def test_a_name_is_taken_once():

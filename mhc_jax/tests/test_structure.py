@@ -22,7 +22,7 @@ def sources(folder):
 
 
 def imports(path):
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -58,6 +58,29 @@ def test_files_stay_readable():
         str(path.relative_to(ROOT)): count
         for folder in ("mhc_jax", "torch_ref", "train", "parity_tests", "configs")
         for path in sources(folder)
-        if (count := len(path.read_text().splitlines())) > 400
+        if (count := len(path.read_text(encoding="utf-8").splitlines())) > 400
     }
     assert not long
+
+
+def is_text_of_unnamed_encoding(call):
+    """Whether a call opens, reads or writes text in whatever encoding the locale has."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    owner = getattr(call.func, "value", None)
+    if name not in ("open", "read_text", "write_text") or getattr(owner, "id", "") in ("os", "documents"):
+        return False
+    modes = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
+    binary = name == "open" and any(isinstance(mode, str) and "b" in mode and len(mode) <= 3 for mode in modes)
+    return not binary and "encoding" not in [keyword.arg for keyword in call.keywords]
+
+
+def test_every_text_file_is_utf_8_whatever_the_locale():
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for folder in ("mhc_jax", "train", "configs", "parity_tests", "torch_ref")
+        for path in sources(folder)
+        if "tests" not in path.parts and not path.name.startswith("test_")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and is_text_of_unnamed_encoding(node)
+    ]
+    assert found == []

@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
 
@@ -56,8 +56,10 @@ def write(
         notes: sentences below the table.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({**about, "rows": rows, "notes": notes}, indent=2) + "\n")
+    (folder / f"{name}.json").write_text(
+        json.dumps({**about, "rows": rows, "notes": notes}, indent=2) + "\n", encoding="utf-8"
+    )
     facts = [f"- {key}: {value}" for key, value in about.items() if not isinstance(value, dict)]
     text = "\n\n".join([f"# {name}", "\n".join(facts), markdown(rows), *notes]) + "\n"
-    (folder / f"{name}.md").write_text(text)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
     return text

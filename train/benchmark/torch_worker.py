@@ -29,7 +29,7 @@ def synchronise() -> None:
 def load(spec: Spec) -> torch_ref.LM:
     """The exported model."""
     folder = Path(spec["weights"])
-    model = torch_ref.build(json.loads((folder / "config.json").read_text()))
+    model = torch_ref.build(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.to(DEVICE)
 

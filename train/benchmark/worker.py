@@ -32,7 +32,9 @@ def peak_rss() -> int:
 def current_rss() -> int:
     """Resident memory of this process now, bytes; its largest so far where the system does not tell."""
     statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else peak_rss()
+    return (
+        int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else peak_rss()
+    )
 
 
 def serve(build: Callable[[Spec], Step], peak: Callable[[], int | None]) -> None:

@@ -125,7 +125,8 @@ def test_plugin_registers_a_configuration(monkeypatch, tmp_path):
         "from mhc_jax.registry import register\n"
         "from train.config import RunConfig\n\n\n"
         '@register("config", "my_lab_run")\n'
-        'def mine():\n    """Mine."""\n    return RunConfig(name="my_lab_run")\n'
+        'def mine():\n    """Mine."""\n    return RunConfig(name="my_lab_run")\n',
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
     seen = []
