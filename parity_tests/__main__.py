@@ -2,7 +2,9 @@
 
 import dataclasses
 import importlib
+import itertools
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +13,7 @@ import tyro
 
 from mhc_jax.config import ConfigError
 from parity_tests import report
-from parity_tests.compare import Row, first_divergence
+from parity_tests.compare import Case, Row, first_divergence, judge
 from train import cli
 
 
@@ -75,28 +77,44 @@ def _run(flags: Flags) -> tuple[list[Row], list]:
     if flags.checkpoint:
         from parity_tests.certify import certify
 
-        return _print(certify(flags.checkpoint)), []
+        return _judge(certify(flags.checkpoint)), []
     from parity_tests import cases, faults, mutations
-    from parity_tests.compare import judge
 
-    rows = [row for case in cases.everything() for row in _print(judge(case))]
-    rows += _print(replay.rows()) + _print(replay_mixing.rows())
-    outcomes = [mutations.run(mutation) for mutation in faults.mutations()]
-    print("", mutations.kill_table(outcomes), "", sep="\n")
+    rows = _judge(cases.everything()) + _print(replay.rows()) + _print(replay_mixing.rows())
+    outcomes = []
+    print("", mutations.HEADING, sep="\n", flush=True)
+    for mutation in faults.mutations():
+        outcomes.append(mutations.run(mutation))
+        print(mutations.line(outcomes[-1]), flush=True)
+    print(mutations.kill_rate(outcomes), "", sep="\n")
     return rows, outcomes
 
 
 def _matrix() -> None:
     from parity_tests import matrix
 
-    cells = [matrix.walk(*name) for name in matrix.names()]
-    print(matrix.table(cells))
-    for cell in cells:
-        for fault in cell.faults:
-            print(f"{cell.topology} with {cell.mixer}: {fault}")
-    if any(cell.faults for cell in cells):
+    faults, count = [], 0
+    print(matrix.heading(), flush=True)
+    for _, names in itertools.groupby(matrix.names(), key=lambda name: name[0]):
+        cells = [matrix.walk(*name) for name in names]
+        print(matrix.row(cells), flush=True)
+        faults += [f"{cell.topology} with {cell.mixer}: {fault}" for cell in cells for fault in cell.faults]
+        count += len(cells)
+    if faults:
+        print(*faults, sep="\n")
         sys.exit(1)
-    print(f"\nall {len(cells)} cells agree; numbers: largest error of JAX over PyTorch's own")
+    print(f"\nall {count} cells agree; numbers: largest error of JAX over PyTorch's own")
+
+
+def _judge(cases: Iterable[Case]) -> list[Row]:
+    """The rows of all cases; what is being compared is said before it is computed."""
+    rows: list[Row] = []
+    for case in cases:
+        print(report.heading(case.tier, case.name), flush=True)
+        found = judge(case)
+        print(*map(report.line, found), sep="\n", flush=True)
+        rows += found
+    return rows
 
 
 def _print(rows: list[Row]) -> list[Row]:

@@ -10,25 +10,25 @@ from mhc_jax import interop
 from mhc_jax.functional import Params
 from mhc_jax.nn.lm import LMConfig
 from parity_tests.cases.decode import decoding
-from parity_tests.compare import Case, Row, judge
+from parity_tests.compare import Case
 from parity_tests.taps import run_jax, run_torch
 from train.restore import load_run
 
 TOKENS = 64
 
 
-def certify(path: str | os.PathLike[str]) -> list[Row]:
+def certify(path: str | os.PathLike[str]) -> Iterator[Case]:
     """Activations, loss, cotangents, gradients and decoding of the model in a run directory or exported folder.
 
     Raises:
         ConfigError: nothing that can be loaded.
     """
     run, params = load_run(path)
-    return [row for case in checkpoint_cases(run.model, params) for row in judge(case)]
+    return checkpoint_cases(run.model, params)
 
 
 def checkpoint_cases(config: LMConfig, params: Params) -> Iterator[Case]:
-    """The cases of :func:`certify`, on one sequence of at most 64 tokens."""
+    """The cases of a model, on one sequence of at most 64 tokens."""
     config = config.replace(execution=config.execution.replace(policy="float32"))
     weights = {name: x.astype(np.float32) for name, x in interop.to_torch(config, params).items()}
     tokens = _tokens(config)

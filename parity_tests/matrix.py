@@ -6,7 +6,7 @@ column without further ado.
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -73,8 +73,8 @@ class Cell:
 
 
 def names() -> list[tuple[str, str]]:
-    """All (topology, mixer)."""
-    return [(row, mixer) for row in registry.names("topology") for mixer in registry.names("mixer")]
+    """All (topology, mixer), topology by topology."""
+    return [(name, mixer) for name in registry.names("topology") for mixer in registry.names("mixer")]
 
 
 def walk(topology_name: str, mixer: str) -> Cell:
@@ -147,12 +147,14 @@ def _worst(rows: list[Row]) -> float:
     return max((row.ratio for row in rows if np.isfinite(row.ratio) and row.ulp > 1), default=0.0)
 
 
-def table(cells: list[Cell]) -> str:
-    """Markdown: one row a topology, one column a mixer."""
+def heading() -> str:
+    """Markdown: a column for each mixer."""
     mixers = registry.names("mixer")
-    found = {(cell.topology, cell.mixer): cell for cell in cells}
-    lines = ["| topology | what | " + " | ".join(mixers) + " |", "|---" * (len(mixers) + 2) + "|"]
-    for row in registry.names("topology"):
-        what = (registry.get("topology", row).__doc__ or "").strip().splitlines()[0].rstrip(".")
-        lines.append(f"| `{row}` | {what} | " + " | ".join(str(found[row, mixer]) for mixer in mixers) + " |")
-    return "\n".join(lines)
+    return "| topology | what | " + " | ".join(mixers) + " |\n" + "|---" * (len(mixers) + 2) + "|"
+
+
+def row(cells: Sequence[Cell]) -> str:
+    """One topology with every mixer."""
+    name = cells[0].topology
+    what = (registry.get("topology", name).__doc__ or "").strip().splitlines()[0].rstrip(".")
+    return f"| `{name}` | {what} | {' | '.join(map(str, cells))} |"

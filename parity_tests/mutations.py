@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from parity_tests import cases
@@ -87,11 +87,15 @@ def run(mutation: Mutation) -> Outcome:
     return Outcome(mutation.fault, f"{mutation.tier}: {mutation.case}", first is not None, len(failures(rows)), where)
 
 
-def kill_table(outcomes: list[Outcome]) -> str:
-    """One line a fault, then the kill rate."""
-    lines = [f"{'seeded fault':50} {'caught':7} {'tensors':>7}  first seen at"]
-    for outcome in outcomes:
-        caught = "yes" if outcome.caught else "NO"
-        lines.append(f"{outcome.fault:50} {caught:7} {outcome.tensors:7}  {outcome.first} ({outcome.case})")
-    killed = sum(outcome.caught for outcome in outcomes)
-    return "\n".join([*lines, f"kill rate: {killed} of {len(outcomes)}"])
+HEADING = f"{'seeded fault':50} {'caught':7} {'tensors':>7}  first seen at"
+
+
+def line(outcome: Outcome) -> str:
+    """One fault, under :data:`HEADING`."""
+    caught = "yes" if outcome.caught else "NO"
+    return f"{outcome.fault:50} {caught:7} {outcome.tensors:7}  {outcome.first} ({outcome.case})"
+
+
+def kill_rate(outcomes: Sequence[Outcome]) -> str:
+    """How many of the faults were caught."""
+    return f"kill rate: {sum(outcome.caught for outcome in outcomes)} of {len(outcomes)}"

@@ -1,8 +1,11 @@
 """The comparison as a table and as JSON."""
 
 import dataclasses
+import itertools
 import json
 import math
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,15 +17,21 @@ _HEAD = ("tap", "shape", "err_jax", "err_torch", "ratio", "ulp", "err_f64", "ver
 def table(rows: Iterable[Row]) -> str:
     """One line a tensor, under one heading a case."""
     lines: list[str] = []
-    heading = None
-    for row in rows:
-        if (row.tier, row.case) != heading:
-            heading = row.tier, row.case
-            lines += ["", f"{row.tier}: {row.case}", _line(_HEAD)]
-        shape = "x".join(map(str, row.shape)) or "scalar"
-        numbers = (_number(x, form) for x, form in zip(_measures(row), ("8.1e", "8.1e", "5.2f", "6.1f", "8.1e")))
-        lines.append(_line((row.tap, shape, *numbers, f"FAIL {row.fault}" if row.fault else "ok")))
+    for (tier, case), group in itertools.groupby(rows, key=lambda row: (row.tier, row.case)):
+        lines += [heading(tier, case), *map(line, group)]
     return "\n".join(lines)
+
+
+def heading(tier: str, case: str) -> str:
+    """The title of a case and of the columns of its tensors."""
+    return "\n".join(["", f"{tier}: {case}", _line(_HEAD)])
+
+
+def line(row: Row) -> str:
+    """One tensor."""
+    shape = "x".join(map(str, row.shape)) or "scalar"
+    numbers = (_number(x, form) for x, form in zip(_measures(row), ("8.1e", "8.1e", "5.2f", "6.1f", "8.1e")))
+    return _line((row.tap, shape, *numbers, f"FAIL {row.fault}" if row.fault else "ok"))
 
 
 def _measures(row: Row) -> tuple[float, ...]:
@@ -34,8 +43,14 @@ def _number(x: float, form: str) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    widths = (52, 12, 8, 9, 6, 7, 8, 0)
-    return " ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip()
+    """Cells in columns; in a terminal too narrow for all, without the shape, and of a long tap its end."""
+    tap, shape, *others = cells
+    widths = (8, 9, 6, 7, 8, 0)
+    rest = " ".join(cell.ljust(width) for cell, width in zip(others, widths)).rstrip()
+    if not sys.stdout.isatty() or shutil.get_terminal_size().columns >= 52 + 12 + sum(widths) + 10:
+        return f"{tap:52} {shape:12} {rest}"
+    room = max(24, shutil.get_terminal_size().columns - sum(widths) - 8)
+    return f"{tap if len(tap) <= room else '…' + tap[1 - room :]:{room}} {rest}"
 
 
 def summary(rows: Sequence[Row]) -> str:

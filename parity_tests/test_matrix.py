@@ -4,6 +4,7 @@ import pytest
 
 from mhc_jax import registry
 from parity_tests import matrix
+from parity_tests.__main__ import main
 
 
 @pytest.mark.parametrize(("topology", "mixer"), matrix.names())
@@ -12,10 +13,15 @@ def test_cell(topology, mixer):
     assert not cell.faults, "\n".join(cell.faults)
 
 
-def test_table_has_a_row_for_each_topology_and_a_column_for_each_mixer():
-    cells = [matrix.Cell(*name, 1.0, ()) for name in matrix.names()]
-    cells[0] = matrix.Cell(*matrix.names()[0], 1.0, ("broken",))
-    head, _, *rows = matrix.table(cells).splitlines()
+def test_table_has_a_row_for_each_topology_and_a_column_for_each_mixer(monkeypatch, capsys):
+    broken = matrix.names()[0]
+    monkeypatch.setattr(matrix, "walk", lambda *name: matrix.Cell(*name, 1.0, ("broken",) if name == broken else ()))
+    with pytest.raises(SystemExit) as exit:
+        main(["--matrix"])
+    assert exit.value.code == 1
+    head, _, *rows, fault = capsys.readouterr().out.splitlines()
     assert head.count("|") == len(registry.names("mixer")) + 3
     assert len(rows) == len(registry.names("topology"))
+    assert all(line.count("|") == head.count("|") for line in rows)
     assert "FAIL: broken" in rows[0]
+    assert fault == f"{broken[0]} with {broken[1]}: broken"

@@ -4,7 +4,7 @@ import pytest
 
 from mhc_jax.ops import norm
 from parity_tests.faults import mutations
-from parity_tests.mutations import Mutation, kill_table, run, seeded
+from parity_tests.mutations import Mutation, line, run, seeded
 
 MUTATIONS = mutations()
 
@@ -12,7 +12,7 @@ MUTATIONS = mutations()
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.fault)
 def test_fault_is_caught(mutation):
     outcome = run(mutation)
-    assert outcome.caught, kill_table([outcome])
+    assert outcome.caught, line(outcome)
 
 
 def test_what_changes_nothing_is_not_caught():

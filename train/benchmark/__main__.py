@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from train.data import check_ids, load_corpus
 from train.evaluate import evaluate_split
 from train.prepare import resolve
 from train.restore import load_run
-from train.table import markdown
+from train.table import terminal
 
 What = Literal["train", "decode", "scan", "compile", "topologies", "traffic"]
 WITH_TORCH = ("train", "decode", "scan")
@@ -148,11 +149,11 @@ def main(argv: list[str]) -> None:
     if flags.ppl and not flags.checkpoint:
         print("warning: perplexity of random weights; give --checkpoint RUN for trained ones", file=sys.stderr)
     rows, notes = measure(flags, config, params)
+    print(terminal(rows), *map(textwrap.fill, notes), sep="\n\n")
     if flags.out:
         name = f"{flags.what}-{config.name}"
-        print(report.write(Path(flags.out), name, {**about, "config": config.to_dict()}, rows, notes))
-    else:
-        print(markdown(rows), *notes, sep="\n\n")
+        report.write(Path(flags.out), name, {**about, "config": config.to_dict()}, rows, notes)
+        print(f"\nWritten to {Path(flags.out, name)}.md and .json")
 
 
 if __name__ == "__main__":

@@ -127,7 +127,15 @@ def alternate(contenders: Mapping[str, Contender], *, rounds: int, calls: int) -
         for name, contender in contenders.items():
             processes.append(stack.enter_context(_Process(name, contender)))
             processes[-1].start()
-        for _ in range(rounds):
+            _say(f"{name}: first call {processes[-1].first_s:.2f} s")
+        for turn in range(rounds):
             for process in processes:
                 process.run(calls)
+            medians = (f"{process.name} {1e3 * statistics.median(process.rounds[-1]):.1f} ms" for process in processes)
+            _say(f"round {turn + 1} of {rounds}: {', '.join(medians)}")
         return {process.name: process.timing() for process in processes}
+
+
+def _say(line: str) -> None:
+    """On standard error: standard output is the table alone."""
+    print(line, file=sys.stderr, flush=True)

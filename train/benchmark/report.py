@@ -47,8 +47,8 @@ def _version(package: str) -> str | None:
 
 def write(
     folder: Path, name: str, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], notes: Sequence[str]
-) -> str:
-    """Writes ``name.json`` and ``name.md`` into ``folder`` and returns the text of the latter.
+) -> None:
+    """Writes ``name.json`` and ``name.md`` into ``folder``.
 
     Args:
         about: see :func:`machine`, with the configuration.
@@ -62,4 +62,3 @@ def write(
     facts = [f"- {key}: {value}" for key, value in about.items() if not isinstance(value, dict)]
     text = "\n\n".join([f"# {name}", "\n".join(facts), markdown(rows), *notes]) + "\n"
     (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    return text

@@ -124,8 +124,11 @@ def test_command_times_training_and_restores_weights_before_perplexity(tiny, tmp
     argv += ["--rounds", "1", "--calls", "1", "--out", str(tmp_path), "--data.source", config.data.source]
     argv += ["--data.seq-len", "16", "--data.batch-size", "4", "--data.cache-dir", config.data.cache_dir]
     benchmark.main(argv)
-    text = capsys.readouterr().out
-    assert (tmp_path / "train-quickstart.md").read_text() in text
+    printed = capsys.readouterr()
+    assert "jax: first call" in printed.err  # what is done is told as it is done
+    assert "round 1 of 1: jax" in printed.err
+    assert max(map(len, printed.out.splitlines())) <= 80 + len(str(tmp_path))
+    document = (tmp_path / "train-quickstart.md").read_text()
     found = json.loads((tmp_path / "train-quickstart.json").read_text())
     assert [row["contender"] for row in found["rows"]] == ["jax"]
     assert found["rows"][0]["tokens/s"] > 0
@@ -134,6 +137,8 @@ def test_command_times_training_and_restores_weights_before_perplexity(tiny, tmp
     expected = evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
     assert f"perplexity {expected['ppl']:.2f}," in found["notes"][-1]
     assert "restored after timing" in found["notes"][-1]
+    assert found["notes"][-1] in document
+    assert f"- processor: {found['processor']}" in document
 
 
 @pytest.mark.parametrize(
