@@ -76,14 +76,15 @@ def split_of(corpus: Corpus, name: Literal["validation", "test"]) -> tuple[np.nd
 
 
 def word_ppl(loss: float, tokens: np.ndarray, tokenizer: Tokenizer) -> float:
-    """Perplexity per word, as WikiText counts: whitespace-separated words, and one end mark per line.
+    """Perplexity per word, as WikiText counts: whitespace-separated words, and one end mark per row.
 
     Args:
         loss: mean nats per token.
         tokens: the split that it was measured on.
     """
-    ends = tokens == tokenizer.eos_id
-    words = len(tokenizer.decode(tokens[~ends].tolist()).split()) + int(ends.sum())
+    (ends,) = np.nonzero(np.asarray(tokens) == tokenizer.eos_id)
+    rows = np.split(np.asarray(tokens), ends + 1)  # a word ends with its row, whether a line end follows or not
+    words = sum(len(tokenizer.decode(row[row != tokenizer.eos_id].tolist()).split()) for row in rows) + len(ends)
     return _exp(loss * len(tokens) / words)
 
 

@@ -23,7 +23,7 @@ from train.data.errors import DataError
 from train.data.files import sha256_file
 from train.data.fineweb import MANIFEST, NAME, Manifest, ShardRecord, shard_name
 from train.data.shards import read_shard, write_shard
-from train.data.tokenizer import Tokenizer, gpt2_for_documents
+from train.data.tokenizer import Tokenizer, load_tokenizer
 
 Batch = tuple[dict[str, Any] | None, np.ndarray]
 Position = dict[str, Any]
@@ -61,7 +61,7 @@ def prepare(flags: Flags) -> None:
     """
     flags = dataclasses.replace(flags, val_tokens=flags.val_tokens or flags.shard_tokens)
     _check(flags)
-    out, tokenizer = Path(flags.out).expanduser(), gpt2_for_documents()
+    out, tokenizer = Path(flags.out).expanduser(), load_tokenizer("gpt2")
     before = Manifest.read(out)
     documents = find_documents(flags.source, flags.subset, before.settings["origin"] if before else None)
     sizes = {name: getattr(flags, name) for name in ("shard_tokens", "val_tokens", "max_tokens")}

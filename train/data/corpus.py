@@ -140,7 +140,7 @@ def pack(rows: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
     end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
     parts = [np.zeros(0, dtype)]
     for start in range(0, len(rows), ENCODE_ROWS):
-        encoded = tokenizer.encode_batch(rows[start : start + ENCODE_ROWS])
+        encoded = tokenizer.encode_documents(rows[start : start + ENCODE_ROWS])
         ids = itertools.chain.from_iterable((*row, *end) for row in encoded)
         parts.append(np.fromiter(ids, dtype))
     return np.concatenate(parts)

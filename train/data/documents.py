@@ -80,7 +80,7 @@ def token_batches(
             stream.load_state_dict(state)
         rows = iter(stream)
         while texts := [_text(row) for row in itertools.islice(rows, BATCH)]:
-            ids = itertools.chain.from_iterable((tokenizer.eos_id, *row) for row in tokenizer.encode_batch(texts))
+            ids = itertools.chain.from_iterable((tokenizer.eos_id, *row) for row in tokenizer.encode_documents(texts))
             yield state, np.fromiter(ids, np.uint16)
             state = stream.state_dict()
 

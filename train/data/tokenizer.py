@@ -3,9 +3,10 @@
 import hashlib
 import importlib.metadata
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tokenizers
@@ -20,6 +21,8 @@ GPT2_SHA256 = {
 }
 END_OF_TEXT = "<|endoftext|>"
 CHARS = "chars"
+# A vocabulary may leave out as many ids as it has, and so many more.
+SPARE_IDS = 1000
 # Tried in this order when a tokenizer does not say which of its tokens ends a text.
 USUAL_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 
@@ -42,11 +45,19 @@ class Tokenizer(Protocol):
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
-        """Ids of ``text``, without special tokens at its ends."""
+        """Ids of a prompt, in which a special token may be spelled out; none is added at its ends."""
         ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, without special tokens at its ends."""
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, none of them special: a text that spells the end token out does not end there.
+
+        Raises:
+            DataError: a text that cannot be encoded.
+        """
+        ...
+
+    def prefix_bytes(self, text: str, count: int) -> int:
+        """UTF-8 bytes of ``text`` that the first ``count`` of its ids stand for."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -65,8 +76,11 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+    def prefix_bytes(self, text: str, count: int) -> int:
+        return min(count, len(text.encode()))
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
@@ -108,8 +122,11 @@ class CharTokenizer:
                 "that it was made from"
             ) from None
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
         return [self.encode(text) for text in texts]
+
+    def prefix_bytes(self, text: str, count: int) -> int:
+        return len(text[:count].encode())
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self._characters[i] for i in ids)
@@ -124,7 +141,7 @@ class SubwordTokenizer:
         end_token: the token that ends a text.
 
     Raises:
-        DataError: ``end_token`` is not in the vocabulary.
+        DataError: ``end_token`` is not in the vocabulary, or most of the ids below the largest one are missing.
     """
 
     def __init__(self, name: str, backend: tokenizers.Tokenizer, end_token: str):
@@ -133,21 +150,72 @@ class SubwordTokenizer:
         eos_id = backend.token_to_id(end_token)
         if eos_id is None:
             raise DataError(f"tokenizer {name!r}: its end token {end_token!r} is not in its vocabulary")
+        vocab = backend.get_vocab(with_added_tokens=True)
         self.name = name
         self.eos_id = self.start_id = eos_id
         # Not the count of tokens, which is less than the largest id + 1 where ids are left out.
-        self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-        self.fingerprint = hashlib.sha256(f"{backend.to_str()}\n{eos_id}".encode()).hexdigest()
+        self.vocab_size = max(vocab.values()) + 1
+        if self.vocab_size > 2 * len(vocab) + SPARE_IDS:
+            raise DataError(
+                f"tokenizer {name!r}: its largest id is {self.vocab_size - 1}, and a model has a row for every id up "
+                f"to it, but there are only {len(vocab)} tokens; number them from 0"
+            )
+        serialized = backend.to_str()
+        self.fingerprint = hashlib.sha256(f"{serialized}\n{eos_id}".encode()).hexdigest()
         self._backend = backend
+        specials = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        specials[eos_id] = end_token
+        self._special_ids = specials.keys() - {_unknown_id(backend, json.loads(serialized)["model"])}
+        inside = (f"(?<={re.escape(t[:1])})(?={re.escape(t[1:])})" for t in specials.values() if len(t) > 1)
+        self._inside_special = re.compile("|".join(inside))
 
     def encode(self, text: str) -> list[int]:
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self._encoded([text], special=True)[0].ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+    def encode_documents(self, texts: Sequence[str]) -> list[list[int]]:
+        rows = [found.ids for found in self._encoded(texts)]
+        for row, text in enumerate(texts):
+            if not self._special_ids.isdisjoint(rows[row]):
+                rows[row] = [i for _, found in self._in_parts(text) for i in found.ids]
+        return rows
+
+    def prefix_bytes(self, text: str, count: int) -> int:
+        size = 0
+        for part, found in self._in_parts(text):
+            if count < len(found.ids):
+                return size + len(part[: found.offsets[count - 1][1] if count else 0].encode())
+            size, count = size + len(part.encode()), count - len(found.ids)
+        return size
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def _in_parts(self, text: str) -> list[tuple[str, tokenizers.Encoding]]:
+        """``text`` and what it becomes; in parts, cut inside what spells a special token out, if it became one."""
+        parts = [text]
+        encoded = self._encoded(parts, offsets=True)
+        if not self._special_ids.isdisjoint(encoded[0].ids):
+            parts = self._inside_special.split(text)
+            encoded = self._encoded(parts, offsets=True)
+            if any(not self._special_ids.isdisjoint(found.ids) for found in encoded):
+                raise DataError(f"tokenizer {self.name!r} makes a special token of the text {text[:40]!r}")
+        return list(zip(parts, encoded))
+
+    def _encoded(
+        self, texts: Sequence[str], *, special: bool = False, offsets: bool = False
+    ) -> list[tokenizers.Encoding]:
+        self._backend.encode_special_tokens = not special
+        encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
+        try:
+            return encode(list(texts), add_special_tokens=False)
+        except Exception as error:  # the library raises Exception itself
+            raise DataError(f"tokenizer {self.name!r} cannot encode a text ({str(error).splitlines()[0]})") from None
+
+
+def _unknown_id(backend: tokenizers.Tokenizer, model: dict[str, Any]) -> int | None:
+    """The id of whatever is not in the vocabulary, which is marked as special but does stand for text."""
+    token = model.get("unk_token")
+    return model.get("unk_id") if token is None else backend.token_to_id(token)
 
 
 def load_tokenizer(name: str) -> Tokenizer:
@@ -190,10 +258,13 @@ def _end_token(name: str, backend: tokenizers.Tokenizer, config: Path) -> str:
     if config.is_file():
         try:
             token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise DataError(f"tokenizer {name!r}: {config} is not a JSON object ({error})") from None
         if token is not None:
-            return token["content"] if isinstance(token, dict) else token
+            content = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(content, str):
+                raise DataError(f"tokenizer {name!r}: the eos_token of {config} is {str(token)[:40]}, not text")
+            return content
     for token in USUAL_END_TOKENS:
         if backend.token_to_id(token) is not None:
             return token
@@ -211,13 +282,6 @@ def gpt2_token_bytes() -> np.ndarray:
         sizes[index] = len(token)  # the vocabulary spells every byte as one character
     sizes[vocab[END_OF_TEXT]] = 0
     return sizes
-
-
-def gpt2_for_documents() -> SubwordTokenizer:
-    """GPT-2's, except that a text that spells the end token out gets the ids of its characters, for it does not end."""
-    backend = _gpt2_backend()
-    backend.encode_special_tokens = True
-    return SubwordTokenizer("gpt2", backend, END_OF_TEXT)
 
 
 def _gpt2_backend() -> tokenizers.Tokenizer:

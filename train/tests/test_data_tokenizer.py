@@ -5,7 +5,7 @@ import tokenizers
 
 from train.data import DataError, load_tokenizer
 from train.data import tokenizer as tokenizer_module
-from train.data.tokenizer import gpt2_for_documents, gpt2_token_bytes
+from train.data.tokenizer import gpt2_token_bytes
 
 TEXTS = ["Hello world", "", " leading and trailing ", "naïve 日本語 🙂\n\n  x=1\t", "don't 1234 <unk>"]
 
@@ -39,7 +39,7 @@ def test_gpt2_ids(gpt2):
 @pytest.mark.parametrize("name", ["gpt2", "bytes"])
 def test_decode_inverts_encode(name):
     tokenizer = load_tokenizer(name)
-    batch = tokenizer.encode_batch(TEXTS)
+    batch = tokenizer.encode_documents(TEXTS)
     for text, ids in zip(TEXTS, batch, strict=True):
         assert ids == tokenizer.encode(text)
         assert tokenizer.decode([*ids, tokenizer.eos_id]) == text
@@ -58,7 +58,7 @@ def test_chars_are_numbered_in_the_order_given():
     ids = tokenizer.encode("ab:🙂\n")
     assert ids == [2, 3, 4, 6, 0]
     assert tokenizer.decode(ids) == "ab:🙂\n"
-    assert tokenizer.encode_batch(["b", ""]) == [[3], []]
+    assert tokenizer.encode_documents(["b", ""]) == [[3], []]
     # A text starts after a line end, or, where there is none, after the first character.
     assert [load_tokenizer(name).start_id for name in ("chars:\t\na", "chars:ab")] == [1, 0]
     assert load_tokenizer("chars:ab").fingerprint != load_tokenizer("chars:ba").fingerprint
@@ -83,12 +83,52 @@ def test_bytes_of_gpt2_tokens(gpt2):
     assert (sizes[gpt2.eos_id], sizes[:50256].min()) == (0, 1)
 
 
-def test_gpt2_for_documents_has_no_end_inside_a_text(gpt2):
-    tokenizer = gpt2_for_documents()
-    # As tiktoken's encode_ordinary.
-    assert tokenizer.encode("a<|endoftext|>b") == [64, 27, 91, 437, 1659, 5239, 91, 29, 65]
-    assert tokenizer.encode_batch(["<|endoftext|>"]) == [[27, 91, 437, 1659, 5239, 91, 29]]
-    assert [tokenizer.encode(text) for text in TEXTS] == gpt2.encode_batch(TEXTS)
+def test_documents_have_no_special_token_inside(gpt2, tmp_path):
+    # As tiktoken's encode_ordinary; a prompt may spell the end token out.
+    assert gpt2.encode_documents(["a<|endoftext|>b"]) == [[64, 27, 91, 437, 1659, 5239, 91, 29, 65]]
+    assert gpt2.encode("a<|endoftext|>b") == [64, 50256, 65]
+    assert gpt2.encode_documents(["<|endoftext|>"]) == [[27, 91, 437, 1659, 5239, 91, 29]]
+    assert gpt2.encode_documents(TEXTS) == [gpt2.encode(text) for text in TEXTS]
+    word_tokenizer(added=["<pad>"]).save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(str(tmp_path)).encode_documents(["a <pad> b"]) == [[0, 3, 3, 3, 1]]
+
+
+def unigram_tokenizer(file, **end_token):
+    """A model whose own vocabulary holds the special tokens, each likelier than its characters."""
+    pieces = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -2.0) for piece in "ab<>/s")]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    backend.add_special_tokens(["<unk>", tokenizers.AddedToken("</s>", **end_token)])
+    backend.save(str(file))
+    return load_tokenizer(str(file))
+
+
+def test_special_tokens_that_the_model_itself_would_find(tmp_path):
+    tokenizer = unigram_tokenizer(tmp_path / "tokenizer.json")
+    assert tokenizer.encode("a</s>b") == [2, 1, 3]
+    # "z" is unknown, and stands for text.
+    assert tokenizer.encode_documents(["a</s>bz", "ab", ""]) == [[2, 4, 6, 7, 5, 3, 0], [2, 3], []]
+    assert [tokenizer.prefix_bytes("a</s>bz", count) for count in range(8)] == list(range(8))
+    pieces = json.loads((tmp_path / "tokenizer.json").read_text())
+    pieces["normalizer"] = {"type": "Lowercase"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pieces))
+    with pytest.raises(DataError, match="^tokenizer .* makes a special token of the text 'a</S>b'$"):
+        load_tokenizer(str(tmp_path)).encode_documents(["a</S>b"])
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes", "chars", "words"])
+def test_bytes_of_a_prefix(name, tmp_path):
+    word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    text = "naïve 日本語 🙂 a b\n"
+    tokenizer = load_tokenizer({"words": str(tmp_path), "chars": f"chars:{''.join(set(text))}"}.get(name, name))
+    (ids,) = tokenizer.encode_documents([text])
+    counts = [tokenizer.prefix_bytes(text, count) for count in range(len(ids) + 1)]
+    assert (counts[0], counts[-1]) == (0, len(text.encode()))
+    assert counts == sorted(counts)
+    if name != "words":  # whose words do not decode to the text
+        decoded = [len(tokenizer.decode(ids[:count]).encode()) for count in range(len(ids) + 1)]
+        # A token that ends inside a character decodes to U+FFFD, of three bytes.
+        assert max(abs(size - found) for size, found in zip(counts, decoded)) <= 3
+        assert sum(size == found for size, found in zip(counts, decoded)) > len(ids) / 3
 
 
 def test_fingerprints_differ(gpt2, tmp_path):
@@ -106,7 +146,7 @@ def test_local_file_and_folder(tmp_path):
         assert (tokenizer.vocab_size, tokenizer.eos_id, tokenizer.name) == (5, 4, name)
         # The template of the file puts the end token first; packing adds its own.
         assert tokenizer.encode("a b zzz") == [0, 1, 3]
-        assert tokenizer.encode_batch(["c a"]) == [[2, 0]]
+        assert tokenizer.encode_documents(["c a"]) == [[2, 0]]
 
 
 def test_vocab_size_counts_added_tokens(tmp_path):
@@ -116,12 +156,39 @@ def test_vocab_size_counts_added_tokens(tmp_path):
     assert (tokenizer.vocab_size, tokenizer.eos_id) == (7, 6)
 
 
+def test_ids_that_most_tokens_are_missing_below(tmp_path):
+    word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    sound = (tmp_path / "tokenizer.json").read_text()
+    for largest, taken in ((1009, True), (1010, False), (2_000_000_000, False)):
+        (tmp_path / "tokenizer.json").write_text(
+            sound.replace('"</s>": 4', f'"</s>": {largest}').replace('"id": 4', f'"id": {largest}')
+        )
+        if taken:
+            assert load_tokenizer(str(tmp_path)).vocab_size == largest + 1
+        else:
+            with pytest.raises(
+                DataError, match=f"^tokenizer .*: its largest id is {largest}, .* only 5 tokens; number"
+            ):
+                load_tokenizer(str(tmp_path))
+
+
+def test_text_that_cannot_be_encoded(tmp_path):
+    file = tmp_path / "tokenizer.json"
+    word_tokenizer().save(str(file))
+    file.write_text(file.read_text().replace('"unk_token": "[UNK]"', '"unk_token": "nothing"'))
+    tokenizer = load_tokenizer(str(file))
+    assert tokenizer.encode_documents(["a b"]) == [[0, 1]]
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_documents([text])):
+        with pytest.raises(DataError, match="^tokenizer .* cannot encode a text "):
+            encode("zzz")
+
+
 def test_padding_and_truncation_of_the_file_are_ignored(tmp_path):
     backend = word_tokenizer()
     backend.enable_truncation(2)
     backend.enable_padding(length=8)
     backend.save(str(tmp_path / "tokenizer.json"))
-    assert load_tokenizer(str(tmp_path)).encode_batch(["a b c a", "b"]) == [[0, 1, 2, 0], [1]]
+    assert load_tokenizer(str(tmp_path)).encode_documents(["a b c a", "b"]) == [[0, 1, 2, 0], [1]]
 
 
 def test_bad_tokenizers(tmp_path, monkeypatch):
@@ -143,8 +210,16 @@ def test_bad_tokenizers(tmp_path, monkeypatch):
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"eos_token": "</s>"}))
     refused(file, "'</s>' is not in its vocabulary")
-    config.write_text("[]")
-    refused(file, "tokenizer_config.json")
+    for content in ("[]", '{"eos_token": ', "[" * 100_000, "\0"):
+        config.write_text(content)
+        refused(file, "tokenizer_config.json is not a JSON object")
+    for content in ('{"eos_token": 7}', '{"eos_token": {}}', '{"eos_token": {"content": []}}'):
+        config.write_text(content)
+        refused(file, "the eos_token of", "tokenizer_config.json", "not text")
+    config.unlink()
+    for content in (b"\xff", b"[]", b'{"model": 7}', b"[" * 100_000, b"\0"):
+        file.write_bytes(content)
+        refused(file, "cannot be read")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     refused("not a/hub name", "Hugging Face Hub", "gpt2, bytes")
 

@@ -60,11 +60,17 @@ def test_nothing_to_predict_is_an_error():
         evaluate.evaluate(lambda _, batch: batch, None, [(0.0, 0)])
 
 
-def test_word_perplexity_counts_words_and_line_ends():
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [(["two words", ""], 4), (["one", "two", "three\n"], 6), (["one ", " two"], 4), (["cut off", None], 3), ([""], 1)],
+)
+def test_word_perplexity_counts_words_and_rows(rows, words):
     tokenizer = load_tokenizer("bytes")
-    tokens = np.array([*tokenizer.encode("two words"), tokenizer.eos_id, tokenizer.eos_id])
-    per_token = 0.5
-    assert evaluate.word_ppl(per_token, tokens, tokenizer) == pytest.approx(math.exp(0.5 * 11 / 4))
+    # None stands for a last row that is cut off before its end token.
+    tokens = [token for row in rows if row is not None for token in [*tokenizer.encode(row), tokenizer.eos_id]]
+    tokens = np.array(tokens[: -1 if None in rows else None])
+    expected = math.exp(0.5 * len(tokens) / (words - (None in rows)))
+    assert evaluate.word_ppl(0.5, tokens, tokenizer) == pytest.approx(expected)
 
 
 def test_command_prints_the_same_numbers(tiny, capsys):

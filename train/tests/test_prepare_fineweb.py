@@ -16,9 +16,8 @@ from mhc_jax.config import ConfigError
 from train import cli, prepare_fineweb
 from train.config import DataConfig
 from train.data import documents as documents_module
-from train.data import load_corpus
+from train.data import load_corpus, load_tokenizer
 from train.data.shards import read_shard, write_shard
-from train.data.tokenizer import gpt2_for_documents
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("MHC_JAX_SHARED", ROOT.parent / "shared")) / "data" / "fineweb-edu"
@@ -31,8 +30,8 @@ def some_documents(count, seed=0):
 
 
 def tokens_of(documents):
-    tokenizer = gpt2_for_documents()
-    return [token for document in documents for token in (50256, *tokenizer.encode(document))]
+    rows = load_tokenizer("gpt2").encode_documents(documents)
+    return [token for row in rows for token in (50256, *row)]
 
 
 @pytest.fixture
@@ -306,4 +305,4 @@ def test_sample_of_fineweb(tmp_path):
     tokens = np.concatenate(shards)
     assert (tokens == 50256).sum() == 150
     documents = [json.loads(line)["text"] for line in sample.read_text().splitlines()]
-    assert gpt2_for_documents().decode(tokens[tokens != 50256].tolist()) == "".join(documents)
+    assert load_tokenizer("gpt2").decode(tokens[tokens != 50256].tolist()) == "".join(documents)
