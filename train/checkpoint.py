@@ -3,13 +3,18 @@
 ``RUN/checkpoints/STEP/`` holds the items ``state`` (parameters, optimizer, counters), ``data`` (position in the
 data) and ``meta``, and ``manifest.sha256``. Orbax writes under a temporary name and renames when all is there, but
 does not notice a file that later loses or changes bytes; the manifest does. It has the format of ``sha256sum``.
+Whatever else has a number for a name there is not a checkpoint, and is left alone.
 """
 
+import contextlib
+import errno
 import functools
 import json
+import logging
 import math
+import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -18,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
@@ -27,6 +33,11 @@ from train import manifest
 from train.manifest import Status
 from train.sharding import dotted
 from train.state import TrainState
+
+# What only a save puts into a folder.
+MARKS = (manifest.NAME, "_CHECKPOINT_METADATA")
+# What a file system may refuse a writer.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 
 
 class CheckpointError(ConfigError):
@@ -49,20 +60,31 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, fault: BaseException | None, trace: object) -> None:
         try:
             self.wait()
+        except CheckpointError as error:
+            if fault is None:
+                raise
+            _warn(str(error))
         finally:
             self._worker.shutdown()
             if "_manager" in vars(self):
-                self._manager.close()
+                # A save that failed fails here once more; it has been reported.
+                with contextlib.suppress(Exception):
+                    self._manager.close()
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
+        # Orbax logs, with a traceback, what it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory.mkdir(parents=True, exist_ok=True)
         self._metrics.update({step: self._metric(step) for step in self.steps()})
+        if foreign := [path.name for path in self.directory.iterdir() if _is_foreign(path)]:
+            _warn(f"in {self.directory}, {', '.join(sorted(foreign))} is not a checkpoint and is left alone")
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self.keep, self._metrics),
+            step_name_format=_Steps(),
             lightweight_initialize=True,  # a broken file in an old step must not stop the run
             cleanup_tmp_directories=True,
         )
@@ -84,13 +106,15 @@ class Checkpoints:
             metric: lower is better; None or not finite is never the best.
 
         Raises:
-            CheckpointError: a parameter is not finite (nothing is written), or the previous save failed.
+            CheckpointError: a parameter is not finite (nothing is written), something else has the checkpoint's name,
+                or this or the previous save failed.
         """
         self.wait()
         if not _finite(state.params):
             raise CheckpointError(f"step {step}: a parameter is NaN or infinite; this state is not saved")
-        for abandoned in [found for found in self._manager.all_steps() if found >= step]:
-            self._manager.delete(abandoned)
+        path = self.directory / str(step)
+        if os.path.lexists(path) and not _is_checkpoint(path):
+            raise CheckpointError(f"{path} is not a checkpoint and stands in the way of one; move it, then resume")
         metric = metric if metric is not None and math.isfinite(metric) else None
         self._metrics[step] = metric
         items = ocp.args.Composite(
@@ -98,7 +122,10 @@ class Checkpoints:
             data=ocp.args.JsonSave(data_state),
             meta=ocp.args.JsonSave({"metric": metric, "meta": meta}),
         )
-        self._manager.save(step, args=items, force=True)
+        with self._writing(step):
+            for abandoned in [found for found in self._manager.all_steps() if found >= step]:
+                self._manager.delete(abandoned)
+            self._manager.save(step, args=items, force=True)
         self._sealing = self._worker.submit(self._seal, step)
 
     def wait(self) -> None:
@@ -109,20 +136,31 @@ class Checkpoints:
         """
         sealing, self._sealing = self._sealing, None
         if sealing is not None:
-            try:
-                sealing.result()
-            except Exception as error:
-                raise CheckpointError(f"a checkpoint could not be written to {self.directory}: {error}") from error
+            sealing.result()
 
     def _seal(self, step: int) -> None:
-        self._manager.wait_until_finished()
-        if jax.process_index() == 0:
-            manifest.seal(self.directory / str(step))
+        with self._writing(step):
+            self._manager.wait_until_finished()
+            if jax.process_index() == 0:
+                manifest.seal(self.directory / str(step))
+
+    @contextlib.contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        """Turns whatever a full or forbidden disk makes Orbax raise into one line."""
+        try:
+            yield
+        except Exception as error:
+            sealed = [found for found in self.steps() if found != step and manifest.exists(self.directory / str(found))]
+            safe = f"the last good checkpoint is step {sealed[-1]}" if sealed else "no earlier checkpoint exists"
+            raise CheckpointError(
+                f"step {step} could not be written to {self.directory} ({_reason(error)}); {safe}; "
+                "make room or set the permissions there, then resume"
+            ) from error
 
     def steps(self) -> list[int]:
         """Committed steps in order; they may be damaged."""
         found = self.directory.iterdir() if self.directory.is_dir() else ()
-        return sorted(int(path.name) for path in found if path.is_dir() and path.name.isdecimal())
+        return sorted(int(path.name) for path in found if _is_checkpoint(path))
 
     def latest_step(self) -> int | None:
         """The last committed step, or None."""
@@ -149,7 +187,8 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any], dict[str, Any]]:
         """The latest good checkpoint, or that of ``step``, as ``(state, data_state, meta)``.
 
-        A damaged latest checkpoint costs a warning line, and the one before is used.
+        A damaged latest checkpoint costs a warning line, and the one before is used. Checkpoints whose writer was
+        stopped before it could certify them are certified now, if they can be read.
 
         Args:
             abstract_state: shapes, dtypes and shardings to restore to, of any mesh.
@@ -166,7 +205,23 @@ class Checkpoints:
             return state, _read_json(path / "data"), _read_json(path / "meta")["meta"]
 
         self.wait()
-        return self._first_good(read, reversed(self.steps()) if step is None else [step])
+        found = self._first_good(read, reversed(self.steps()) if step is None else [step])
+        self._certify(read)
+        return found
+
+    def _certify(self, read: Callable[[Path], Any]) -> None:
+        for step in self.steps():
+            path = self.directory / str(step)
+            if _agreed(manifest.exists(path)):
+                continue
+            try:
+                read(path)
+            except Exception:  # named as soon as it would be the one to use
+                continue
+            # What refuses this file will refuse the next save too, and is named then.
+            with contextlib.suppress(OSError):
+                if jax.process_index() == 0:
+                    manifest.seal(path)
 
     def restore_params(self, abstract_params: Params, which: Literal["best", "last"]) -> Params:
         """The parameters alone, of the best or the last good checkpoint; see :meth:`restore`.
@@ -218,12 +273,46 @@ class _LatestAndBest(PreservationPolicy):
         return [step in kept for step in steps]
 
 
+class _Steps(ocp.path.step.NameFormat):
+    """Shows Orbax what is a checkpoint, and nothing else: it deletes what it takes for an old one."""
+
+    def build_name(self, step):
+        return str(step)
+
+    def find_all(self, base_path):
+        paths = Path(base_path).iterdir()
+        return (_orbax_step(path) for path in paths if _is_checkpoint(path))
+
+    def find_step(self, base_path, step):
+        path = Path(base_path) / str(step)
+        if not _is_checkpoint(path):
+            raise ValueError(f"{path} is not a checkpoint")
+        return _orbax_step(path)
+
+
+def _orbax_step(path: Path) -> ocp.path.step.Metadata:
+    return ocp.path.step.Metadata(step=int(path.name), path=epath.Path(path))
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """A folder that a save made, damaged or not."""
+    made = path.is_dir() and not path.is_symlink() and any((path / mark).exists() for mark in MARKS)
+    return made and path.name.isdecimal() and path.name == str(int(path.name))
+
+
+def _is_foreign(path: Path) -> bool:
+    return path.name.isdecimal() and not _is_checkpoint(path)
+
+
 def _examine(path: Path) -> tuple[Status, str]:
     """What process 0 found, and there the fault: all processes must choose the same checkpoint."""
     status, fault = manifest.verify(path) if jax.process_index() == 0 else (Status.GOOD, "")
-    if jax.process_count() > 1:
-        status = Status(int(multihost_utils.broadcast_one_to_all(np.int32(status))))
-    return status, fault
+    return Status(_agreed(status)), fault
+
+
+def _agreed(value: int) -> int:
+    """Process 0's."""
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
 def _warn(text: str) -> None:
@@ -233,6 +322,19 @@ def _warn(text: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _reason(error: BaseException) -> str:
+    """The operating system's word for the fault, wherever in the chain or the text of the errors it is."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.strerror:
+            return link.strerror
+        for words in map(os.strerror, REFUSALS):
+            if words.lower() in str(link).lower():
+                return words
+        link = link.__cause__ or link.__context__
+    return _first_line(error)[:300]
 
 
 def _flat(tree: Any) -> dict[str, Any]:

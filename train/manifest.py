@@ -27,11 +27,16 @@ def seal(path: Path) -> None:
     _sync(path)
 
 
+def exists(path: Path) -> bool:
+    """Whether ``path`` was sealed."""
+    return (path / NAME).is_file()
+
+
 def verify(path: Path) -> tuple[Status, str]:
     """GOOD, or what is wrong: BAD if anything differs from the manifest by a byte, UNVERIFIED if there is none."""
     if not path.is_dir():
         return Status.BAD, "does not exist"
-    if not (path / NAME).is_file():
+    if not exists(path):
         return Status.UNVERIFIED, f"has no {NAME} (its writer was stopped before certifying it)"
     recorded, found = (path / NAME).read_bytes(), _digests(path)
     if recorded == found:

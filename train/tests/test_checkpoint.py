@@ -92,11 +92,24 @@ def test_the_latest_and_the_best_are_kept(tmp_path):
 
 
 def test_a_run_that_goes_back_leaves_no_later_step(run):
-    """The newest step is the truth, even if it comes after a rewind."""
-    with Checkpoints(run, keep=1) as checkpoints:
+    """The newest step is the truth, even if it comes after a rewind and there is room for the step before."""
+    with Checkpoints(run, keep=2) as checkpoints:
         save(checkpoints, 15)
-    assert Checkpoints(run, 1).steps() == [15]
-    assert_is_step(Checkpoints(run, 1).restore(SHAPES), 15)
+    assert Checkpoints(run, 2).steps() == [10, 15]
+    assert_is_step(Checkpoints(run, 2).restore(SHAPES), 15)
+
+
+def test_a_damaged_step_that_was_passed_over_is_gone_after_the_next_save(run):
+    """It was the best; a run that goes on from the step before neither resumes it nor takes it for the best again."""
+    with Checkpoints(run, keep=2) as checkpoints:
+        save(checkpoints, 30, metric=0.5)
+    damage(run / "checkpoints/30")
+    with Checkpoints(run, keep=2) as checkpoints:
+        assert_is_step(checkpoints.restore(SHAPES), 20)
+        save(checkpoints, 25, metric=0.7)
+    checkpoints = Checkpoints(run, 2)
+    assert (checkpoints.steps(), checkpoints.best_step()) == ([20, 25], 25)
+    assert_is_step(checkpoints.restore(SHAPES), 25)
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
@@ -190,11 +203,64 @@ def test_an_uncertified_step_is_used_only_if_it_restores(run, capsys):
     warning = capsys.readouterr().err
     assert f"has no {manifest.NAME}" in warning
     assert warning.count("\n") == 1
+    (run / "checkpoints/20" / manifest.NAME).unlink()
     for file in (run / "checkpoints/20/state").rglob("*"):
         if file.is_file():
             file.write_bytes(b"")
     assert_is_step(Checkpoints(run, 2).restore(SHAPES), 10)
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_whatever_was_left_uncertified_is_certified_by_the_run_that_resumes(tmp_path):
+    """The best one too, however old; what cannot be read stays without a certificate."""
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, metric in ((10, 1.0), (20, 2.0), (30, 3.0)):
+            save(checkpoints, step, metric)
+    for step in (10, 20, 30):
+        (tmp_path / f"checkpoints/{step}" / manifest.NAME).unlink()
+    for file in files(tmp_path / "checkpoints/20/state"):
+        file.write_bytes(b"")
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert_is_step(checkpoints.restore(SHAPES), 30)
+    found = [manifest.verify(tmp_path / f"checkpoints/{step}")[0] for step in (10, 20, 30)]
+    assert found == [manifest.Status.GOOD, manifest.Status.UNVERIFIED, manifest.Status.GOOD]
+
+
+def test_only_a_checkpoint_counts_as_one(run, capsys):
+    """Neither folders, files nor links with a number for a name are read, deleted or followed."""
+    folder = run / "checkpoints"
+    (folder / "2024").mkdir()
+    (folder / "2024/mine.txt").write_text("mine")
+    (folder / "007").mkdir()
+    (folder / "99").write_text("a file")
+    (folder / "98").symlink_to(folder / "20")
+    (folder / "97").symlink_to(folder / "nowhere")
+    mine = {"2024", "007", "99", "98", "97"}
+    with Checkpoints(run, keep=1) as checkpoints:
+        assert checkpoints.latest_step() == 20
+        assert_is_step(checkpoints.restore(SHAPES), 20)
+        save(checkpoints, 30)
+        save(checkpoints, 40)
+    assert {path.name for path in folder.iterdir()} == {"40", *mine}
+    assert (folder / "2024/mine.txt").read_text() == "mine"
+    assert (folder / "98").is_symlink()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert all(name in warning for name in mine)
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link"])
+def test_what_stands_in_the_way_of_a_checkpoint_is_named_and_left(run, kind):
+    mine = run / "checkpoints/30"
+    if kind == "folder":
+        (mine / "notes").mkdir(parents=True)
+    elif kind == "file":
+        mine.write_text("mine")
+    else:
+        mine.symlink_to(run / "elsewhere")
+    with Checkpoints(run, 2) as checkpoints, pytest.raises(CheckpointError, match="checkpoints/30 is not a checkpoint"):
+        save(checkpoints, 30)
+    assert os.path.lexists(mine)
+    assert Checkpoints(run, 2).steps() == [10, 20]
 
 
 def test_an_asked_for_step_is_that_step_or_an_error(run):
@@ -232,16 +298,67 @@ def test_parameters_alone(run, capsys):
     assert "checkpoints/30 is damaged" in capsys.readouterr().err
 
 
-def test_a_full_disk_is_one_error_and_earlier_steps_survive(run, monkeypatch):
-    def refuse(path):
-        raise OSError(28, "No space left on device")
+def limited(body: str, folder: Path) -> subprocess.CompletedProcess:
+    """Runs ``body`` in a process that may write no file longer than a kilobyte, after saving step 30."""
+    script = f"""
+import resource, signal, sys
+from pathlib import Path
+from train.checkpoint import CheckpointError, Checkpoints
+from train.tests.checkpoint_writer import state_at
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))
+try:
+    with Checkpoints(Path({str(folder)!r}), 2) as checkpoints:
+        checkpoints.save(30, state_at(30), {{}}, {{}}, metric=None)
+        {body}
+except CheckpointError as error:
+    print(error)
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
 
+
+@pytest.mark.parametrize("body", ["checkpoints.wait()", "pass"])
+def test_what_the_disk_refuses_is_one_line_and_earlier_steps_survive(run, body):
+    """Wherever the late failure of the writing thread surfaces: when waited for, or when the run is left."""
+    found = limited(body, run)
+    assert found.stdout == (
+        f"step 30 could not be written to {run / 'checkpoints'} (File too large); the last good checkpoint is step "
+        "20; make room or set the permissions there, then resume\n"
+    )
+    assert found.stderr == ""
+    assert Checkpoints(run, 2).steps() == [10, 20]
+    assert_is_step(Checkpoints(run, 2).restore(SHAPES), 20)
+    with Checkpoints(run, 2) as checkpoints:  # what the failed writer left half done is cleared by the next save
+        save(checkpoints, 30)
+    assert not list((run / "checkpoints").glob("*tmp*"))
+
+
+def refuse(path):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_manifest_that_cannot_be_written_is_one_line(run, monkeypatch):
     monkeypatch.setattr(manifest, "seal", refuse)
     with Checkpoints(run, 2) as checkpoints:
         save(checkpoints, 30)
-        with pytest.raises(CheckpointError, match="could not be written to .*No space left"):
+        with pytest.raises(CheckpointError, match="step 30 could not be written to .*No space left.* is step 20;"):
             checkpoints.wait()
     assert_is_step(Checkpoints(run, 2).restore(SHAPES, step=20), 20)
+
+
+def test_a_lost_save_does_not_hide_the_fault_that_ended_the_run(run, monkeypatch, capsys):
+    monkeypatch.setattr(manifest, "seal", refuse)
+
+    def train():
+        with Checkpoints(run, 2) as checkpoints:
+            save(checkpoints, 30)
+            raise RuntimeError("the fault")
+
+    with pytest.raises(RuntimeError, match="the fault"):
+        train()
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: step 30 could not be written")
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.01, 0.03, 0.08, 0.15])
