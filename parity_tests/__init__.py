@@ -2,3 +2,7 @@
 
 The only place that imports both frameworks. ``python -m parity_tests`` prints every comparison.
 """
+
+from train import interrupt
+
+interrupt.guard_command()

@@ -1,6 +1,7 @@
 """``python -m train NAME [--flags]``: trains the configuration of that name.
 
-Exit status: 0 done or interrupted and saved, 2 bad input, 3 stopped because the loss was no longer finite.
+Exit status: 0 done, 2 bad input, 3 stopped because the loss was no longer finite, 130 or 143 stopped by SIGINT or
+SIGTERM, which save what was trained.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import tyro
 
 import configs
 from mhc_jax.config import ConfigError
-from train import cli
+from train import cli, interrupt
 from train.config import RunConfig
 from train.console import show_log
 from train.launch import DistributedConfig, join, use_compile_cache
@@ -52,6 +53,7 @@ def main(argv: list[str]) -> None:
     launch, rest = cli.parse_known(Launch, argv)
     # Processes find each other before anything touches a device, and even reading a configuration may.
     join(launch.distributed)
+    interrupt.take_back()
     for plugin in launch.plugins:
         _load(plugin)
     if not set(rest) - {"-h", "--help"}:
@@ -70,10 +72,16 @@ def main(argv: list[str]) -> None:
     use_compile_cache()
     resume = argv if command.run.train.resume else [*argv, "--train.resume", "True"]
     try:
-        run(command.run, resume_command=f"{PROG} {shlex.join(resume)}")
+        with interrupt.advising("interrupted before a step was trained; the same command starts again"):
+            run(command.run, resume_command=shlex.join([*_typed_before(argv), *resume]))
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
+
+
+def _typed_before(argv: list[str]) -> list[str]:
+    """What stands before ``argv`` in the command line as it was typed."""
+    return sys.orig_argv[: -len(argv)] if sys.orig_argv[-len(argv) :] == argv else shlex.split(PROG)
 
 
 def _load(plugin: str) -> None:

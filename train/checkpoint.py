@@ -4,6 +4,7 @@
 data) and ``meta``, and ``manifest.sha256``. Orbax writes under a temporary name and renames when all is there, but
 does not notice a file that later loses or changes bytes; the manifest does. It has the format of ``sha256sum``.
 Whatever else has a number for a name there is not a checkpoint, and is left alone.
+``RUN/checkpoints/scores.json`` holds the metrics of steps that were measured after they were saved.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train import manifest
+from train.data.files import replacing
 from train.manifest import Status
 from train.sharding import dotted
 from train.state import TrainState
@@ -38,6 +40,7 @@ from train.state import TrainState
 MARKS = (manifest.NAME, "_CHECKPOINT_METADATA")
 # What a file system may refuse a writer.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
+SCORES = "scores.json"
 
 
 class CheckpointError(ConfigError):
@@ -79,9 +82,9 @@ class Checkpoints:
         # Orbax logs, with a traceback, what it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._metrics.update({step: self._metric(step) for step in self.steps()})
         if foreign := [path.name for path in self.directory.iterdir() if _is_foreign(path)]:
             _warn(f"in {self.directory}, {', '.join(sorted(foreign))} is not a checkpoint and is left alone")
+        self._metrics.update({step: self.metric(step) for step in self.steps()})
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_LatestAndBest(self.keep, self._metrics),
             step_name_format=_Steps(),
@@ -125,8 +128,15 @@ class Checkpoints:
         with self._writing(step):
             for abandoned in [found for found in self._manager.all_steps() if found >= step]:
                 self._manager.delete(abandoned)
+            self._write_scores({found: score for found, score in self._scores().items() if int(found) < step})
             self._manager.save(step, args=items, force=True)
         self._sealing = self._worker.submit(self._seal, step)
+
+    def score(self, step: int, metric: float) -> None:
+        """Files the metric of a step that was saved before it was measured."""
+        self._metrics[step] = metric if math.isfinite(metric) else None
+        with self._writing(step):
+            self._write_scores(self._scores() | {str(step): self._metrics[step]})
 
     def wait(self) -> None:
         """Returns when the last save is committed and certified.
@@ -172,15 +182,31 @@ class Checkpoints:
 
     def _by_metric(self) -> list[int]:
         """Steps from best to worst; those without a metric last, the later first."""
-        metric = {step: self._metric(step) for step in self.steps()}
+        metric = {step: self.metric(step) for step in self.steps()}
         return sorted(metric, key=lambda step: (math.inf if metric[step] is None else metric[step], -step))
 
-    def _metric(self, step: int) -> float | None:
+    def metric(self, step: int) -> float | None:
         """None also for a step whose metadata cannot be read: it is damaged, and found so before it is used."""
+        scores = self._scores()
+        if str(step) in scores:
+            return scores[str(step)]
         try:
             return _read_json(self.directory / str(step) / "meta")["metric"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    def _scores(self) -> dict[str, float | None]:
+        """What :meth:`score` has filed; nothing if that cannot be read."""
+        try:
+            scores = json.loads((self.directory / SCORES).read_bytes())
+            return {str(int(step)): None if metric is None else float(metric) for step, metric in scores.items()}
+        except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+            return {}
+
+    def _write_scores(self, scores: dict[str, float | None]) -> None:
+        if jax.process_index() == 0 and scores != self._scores():
+            with replacing(self.directory / SCORES) as file:
+                file.write(json.dumps(scores).encode())
 
     def restore(
         self, abstract_state: TrainState, step: int | None = None

@@ -5,11 +5,12 @@ import io
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from mhc_jax.config import ConfigError
+from train import interrupt
 
 T = TypeVar("T")
 
@@ -83,9 +84,19 @@ def _one_line(box: str) -> str:
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Calls ``main`` with the command line; a ConfigError or OSError is printed as one line, with exit status 2."""
+    """Calls ``main`` with the command line and makes one line of what stops it.
+
+    Exit status 2 after a ConfigError or OSError, 130 after SIGINT, 143 after SIGTERM.
+    """
     try:
-        main(sys.argv[1:])
+        with interrupt.raising():
+            main(sys.argv[1:])
     except (ConfigError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _stop(f"error: {error}", 2)
+    except KeyboardInterrupt as stop:
+        _stop(str(stop) or "interrupted", interrupt.status(stop))
+
+
+def _stop(line: str, status: int) -> NoReturn:
+    print(line, file=sys.stderr)
+    sys.exit(status)

@@ -116,8 +116,8 @@ class TrainConfig(Config):
         loss_chunk: tokens of each sequence whose logits exist at once.
         stream_diversity: coefficient of the stream-diversity term of mHC-SSM.
         eval_every: optimizer steps between evaluations; 0 for only at the end.
-        eval_batches: batches of an evaluation during training; 0 for the whole validation split. The
-            final evaluation always covers the whole split.
+        eval_batches: batches of the evaluations by which the best checkpoint is chosen; 0 for the whole validation
+            split, which is measured at the end in any case.
         max_nonfinite: stop after so many consecutive steps with a NaN or Inf gradient (each is skipped).
         seed: initial parameters and dropout.
         resume: continue the run in the run directory.

@@ -51,7 +51,7 @@ class Display:
     def say(self, text: str) -> None:
         """A line of its own."""
         if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False)
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._visible:
             print(text, flush=True)
 

@@ -1,20 +1,97 @@
-"""SIGTERM and SIGINT as a request to stop after the current step."""
+"""SIGINT and SIGTERM: one line on standard error and exit status 130 or 143, after a run has saved what it has.
 
+While a command loads, and when it is about to end, the first signal ends it where it stands. In between the first
+signal raises :class:`Interrupted`, so that files and child processes are cleaned up, or, where an :class:`Interrupt` is
+open, is noted until the state is saved. The second signal ends the process where it stands, also inside a compilation.
+"""
+
+import contextlib
+import os
 import signal
-from typing import Self
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import NoReturn, Self, TypeVar
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
+T = TypeVar("T")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+ASK_EVERY = 16  # items; several processes wait for each other whenever they ask
+
+_raising = False
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to stop; the text, if there is one, is what a person should know."""
+
+    def __init__(self, number: int, text: str = ""):
+        super().__init__(text)
+        self.number = number
+
+
+def status(stop: KeyboardInterrupt) -> int:
+    """The exit status of a program that a signal has stopped: 128 and its number."""
+    return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
+
+
+def guard_command() -> None:
+    """Takes over the signals of a command that has begun to load. Called by the packages that hold commands.
+
+    While Python looks for the module of ``python -m``, and only then, ``sys.argv[0]`` is ``"-m"``: a package that is
+    imported as a library leaves the signals alone.
+    """
+    if sys.argv[:1] != ["-m"]:
+        return
+    arrived, note = os.pipe()
+    os.set_blocking(note, False)
+    signal.set_wakeup_fd(note, warn_on_full_buffer=False)
+    before = {number: signal.signal(number, _leave_to_watcher) for number in SIGNALS}
+    threading.Thread(target=_watch, args=(arrived,), name="signals", daemon=True).start()
+
+    def unguard() -> None:
+        signal.set_wakeup_fd(-1)  # a signal to a forked child is none to its parent
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    os.register_at_fork(after_in_child=unguard)
+
+
+def take_back() -> None:
+    """Installs the present handlers again: joining other processes, JAX replaces that of SIGTERM by one that waits."""
+    for number in SIGNALS:
+        signal.signal(number, signal.getsignal(number))
+
+
+@contextlib.contextmanager
+def raising() -> Iterator[None]:
+    """Inside, the first signal raises :class:`Interrupted` in the main thread."""
+    global _raising
+    before = {number: signal.signal(number, _raise) for number in SIGNALS}
+    _raising = True
+    try:
+        yield
+    finally:
+        _raising = False
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def advising(text: str) -> Iterator[None]:
+    """Interruptions inside that have no text of their own get ``text``."""
+    try:
+        yield
+    except Interrupted as stop:
+        if str(stop):
+            raise
+        raise Interrupted(stop.number, text) from None
 
 
 class Interrupt:
     """While the context is open, the first signal asks the loop to stop; the second acts as usual, at once."""
 
     def __enter__(self) -> Self:
-        self._signal: int | None = None
+        self._signal = 0
         self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
@@ -29,9 +106,52 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def requested(self) -> bool:
-        """Whether any process was asked to stop. With several processes, all must ask at the same step."""
-        mine = self._signal is not None
-        if jax.process_count() == 1:
-            return mine
-        return bool(multihost_utils.process_allgather(np.asarray(mine)).any())
+    def requested(self) -> int:
+        """The signal by which any process was asked to stop, or 0. Several processes must all ask at the same point."""
+        if _processes() == 1:
+            return self._signal
+        import numpy as np
+        from jax.experimental import multihost_utils
+
+        return int(multihost_utils.process_allgather(np.asarray(self._signal)).max())
+
+    def between(self, items: Iterable[T]) -> Iterator[T]:
+        """``items``, asking on the way.
+
+        Raises:
+            Interrupted: a process was asked to stop.
+        """
+        every = 1 if _processes() == 1 else ASK_EVERY
+        for index, item in enumerate(items):
+            if index % every == 0 and (number := self.requested()):
+                raise Interrupted(number)
+            yield item
+
+
+def _processes() -> int:
+    import jax  # only now: what guards a command while it loads must itself load in no time
+
+    return jax.process_count()
+
+
+def _leave_to_watcher(number: int, frame: object) -> None:
+    pass
+
+
+def _raise(number: int, frame: object) -> NoReturn:
+    raise Interrupted(number)
+
+
+def _watch(arrived: int) -> None:
+    """Hears of every signal at once; the handlers wait until the main thread is back from what it calls."""
+    first = True
+    while True:
+        number = os.read(arrived, 1)[0]
+        if number not in SIGNALS:
+            continue
+        if not (first and _raising):
+            with contextlib.suppress(OSError):
+                # A progress bar hides the cursor; nothing that is buffered may hold this up.
+                os.write(2, b"\x1b[?25h\ninterrupted\n" if os.isatty(2) else b"interrupted\n")
+            os._exit(128 + number)
+        first = False

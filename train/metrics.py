@@ -31,6 +31,8 @@ PEAK_FLOPS = {
     "TPU v4": 275e12,
 }
 
+METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
+
 
 def flops_per_token(config: LMConfig) -> int:
     """Floating-point operations of one token's training step: 2 forward and 4 backward per weight of a matrix product.
@@ -51,12 +53,13 @@ def flops_per_token(config: LMConfig) -> int:
 class Meter:
     """Speed between two readings, and over the whole run; time outside :meth:`running` does not count."""
 
-    def __init__(self, tokens_per_step: int, flops_per_token: int):
+    def __init__(self, tokens_per_step: int, flops_per_token: int, before: Mapping[str, float] | None = None):
+        """Goes on from ``before``, the :meth:`total` of what was done of the run."""
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         device = jax.devices()[0]
         peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device.device_kind), None)
         self._peak = peak and peak * jax.device_count()
-        self._total_seconds, self._total_steps = 0.0, 0
+        self._total = {"steps": 0, "seconds": 0.0} | dict(before or {})
         self.restart()
 
     def restart(self) -> None:
@@ -85,14 +88,18 @@ class Meter:
         }
         if self._peak:
             reading["mfu"] = reading["flops_per_second"] / self._peak
-        self._total_seconds += seconds
-        self._total_steps += self._steps
+        self._total["seconds"] += seconds
+        self._total["steps"] += self._steps
         self.restart()
         return reading
 
+    def total(self) -> dict[str, float]:
+        """``steps`` and ``seconds`` of all readings."""
+        return dict(self._total)
+
     def average(self) -> float | None:
         """Tokens per second over all readings."""
-        return self._total_steps * self.tokens_per_step / self._total_seconds if self._total_steps else None
+        return self._total["steps"] * self.tokens_per_step / self._total["seconds"] if self._total["steps"] else None
 
 
 class Sink(Protocol):
@@ -162,14 +169,16 @@ def check_sinks(config: LogConfig) -> None:
 class MetricsLog:
     """``metrics.jsonl``, one JSON object a line, written at once; and the sinks that were asked for."""
 
-    def __init__(self, folder: Path, config: RunConfig, *, start: int):
-        """Keeps the lines of steps up to ``start``: a resumed run repeats what came after."""
+    def __init__(self, folder: Path, config: RunConfig, *, start: int, scored: bool = True):
+        """Keeps what a resumed run does not repeat: lines of steps up to ``start``, its scores only if ``scored``."""
         self._sinks: list[Sink] = []
         self._stream = None
         if jax.process_index() != 0:
             return
-        file = folder / "metrics.jsonl"
+        file = folder / METRICS_FILE
         kept = [line for line in read_metrics(file) if line["step"] <= start]
+        if not scored:
+            kept = [line for line in kept if line["step"] < start or not {"val_loss", "final_val_loss"} & line.keys()]
         # A kill at this moment leaves the old file or the new one.
         fresh = file.with_suffix(".tmp")
         fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -215,10 +224,44 @@ class MetricsLog:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without one that a killed process left half written at its end."""
+    """The lines of a ``metrics.jsonl``, without one that a killed process left half written at its end.
+
+    Raises:
+        ConfigError: a line is not what :class:`MetricsLog` writes.
+    """
     if not file.is_file():
         return []
+    lines = file.read_bytes().split(b"\n")[:-1]
+    return [_parsed(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _parsed(line: bytes, where: str) -> dict[str, Any]:
     try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is damaged: {error}") from None
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where} is damaged ({str(error).splitlines()[0]}); remove that line") from None
+    if not isinstance(values, dict) or type(values.get("step")) is not int:
+        raise ConfigError(f"{where} is damaged (no object with a whole number as its step); remove that line")
+    for name, value in values.items():
+        fits = isinstance(value, dict) if name == "streams" else value is None or type(value) in (int, float)
+        if not fits:
+            raise ConfigError(f"{where} is damaged ({name} is not what a run writes); remove that line")
+    return values
+
+
+def read_summary(folder: Path) -> dict[str, Any] | None:
+    """What ``summary.json`` of a run says; None if there is none, as before its end.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    file = folder / SUMMARY_FILE
+    if not file.is_file():
+        return None
+    try:
+        summary = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{file} is damaged ({str(error).splitlines()[0]})") from None
+    if not isinstance(summary, dict):
+        raise ConfigError(f"{file} is damaged (it holds no object)")
+    return summary

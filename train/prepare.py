@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mhc_jax.config import ConfigError
+from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.data import load_tokenizer, with_characters
+from train.metrics import METRICS_FILE, SUMMARY_FILE, read_summary
 
 CONFIG_FILE = "config.json"
 
@@ -24,7 +26,6 @@ FREE_ON_RESUME = (
     "train.epochs",
     "train.resume",
     "train.eval_every",
-    "train.eval_batches",
     "train.max_nonfinite",
     "train.sample_tokens",
 )
@@ -36,16 +37,27 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def refuse_overwrite(config: RunConfig) -> None:
-    """Raises ConfigError if the run's folder already holds something and the run is not to be resumed."""
+    """Raises ConfigError if the run's folder already holds something and the run is not to be resumed.
+
+    A run that was stopped before its first step has left nothing to overwrite.
+    """
     folder = run_folder(config)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; choose another --run-dir")
-    if not config.train.resume and folder.is_dir() and any(folder.iterdir()):
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / CONFIG_FILE).is_file():
+        raise ConfigError(f"{folder} is not empty and holds no {CONFIG_FILE} of a run; choose another --run-dir")
+    if not config.train.resume and not _stopped_before_its_first_step(folder):
         raise ConfigError(
             f"{folder} already holds a run; continue it with --train.resume True, or choose another --run-dir"
         )
-    if config.train.resume and folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
-        raise ConfigError(f"{folder} holds no {CONFIG_FILE}, so there is no run to resume; choose another --run-dir")
+
+
+def _stopped_before_its_first_step(folder: Path) -> bool:
+    metrics = folder / METRICS_FILE
+    traces = (folder / SUMMARY_FILE).exists() or (metrics.exists() and metrics.stat().st_size > 0)
+    return not traces and not Checkpoints(folder, keep=1).steps()
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -78,19 +90,50 @@ def resolve(config: RunConfig) -> RunConfig:
 
 def check_resumes(config: RunConfig) -> None:
     """Raises ConfigError if the run in the folder differs from ``config`` in a field that decides its numbers."""
-    file = run_folder(config) / CONFIG_FILE
-    if not config.train.resume or not file.is_file():
+    folder = run_folder(config)
+    recorded = _recorded(folder)
+    if recorded is None:
         return
-    before, now = (
-        _flat(record.to_dict()) for record in (RunConfig.from_json(file.read_text(encoding="utf-8")), config)
-    )
+    before, now = _flat(recorded.to_dict()), _flat(config.to_dict())
     for name in sorted({*before, *now}):
         free = any(name == field or name.startswith(f"{field}.") for field in FREE_ON_RESUME)
         if not free and before.get(name) != now.get(name):
             raise ConfigError(
-                f"cannot resume {file.parent}: {name} was {before.get(name)!r} and is now {now.get(name)!r}; "
+                f"cannot resume {folder}: {name} was {before.get(name)!r} and is now {now.get(name)!r}; "
                 "give the run's own value, or choose another --run-dir"
             )
+
+
+def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:
+    """The summary of a run that is to be resumed and has nothing left to do; None if it has.
+
+    Args:
+        total_steps: 0 while the data has not told how many steps an epoch has.
+
+    Raises:
+        ConfigError: the run has done more steps than it is to have.
+    """
+    folder = run_folder(config)
+    recorded, summary = _recorded(folder), read_summary(folder) or {}
+    if not config.train.resume or recorded is None:
+        return None
+    done = Checkpoints(folder, config.checkpoint.keep).latest_step() or 0
+    total_steps = total_steps or config.train.steps
+    if not total_steps and (recorded.train.steps, recorded.train.epochs) == (0, config.train.epochs):
+        total_steps = summary.get("steps", 0)
+    if 0 < total_steps < done:
+        asked = f"--train.steps {config.train.steps}" if config.train.steps else f"--train.epochs {config.train.epochs}"
+        raise ConfigError(
+            f"{asked}: the run in {folder} has done {done:,} steps, more than {total_steps:,}; "
+            "give at least as many, or choose another --run-dir"
+        )
+    return summary if done and done == total_steps == summary.get("steps") else None
+
+
+def _recorded(folder: Path) -> RunConfig | None:
+    """The configuration that the run in the folder began with, or was last resumed with."""
+    file = folder / CONFIG_FILE
+    return RunConfig.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -8,7 +8,7 @@ import math
 import platform
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax.experimental import multihost_utils
@@ -21,13 +21,14 @@ from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.console import Display, say
 from train.data import Corpus, eval_batches, load_corpus, steps_per_epoch, train_batches, unigram_perplexity
+from train.data.files import replacing
 from train.evaluate import evaluate, summarise
-from train.interrupt import Interrupt
+from train.interrupt import Interrupt, Interrupted, advising
 from train.lowering import abstract_state, lower_train_step, shardings, whole
-from train.metrics import Meter, MetricsLog, check_sinks, flops_per_token
+from train.metrics import METRICS_FILE, SUMMARY_FILE, Meter, MetricsLog, check_sinks, flops_per_token
 from train.optimizer import make_optimizer
 from train.plot import plot_losses
-from train.prepare import CONFIG_FILE, check_resumes, refuse_overwrite, resolve, run_folder
+from train.prepare import CONFIG_FILE, check_resumes, finished, refuse_overwrite, resolve, run_folder
 from train.sample import sample
 from train.state import TrainState
 from train.step import init_state, make_eval_step
@@ -42,17 +43,18 @@ class NonFiniteError(RuntimeError):
 def run(config: RunConfig, *, resume_command: str = "the same command with --train.resume True") -> dict[str, Any]:
     """Trains, evaluates and writes the run's folder; with ``train.resume`` continues what is there.
 
-    SIGTERM or SIGINT finishes the current step, saves, says how to resume and returns.
+    SIGTERM or SIGINT finishes the current step and saves. A run to be resumed that has nothing left to do says so.
 
     Args:
         config: where the model's ``vocab_size`` and ``max_len`` are 0 they follow tokenizer and data.
         resume_command: what to tell a person whose run was interrupted.
 
     Returns:
-        What ``summary.json`` holds; empty if the run was interrupted.
+        What ``summary.json`` holds.
 
     Raises:
         ConfigError: anything wrong with configuration, data, checkpoint or folder, before training starts.
+        Interrupted: a signal came; the text says what is saved and how to resume.
         NonFiniteError: ``train.max_nonfinite`` steps in a row were skipped.
     """
     started = time.monotonic()
@@ -64,10 +66,14 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
     mesh = sharding.make_mesh(config.mesh)
     sharding.check(config, mesh)
     host, hosts = sharding.host_slice(mesh)
+    if summary := finished(config):
+        return _nothing_left(config, summary)
 
     corpus = load_corpus(config.data)
     epoch = steps_per_epoch(corpus.train, config.data)
     total_steps = config.train.steps or config.train.epochs * epoch
+    if summary := finished(config, total_steps):
+        return _nothing_left(config, summary)
     data = train_batches(corpus.train, config.data, host=host, hosts=hosts)
     eval_batches(corpus.validation, config.data)  # refuses a split too short to evaluate, before training for hours
     unigram_ppl = unigram_perplexity(corpus.train, corpus.validation, config.model.vocab_size)
@@ -90,28 +96,38 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
                 say(f"no finished checkpoint in {folder}: starting at the beginning")
             initialise = functools.partial(init_state, config, optimizer)
             state, meta = jax.jit(initialise, out_shardings=shardings(abstract))(), {}
-        start, seconds_before, best = int(state.step), meta.get("seconds", 0.0), meta.get("best_val_loss") or math.inf
+        start, seconds_before = int(state.step), meta.get("seconds", 0.0)
+        scored = [meta.get("best_val_loss"), checkpoints.metric(start)]
+        best = min((loss for loss in scored if loss is not None), default=math.inf)
+        # What follows saving the state of a step is made up for if the run was stopped before it.
+        owed = start == total_steps or (
+            start > 0 and _due(start, config.train.eval_every) and checkpoints.metric(start) is None
+        )
 
-        train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh)
+        compile_seconds = 0.0
+        if start < total_steps:
+            train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh)
         eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=whole(mesh))
         stream_step = jax.jit(streams.make_stream_step(config), out_shardings=whole(mesh))
-        meter = Meter(config.data.batch_size * config.data.seq_len, flops_per_token(config.model))
-        log = MetricsLog(folder, config, start=start)
+        meter = Meter(config.data.batch_size * config.data.seq_len, flops_per_token(config.model), meta.get("speed"))
+        log = MetricsLog(folder, config, start=start, scored=not owed)
         display = Display(start, total_steps, bar=config.log.progress)
+        interrupt = Interrupt()
+        resumes = f"in {folder}; resume with: {resume_command}"
 
         def seconds() -> float:
             return seconds_before + time.monotonic() - started
 
-        def validate(state: TrainState, *, batches: int) -> dict[str, float]:
-            """Loss, perplexity and bits per byte on so many batches of the validation split, 0 for all of it."""
+        def validate(state: TrainState, name: str, batches: int) -> dict[str, float]:
+            """Scores, with ``name`` before their names, on so many batches of the validation split, 0 for all of it."""
             every = eval_batches(corpus.validation, config.data, host=host, hosts=hosts)
             some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(every, batches or None))
             bytes_per_token = corpus.validation_bytes / len(corpus.validation)
-            scores = summarise(*evaluate(eval_step, state.params, some), bytes_per_token)
-            scores = {f"val_{name}": scores[name] for name in ("loss", "ppl", "bpb")}
+            found = summarise(*evaluate(eval_step, state.params, interrupt.between(some)), bytes_per_token)
+            scores = {f"{name}_{score}": found[score] for score in ("loss", "ppl", "bpb")}
             log.write(int(state.step), scores)
             display.say(f"step {int(state.step)}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
-            return scores
+            return found
 
         def look_at_streams(state: TrainState) -> None:
             """Stream statistics on the first micro-batch of the validation split."""
@@ -119,14 +135,39 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
             found = stream_step(state.params, sharding.global_batch(batch, mesh))
             log.write_streams(int(state.step), streams.record(found))
 
-        def save(state: TrainState, metric: float | None) -> None:
+        def save(state: TrainState, metric: float | None = None) -> None:
             meta = {
                 "config": config.to_dict(),
                 "corpus": corpus.fingerprint,
                 "best_val_loss": best if math.isfinite(best) else None,
                 "seconds": seconds(),
+                "speed": meter.total(),
             }
             checkpoints.save(int(state.step), state, data.get_state(), meta, metric=metric)
+
+        def stop(number: int, step: int) -> NoReturn:
+            checkpoints.wait()
+            raise Interrupted(number, f"interrupted: saved step {step} {resumes}")
+
+        def score(state: TrainState, *, saved: bool) -> dict[str, float]:
+            """Scores by which the best state is chosen, always on the same batches; a state better than all is saved.
+
+            Raises:
+                Interrupted: a signal came; the state is saved and has no score.
+            """
+            nonlocal best
+            try:
+                found = validate(state, "val", config.train.eval_batches)
+            except Interrupted as request:
+                if not saved:
+                    save(state)
+                stop(request.number, int(state.step))
+            if saved:
+                checkpoints.score(int(state.step), found["loss"])
+            best, before = min(best, found["loss"]), best
+            if not saved and best < before:
+                save(state, best)
+            return found
 
         def report(step: int, metrics: dict[str, jax.Array]) -> None:
             """Waits for a step's metrics, then logs them if it is time."""
@@ -144,7 +185,9 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
                     "all were skipped. Lower --optim.lr, lengthen --optim.warmup-steps, or set --optim.clip"
                 )
 
-        with log, display, Interrupt() as interrupt:
+        with log, display, interrupt:
+            if owed and start < total_steps:
+                score(state, saved=True)
             pending = None
             meter.restart()
             for step in range(start + 1, total_steps + 1):
@@ -158,36 +201,34 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
                 last = step == total_steps
                 # Asking the other processes takes time, so they are asked when metrics are read anyway.
                 may_stop = jax.process_count() == 1 or step % config.log.every == 0
-                stopping = may_stop and not last and interrupt.requested()
-                eval_due = not last and _due(step, config.train.eval_every)
-                save_due = not last and (_due(step, config.checkpoint.every) or stopping)
-                streams_due = _due(step, config.log.streams_every)
-                if not (last or eval_due or save_due or streams_due):
+                stopping = interrupt.requested() if may_stop else 0
+                streams_due, eval_due = _due(step, config.log.streams_every), _due(step, config.train.eval_every)
+                saving = bool(last or stopping or _due(step, config.checkpoint.every))
+                if not (saving or eval_due or streams_due):
                     continue
                 report(*pending)
                 pending = None
                 if streams_due:
                     look_at_streams(state)
-                metric = None
-                if eval_due:
-                    metric = validate(state, batches=config.train.eval_batches)["val_loss"]
-                    save_due |= metric < best
-                    best = min(best, metric)
-                if save_due:
-                    save(state, metric)
+                if saving:
+                    save(state)
                 if stopping:
-                    checkpoints.wait()
-                    display.say(f"interrupted: saved step {step} in {folder}; resume with: {resume_command}")
-                    return {}
+                    stop(stopping, step)
+                if eval_due and not last:
+                    score(state, saved=saving)
                 meter.restart()
 
-            final = validate(state, batches=0)
-            best = min(best, final["val_loss"])
-            save(state, final["val_loss"])
+            # All that was trained is saved: what follows loses nothing, and a resumed run begins here.
+            final = score(state, saved=True)
+            if final["tokens"] < (len(corpus.validation) - 1) // config.data.seq_len * config.data.seq_len:
+                try:
+                    final = validate(state, "final_val", batches=0)
+                except Interrupted as request:
+                    stop(request.number, total_steps)
             checkpoints.wait()
 
     summary = {
-        **final,
+        **{f"val_{name}": final[name] for name in ("loss", "ppl", "bpb")},
         "unigram_ppl": unigram_ppl,
         "best_val_loss": best,
         "steps": total_steps,
@@ -201,7 +242,16 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
         "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
         "versions": {"python": platform.python_version(), **_versions()},
     }
-    _finish(config, folder, corpus, state.params, summary)
+    with advising(f"interrupted: step {total_steps} is saved {resumes}"):
+        _finish(config, folder, corpus, state.params, summary)
+    return summary
+
+
+def _nothing_left(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
+    say(
+        f"{run_folder(config)} is finished: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}; "
+        "to go on, give more --train.steps"
+    )
     return summary
 
 
@@ -277,11 +327,8 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() != 0:
         return
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     title = f"{config.name}: {summary['params']:,} parameters"
-    plot_losses(
-        folder / "metrics.jsonl", folder / "loss.png", title=title, unigram_loss=math.log(summary["unigram_ppl"])
-    )
+    plot_losses(folder / METRICS_FILE, folder / "loss.png", title=title, unigram_loss=math.log(summary["unigram_ppl"]))
     tokens = min(config.train.sample_tokens, config.model.max_len - 1)
     if tokens > 0:
         text = sample(
@@ -289,6 +336,9 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
         )
         (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
         say(f"sample:\n{text}\n")
+    # Last: a run with a summary has nothing left to do.
+    with replacing(folder / SUMMARY_FILE) as file:
+        file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""
     say(
         f"validation loss {summary['val_loss']:.4f}, perplexity {summary['val_ppl']:.2f} (unigram model "

@@ -51,10 +51,11 @@ def test_killed_and_interrupted_run_equals_the_undisturbed_one_bitwise(folder):
     step = Checkpoints(broken, 2).latest_step()
     assert step is None or step <= kill_at
 
-    (out,) = finish(start(folder, "broken", "--train.resume", "True", signal_at=(term_at, signal.SIGTERM)))
+    again = start(folder, "broken", "--train.resume", "True", signal_at=(term_at, signal.SIGTERM))
+    (out,) = finish(again, status=143)
     assert (f"resumed {broken} at step {step}" if step else f"no finished checkpoint in {broken}") in out
     assert "interrupted: saved step" in out
-    assert "resume with: python -m train tiny" in out
+    assert "-m train tiny --import tiny_plugin" in out.splitlines()[-1].partition("resume with: ")[2]
     step = Checkpoints(broken, 2).latest_step()
     assert term_at <= step < STEPS
 

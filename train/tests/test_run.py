@@ -23,6 +23,7 @@ from train.checkpoint import Checkpoints
 from train.config import OptimConfig
 from train.data import load_corpus
 from train.evaluate import evaluate_split
+from train.interrupt import Interrupted
 from train.metrics import flops_per_token, read_metrics
 from train.restore import load_run
 from train.run import NonFiniteError, run
@@ -165,7 +166,7 @@ def _last(folder, config):
     return Checkpoints(folder, 2).restore(abstract)
 
 
-def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, tmp_path, capsys, monkeypatch):
+def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, tmp_path, monkeypatch):
     config = tiny_run(tmp_path).replace(run_dir=str(tmp_path / "stopped"))
     batches = run_module.sharding.global_batch
 
@@ -177,12 +178,10 @@ def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         patch.setattr(run_module.sharding, "global_batch", interrupting)
-        assert run(config, resume_command="do it again") == {}
+        with pytest.raises(Interrupted, match=r"saved step 30 in .*/stopped; resume with: do it again$"):
+            run(config, resume_command="do it again")
     assert signal.getsignal(signal.SIGTERM) is before
-    stopped = Checkpoints(tmp_path / "stopped", 2).latest_step()
-    assert stopped == 30
-    assert f"saved step {stopped}" in (out := capsys.readouterr().out)
-    assert "resume with: do it again" in out
+    assert Checkpoints(tmp_path / "stopped", 2).latest_step() == 30
     summary = run(config.replace(train=config.train.replace(resume=True)))
     for name in ("val_loss", "val_bpb", "tokens", "best_val_loss"):
         assert summary[name] == done.summary[name]
