@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from mhc_jax.config import ConfigError
+from train import lock
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.data import load_tokenizer, with_characters
@@ -44,7 +45,7 @@ def refuse_overwrite(config: RunConfig) -> None:
     folder = run_folder(config)
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; choose another --run-dir")
-    if not folder.is_dir() or not any(folder.iterdir()):
+    if not folder.is_dir() or all(path.name == lock.NAME for path in folder.iterdir()):
         return
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{folder} is not empty and holds no {CONFIG_FILE} of a run; choose another --run-dir")

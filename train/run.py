@@ -1,5 +1,6 @@
 """One training run from start to finish: everything that happens, in the order in which it happens."""
 
+import contextlib
 import functools
 import importlib.metadata
 import itertools
@@ -7,6 +8,7 @@ import json
 import math
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +18,7 @@ from jax.sharding import Mesh
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
-from train import sharding, streams
+from train import lock, sharding, streams
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.console import Display, say
@@ -59,6 +61,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
     """
     started = time.monotonic()
     refuse_overwrite(config)
+    lock.refuse_held(run_folder(config))
     check_sinks(config.log)
     config = resolve(config)
     check_resumes(config)
@@ -81,10 +84,9 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
     optimizer = make_optimizer(config.optim, total_steps)
     abstract = abstract_state(config, optimizer, mesh)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-    folder = _claim(config)
     _introduce(config, corpus, mesh, abstract.params, parameters, total_steps, unigram_ppl)
 
-    with Checkpoints(folder, config.checkpoint.keep) as checkpoints:
+    with _claim(config) as folder, Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         resuming = config.train.resume and checkpoints.latest_step() is not None
         if resuming:
             state, position, meta = checkpoints.restore(abstract)
@@ -268,22 +270,26 @@ def _compile_train_step(config: RunConfig, optimizer, state: TrainState, mesh: M
     return compiled, seconds
 
 
-def _claim(config: RunConfig) -> Path:
-    """The run's folder, with the configuration in it."""
+@contextlib.contextmanager
+def _claim(config: RunConfig) -> Iterator[Path]:
+    """The run's folder, locked, with the configuration in it."""
     folder = run_folder(config)
     if jax.process_count() > 1:
         # Every process has looked whether the folder is free before one of them takes it.
         multihost_utils.sync_global_devices("claim the run folder")
-    if jax.process_index() == 0:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            # Written elsewhere first: a run killed while it resumes must not lose its configuration.
-            written = folder / f"{CONFIG_FILE}.tmp"
-            written.write_text(config.to_json(), encoding="utf-8")
-            written.replace(folder / CONFIG_FILE)
-        except OSError as error:
-            raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --run-dir") from error
-    return folder
+    with contextlib.ExitStack() as held:
+        if jax.process_index() == 0:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(lock.take(folder))
+                refuse_overwrite(config)  # another run may have come and gone since
+                # Written elsewhere first: a run killed while it resumes must not lose its configuration.
+                written = folder / f"{CONFIG_FILE}.tmp"
+                written.write_text(config.to_json(), encoding="utf-8")
+                written.replace(folder / CONFIG_FILE)
+            except OSError as error:
+                raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --run-dir") from error
+        yield folder
 
 
 def _check_corpus(meta: dict[str, Any], corpus: Corpus, folder: Path) -> None:
