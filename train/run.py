@@ -128,7 +128,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
             found = summarise(*evaluate(eval_step, state.params, interrupt.between(some)), bytes_per_token)
             scores = {f"{name}_{score}": found[score] for score in ("loss", "ppl", "bpb")}
             log.write(int(state.step), scores)
-            display.say(f"step {int(state.step)}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+            say(f"step {int(state.step)}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
             return found
 
         def look_at_streams(state: TrainState) -> None:
