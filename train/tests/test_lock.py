@@ -71,7 +71,8 @@ def test_of_two_that_start_at_once_in_one_new_folder_one_wins(tmp_path, monkeypa
 
     def overtaken(path):
         monkeypatch.undo()
-        (folder / "config.json").write_text("the other's")
+        for name in ("config.json", "metrics.jsonl"):
+            (folder / name).write_text("the other's")
         return lock.take(path)
 
     monkeypatch.setattr(lock, "take", overtaken)
