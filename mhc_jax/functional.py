@@ -71,6 +71,7 @@ def apply(
     dropout_key: jax.Array | None = None,
     taps: bool = False,
     probes: dict[str, jax.Array] | None = None,
+    batch_sharding: jax.sharding.Sharding | None = None,
 ) -> Output:
     """One forward pass.
 
@@ -84,6 +85,8 @@ def apply(
         taps: also return named activations.
         probes: arrays added to the activations of those names; the gradient with respect to a zero
             probe is that activation's cotangent.
+        batch_sharding: of arrays (B, ...) on several devices. Embedding, streams and hidden states are held to it,
+            between layers and in the backward pass; what is sliced differently has to move.
 
     Raises:
         ConfigError: tokens that are not a (B, T) integer array or longer than ``max_len``.
@@ -91,7 +94,13 @@ def apply(
     check_tokens(config, tokens_BT)
     with jax.default_matmul_precision(policy(config.execution.policy).precision):
         return bind(config, params)(
-            tokens_BT, positions=positions, segment_ids=segment_ids, key=dropout_key, taps=taps, probes=probes
+            tokens_BT,
+            positions=positions,
+            segment_ids=segment_ids,
+            key=dropout_key,
+            taps=taps,
+            probes=probes,
+            batch_sharding=batch_sharding,
         )
 
 

@@ -109,10 +109,13 @@ def make_eval_step(
 
 def _forward(config: RunConfig, params: Params, batch: Batch, dropout_key: jax.Array | None, mesh: Mesh | None):
     """Output of the model, summed loss and number of targets; the logits are never whole."""
+    batch_sharding = None
     if mesh is not None:
-        params = sharding.gather_first(params, mesh)
+        params, batch_sharding = sharding.gather_first(params, mesh), sharding.batch_sharding(mesh)
     dtypes = policy(config.model.execution.policy)
-    output = mhc_jax.apply(config.model, params, batch["inputs"], dropout_key=dropout_key)
+    output = mhc_jax.apply(
+        config.model, params, batch["inputs"], dropout_key=dropout_key, batch_sharding=batch_sharding
+    )
     with jax.default_matmul_precision(dtypes.precision):
         loss_sum, count = chunked_cross_entropy(
             output.hidden_BTD.astype(dtypes.compute),

@@ -22,7 +22,7 @@ from mhc_jax.nn.residual import (
     StreamAdaptersConfig,
 )
 from mhc_jax.nn.residual.base import State, streams_of, with_streams
-from mhc_jax.nn.stack import LayersName, RematName, build_stack, run_stack
+from mhc_jax.nn.stack import LayersName, RematName, build_stack, run_stack, sliced
 from mhc_jax.nn.taps import Tap, Taps, no_tap
 from mhc_jax.nn.value_residual import ValueResidual, ValueResidualConfig
 from mhc_jax.ops import streams
@@ -183,20 +183,22 @@ class LM(nnx.Module):
         key: jax.Array | None = None,
         taps: bool = False,
         probes: dict[str, jax.Array] | None = None,
+        batch_sharding: jax.sharding.Sharding | None = None,
     ) -> Output:
         """See :func:`mhc_jax.apply`."""
         tap = Taps(probes) if taps or probes else no_tap
-        x_BTD = tap("embed", dropout(self._embed(tokens_BT, positions), self.config.dropout, fold(key, 0)))
+        embedded_BTD = sliced(self._embed(tokens_BT, positions), batch_sharding)
+        x_BTD = tap("embed", dropout(embedded_BTD, self.config.dropout, fold(key, 0)))
         state = self.config.residual.begin(tap("expand", self.ends.expand(x_BTD)))
-        state = self._blocks(state, positions, segment_ids, fold(key, 1), tap)
-        hidden_BTD = self._collapse(state, tap)
+        state = self._blocks(state, positions, segment_ids, fold(key, 1), tap, batch_sharding)
+        hidden_BTD = sliced(self._collapse(state, tap), batch_sharding)
         logits_BTV = tap("logits", self._head(hidden_BTD))
         aux = {}
         if self.config.residual.stream_count is not None:
             aux["stream_diversity"] = streams.diversity(streams_of(state))
         return Output(logits_BTV, hidden_BTD, aux, tap.values if isinstance(tap, Taps) else {})
 
-    def _blocks(self, state, positions, segment_ids, key, tap: Tap):
+    def _blocks(self, state, positions, segment_ids, key, tap: Tap, batch_sharding):
         prefix = "blocks."
         probes = tap.probes if isinstance(tap, Taps) else {}
         inside = {name.removeprefix(prefix): value for name, value in probes.items() if name.startswith(prefix)}
@@ -209,7 +211,8 @@ class LM(nnx.Module):
             )
             return carry, layer_tap.values if isinstance(layer_tap, Taps) else {}
 
-        (state, _), recorded = self._run(body, self._carry(state), (jnp.arange(self.config.layers), inside))
+        inputs = jnp.arange(self.config.layers), inside
+        (state, _), recorded = self._run(body, self._carry(state), inputs, batch_sharding)
         if isinstance(tap, Taps):
             tap.values.update({prefix + name: value for name, value in recorded.items()})
         return state
@@ -254,9 +257,9 @@ class LM(nnx.Module):
         )
         return self._head(self._collapse(state, no_tap)), {"layers": layers, "position": cache["position"] + T}
 
-    def _run(self, body, carry, inputs):
-        execution = self.config.execution
-        return run_stack(self.blocks, body, carry, inputs, layers=execution.layers, remat=execution.remat)
+    def _run(self, body, carry, inputs, batch_sharding=None):
+        layers, remat = self.config.execution.layers, self.config.execution.remat
+        return run_stack(self.blocks, body, carry, inputs, layers=layers, remat=remat, batch_sharding=batch_sharding)
 
     def _embed(self, tokens_BT: jax.Array, positions: jax.Array | None) -> jax.Array:
         tokens, table = self.embed.tokens[...], self.embed.positions[...]

@@ -49,6 +49,11 @@ def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx
     return jax.vmap(prepare)(params)
 
 
+def sliced(tree: Any, batch_sharding: jax.sharding.Sharding | None) -> Any:
+    """The arrays of ``tree``, (B, ...), in those slices of the batch, and so are their cotangents; as is if None."""
+    return tree if batch_sharding is None else jax.lax.with_sharding_constraint(tree, batch_sharding)
+
+
 def run_stack(
     module: nnx.Module,
     body: Callable[[Any, Any, Any], tuple[Any, Any]],
@@ -57,6 +62,7 @@ def run_stack(
     *,
     layers: LayersName,
     remat: RematName,
+    batch_sharding: jax.sharding.Sharding | None = None,
 ) -> tuple[Any, Any]:
     """``carry, out = body(layer_module, carry, inputs[l])`` for every layer l, as ``lax.scan`` would.
 
@@ -67,6 +73,8 @@ def run_stack(
         layers: ``"scan"`` compiles one layer, ``"unroll"`` all of them; the values are the same.
         remat: what the backward pass keeps of a layer: ``"none"`` recomputes nothing, ``"block"``
             everything inside a layer, ``"dots"`` all but the matrix products.
+        batch_sharding: how the carry, arrays (B, ...), lies on the devices before and after every layer. Left to
+            itself XLA slices it as the parameters are, and every device then computes the rows of others.
 
     Returns:
         The last carry and the stacked outputs.
@@ -75,7 +83,8 @@ def run_stack(
 
     def step(carry, xs):
         layer_params, layer_inputs = xs
-        return body(nnx.merge(graph, layer_params), carry, layer_inputs)
+        carry, out = body(nnx.merge(graph, layer_params), sliced(carry, batch_sharding), layer_inputs)
+        return sliced(carry, batch_sharding), out
 
     if remat != "none":
         # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
