@@ -11,6 +11,7 @@ and stands for no byte. ``word_ppl``, for WikiText, is ``exp`` of the loss per w
 import dataclasses
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
@@ -29,16 +30,25 @@ from train.table import terminal
 
 EvalStep = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
+# Enough to keep a device busy. Several devices on one CPU share its threads: a dispatch that waits behind more programs
+# than XLA holds takes a thread that the program at the front needs on every device, and none ends.
+PENDING = 8
+
 
 def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Any]) -> tuple[float, int]:
     """Summed negative log likelihood (nats) and number of predicted tokens over all batches.
 
-    The device is not waited for between batches, and the sums over batches are taken in float64.
+    At most :data:`PENDING` batches are on their way at a time. The sums over batches are taken in float64.
 
     Raises:
         ConfigError: there is no token to predict.
     """
-    sums = jax.device_get([eval_step(params, batch) for batch in batches])
+    pending, sums = deque(), []
+    for batch in batches:
+        if len(pending) == PENDING:
+            sums.append(jax.device_get(pending.popleft()))
+        pending.append(eval_step(params, batch))
+    sums += jax.device_get(list(pending))
     count = int(sum(float(count) for _, count in sums))
     if count == 0:
         raise ConfigError("nothing to evaluate: the split holds fewer than two tokens")

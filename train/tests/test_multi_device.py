@@ -77,3 +77,10 @@ def test_checkpoint_of_another_mesh_restores_bitwise(report, mesh):
 def test_a_device_holds_its_slice_of_parameters_and_moments(report, mesh, most):
     assert report["meshes"][mesh]["bytes"] <= most * report["bytes"]
     assert report["meshes"][mesh]["moments_follow"]
+
+
+def test_an_evaluation_of_many_batches_ends_where_devices_share_two_threads():
+    """All at once they block one another: the programs in front wait for threads that dispatches behind them hold."""
+    worker = WORKER.with_name("many_batches.py")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    subprocess.run([sys.executable, str(worker)], cwd=REPOSITORY, env=environment, check=True, timeout=300)
