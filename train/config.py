@@ -14,12 +14,15 @@ class DataConfig(Config):
 
     Attributes:
         source: ``"docstrings"`` (the embedded corpus), ``"wikitext-2-v1"``, ``"wikitext-2-raw-v1"``,
-            ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, ``"fineweb10b"`` (shards of GPT-2 tokens), or the path of
-            a text or JSONL file, or of a folder of parquet files named ``train-*``, ``validation-*``, ``test-*``.
-        path: local folder that holds the named source's parquet files or shards; empty to ask the Hub.
+            ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, ``"fineweb10b"`` (shards of GPT-2 tokens), the path of a
+            file or folder of .txt, .jsonl, .json.gz, .jsonl.zst or .parquet, or ``OWNER/NAME`` (or
+            ``OWNER/NAME@REVISION``) of a data set of the Hugging Face Hub.
+        subset: of a data set of several, or a folder in it.
+        text_column: field or column that holds the text.
+        path: local folder that holds the named source's files or shards; empty to ask the Hub.
         train_shards: use at most so many training shards of ``"fineweb10b"``, 100M tokens each; 0 for all.
-        validation_fraction: how much of a source that comes in one piece is for validation: the last lines of a text
-            file (for ``"chars"`` to the character), a share of JSONL documents or of the files of docstrings.
+        validation_fraction: how much of a source without a validation split is for validation: the last lines of a
+            text file (for ``"chars"`` to the character), a share of its documents or of the files of docstrings.
         tokenizer: ``"gpt2"``, ``"bytes"``, ``"chars"`` (the characters of the text itself; a run records them), or the
             path or Hub name of another tokenizer.
         seq_len: tokens in a training window, and the model's ``max_len`` unless that is given.
@@ -33,6 +36,8 @@ class DataConfig(Config):
     """
 
     source: str = "docstrings"
+    subset: str = ""
+    text_column: str = "text"
     path: str = ""
     train_shards: int = 9
     validation_fraction: float = 0.05
@@ -47,7 +52,8 @@ class DataConfig(Config):
 
     def validate(self):
         super().validate()
-        self.require(bool(self.source), "source must not be empty")
+        for name in ("source", "text_column"):
+            self.require(bool(getattr(self, name)), f"{name} must not be empty")
         self.require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
         for name in ("seq_len", "batch_size"):
             self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")

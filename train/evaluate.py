@@ -128,11 +128,11 @@ def main(argv: list[str]) -> None:
     flags = cli.parse(Flags, argv, prog="python -m train.evaluate", default=Flags(flags.run, data=config.data))
     config = config.replace(data=flags.data)
     config.validate()
-    corpus = load_corpus(config.data, needed=(flags.split,))
+    corpus = load_corpus(config.data, needed=(flags.split,), also=())
     tokens, n_bytes = split_of(corpus, flags.split)
     check_ids(tokens, config.model.vocab_size, f"the {flags.split} tokens")
     found = evaluate_split(config, params, tokens, n_bytes)
-    if config.data.source.startswith("wikitext"):
+    if "wikitext" in config.data.source.lower():
         found["word_ppl"] = word_ppl(found["loss"], tokens, corpus.tokenizer)
     row = {"run": flags.run, "split": flags.split, **found}
     print(json.dumps(row) if flags.json else terminal([row]))

@@ -18,16 +18,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from mhc_jax.config import ConfigError
 from train import cli
-from train.data.documents import Documents, find_documents, token_batches
+from train.data.documents import BEGINNING, Documents, Place, find_documents, token_pieces
 from train.data.errors import DataError
 from train.data.files import sha256_file
 from train.data.fineweb import MANIFEST, NAME, Manifest, ShardRecord, shard_name
+from train.data.layout import Wanted
 from train.data.shards import read_shard, write_shard
 from train.data.tokenizer import Tokenizer, load_tokenizer
 
-Batch = tuple[dict[str, Any] | None, np.ndarray]
+Piece = tuple[Place, np.ndarray]
 Position = dict[str, Any]
-START: Position = {"state": None, "skip": 0}
+START: Position = {"state": BEGINNING, "skip": 0}
+FINEWEB, FINEWEB_SUBSET = "HuggingFaceFW/fineweb", "sample-10BT"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +38,19 @@ class Flags:
 
     Attributes:
         out: folder of the shards.
-        source: data set of the Hub, or path of a .jsonl or .parquet file with a field "text", of a .txt file (one
-            document), or of a folder of such files.
-        subset: of the Hub's data set.
+        source: ``OWNER/NAME`` of a data set of the Hub, or path of a file or folder of .txt, .jsonl, .json.gz,
+            .jsonl.zst or .parquet; of several splits, the training split is taken.
+        subset: of the data set, or a folder in it; empty for its default (of FineWeb, sample-10BT).
+        text_column: field or column that holds the text.
         shard_tokens: tokens of a shard.
         val_tokens: tokens of the first shard, for validation; 0 for as many as of the others.
         max_tokens: tokens of all shards; 0 for all there are.
     """
 
     out: str
-    source: str = "HuggingFaceFW/fineweb"
-    subset: str = "sample-10BT"
+    source: str = FINEWEB
+    subset: str = ""
+    text_column: str = "text"
     shard_tokens: int = 100_000_000
     val_tokens: int = 0
     max_tokens: int = 0
@@ -63,7 +67,9 @@ def prepare(flags: Flags) -> None:
     _check(flags)
     out, tokenizer = Path(flags.out).expanduser(), load_tokenizer("gpt2")
     before = Manifest.read(out)
-    documents = find_documents(flags.source, flags.subset, before.settings["origin"] if before else None)
+    subset = flags.subset or (FINEWEB_SUBSET if flags.source == FINEWEB else "")
+    wanted = Wanted(flags.source, subset, flags.text_column, flags="--")
+    documents = find_documents(wanted, before.settings.get("origin") if before else None)
     sizes = {name: getattr(flags, name) for name in ("shard_tokens", "val_tokens", "max_tokens")}
     settings = {"origin": documents.origin, "tokenizer": tokenizer.fingerprint, **sizes}
     manifest = _resumed(out, before, settings) if before and before.shards else _begun(out, before, settings)
@@ -87,9 +93,9 @@ def _write_shards(flags: Flags, out: Path, manifest: Manifest, documents: Docume
     shards = manifest.shards
     position = shards[-1].next if shards else START
     with _progress() as bar:
-        batches = _watched(token_batches(documents, tokenizer, position["state"]), bar, flags, manifest.total())
+        pieces = _watched(token_pieces(documents, tokenizer, position["state"]), bar, flags, manifest.total())
         sizes = itertools.islice(_sizes(flags), len(shards), None)
-        for tokens, after in _cut(batches, sizes, position["skip"]):
+        for tokens, after in _cut(pieces, sizes, position["skip"]):
             if not shards and len(tokens) < flags.val_tokens:
                 break
             path = out / shard_name("train" if shards else "validation", len(shards))
@@ -129,7 +135,10 @@ def _resumed(out: Path, before: Manifest, settings: dict[str, Any]) -> Manifest:
             change = f"{name} {was}, not {value}" if isinstance(value, int) else f"another {name}"
             raise ConfigError(f"{out} was begun with {change}; give the same, or another --out")
     whole = list(itertools.takewhile(lambda shard: _is_whole(out / shard.name, shard.tokens), before.shards))
-    return Manifest(settings, whole, finished=before.finished and len(whole) == len(before.shards))
+    finished = before.finished and len(whole) == len(before.shards)
+    if whole and not finished and (whole[-1].next["state"] or {}).keys() != BEGINNING.keys():
+        raise ConfigError(f"{out} was begun by an earlier version, which read text in another way; give another --out")
+    return Manifest(settings, whole, finished)
 
 
 def _is_whole(path: Path, tokens: int) -> bool:
@@ -149,13 +158,13 @@ def _sizes(flags: Flags) -> Iterator[int]:
         left -= size
 
 
-def _cut(batches: Iterable[Batch], sizes: Iterator[int], skip: int) -> Iterator[tuple[np.ndarray, Position]]:
+def _cut(pieces: Iterable[Piece], sizes: Iterator[int], skip: int) -> Iterator[tuple[np.ndarray, Position]]:
     """Shards of ``sizes`` from all tokens but the first ``skip``, each with the position behind it.
 
     The last shard is shorter where the tokens end before the sizes do.
     """
     parts, after, missing = [], START, next(sizes, 0)
-    for state, tokens in batches:
+    for state, tokens in pieces:
         while missing and skip < len(tokens):
             part = tokens[skip : skip + missing]
             parts.append(part)
@@ -177,10 +186,10 @@ def _progress() -> Progress:
     return Progress(*columns, console=Console(file=sys.stdout), disable=not sys.stdout.isatty())
 
 
-def _watched(batches: Iterable[Batch], bar: Progress, flags: Flags, done: int) -> Iterator[Batch]:
-    """The batches, each counted by the bar once it is used."""
+def _watched(pieces: Iterable[Piece], bar: Progress, flags: Flags, done: int) -> Iterator[Piece]:
+    """The pieces, each counted by the bar once it is used."""
     task = bar.add_task("", total=flags.max_tokens or None, completed=done)
-    for state, tokens in batches:
+    for state, tokens in pieces:
         yield state, tokens
         bar.advance(task, len(tokens))
 

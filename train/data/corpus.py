@@ -1,11 +1,12 @@
-"""Tokens of a corpus. Text becomes one array: each row encoded on its own, the end token after each."""
+"""Tokens of a corpus. Text becomes one array: each document encoded on its own, the end token after each."""
 
 import dataclasses
 import hashlib
-import itertools
 import logging
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,15 @@ from train.data import fineweb
 from train.data.cache import cache_folder, cached_arrays
 from train.data.errors import DataError
 from train.data.files import sha256_json
-from train.data.sources import find_source
+from train.data.sources import Source, find_source
+from train.data.text import Piece, encoded_pieces
 from train.data.tokenizer import CHARS, Tokenizer, load_tokenizer
 from train.data.tokens import Split, Tokens, check_ids, token_dtype
 
 log = logging.getLogger(__name__)
 
 # Changes whenever the same text and tokenizer would give other arrays.
-PACKING_VERSION = 1
-ENCODE_ROWS = 4096
+PACKING_VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +41,8 @@ class Corpus:
         fingerprint: SHA-256 of the tokens of all splits and of the tokenizer.
         test: the test split, if there is one; ``max_eval_tokens`` cuts it too.
         test_bytes: its bytes.
-        record: JSON-compatible: where the text comes from, versions, and SHA-256, rows, bytes and tokens of
-            each whole split; of shards, SHA-256 of each, bytes and tokens that are used.
+        record: JSON-compatible: files or versions that the text comes from, and documents, bytes and tokens that are
+            used of each split; of shards, also SHA-256 of each.
     """
 
     train: Tokens
@@ -55,20 +56,25 @@ class Corpus:
     record: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def load_corpus(config: DataConfig, *, needed: Sequence[str] = ("train", "validation")) -> Corpus:
+def load_corpus(
+    config: DataConfig, *, needed: Sequence[str] = ("train", "validation"), also: Sequence[str] = ("test",)
+) -> Corpus:
     """Finds token shards, or text, which it encodes if the cache does not hold its tokens yet; and gives the tokens.
 
     Args:
         config: what to read, how to encode it, how much of it to use.
-        needed: splits the source has to have; of text, others it has are loaded too.
+        needed: splits the source has to have.
+        also: of text, splits that are loaded too if there are any.
 
     Raises:
         DataError: one line on whatever is missing or wrong: source, split, text, shard, tokenizer, ids.
     """
     config = with_characters(config, needed)
     tokenizer = load_tokenizer(config.tokenizer)
-    load_splits = fineweb.load_splits if config.source == fineweb.NAME else _encoded_splits
-    splits, record = load_splits(config, tokenizer, needed)
+    if config.source == fineweb.NAME:
+        splits, record = fineweb.load_splits(config, tokenizer, needed)
+    else:
+        splits, record = _encoded_splits(config, tokenizer, needed, also)
     nothing = Split(np.zeros(0, token_dtype(tokenizer.vocab_size)), 0, "")
     train, validation = (splits.get(name, nothing) for name in ("train", "validation"))
     test = splits.get("test")
@@ -95,66 +101,79 @@ def with_characters(config: DataConfig, needed: Sequence[str] = ("train", "valid
     """
     if config.tokenizer != CHARS:
         return config
-    rows, _ = find_source(config, needed).read()
-    characters = sorted({character for texts in rows.values() for text in texts for character in text})
-    return config.replace(tokenizer=f"{CHARS}:{''.join(characters)}")
+    source = find_source(config, needed)
+    characters = {character for read in source.splits.values() for piece in read(len) for character in piece.text}
+    return config.replace(tokenizer=f"{CHARS}:{''.join(sorted(characters))}")
 
 
 def _encoded_splits(
-    config: DataConfig, tokenizer: Tokenizer, needed: Sequence[str]
+    config: DataConfig, tokenizer: Tokenizer, needed: Sequence[str], also: Sequence[str]
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """The splits of a source of text, and a JSON-compatible record of where they come from."""
     source = find_source(config, needed)
+    limits = {"train": config.max_train_tokens, "validation": config.max_eval_tokens, "test": config.max_eval_tokens}
+    folder = cache_folder(config.cache_dir)
+    splits, records = {}, {}
+    for split in source.splits:
+        if split not in (*needed, *also):
+            continue
+        tokens, records[split] = _encoded(source, split, tokenizer, limits[split], folder)
+        check_ids(tokens, tokenizer.vocab_size, f"the {split} tokens of {source.name} under {folder}")
+        splits[split] = Split(tokens, records[split]["bytes"], hashlib.sha256(tokens).hexdigest())
+    return splits, {"splits": records, **source.record}
+
+
+def _encoded(
+    source: Source, split: str, tokenizer: Tokenizer, limit: int, folder: Path
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """The first ``limit`` tokens of a split, or all, out of the cache; and their record."""
 
     def make():
-        log.info("reading and encoding %s, once", source.name)
+        what = f"the {split} split of {source.name} with {tokenizer.name}"
+        log.info("encoding %s, once: %.1f MB of files", what, source.size / 1e6)
         start = time.perf_counter()
-        rows, record = source.read()
-        arrays, splits = {}, {}
-        for split, texts in rows.items():
-            arrays[split] = pack(texts, tokenizer)
-            splits[split] = _split_record(texts, arrays[split])
-            if splits[split]["bytes"] == 0:
-                raise DataError(f"data.source {source.name}: the {split} split holds no text")
-        log.info("encoded %s in %.1f s", source.name, time.perf_counter() - start)
-        return arrays, {"splits": splits, **record}
+        tokens, record = pack(source.splits[split](tokenizer.last_cut), tokenizer, limit=limit, folder=folder)
+        if record["bytes"] == 0:
+            raise DataError(f"data.source {source.name}: the {split} split holds no text")
+        log.info("encoded %s: %s tokens in %.1f s", what, f"{len(tokens):,}", time.perf_counter() - start)
+        return {split: tokens}, record
 
-    folder = cache_folder(config.cache_dir)
-    key = sha256_json([PACKING_VERSION, source.digest, tokenizer.fingerprint])
+    key = sha256_json([PACKING_VERSION, source.digest, split, limit, tokenizer.fingerprint])
     arrays, record = cached_arrays(folder, key, make)
-    limits = {"train": config.max_train_tokens, "validation": config.max_eval_tokens, "test": config.max_eval_tokens}
-    splits = {}
-    for split, tokens in arrays.items():
-        check_ids(tokens, tokenizer.vocab_size, f"the {split} tokens of {source.name} under {folder}")
-        n_bytes = record["splits"][split]["bytes"]
-        if 0 < limits[split] < len(tokens):
-            tokens = tokens[: limits[split]]
-            n_bytes = _text_bytes(tokens, tokenizer)
-        splits[split] = Split(tokens, n_bytes, hashlib.sha256(tokens).hexdigest())
-    return splits, record
+    return arrays[split], record
 
 
-def pack(rows: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """One flat array of the ids of every row in order, each row (a blank one too) followed by the end token, if any."""
+def pack(
+    pieces: Iterable[Piece], tokenizer: Tokenizer, *, limit: int = 0, folder: Path | None = None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """One flat array of the ids of all documents in order, each (a blank one too) followed by the end token, if any.
+
+    Args:
+        pieces: of the documents; no more of them are read than are needed.
+        tokenizer: whose ids they become.
+        limit: how many ids are wanted; 0 for all.
+        folder: where the ids lie until the array, a memory map, is no longer used.
+
+    Returns:
+        1-D, uint16 or int32; and how many ``documents`` (the last one cut off, perhaps), ``bytes`` of UTF-8 and
+        ``tokens`` there are. An end token stands for no bytes, a last token for whole characters.
+    """
     dtype = token_dtype(tokenizer.vocab_size)
-    end = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    parts = [np.zeros(0, dtype)]
-    for start in range(0, len(rows), ENCODE_ROWS):
-        encoded = tokenizer.encode_documents(rows[start : start + ENCODE_ROWS])
-        ids = itertools.chain.from_iterable((*row, *end) for row in encoded)
-        parts.append(np.fromiter(ids, dtype))
-    return np.concatenate(parts)
-
-
-def _split_record(rows: Sequence[str], tokens: np.ndarray) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
-    for row in rows:
-        data = row.encode()
-        digest.update(f"{len(data)}\n".encode() + data)
-        size += len(data)
-    return {"sha256": digest.hexdigest(), "rows": len(rows), "bytes": size, "tokens": len(tokens)}
-
-
-def _text_bytes(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
-    """UTF-8 bytes of the text of ``tokens``; off by at most 3 where the last token ends inside a character."""
-    return len(tokenizer.decode(tokens.tolist()).encode())
+    total = n_bytes = documents = 0
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for piece, ids in encoded_pieces(pieces, tokenizer):
+            documents += piece.ends
+            if piece.ends and tokenizer.eos_id is not None:
+                ids.append(tokenizer.eos_id)
+            if 0 < limit < total + len(ids):
+                del ids[limit - total :]
+                n_bytes += tokenizer.prefix_bytes(piece.text, len(ids))
+            else:
+                n_bytes += len(piece.text.encode())
+            file.write(np.array(ids, dtype).tobytes())
+            total += len(ids)
+            if 0 < limit <= total:
+                break
+        file.flush()
+        tokens = np.memmap(file, dtype, mode="r", shape=(total,)) if total else np.zeros(0, dtype)
+    return tokens, {"documents": documents, "bytes": n_bytes, "tokens": total}

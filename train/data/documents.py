@@ -1,26 +1,26 @@
 """Documents one after another, from files or from the Hub, and their tokens from any point on."""
 
-import contextlib
 import dataclasses
-import itertools
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from train.data.errors import DataError
 from train.data.files import sha256_file
-from train.data.hub import hub_revision
+from train.data.hub import hub_file, hub_folder, hub_names, hub_revision
+from train.data.layout import CARD, Splits, Wanted, find_splits, read_card
+from train.data.sources import check_column, hub_advice, hub_id, is_hub_id, local_place, splits_of
+from train.data.text import LastCut, encoded_pieces, read_pieces
 from train.data.tokenizer import Tokenizer
 
-if TYPE_CHECKING:
-    from datasets import IterableDataset
+INSTEAD = "give local files instead: --source FILE_OR_FOLDER"
 
-BATCH = 1000
 
-# How `datasets` reads files of each kind.
-_KINDS = {".jsonl": ("json", {}), ".parquet": ("parquet", {}), ".txt": ("text", {"sample_by": "document"})}
+# Where to begin: so many files read whole, and so many pieces of the next one.
+Place = dict[str, int]
+BEGINNING: Place = {"file": 0, "piece": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,104 +30,99 @@ class Documents:
     Attributes:
         name: what a person calls it.
         origin: JSON-compatible; the same origin always means the same documents in the same order.
-        open: gives them as a stream of rows with a field ``text``.
+        files: names, and what gives each file's path, having downloaded it if need be.
+        column: field that holds the text.
     """
 
     name: str
     origin: dict[str, Any]
-    open: Callable[[], "IterableDataset"]
+    files: list[tuple[str, Callable[[], Path]]]
+    column: str
 
 
-def find_documents(source: str, subset: str, known_origin: dict[str, Any] | None = None) -> Documents:
-    """The documents of a file, of a folder of files in the order of their names, or of a data set of the Hub.
+def find_documents(wanted: Wanted, known_origin: dict[str, Any] | None = None) -> Documents:
+    """The training documents of a file, of a folder, or of a data set of the Hub, in the order of their files' names.
 
     Args:
-        source: path of a .jsonl or .parquet file with a field ``text``, of a .txt file, which is one document, or of
-            a folder that holds files of one of these kinds; or the name of a data set.
-        subset: of the data set; files have none.
+        wanted: what to find.
         known_origin: of the same source when it was read before: a data set is read as it was then.
 
     Raises:
         DataError: no such file, folder or data set, or nothing in it that can be read.
     """
-    path = Path(source).expanduser()
-    if path.exists():
-        return _local(source, sorted(path.iterdir()) if path.is_dir() else [path])
-    if source.count("/") != 1 or source.startswith((".", "/", "~")) or path.suffix in _KINDS:
-        raise DataError(f"{source}: no such file or folder")
-    return _hub(source, subset, (known_origin or {}).get("revision"))
+    if is_hub_id(wanted.source):
+        known = known_origin if known_origin and known_origin.get("data set") == wanted.source else {}
+        return _hub(wanted, known.get("revision"))
+    folder, splits = splits_of(wanted, local_place(wanted))
+    paths = {name: folder / name for name in _training(wanted, splits)}
+    origin = {"files": {name: sha256_file(path) for name, path in paths.items()}, **_column(wanted)}
+    files = [(name, functools.partial(Path, path)) for name, path in paths.items()]
+    return Documents(wanted.source, origin, files, wanted.column)
 
 
-def token_batches(
-    documents: Documents, tokenizer: Tokenizer, state: dict[str, Any] | None = None
-) -> Iterator[tuple[dict[str, Any] | None, np.ndarray]]:
-    """The tokens of some documents at a time, each document after an end token.
+def token_pieces(
+    documents: Documents, tokenizer: Tokenizer, start: Place = BEGINNING
+) -> Iterator[tuple[Place, np.ndarray]]:
+    """The tokens of one piece of a document after the other, the first piece of each after an end token.
 
     Args:
         documents: what to read.
         tokenizer: of fewer than 65,536 ids.
-        state: where to start; None for the beginning.
+        start: the place of the first piece.
 
     Yields:
-        The state before these documents, JSON-compatible, and their tokens: uint16, 1-D.
+        The place of a piece, and its tokens: uint16, 1-D.
 
     Raises:
         DataError: they cannot be read, or one has no text.
     """
-    with _one_line_faults(documents.name):
-        stream = documents.open()
-        if state is not None:
-            stream.load_state_dict(state)
-        rows = iter(stream)
-        while texts := [_text(row) for row in itertools.islice(rows, BATCH)]:
-            ids = itertools.chain.from_iterable((tokenizer.eos_id, *row) for row in tokenizer.encode_documents(texts))
-            yield state, np.fromiter(ids, np.uint16)
-            state = stream.state_dict()
+    for piece, ids in encoded_pieces(_placed(documents, tokenizer.last_cut, start), tokenizer):
+        tokens = [tokenizer.eos_id, *ids] if piece.begins else ids
+        yield {"file": piece.file, "piece": piece.number}, np.array(tokens, np.uint16)
 
 
-def _local(source: str, files: list[Path]) -> Documents:
-    files = [file for file in files if file.suffix in _KINDS]
-    kinds = sorted({file.suffix for file in files})
-    if len(kinds) != 1:
-        raise DataError(f"{source}: expected {' or '.join(_KINDS)} files, found {' and '.join(kinds) or 'none'}")
-    builder, options = _KINDS[kinds[0]]
+class _Placed(NamedTuple):
+    """A piece, whether a document begins with it, and its place."""
 
-    def load():
-        return _stream(builder, data_files=[str(file) for file in files], **options)
-
-    return Documents(source, {"files": {file.name: sha256_file(file) for file in files}}, load)
+    text: str
+    begins: bool
+    file: int
+    number: int
 
 
-def _hub(source: str, subset: str, revision: str | None) -> Documents:
-    advice = "give local files instead: --source FILE_OR_FOLDER"
-    revision = revision or hub_revision(source, "dataset", advice)
-
-    def load():
-        return _stream(source, name=subset or None, revision=revision)
-
-    return Documents(source, {"data set": source, "subset": subset, "revision": revision}, load)
-
-
-def _stream(path: str, **options: Any) -> "IterableDataset":
-    import datasets
-
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs it also raises
-    return datasets.load_dataset(path, split="train", streaming=True, **options)
+def _placed(documents: Documents, last_cut: LastCut, start: Place) -> Iterator[_Placed]:
+    for file, (name, path) in enumerate(documents.files):
+        if file < start["file"]:
+            continue
+        skipped = start["piece"] if file == start["file"] else 0
+        begins = True
+        for number, piece in enumerate(read_pieces(path(), documents.column, last_cut, name=name)):
+            if number >= skipped:
+                yield _Placed(piece.text, begins, file, number)
+            begins = piece.ends
 
 
-def _text(row: dict[str, Any]) -> str:
-    text = row.get("text")
-    if not isinstance(text, str):
-        raise DataError(f"a document has no string in the field 'text' but is {str(row)[:80]}")
-    return text
+def _hub(wanted: Wanted, known_revision: str | None) -> Documents:
+    advice = hub_advice(wanted, INSTEAD)
+    repository, branch = hub_id(wanted.source)
+    revision = known_revision or hub_revision(repository, "dataset", advice, branch)
+    card = read_card(hub_folder(repository, "dataset", [CARD], advice, revision))
+    splits = find_splits(wanted, hub_names(repository, "dataset", advice, revision), card)
+    check_column(wanted, splits)
+    files = [
+        (name, functools.partial(hub_file, repository, "dataset", name, advice, revision))
+        for name in _training(wanted, splits)
+    ]
+    origin = {"data set": wanted.source, "subset": wanted.subset, "revision": revision, **_column(wanted)}
+    return Documents(wanted.source, origin, files, wanted.column)
 
 
-@contextlib.contextmanager
-def _one_line_faults(name: str) -> Iterator[None]:
-    import pyarrow
-    from datasets.exceptions import DatasetsError
+def _training(wanted: Wanted, splits: Splits) -> list[str]:
+    if "train" not in splits:
+        raise wanted.fault(f"it holds no train split, only {' and '.join(splits)}")
+    return splits["train"]
 
-    try:
-        yield
-    except (DatasetsError, pyarrow.ArrowInvalid, OSError, ValueError) as error:
-        raise DataError(f"{name} cannot be read: {str(error).strip().splitlines()[0]}") from None
+
+def _column(wanted: Wanted) -> dict[str, str]:
+    """What an origin says of the column, which is nothing of the usual one, as before there were others."""
+    return {} if wanted.column == "text" else {"column": wanted.column}

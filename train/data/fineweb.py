@@ -99,6 +99,8 @@ def load_splits(
     """
     if tokenizer.name != "gpt2":
         raise DataError(f"data.source {NAME} holds tokens of gpt2; data.tokenizer {tokenizer.name!r} cannot read them")
+    if config.subset or config.text_column != "text":
+        raise DataError(f"data.source {NAME} holds tokens; leave --data.subset and --data.text-column out")
     for split in needed:
         if split not in FIRST:
             raise DataError(f"data.source {NAME} has no {split} split, only {' and '.join(FIRST)}")

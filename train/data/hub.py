@@ -9,7 +9,7 @@ from train.data.errors import DataError
 TIMEOUT_SECONDS = 5
 
 
-def hub_folder(repository: str, repo_type: str, patterns: list[str], advice: str) -> Path:
+def hub_folder(repository: str, repo_type: str, patterns: list[str], advice: str, revision: str | None = None) -> Path:
     """The local folder that holds the files of ``repository`` that match ``patterns``, downloaded if need be.
 
     Downloads by snapshot, because the loaders of `transformers` go on asking for most of a minute
@@ -22,13 +22,30 @@ def hub_folder(repository: str, repo_type: str, patterns: list[str], advice: str
 
     with _one_line_faults(repository, advice):
         found = snapshot_download(
-            repository, repo_type=repo_type, allow_patterns=patterns, etag_timeout=TIMEOUT_SECONDS
+            repository,
+            repo_type=repo_type,
+            revision=revision,
+            allow_patterns=patterns,
+            etag_timeout=TIMEOUT_SECONDS,
         )
     return Path(found)
 
 
-def hub_revision(repository: str, repo_type: str, advice: str) -> str:
-    """The commit that the main branch of ``repository`` is at now.
+def hub_file(repository: str, repo_type: str, name: str, advice: str, revision: str) -> Path:
+    """The local copy of one file of ``repository`` at the commit ``revision``, downloaded if need be.
+
+    Raises:
+        DataError: as :func:`hub_folder`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _one_line_faults(repository, advice):
+        found = hf_hub_download(repository, name, repo_type=repo_type, revision=revision, etag_timeout=TIMEOUT_SECONDS)
+    return Path(found)
+
+
+def hub_names(repository: str, repo_type: str, advice: str, revision: str) -> list[str]:
+    """The names of all files of ``repository`` at the commit ``revision``.
 
     Raises:
         DataError: no such repository, or it cannot be reached. The message ends in ``advice``.
@@ -36,7 +53,19 @@ def hub_revision(repository: str, repo_type: str, advice: str) -> str:
     from huggingface_hub import HfApi
 
     with _one_line_faults(repository, advice):
-        return HfApi().repo_info(repository, repo_type=repo_type, timeout=TIMEOUT_SECONDS).sha
+        return HfApi().list_repo_files(repository, repo_type=repo_type, revision=revision)
+
+
+def hub_revision(repository: str, repo_type: str, advice: str, branch: str | None = None) -> str:
+    """The commit that a branch of ``repository``, or the main one, is at now.
+
+    Raises:
+        DataError: no such repository, or it cannot be reached. The message ends in ``advice``.
+    """
+    from huggingface_hub import HfApi
+
+    with _one_line_faults(repository, advice):
+        return HfApi().repo_info(repository, repo_type=repo_type, revision=branch, timeout=TIMEOUT_SECONDS).sha
 
 
 @contextlib.contextmanager

@@ -1,12 +1,16 @@
-"""Where text comes from. Each source is a set of splits, each a list of rows (documents, or lines of WikiText)."""
+"""Where text comes from. Each source is a set of splits, each a stream of documents (or of lines, as in WikiText)."""
 
 import dataclasses
+import functools
 import hashlib
-import json
+import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mhc_jax.registry import did_you_mean
 from train.config import DataConfig
@@ -14,15 +18,17 @@ from train.data import docstrings, fineweb
 from train.data.errors import DataError
 from train.data.files import sha256_file, sha256_json
 from train.data.hub import hub_folder
+from train.data.layout import CARD, Splits, Wanted, files_under, find_splits, read_card, wanted_patterns
+from train.data.text import KINDS, LastCut, Piece, in_pieces, kind_of, read_blocks, read_pieces
 from train.data.tokenizer import CHARS
 
 WIKITEXT = ("wikitext-2-v1", "wikitext-2-raw-v1", "wikitext-103-v1", "wikitext-103-raw-v1")
 WIKITEXT_REPOSITORY = "Salesforce/wikitext"
 NAMED = ("docstrings", fineweb.NAME, *WIKITEXT)
-SPLITS = ("train", "validation", "test")
-READ_ROWS = 10_000
+# OWNER/NAME, or OWNER/NAME@REVISION.
+HUB_ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 
-Rows = dict[str, list[str]]
+Read = Callable[[LastCut], Iterator[Piece]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,187 +38,273 @@ class Source:
     Attributes:
         name: as in ``DataConfig.source``.
         digest: SHA-256 of the bytes it is read from, and of how they are split.
-        read: gives the rows of each split, and a JSON-compatible record of where they come from.
+        splits: each gives the documents of a split, in pieces that may be cut as its argument says (see
+            :class:`train.data.tokenizer.Tokenizer`), as often as it is called.
+        record: JSON-compatible: files or versions that the text comes from.
+        size: bytes of the files.
     """
 
     name: str
     digest: str
-    read: Callable[[], tuple[Rows, dict[str, Any]]]
+    splits: Mapping[str, Read]
+    record: dict[str, Any]
+    size: int
 
 
 def find_source(config: DataConfig, needed: Sequence[str] = ("train", "validation")) -> Source:
     """The source that ``config`` names, with its files found and hashed.
 
     Args:
-        config: ``source``, ``path``, ``validation_fraction`` and ``tokenizer`` are read.
-        needed: splits it has to have.
+        config: ``source``, ``path``, ``subset``, ``text_column``, ``validation_fraction`` and ``tokenizer`` are read.
+        needed: splits it has to have; of a source that has no validation split, training documents become one.
 
     Raises:
         DataError: there is no such source, file, folder or split, or the Hub is needed and cannot be reached.
     """
     name = config.source
+    wanted = Wanted(name, config.subset, config.text_column)
     if name == fineweb.NAME:
         raise DataError(f"data.source {name} holds tokens of gpt2, not text; set data.tokenizer to gpt2")
-    if config.path and name not in WIKITEXT:
+    if name in NAMED and config.subset:
+        raise wanted.fault(f"it has no subsets; leave --data.subset out, got {config.subset!r}")
+    on_hub = is_hub_id(name)
+    if config.path and name not in WIKITEXT and not on_hub:
         raise DataError(
-            f"data.path is for WikiText and {fineweb.NAME}, not for data.source {name!r}; "
+            f"data.path is for WikiText, {fineweb.NAME} and data sets of the Hub, not for data.source {name!r}; "
             "give the path itself as data.source"
         )
     if name == "docstrings":
+        if config.text_column != "text":
+            raise wanted.fault(f"it has no columns; leave --data.text-column out, got {config.text_column!r}")
         return _docstrings(config.validation_fraction)
     if name in WIKITEXT:
-        return _parquet(name, _wikitext_folder(name, config.path), needed)
-    path = Path(name).expanduser()
+        return _files(config, wanted, needed, _given(config.path) or _wikitext_folder(name))
+    if on_hub:
+        return _files(config, wanted, needed, _given(config.path) or _hub_folder(wanted))
+    return _files(config, wanted, needed, local_place(wanted))
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether ``source`` can only be a data set of the Hub: there is no such file, and it is not named like one."""
+    return bool(HUB_ID.fullmatch(source)) and not Path(source).exists() and kind_of(source) is None
+
+
+def local_place(wanted: Wanted) -> Path:
+    """The file or folder that is wanted.
+
+    Raises:
+        DataError: there is none, or a file of a kind that cannot be read.
+    """
+    path = Path(wanted.source).expanduser()
     if path.is_dir():
-        return _parquet(name, path, needed)
+        return path
     if path.is_file():
-        if path.suffix not in _SPLITTERS:
-            raise DataError(f"data.source {name}: expected a .txt or .jsonl file, or a folder of parquet files")
-        return _file(path, config)
-    if "/" in name or path.suffix:
-        raise DataError(f"data.source {name}: no such file or folder")
+        if kind_of(path.name) is None:
+            raise wanted.fault(f"expected a file of {', '.join(KINDS)}, or a folder of them")
+        if wanted.subset:
+            raise wanted.fault(f"a file has no subsets; leave {wanted.flags}subset out")
+        return path
+    if "/" in wanted.source or path.suffix:
+        raise wanted.fault("no such file or folder")
     raise DataError(
-        f"unknown data.source {name!r}{did_you_mean(name, NAMED)}; known: {', '.join(NAMED)}, "
-        "or the path of a .txt or .jsonl file or of a folder of parquet files"
+        f"unknown data.source {wanted.source!r}{did_you_mean(wanted.source, NAMED)}; known: {', '.join(NAMED)}, "
+        "the path of a file or folder of text, or OWNER/NAME of a data set of the Hub"
     )
 
 
-def validation_keys(keys: Iterable[str], fraction: float) -> set[str]:
-    """The share of ``keys`` that goes to validation: those with the smallest SHA-256, in whatever order they come.
+def splits_of(wanted: Wanted, place: Path) -> tuple[Path, Splits]:
+    """The folder of a file or folder, and the names in it of the files of each split.
 
-    Equal keys stay together. At least one key goes to validation and, of two or more, at least one does not.
+    Raises:
+        DataError: see :func:`train.data.layout.find_splits`; or a column of what has none.
     """
-    ranked = sorted({hashlib.sha256(key.encode()).digest(): key for key in keys}.items())
-    count = min(math.ceil(len(ranked) * fraction), max(len(ranked) - 1, 1))
-    return {key for _, key in ranked[:count]}
+    if place.is_file():
+        folder, splits = place.parent, {"train": [place.name]}
+    else:
+        folder, splits = place, find_splits(wanted, files_under(place), read_card(place))
+    check_column(wanted, splits)
+    return folder, splits
+
+
+def check_column(wanted: Wanted, splits: Splits) -> None:
+    """Raises :class:`DataError` if a column is wanted of plain text."""
+    if wanted.column != "text" and any(kind_of(name) == "text" for names in splits.values() for name in names):
+        raise wanted.fault(f"plain text has no columns; leave {wanted.flags}text-column out, got {wanted.column!r}")
+
+
+def held_out(keys: Iterable[bytes], fraction: float) -> np.ndarray:
+    """Which of the keys go to validation: bool, in their order.
+
+    Those whose SHA-256 are the smallest, so that it does not depend on the order, and equal keys stay together. At
+    least one goes to validation and, of two or more different ones, at least one does not.
+
+    Args:
+        keys: SHA-256 of each.
+    """
+    digests = np.frombuffer(b"".join(keys), "V32")
+    unique, places = np.unique(digests, return_inverse=True)
+    count = min(math.ceil(len(unique) * fraction), max(len(unique) - 1, 1))
+    return places.reshape(-1) < count
 
 
 def _docstrings(fraction: float) -> Source:
     files, versions = docstrings.python_files()
 
-    def read():
-        by_file, record = docstrings.docstrings_by_file(files)
-        held_out = validation_keys(by_file, fraction)
-        rows: Rows = {"train": [], "validation": []}
-        for name, texts in by_file.items():
-            rows["validation" if name in held_out else "train"] += texts
-        return rows, {"versions": versions, **record}
+    @functools.cache
+    def by_file() -> dict[str, list[str]]:
+        return docstrings.docstrings_by_file(files)[0]
 
-    return Source("docstrings", sha256_json([_digest(files), fraction]), read)
+    def read(validation: bool, last_cut: LastCut) -> Iterator[Piece]:
+        away = held_out((hashlib.sha256(name.encode()).digest() for name in by_file()), fraction)
+        for texts, is_away in zip(by_file().values(), away):
+            if is_away == validation:
+                yield from map(Piece, texts)
+
+    splits = {"train": functools.partial(read, False), "validation": functools.partial(read, True)}
+    size = sum(path.stat().st_size for path in files.values())
+    return Source("docstrings", sha256_json([_digests(files), fraction]), splits, {"versions": versions}, size)
 
 
-def _wikitext_folder(name: str, path: str) -> Path:
-    if path:
-        folder = Path(path).expanduser()
-        if not folder.is_dir():
-            raise DataError(f"data.path {path}: no such folder")
-        return folder
+def _given(path: str) -> Path | None:
+    """The folder that ``DataConfig.path`` names."""
+    folder = Path(path).expanduser()
+    if path and not folder.is_dir():
+        raise DataError(f"data.path {path}: no such folder")
+    return folder if path else None
+
+
+def _wikitext_folder(name: str) -> Path:
     advice = f"give the folder that holds its parquet files: --data.path FOLDER ({name})"
     return hub_folder(WIKITEXT_REPOSITORY, "dataset", [f"{name}/*.parquet"], advice) / name
 
 
-def _parquet(name: str, folder: Path, needed: Sequence[str]) -> Source:
-    files = {split: sorted(folder.glob(f"{split}-*.parquet")) for split in SPLITS}
-    for split in needed:
-        if not files[split]:
-            raise DataError(f"data.source {name}: {folder} holds no {split}-*.parquet; add the {split} split's files")
-
-    def read():
-        rows = {split: _parquet_rows(found) for split, found in files.items() if found}
-        return rows, {"files": [path.name for found in files.values() for path in found]}
-
-    return Source(name, _digest({path.name: path for found in files.values() for path in found}), read)
+def _hub_folder(wanted: Wanted) -> Path:
+    """The local copy of a data set of the Hub: its card and all files of the subset."""
+    repository, revision = hub_id(wanted.source)
+    advice = hub_advice(wanted, f"give the folder of a local copy: {wanted.flags}path FOLDER")
+    card = hub_folder(repository, "dataset", [CARD], advice, revision)
+    patterns = [CARD, *wanted_patterns(wanted, read_card(card))]
+    # As its card was read, though the data set may change meanwhile: snapshots are named by their commit.
+    return hub_folder(repository, "dataset", patterns, advice, card.name)
 
 
-def _parquet_rows(files: list[Path]) -> list[str]:
-    import datasets
-    import pyarrow
-
-    rows: list[str] = []
-    for file in files:
-        try:
-            table = datasets.load_dataset("parquet", data_files=[str(file)], split="train", streaming=True)
-            for part in table.with_format("arrow").iter(batch_size=READ_ROWS):
-                if "text" not in part.column_names:
-                    raise DataError(f"{file}: no column 'text' among {', '.join(part.column_names)}")
-                rows += part["text"].to_pylist()
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file} is not a parquet file that can be read ({str(error).splitlines()[0]})") from None
-    for index, row in enumerate(rows):
-        if not isinstance(row, str):
-            raise DataError(f"{files[0].parent}: row {index} of {files[0].name.split('-')[0]} is {row!r}, not text")
-    return rows
+def hub_id(source: str) -> tuple[str, str | None]:
+    """Repository and revision of what :func:`is_hub_id`."""
+    repository, _, revision = source.partition("@")
+    return repository, revision or None
 
 
-def _file(path: Path, config: DataConfig) -> Source:
-    split = _SPLITTERS[path.suffix]
-
-    def read():
-        return split(path, _text(path), config), {"files": [path.name]}
-
-    digest = sha256_json([_digest({path.name: path}), config.validation_fraction])
-    return Source(config.source, digest, read)
+def hub_advice(wanted: Wanted, instead: str) -> str:
+    """What to do where the Hub does not give a data set."""
+    return f"nor is there a local {wanted.source}; {instead}, or set HF_HUB_OFFLINE=1 to use what is cached"
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: byte {error.start} ({error.reason})") from None
-    if (nul := data.find(b"\0")) >= 0:
-        raise DataError(f"{path} is binary, not text: NUL at byte {nul}")
-    if not text.strip():
-        raise DataError(f"{path} holds no text")
-    return text.removeprefix("\ufeff")
+def _files(config: DataConfig, wanted: Wanted, needed: Sequence[str], place: Path) -> Source:
+    folder, names = splits_of(wanted, place)
+    missing = [split for split in needed if split not in names]
+    if missing and (missing != ["validation"] or "train" not in names):
+        raise wanted.fault(f"{place} holds no {missing[0]} split, only {' and '.join(names)}; add its files")
+    paths = {split: [folder / name for name in some] for split, some in names.items()}
+    splits: dict[str, Read] = {split: functools.partial(_chained, some, wanted.column) for split, some in paths.items()}
+    how: Any = wanted.column
+    if "validation" not in names and "train" in names:
+        how = [how, config.validation_fraction]
+        alone = len(paths["train"]) == 1 and kind_of(names["train"][0]) == "text"
+        divided = _divided_text if alone else _divided_documents
+        splits |= divided(wanted, config, paths["train"])
+    files = {name: folder / name for some in names.values() for name in some}
+    size = sum(path.stat().st_size for path in files.values())
+    return Source(wanted.source, sha256_json([_digests(files), names, how]), splits, {"files": sorted(files)}, size)
 
 
-def _split_text(path: Path, text: str, config: DataConfig) -> Rows:
-    """One document: its end, from the first line that starts in it, is for validation.
+def _chained(paths: list[Path], column: str, last_cut: LastCut) -> Iterator[Piece]:
+    return itertools.chain.from_iterable(read_pieces(path, column, last_cut) for path in paths)
+
+
+def _divided_documents(wanted: Wanted, config: DataConfig, paths: list[Path]) -> dict[str, Read]:
+    """A share of the documents is for validation."""
+
+    @functools.cache
+    def away() -> np.ndarray:
+        mask = held_out(_document_digests(_chained(paths, wanted.column, len)), config.validation_fraction)
+        if mask.all():
+            raise wanted.fault("it needs at least two different documents, to train on and to validate with")
+        return mask
+
+    def read(validation: bool, last_cut: LastCut) -> Iterator[Piece]:
+        documents = iter(away())
+        is_away = next(documents)
+        for piece in _chained(paths, wanted.column, last_cut):
+            if is_away == validation:
+                yield piece
+            if piece.ends:
+                is_away = next(documents, None)
+
+    return {"train": functools.partial(read, False), "validation": functools.partial(read, True)}
+
+
+def _document_digests(pieces: Iterable[Piece]) -> Iterator[bytes]:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece.text.encode())
+        if piece.ends:
+            yield digest.digest()
+            digest = hashlib.sha256()
+
+
+def _divided_text(wanted: Wanted, config: DataConfig, paths: list[Path]) -> dict[str, Read]:
+    """The end of the one document, from the first line that starts in it, is for validation.
 
     Characters may be torn from their line, and are where the original's Shakespeare is cut.
     """
-    cut = math.floor(len(text) * (1 - config.validation_fraction))
-    if config.tokenizer.partition(":")[0] != CHARS:
-        cut = text.rfind("\n", 0, cut) + 1
-    if cut == 0:
-        raise DataError(f"{path} is too short to split into training and validation lines")
-    return {"train": [text[:cut]], "validation": [text[cut:]]}
+    (path,) = paths
+
+    @functools.cache
+    def cut() -> int:
+        length, blank = 0, True
+        for block in read_blocks(path):
+            length, blank = length + len(block), blank and not block.strip()
+        if blank:
+            raise DataError(f"{path} holds no text")
+        cut = math.floor(length * (1 - config.validation_fraction))
+        if config.tokenizer.partition(":")[0] != CHARS:
+            cut = _last_line(read_blocks(path), cut)
+        if cut == 0:
+            raise DataError(f"{path} is too short to split into training and validation lines")
+        return cut
+
+    def train(last_cut: LastCut) -> Iterator[Piece]:
+        return in_pieces(_between(read_blocks(path), 0, cut()), last_cut)
+
+    def validation(last_cut: LastCut) -> Iterator[Piece]:
+        return in_pieces(_between(read_blocks(path), cut(), math.inf), last_cut)
+
+    return {"train": train, "validation": validation}
 
 
-def _split_jsonl(path: Path, text: str, config: DataConfig) -> Rows:
-    """One document a line, in the field ``text``; blank lines are skipped."""
-    documents = []
-    # Not splitlines(), which also splits at characters that JSON strings may hold.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{path}: line {number} is not JSON ({error})") from None
-        document = record.get("text") if isinstance(record, dict) else None
-        if not isinstance(document, str):
-            raise DataError(f'{path}: line {number} has no string in the field "text"')
-        try:
-            document.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{path}: line {number} holds half a surrogate pair, which is not text") from None
-        documents.append(document)
-    held_out = validation_keys(documents, config.validation_fraction)
-    rows = {
-        "train": [document for document in documents if document not in held_out],
-        "validation": [document for document in documents if document in held_out],
-    }
-    if not rows["train"]:
-        raise DataError(f"{path}: needs at least two different documents, to train on and to validate with")
-    return rows
+def _between(blocks: Iterable[str], start: float, stop: float) -> Iterator[str]:
+    """The characters from ``start`` to ``stop`` of consecutive parts of a text."""
+    at = 0
+    for block in blocks:
+        if at >= stop:
+            return
+        begin, end = (int(min(max(place - at, 0), len(block))) for place in (start, stop))
+        if begin < end:
+            yield block[begin:end]
+        at += len(block)
 
 
-_SPLITTERS: dict[str, Callable[[Path, str, DataConfig], Rows]] = {".txt": _split_text, ".jsonl": _split_jsonl}
+def _last_line(blocks: Iterable[str], stop: int) -> int:
+    """Where the last line that starts at or before ``stop`` does; 0 if that is the first."""
+    at = found = 0
+    for block in _between(blocks, 0, stop):
+        if (newline := block.rfind("\n")) >= 0:
+            found = at + newline + 1
+        at += len(block)
+    return found
 
 
-def _digest(files: dict[str, Path]) -> str:
+def _digests(files: Mapping[str, Path]) -> str:
     """SHA-256 over names and contents."""
     total = hashlib.sha256()
     for name, path in sorted(files.items()):

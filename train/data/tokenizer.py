@@ -19,6 +19,8 @@ GPT2_SHA256 = {
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
 }
+# No part of a text that GPT-2 encodes for itself goes on with a blank after anything else.
+GPT2_CUT = re.compile(r".*\S(?=[ \n])", re.DOTALL)
 END_OF_TEXT = "<|endoftext|>"
 CHARS = "chars"
 # A vocabulary may leave out as many ids as it has, and so many more.
@@ -60,6 +62,10 @@ class Tokenizer(Protocol):
         """UTF-8 bytes of ``text`` that the first ``count`` of its ids stand for."""
         ...
 
+    def last_cut(self, text: str) -> int:
+        """The last place where ``text`` may be cut without changing its ids, whatever follows; 0 if there is none."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids``; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         ...
@@ -81,6 +87,9 @@ class ByteTokenizer:
 
     def prefix_bytes(self, text: str, count: int) -> int:
         return min(count, len(text.encode()))
+
+    def last_cut(self, text: str) -> int:
+        return len(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
@@ -128,6 +137,9 @@ class CharTokenizer:
     def prefix_bytes(self, text: str, count: int) -> int:
         return len(text[:count].encode())
 
+    def last_cut(self, text: str) -> int:
+        return len(text)
+
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self._characters[i] for i in ids)
 
@@ -139,12 +151,13 @@ class SubwordTokenizer:
         name: see :class:`Tokenizer`.
         backend: the tokenizer; padding and truncation are switched off in it.
         end_token: the token that ends a text.
+        cut: matches a text up to its last place where it may be cut; None if that is not known of the tokenizer.
 
     Raises:
         DataError: ``end_token`` is not in the vocabulary, or most of the ids below the largest one are missing.
     """
 
-    def __init__(self, name: str, backend: tokenizers.Tokenizer, end_token: str):
+    def __init__(self, name: str, backend: tokenizers.Tokenizer, end_token: str, cut: re.Pattern[str] | None = None):
         backend.no_padding()
         backend.no_truncation()
         eos_id = backend.token_to_id(end_token)
@@ -163,6 +176,7 @@ class SubwordTokenizer:
         serialized = backend.to_str()
         self.fingerprint = hashlib.sha256(f"{serialized}\n{eos_id}".encode()).hexdigest()
         self._backend = backend
+        self._cut = cut
         specials = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
         specials[eos_id] = end_token
         self._special_ids = specials.keys() - {_unknown_id(backend, json.loads(serialized)["model"])}
@@ -189,6 +203,10 @@ class SubwordTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def last_cut(self, text: str) -> int:
+        found = self._cut.match(text) if self._cut else None
+        return found.end() if found else 0
 
     def _in_parts(self, text: str) -> list[tuple[str, tokenizers.Encoding]]:
         """``text`` and what it becomes; in parts, cut inside what spells a special token out, if it became one."""
@@ -230,7 +248,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         DataError: there is none, it cannot be read, or it has no token to end a text with.
     """
     if name == "gpt2":
-        return SubwordTokenizer("gpt2", _gpt2_backend(), END_OF_TEXT)
+        return SubwordTokenizer("gpt2", _gpt2_backend(), END_OF_TEXT, GPT2_CUT)
     if name == "bytes":
         return ByteTokenizer()
     if name == CHARS:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 from train.config import DataConfig
 from train.data import (
@@ -18,8 +19,9 @@ from train.data import (
     unigram_perplexity,
     with_characters,
 )
-from train.data.sources import _parquet_rows
+from train.data.text import Piece, read_pieces
 from train.data.tokens import token_dtype
+from train.tests.test_data_tokenizer import unigram_tokenizer
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("MHC_JAX_SHARED", ROOT.parent / "shared"))
@@ -48,20 +50,38 @@ def refused(config, *parts, **options):
         assert part in message, message
 
 
-def test_packing_puts_the_end_token_after_every_row():
+def packed(rows, tokenizer, **options):
+    return pack(map(Piece, rows), tokenizer, **options)
+
+
+def test_packing_puts_the_end_token_after_every_document():
     tokenizer = load_tokenizer("bytes")
-    assert pack(["", "ab", "", "c\n"], tokenizer).tolist() == [256, 97, 98, 256, 256, 99, 10, 256]
-    assert pack([], tokenizer).shape == (0,)
+    tokens, record = packed(["", "ab", "", "c\n"], tokenizer)
+    assert tokens.tolist() == [256, 97, 98, 256, 256, 99, 10, 256]
+    assert record == {"documents": 4, "bytes": 4, "tokens": 8}
+    assert pack([Piece("ab", ends=False), Piece("c")], tokenizer)[0].tolist() == [97, 98, 99, 256]
+    assert packed([], tokenizer)[0].shape == (0,)
+    assert packed(["", "ab"], load_tokenizer("chars:ab"))[0].tolist() == [0, 1]
 
 
-def test_packing_does_not_depend_on_how_rows_are_grouped(monkeypatch):
+def test_packing_does_not_depend_on_how_documents_are_grouped(monkeypatch):
     tokenizer = load_tokenizer("gpt2")
     rows = [f"row {i} \n" if i % 3 else "" for i in range(20)]
     expected = [token for row in rows for token in [*tokenizer.encode(row), 50256]]
-    monkeypatch.setattr("train.data.corpus.ENCODE_ROWS", 7)
-    tokens = pack(rows, tokenizer)
-    assert tokens.tolist() == expected
-    assert tokens.dtype == np.uint16
+    for pieces, characters in ((7, 1000), (1000, 20)):
+        monkeypatch.setattr("train.data.text.BATCH_PIECES", pieces)
+        monkeypatch.setattr("train.data.text.BATCH_CHARACTERS", characters)
+        tokens, _ = packed(rows, tokenizer)
+        assert tokens.tolist() == expected
+        assert tokens.dtype == np.uint16
+
+
+def test_packing_reads_no_more_than_is_wanted(monkeypatch):
+    monkeypatch.setattr("train.data.text.BATCH_PIECES", 2)
+    rows = iter(["ab", "cd", "ef", "gh", "ij"])
+    tokens, record = packed(rows, load_tokenizer("bytes"), limit=4)
+    assert (tokens.tolist(), record["bytes"]) == ([97, 98, 256, 99], 3)
+    assert list(rows) == ["ef", "gh", "ij"]
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(257, np.uint16), (65_535, np.uint16), (65_536, np.int32)])
@@ -109,10 +129,36 @@ def test_cuts(config):
     whole = load_corpus(config)
     cut = load_corpus(config.replace(max_train_tokens=1000, max_eval_tokens=10**9))
     np.testing.assert_array_equal(cut.train, whole.train[:1000])
-    # The cut may end inside a character of two bytes, which then counts as U+FFFD's three.
-    assert 1000 <= cut.train_bytes <= 1002
+    assert cut.train_bytes == 1000
     assert cut.validation_bytes == whole.validation_bytes
     assert cut.fingerprint != whole.fingerprint
+
+
+SPELLED_OUT = [f"document {i}: naïve <|endoftext|></s> 日本語\n" if i % 2 else f"{i} plain 🙂 \n" for i in range(40)]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bytes", "chars", "unigram"])
+def test_bytes_are_counted_alike_whole_and_cut(name, tmp_path):
+    if name == "unigram":
+        unigram_tokenizer(tmp_path / "tokenizer.json")
+        name = str(tmp_path)
+    tmp_path.joinpath("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in SPELLED_OUT))
+    config = DataConfig(str(tmp_path / "text.jsonl"), tokenizer=name, cache_dir=str(tmp_path / "cache"))
+    whole = load_corpus(config.replace(validation_fraction=0.5))
+    tokenizer, tokens = whole.tokenizer, whole.validation
+    if tokenizer.eos_id is not None:
+        assert (tokens == tokenizer.eos_id).sum() == 20  # one for each document, spelled out or not
+    assert whole.train_bytes + whole.validation_bytes == len("".join(SPELLED_OUT).encode())
+    counts = []
+    for limit in (1, 7, len(tokens) // 2, len(tokens) - 1, len(tokens), len(tokens) + 1):
+        cut = load_corpus(config.replace(validation_fraction=0.5, max_eval_tokens=limit))
+        np.testing.assert_array_equal(cut.validation, tokens[:limit])
+        counts.append(cut.validation_bytes)
+    assert counts == sorted(counts)
+    assert counts[0] <= 20  # a word or two
+    assert counts[-3:] == [whole.validation_bytes] * 3 or tokenizer.eos_id is None
+    assert counts[-2:] == [whole.validation_bytes] * 2
+    assert counts[2] == pytest.approx(whole.validation_bytes / 2, rel=0.2)
 
 
 def test_splits_not_asked_for(tmp_path):
@@ -121,7 +167,8 @@ def test_splits_not_asked_for(tmp_path):
     for split in ("validation", "test"):
         datasets.Dataset.from_dict({"text": [f"the {split} row"]}).to_parquet(str(tmp_path / f"{split}-0.parquet"))
     config = DataConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
-    refused(config, "holds no train-*.parquet")
+    refused(config, "holds no train split")
+    assert load_corpus(config, needed=("validation",), also=()).test is None
     corpus = load_corpus(config, needed=("validation",))
     assert (len(corpus.train), corpus.train_bytes) == (0, 0)
     assert corpus.test is not None
@@ -138,20 +185,83 @@ def test_blank_split_is_refused(tmp_path):
     refused(config, "the validation split holds no text")
 
 
-def test_cache_is_used_and_follows_text_and_tokenizer(config, monkeypatch):
+def test_cache_is_used(config, monkeypatch):
     first = load_corpus(config)
-    assert len(cache_files(config, ".json")) == 1
+    assert len(cache_files(config, ".json")) == 2
     with monkeypatch.context() as patched:
         patched.setattr("train.data.corpus.pack", None)
         again = load_corpus(config)
     assert again.fingerprint == first.fingerprint
+    assert again.record == first.record
     assert isinstance(again.train, np.memmap)
     assert not again.train.flags.writeable
-    other_tokenizer = load_corpus(config.replace(tokenizer="gpt2"))
+
+
+def two_words(file, *, swapped):
+    """A tokenizer of two words, in one order or the other."""
+    vocab = {"Line": 1, "of": 0} if swapped else {"Line": 0, "of": 1}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({**vocab, "[UNK]": 2, "</s>": 3}, unk_token="[UNK]"))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    backend.add_special_tokens(["</s>"])
+    backend.save(str(file))
+
+
+def change_text(config):
     Path(config.source).write_text(TEXT + "One more line.\n", encoding="utf-8")
-    other_text = load_corpus(config)
-    assert len({first.fingerprint, other_tokenizer.fingerprint, other_text.fingerprint}) == 3
-    assert len(cache_files(config, ".json")) == 3
+    return config
+
+
+def change_tokenizer_under_its_name(config):
+    two_words(config.tokenizer, swapped=True)
+    return config
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_text,
+        change_tokenizer_under_its_name,
+        lambda config: config.replace(tokenizer="bytes"),
+        lambda config: config.replace(validation_fraction=0.5),
+        lambda config: config.replace(max_train_tokens=10),
+        lambda config: config.replace(max_eval_tokens=10),
+    ],
+    ids=["text", "tokenizer file", "tokenizer", "fraction", "train limit", "evaluation limit"],
+)
+def test_every_part_of_the_cache_key(change, config, tmp_path):
+    two_words(tmp_path / "tokenizer.json", swapped=False)
+    config = config.replace(tokenizer=str(tmp_path / "tokenizer.json"))
+    load_corpus(config)
+    changed = load_corpus(change(config))
+    fresh = load_corpus(change(config).replace(cache_dir=str(tmp_path / "other cache")))
+    for name in ("train", "validation"):
+        np.testing.assert_array_equal(getattr(changed, name), getattr(fresh, name))
+    assert changed.fingerprint == fresh.fingerprint
+
+
+def test_cache_of_another_version_of_packing(config, monkeypatch):
+    load_corpus(config)
+    monkeypatch.setattr("train.data.corpus.PACKING_VERSION", 0)
+    load_corpus(config)
+    assert len(cache_files(config, ".json")) == 4
+
+
+def test_columns_of_one_file_have_caches_of_their_own(tmp_path):
+    file = tmp_path / "text.jsonl"
+    file.write_text("".join(json.dumps({"text": f"text {i}", "title": f"title {i}"}) + "\n" for i in range(9)))
+    config = DataConfig(str(file), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    for column in ("text", "title"):
+        corpus = load_corpus(config.replace(text_column=column))
+        assert corpus.tokenizer.decode(corpus.train.tolist()).startswith(column)
+
+
+def test_fingerprint_of_earlier_versions(config):
+    """Runs keep it: one that was begun before goes on with today's text."""
+    assert load_corpus(config).fingerprint == "0c73c606836dc29383ce349c152275e75dd76b25ee01e299a61703764a89cc1b"
+    assert (
+        load_corpus(config.replace(tokenizer="gpt2", max_eval_tokens=9)).fingerprint
+        == "3885b479acfce3b34ab4a43b173d4467cd48df53a0e74a0976603e4852f1b13a"
+    )
 
 
 def truncate(path):
@@ -169,7 +279,7 @@ def flip_a_byte(path):
 def test_damaged_cache_is_made_again(damage, suffix, config):
     first = load_corpus(config)
     expected = np.array(first.train)
-    (path,) = cache_files(config, suffix)
+    path = cache_files(config, suffix)[0]
     intact = path.read_bytes()
     damage(path)
     again = load_corpus(config)
@@ -181,7 +291,7 @@ def test_damaged_cache_is_made_again(damage, suffix, config):
 @pytest.mark.parametrize("manifest", ["[]", "{}", "null", '{"sha256": "", "content": {"arrays": {}, "record": {}}}'])
 def test_foreign_manifest_is_made_again(manifest, config):
     first = load_corpus(config)
-    (path,) = cache_files(config, ".json")
+    path = cache_files(config, ".json")[0]
     path.write_text(manifest)
     assert load_corpus(config).fingerprint == first.fingerprint
 
@@ -205,7 +315,7 @@ def test_cache_folder_that_is_a_file(config, tmp_path):
 def test_default_cache_folder(config, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     load_corpus(config.replace(cache_dir=""))
-    assert len(list((tmp_path / "xdg" / "mhc_jax").glob("*.json"))) == 1
+    assert len(list((tmp_path / "xdg" / "mhc_jax").glob("*.json"))) == 2
 
 
 def test_two_processes_fill_one_cache(config):
@@ -230,7 +340,7 @@ def test_ids_outside_the_vocabulary(config):
     # A cache whose digests agree but whose ids do not fit, as a foreign tool would leave it.
     load_corpus(config)
     (path,) = cache_files(config, "-train.npy")
-    (manifest,) = cache_files(config, ".json")
+    manifest = path.with_name(path.name.replace("-train.npy", ".json"))
     np.save(path, np.full(50, 60_000, np.uint16))
     stored = json.loads(manifest.read_text())
     stored["content"]["arrays"]["train"] = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -267,8 +377,8 @@ def test_wikitext_by_the_original_recipe(tmp_path):
     assert corpus.train_bytes == sum(len(row.encode()) for row in ROWS)
 
     if REAL_WIKITEXT.is_dir():
-        validation = _parquet_rows([REAL_WIKITEXT / "validation-00000-of-00001.parquet"])
-        assert len(pack(validation, tokenizer)) == 259_821
+        validation = read_pieces(REAL_WIKITEXT / "validation-00000-of-00001.parquet", "text", len)
+        assert len(pack(validation, tokenizer)[0]) == 259_821
 
 
 @pytest.mark.slow
@@ -280,7 +390,7 @@ def test_wikitext_token_count_against_the_published_file(tmp_path):
         published[REAL_WIKITEXT] = 2_448_382
     for folder, count in published.items():
         config = DataConfig(source="wikitext-2-v1", path=str(folder), cache_dir=str(tmp_path / "cache"))
-        rows = _parquet_rows([folder / "train-00000-of-00001.parquet"])
+        rows = [piece.text for piece in read_pieces(folder / "train-00000-of-00001.parquet", "text", len)]
         assert len(load_corpus(config).train) == count - 2 * rows.count("") + len(rows)
 
 

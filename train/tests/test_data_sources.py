@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import datasets
@@ -5,7 +6,7 @@ import pytest
 
 from train.config import DataConfig
 from train.data import DataError, docstrings
-from train.data.sources import WIKITEXT, find_source, validation_keys
+from train.data.sources import WIKITEXT, find_source, held_out
 
 
 def write_parquet(folder, **splits):
@@ -15,13 +16,31 @@ def write_parquet(folder, **splits):
     return folder
 
 
+def documents(source):
+    """The documents of each split, put together from their pieces, which must not depend on how they are cut."""
+    found = {}
+    for last_cut in (len, lambda text: 0, lambda text: len(text) // 2):
+        whole = {}
+        for split, pieces in source.splits.items():
+            text, whole[split] = "", []
+            for piece in pieces(last_cut):
+                text += piece.text
+                if piece.ends:
+                    whole[split].append(text)
+                    text = ""
+            assert text == ""
+        assert found in ({}, whole)
+        found = whole
+    return found
+
+
 def read(source, **config):
-    return find_source(DataConfig(source=str(source), **config)).read()[0]
+    return documents(find_source(DataConfig(source=str(source), **config)))
 
 
 def refused(*parts, **config):
     with pytest.raises(DataError) as caught:
-        find_source(DataConfig(**{name: str(value) for name, value in config.items()})).read()
+        documents(find_source(DataConfig(**{name: str(value) for name, value in config.items()})))
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -45,8 +64,8 @@ def test_parquet_shards_are_read_in_order(tmp_path):
 
 def test_missing_split_is_named_when_it_is_needed(tmp_path):
     folder = write_parquet(tmp_path, validation=["v"], test=["t"])
-    refused("holds no train-*.parquet", source=folder)
-    assert set(find_source(DataConfig(source=str(folder)), needed=("validation",)).read()[0]) == {"validation", "test"}
+    refused("holds no train split, only test and validation", source=folder)
+    assert set(documents(find_source(DataConfig(source=str(folder)), needed=("validation",)))) == {"validation", "test"}
 
 
 def test_bad_parquet(tmp_path):
@@ -55,9 +74,11 @@ def test_bad_parquet(tmp_path):
     datasets.Dataset.from_dict({"content": ["a"], "id": [1]}).to_parquet(str(file))
     refused(file.name, "no column 'text'", "content, id", source=folder)
     datasets.Dataset.from_dict({"text": ["a", None]}).to_parquet(str(file))
-    refused("row 1 of train is None", source=folder)
+    refused(file.name, "row 1 is None, not text", source=folder)
+    datasets.Dataset.from_dict({"text": [1]}).to_parquet(str(file))
+    refused(file.name, "column 'text' holds int64, not text", source=folder)
     file.write_bytes(b"PAR1 this is not parquet")
-    refused(file.name, "not a parquet file", source=folder)
+    refused(file.name, "cannot be read", source=folder)
 
 
 def test_text_file_ends_in_validation(tmp_path):
@@ -80,35 +101,43 @@ def test_validation_fraction(tmp_path):
         rows = read(text, validation_fraction=0.1, tokenizer=tokenizer)
         assert rows["train"] == [whole[: int(len(whole) * 0.9)]]
         assert rows["validation"] == [whole[int(len(whole) * 0.9) :]]
-    documents = tmp_path / "documents.jsonl"
-    documents.write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(40)))
-    assert len(read(documents, validation_fraction=0.25)["validation"]) == 10
+    lines = tmp_path / "documents.jsonl"
+    lines.write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(40)))
+    assert len(read(lines, validation_fraction=0.25)["validation"]) == 10
     config = DataConfig(source=str(text))
     assert find_source(config).digest != find_source(config.replace(validation_fraction=0.06)).digest
 
 
 def test_jsonl_documents_are_split_by_their_text(tmp_path):
-    documents = [f"document {i} with \u2028 inside" for i in range(40)]
+    texts = [f"document {i} with \u2028 inside" for i in range(40)]
     file = tmp_path / "documents.jsonl"
 
-    def split(documents):
-        file.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in documents) + "\n")
+    def split(texts):
+        file.write_text("".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts) + "\n")
         return read(file)
 
-    rows = split(documents)
-    assert len(rows["validation"]) == 2
-    assert sorted(rows["train"] + rows["validation"]) == sorted(documents)
-    again = split(documents[::-1])
+    rows = split(texts)
+    # Those with the smallest SHA-256, in the order of the file: what runs have trained on stays apart.
+    ranked = sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+    assert set(rows["validation"]) == set(ranked[:2])
+    assert rows["train"] == [text for text in texts if text not in ranked[:2]]
+    again = split(texts[::-1])
     assert set(again["validation"]) == set(rows["validation"])
     # A document and its copy are never on both sides.
-    doubled = split(documents + documents)
+    doubled = split(texts + texts)
     assert set(doubled["train"]).isdisjoint(doubled["validation"])
 
 
-def test_validation_keys():
-    assert len(validation_keys(map(str, range(1000)), 0.05)) == 50
-    assert len(validation_keys(["a", "b"], 0.05)) == len(validation_keys(["a", "b"], 0.9)) == 1
-    assert validation_keys(["only"], 0.05) == {"only"}
+def test_held_out():
+    def count(keys, fraction):
+        return held_out((hashlib.sha256(key.encode()).digest() for key in keys), fraction).sum()
+
+    assert count(map(str, range(1000)), 0.05) == 50
+    assert count(["a", "b"], 0.05) == count(["a", "b"], 0.9) == 1
+    assert count(["only"], 0.05) == 1
+    assert count([], 0.05) == 0
+    # A digest may end in zeros.
+    assert held_out([b"a" * 31 + b"\0", b"b" * 32, b"a" * 31 + b"\0"], 0.5).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -150,10 +179,15 @@ def test_wrong_names_and_paths(tmp_path):
     refused("no such file or folder", source=tmp_path / "absent.txt")
     refused("no such file or folder", source="absent.txt")
     refused("no such folder", source="wikitext-2-v1", path=tmp_path / "absent")
-    refused("data.path is for WikiText and fineweb10b", source="docstrings", path=tmp_path)
+    refused("data.path is for WikiText, fineweb10b and data sets", source="docstrings", path=tmp_path)
     other = tmp_path / "text.csv"
     other.write_text("a,b")
-    refused("expected a .txt or .jsonl file", source=other)
+    refused("--data.source", "expected a file of .txt, .jsonl", source=other)
+    refused("expected files of one kind", "found .csv", source=tmp_path)
+    for source in ("docstrings", "wikitext-2-v1", other.rename(tmp_path / "text.txt")):
+        refused(f"--data.source {source}", "leave --data.subset out", source=source, subset="part")
+    for source in ("docstrings", other.with_suffix(".txt")):
+        refused(f"--data.source {source}", "leave --data.text-column out", source=source, text_column="body")
 
 
 def test_unreachable_hub_names_the_way_out(monkeypatch):
@@ -246,12 +280,18 @@ def test_docstring_corpus_of_one_package(monkeypatch):
     few = {name: path for name, path in files.items() if name.startswith(("python/json/", "optax/"))}
     monkeypatch.setattr(docstrings, "python_files", lambda: (few, versions))
     source = find_source(DataConfig())
-    rows, record = source.read()
-    assert (rows, record) == find_source(DataConfig()).read()
-    assert record["versions"] == versions
-    assert set(rows) == {"train", "validation"}
+    rows = documents(source)
+    assert rows == documents(find_source(DataConfig()))
+    assert source.record == {"versions": versions}
+    assert source.size == sum(path.stat().st_size for path in few.values())
+    assert list(rows) == ["train", "validation"]
+    # Whole files go to validation, those whose names have the smallest SHA-256.
+    ranked = sorted(
+        docstrings.docstrings_by_file(few)[0].items(), key=lambda item: hashlib.sha256(item[0].encode()).digest()
+    )
+    assert rows["validation"] == [text for _, texts in sorted(ranked[: -(-len(ranked) // 20)]) for text in texts]
     everything = rows["train"] + rows["validation"]
-    assert len(everything) == len(set(everything)) == record["docstrings"] > 300
+    assert len(everything) == len(set(everything)) > 300
     assert any(text.startswith("Simple JSON <https://json.org> decoder") for text in everything)
 
 
@@ -262,8 +302,8 @@ def test_docstring_corpus_names_a_missing_package(monkeypatch):
 
 @pytest.mark.slow
 def test_whole_docstring_corpus():
-    rows, record = find_source(DataConfig()).read()
+    rows = {split: [piece.text for piece in read(len)] for split, read in find_source(DataConfig()).splits.items()}
     sizes = {split: sum(len(text.encode()) for text in texts) for split, texts in rows.items()}
     assert 9e6 < sum(sizes.values()) < 20e6
     assert 0.02 < sizes["validation"] / sum(sizes.values()) < 0.1
-    assert record["unreadable"] == []
+    assert docstrings.docstrings_by_file(docstrings.python_files()[0])[1]["unreadable"] == []

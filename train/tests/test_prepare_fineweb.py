@@ -15,7 +15,6 @@ import pytest
 from mhc_jax.config import ConfigError
 from train import cli, prepare_fineweb
 from train.config import DataConfig
-from train.data import documents as documents_module
 from train.data import load_corpus, load_tokenizer
 from train.data.shards import read_shard, write_shard
 
@@ -68,7 +67,7 @@ def shard_tokens(folder):
 
 
 def test_shards_hold_the_documents_each_after_an_end_token(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents_module, "BATCH", 7)
+    monkeypatch.setattr("train.data.text.BATCH_PIECES", 7)
     expected = tokens_of(some_documents(60))
     prepare(source, tmp_path / "out", val_tokens=123)
     shards = shard_tokens(tmp_path / "out")
@@ -113,15 +112,15 @@ def test_files_of_every_kind_and_folders_of_them(source, tmp_path):
     assert np.concatenate(shard_tokens(tmp_path / "texts")).tolist() == tokens_of(whole)
     (mixed / "a.txt").write_text("a")
     (mixed / "b.jsonl").write_text("{}")
-    refused("expected .jsonl or .parquet or .txt files, found .jsonl and .txt", source=mixed, out=tmp_path / "x")
-    refused("found none", source=tmp_path / "jsonl", out=tmp_path / "x")
+    refused(f"--source {mixed}: expected files of one kind", "found JSON and text", source=mixed, out=tmp_path / "x")
+    refused("expected files of one kind", "found .bin", source=tmp_path / "jsonl", out=tmp_path / "x")
     refused("absent.jsonl: no such file", source="absent.jsonl", out=tmp_path / "x")
     refused("no such file or folder", source=tmp_path / "absent", out=tmp_path / "x")
     assert not (tmp_path / "x").exists()
 
 
 def test_a_preparation_goes_on_wherever_it_stopped(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(documents_module, "BATCH", 7)
+    monkeypatch.setattr("train.data.text.BATCH_PIECES", 7)
     prepare(source, tmp_path / "whole")
     expected = contents(tmp_path / "whole")
     write = prepare_fineweb.write_shard
@@ -212,6 +211,20 @@ def test_shards_of_others_are_not_overwritten(source, tmp_path):
     refused("choose another --out", source=source, out=source)
 
 
+def test_shards_of_an_earlier_version(source, tmp_path):
+    out = tmp_path / "out"
+    prepare(source, out)
+    manifest = json.loads((out / "shards.json").read_text())
+    for shard in manifest["shards"]:
+        shard["next"]["state"] = {"examples_iterable": {"shard_idx": 0}, "epoch": 0}
+    (out / "shards.json").write_text(json.dumps(manifest))
+    before = contents(out)
+    prepare(source, out)  # they are finished, and stay as they are
+    assert contents(out) == before
+    (out / "shards.json").write_text(json.dumps(manifest | {"finished": False}))
+    refused("was begun by an earlier version", "give another --out", source=source, out=out)
+
+
 def test_too_little_text(source, tmp_path):
     refused("has no tokens to train on", "fewer --val-tokens", source=source, out=tmp_path / "out", val_tokens=10**6)
     assert not list((tmp_path / "out").glob("*.bin"))
@@ -237,42 +250,59 @@ def test_impossible_sizes(flags, fault, source, tmp_path):
 @pytest.mark.parametrize(
     ("content", "parts"),
     [
-        ('{"text": "a"}\n{"text": \n', ["JSON parse error"]),
-        ('{"text": "a"}\n{"text": null}\n', ["no string in the field 'text'"]),
-        ('{"body": "a"}\n', ["no string in the field 'text'", "body"]),
-        ('{"text": 7}\n', ["no string in the field 'text'", "7"]),
-        ('{"text": "\\ud800"}\n', ["surrogate"]),
+        ('{"text": "a"}\n{"text": \n', ["line 2 is not JSON"]),
+        ('{"text": "a"}\n{"text": null}\n', ['line 2 has no string in the field "text"']),
+        ('{"body": "a"}\n', ['line 1 has no string in the field "text"; it has', "body"]),
+        ('{"text": 7}\n', ['line 1 has no string in the field "text"']),
+        ('{"text": "\\ud800"}\n', ["line 1 holds half a surrogate pair"]),
     ],
 )
 def test_bad_documents(content, parts, tmp_path):
     file = tmp_path / "bad.jsonl"
     file.write_text(content)
-    refused("bad.jsonl cannot be read", *parts, source=file, out=tmp_path / "out")
+    refused("bad.jsonl: ", *parts, source=file, out=tmp_path / "out")
 
 
-def test_hub_data_set_is_read_as_it_was_when_begun(source, tmp_path, monkeypatch):
-    import datasets
+def test_hub_data_set_is_read_as_it_was_when_begun(tmp_path, monkeypatch):
+    """Of the Hub there are only its client's four questions; what they were is written down."""
     import huggingface_hub
 
-    load, asked, heads = datasets.load_dataset, [], iter(["first", "second"])
+    documents, hub, asked, heads = some_documents(60), tmp_path / "hub", [], iter(["first", "second"])
+    for name, part in (("part/train-0.jsonl", documents[:20]), ("part/train-1.jsonl", documents[20:])):
+        (hub / name).parent.mkdir(parents=True, exist_ok=True)
+        write_jsonl(hub / name, part)
+    write_jsonl(hub / "part" / "test-0.jsonl", ["a test document"])
+    (hub / "README.md").write_text("no card")
 
-    def load_dataset(path, **options):
-        asked.append((path, options.pop("name"), options.pop("revision")))
-        return load("json", data_files=[str(source)], **options)
-
-    class Hub:
-        def repo_info(self, repository, repo_type, timeout):
+    class Api:
+        def repo_info(self, repository, repo_type, revision, timeout):
+            asked.append(("head of", repository, revision))
             return type("Info", (), {"sha": next(heads)})
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+        def list_repo_files(self, repository, repo_type, revision):
+            return [path.relative_to(hub).as_posix() for path in hub.rglob("*")]
+
+    def download(repository, name, repo_type, revision, etag_timeout):
+        asked.append((name, revision))
+        return str(hub / name)
+
+    monkeypatch.setattr("train.data.text.BATCH_PIECES", 7)
+    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: str(hub))
     out = tmp_path / "out"
     prepare("someone/corpus", out, subset="part")
     whole = contents(out)
-    (out / "fineweb_train_000002.bin").unlink()
+    assert np.concatenate(shard_tokens(out)).tolist() == tokens_of(documents)
+    (out / "fineweb_train_000001.bin").unlink()
     prepare("someone/corpus", out, subset="part")
     assert contents(out) == whole
-    assert asked == [("someone/corpus", "part", "first")] * 2
+    files = [("part/train-0.jsonl", "first"), ("part/train-1.jsonl", "first")]
+    assert asked == [("head of", "someone/corpus", None), *files, *files]
+    prepare("someone/corpus@branch", tmp_path / "few", subset="part", shard_tokens=100, max_tokens=200)
+    # No file is downloaded before it is needed.
+    assert asked[5:] == [("head of", "someone/corpus", "branch"), ("part/train-0.jsonl", "second")]
+    refused("no subset 'prt'", "--subset", source="someone/corpus", subset="prt", out=tmp_path / "x")
 
 
 def test_unreachable_hub_names_the_way_out(tmp_path, monkeypatch, capsys):
