@@ -267,7 +267,7 @@ def test_hub_data_set_is_read_as_it_was_when_begun(tmp_path, monkeypatch):
     """Of the Hub there are only its client's four questions; what they were is written down."""
     import huggingface_hub
 
-    documents, hub, asked, heads = some_documents(60), tmp_path / "hub", [], iter(["first", "second"])
+    documents, hub, asked, heads = some_documents(60), tmp_path / "hub", [], iter(["first", "second", "third"])
     for name, part in (("part/train-0.jsonl", documents[:20]), ("part/train-1.jsonl", documents[20:])):
         (hub / name).parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(hub / name, part)
