@@ -5,7 +5,6 @@ import importlib
 import itertools
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -15,6 +14,7 @@ from mhc_jax.config import ConfigError
 from parity_tests import report
 from parity_tests.compare import Case, Row, first_divergence, judge
 from train import cli
+from train.outputs import check_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +43,7 @@ def main(argv: list[str]) -> None:
     flags = cli.parse(Flags, argv, prog="python -m parity_tests")
     if bool(flags.checkpoint) + flags.golden + flags.matrix > 1:
         raise ConfigError("--checkpoint, --golden and --matrix exclude each other")
-    if flags.json and not Path(flags.json).absolute().parent.is_dir():
-        raise ConfigError(f"--json: the folder of {flags.json} does not exist")
+    file = check_file("--json", flags.json) if flags.json else None
     if not flags.golden:
         jax.config.update("jax_platforms", "cpu")  # two frameworks are compared on one device
     for name in flags.plugins:
@@ -54,10 +53,9 @@ def main(argv: list[str]) -> None:
         return
     rows, faults = _run(flags)
     print(report.summary(rows))
-    if flags.json:
-        Path(flags.json).write_text(
-            report.to_json(rows, faults=[dataclasses.asdict(fault) for fault in faults]), encoding="utf-8"
-        )
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(report.to_json(rows, faults=[dataclasses.asdict(fault) for fault in faults]), encoding="utf-8")
     diverging, survivors = first_divergence(rows), [fault.fault for fault in faults if not fault.caught]
     if diverging:
         print(f"first divergence: {diverging.tier}: {diverging.case}: {diverging.tap}: {diverging.fault}")

@@ -46,7 +46,7 @@ def test_a_fault_is_named_and_gives_exit_status_1(exported, capsys):
     [
         (["--checkpoint", "nowhere"], "nowhere"),
         (["--checkpont", "x"], "--checkpoint"),
-        (["--json", "nowhere/rows.json"], "does not exist"),
+        (["--json", "."], "--json . is a folder"),
         (["--import", "no_such_module"], "no_such_module"),
         (["--checkpoint", "x", "--golden"], "exclude"),
     ],

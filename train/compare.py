@@ -1,7 +1,6 @@
 """Runs side by side, as a table and one picture of their curves: ``python -m train.compare RUN RUN ...``."""
 
 import dataclasses
-import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,8 @@ from matplotlib.figure import Figure
 from mhc_jax.config import ConfigError
 from train import cli, figures
 from train.config import RunConfig
-from train.metrics import read_metrics
+from train.metrics import METRICS_FILE, SUMMARY_FILE, read_metrics, read_summary
+from train.outputs import check_file
 from train.prepare import CONFIG_FILE
 from train.table import terminal
 
@@ -37,13 +37,10 @@ def summary_row(run: Path) -> dict[str, Any]:
     Raises:
         ConfigError: not a finished run.
     """
-    file = run / "summary.json"
-    if not file.is_file():
+    summary = read_summary(run)
+    if summary is None:
+        file = run / SUMMARY_FILE
         raise ConfigError(f"{file} does not exist: {run} is not a run directory, or its training has not finished")
-    try:
-        summary = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{file} is damaged ({error})") from None
     return {title: summary.get(key) for key, title in COLUMNS.items()}
 
 
@@ -72,7 +69,7 @@ def draw_curves(groups: Mapping[str, Sequence[Path]]) -> Figure:
     axes = figure.subplots()
     for index, (label, runs) in enumerate(groups.items()):
         for run in runs:
-            colour, lines = f"C{index % 10}", read_metrics(run / "metrics.jsonl")
+            colour, lines = f"C{index % 10}", read_metrics(run / METRICS_FILE)
             per_step = configs[run].data.batch_size * configs[run].data.seq_len
             if comparable:
                 _plot(axes, lines, "loss", per_step, color=colour, linewidth=0.6, alpha=0.5)
@@ -131,15 +128,16 @@ def main(argv: list[str]) -> None:
     runs = [Path(run) for run in flags.runs]
     if not runs:
         raise ConfigError("give at least one run directory: python -m train.compare RUN RUN ...")
+    picture = check_file("--picture", flags.picture)
     groups: dict[Path, list[Path]] = {}
     for run in runs:
         groups.setdefault(run.parent if flags.mean else run, []).append(run)
     folder, names = short_names(list(groups))
     rows = [mean_row(group) if flags.mean else summary_row(run) for run, group in groups.items()]
     named = dict(zip(names, groups.values()))
-    figures.save_png(lambda: draw_curves(named), Path(flags.picture))
+    figures.save_png(lambda: draw_curves(named), picture)
     rows = [{"runs" if flags.mean else "run": name, **row} for name, row in zip(names, rows)]
-    print(f"Runs of {folder}", terminal(rows), f"Curves drawn in {flags.picture}", sep="\n\n")
+    print(f"Runs of {folder}", terminal(rows), f"Curves drawn in {picture}", sep="\n\n")
 
 
 if __name__ == "__main__":

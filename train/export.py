@@ -17,6 +17,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train import cli
 from train.config import RunConfig
+from train.outputs import check_folder
 from train.restore import load_run
 
 Format = Literal["mhc_jax", "huggingface"]
@@ -30,11 +31,15 @@ def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_j
     Raises:
         ConfigError: ``out`` exists and is not an empty folder, or the format cannot express the model.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} exists already; export to a new folder")
+    _check_new(out)
     save = mhc_jax.save if format == "mhc_jax" else interop.save_huggingface
     save(out, config.model, params)
     (out / RUN_FILE).write_text(config.to_json(), encoding="utf-8")
+
+
+def _check_new(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} exists already; export to a new folder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +62,10 @@ class Flags:
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.export")
-    export(*load_run(flags.run, flags.which), Path(flags.out), flags.format)
-    print(f"{flags.out} written. Next: python -m parity_tests --checkpoint {flags.out}")
+    out = check_folder("OUT", flags.out)
+    _check_new(out)
+    export(*load_run(flags.run, flags.which), out, flags.format)
+    print(f"{out} written. Next: python -m parity_tests --checkpoint {out}")
 
 
 if __name__ == "__main__":

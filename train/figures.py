@@ -250,7 +250,8 @@ def png(draw: Callable[[], Figure], name: Theme) -> bytes:
 
 
 def save_png(draw: Callable[[], Figure], path: Path) -> None:
-    """What ``draw`` draws, on white."""
+    """What ``draw`` draws, on white; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_saved(draw, "light", format="png", dpi=150, facecolor="white"))
 
 

@@ -18,6 +18,7 @@ from train import cli, figures, streams
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from train.cost import cost_rows, parameter_rows
 from train.export import RUN_FILE
+from train.outputs import check_file
 from train.prepare import resolve
 from train.report import PLAIN, Findings, read_run, render
 from train.restore import load_run
@@ -60,6 +61,9 @@ def main(argv: list[str]) -> None:
     shapes = param_shapes(config.model)
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")
+    check_file("--picture", flags.picture)
+    if flags.html:
+        check_file("--html", flags.html)
     parameters, cost = parameter_rows(shapes), []
     print(terminal(parameters))
     if flags.compile:
@@ -73,8 +77,10 @@ def main(argv: list[str]) -> None:
     if flags.html:
         summary, lines = read_run(Path(flags.name))
         findings = Findings(flags.name, config, parameters, cost, recorded, tokens, summary, lines)
-        Path(flags.html).write_text(render(findings), encoding="utf-8")
-        print(f"\nReport written to {flags.html}")
+        page = Path(flags.html).expanduser()
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(render(findings), encoding="utf-8")
+        print(f"\nReport written to {page}")
 
 
 def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[streams.Record, str]:
@@ -84,7 +90,7 @@ def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[strea
     tokens, words = _tokens(flags, config)
     recorded, sites = streams.measure(config, params, tokens), diagnostics.site_names(config.model)
     title = f"Streams of {flags.name}"
-    figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), Path(flags.picture))
+    figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), Path(flags.picture).expanduser())
     print("", terminal(streams.rows(recorded, sites)), "", sep="\n")
     print(f"Mean over {words}. Mixing matrices drawn in {flags.picture}")
     return recorded, words

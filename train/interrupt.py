@@ -19,6 +19,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 ASK_EVERY = 16  # items; several processes wait for each other whenever they ask
 
 _raising = False
+_ending = threading.Lock()
 
 
 class Interrupted(KeyboardInterrupt):
@@ -45,7 +46,7 @@ def guard_command() -> None:
     arrived, note = os.pipe()
     os.set_blocking(note, False)
     signal.set_wakeup_fd(note, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, _leave_to_watcher) for number in SIGNALS}
+    before = {number: signal.signal(number, lambda number, frame: _end(number)) for number in SIGNALS}
     threading.Thread(target=_watch, args=(arrived,), name="signals", daemon=True).start()
 
     def unguard() -> None:
@@ -67,11 +68,14 @@ def raising() -> Iterator[None]:
     """Inside, the first signal raises :class:`Interrupted` in the main thread."""
     global _raising
     before = {number: signal.signal(number, _raise) for number in SIGNALS}
-    _raising = True
+    _raising, interrupted = True, False
     try:
         yield
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        _raising = False
+        _raising = interrupted  # the watcher may hear of that signal only after this
         for number, handler in before.items():
             signal.signal(number, handler)
 
@@ -134,24 +138,24 @@ def _processes() -> int:
     return jax.process_count()
 
 
-def _leave_to_watcher(number: int, frame: object) -> None:
-    pass
-
-
 def _raise(number: int, frame: object) -> NoReturn:
     raise Interrupted(number)
 
 
 def _watch(arrived: int) -> None:
-    """Hears of every signal at once; the handlers wait until the main thread is back from what it calls."""
+    """Hears of every signal at once; a handler waits until the main thread is back from what it calls."""
     first = True
     while True:
         number = os.read(arrived, 1)[0]
-        if number not in SIGNALS:
-            continue
-        if not (first and _raising):
-            with contextlib.suppress(OSError):
-                # A progress bar hides the cursor; nothing that is buffered may hold this up.
-                os.write(2, b"\x1b[?25h\ninterrupted\n" if os.isatty(2) else b"interrupted\n")
-            os._exit(128 + number)
-        first = False
+        if number in SIGNALS:
+            if not (first and _raising):
+                _end(number)
+            first = False
+
+
+def _end(number: int) -> NoReturn:
+    if _ending.acquire(timeout=1):  # never released: whichever thread comes first says it, once
+        with contextlib.suppress(OSError):
+            # A progress bar hides the cursor; nothing that is buffered may hold this up.
+            os.write(2, b"\x1b[?25h\ninterrupted\n" if os.isatty(2) else b"interrupted\n")
+    os._exit(128 + number)

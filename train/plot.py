@@ -30,7 +30,10 @@ def plot_losses(metrics_file: Path, image_file: Path, *, title: str, unigram_los
 
 
 def draw_losses(axes: Axes, lines: Sequence[Mapping[str, Any]], unigram_loss: float | None) -> None:
-    """Training loss, validation loss and, if given, the unigram model's, of the lines of a ``metrics.jsonl``."""
+    """Training loss, validation loss and, if given, the unigram model's, of the lines of a ``metrics.jsonl``.
+
+    A line joins what was measured on the same batches; the loss of the whole validation split stands by itself.
+    """
     train = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
     validation = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
     if unigram_loss is not None:
@@ -41,5 +44,9 @@ def draw_losses(axes: Axes, lines: Sequence[Mapping[str, Any]], unigram_loss: fl
     if validation:
         label = f"validation, last {validation[-1][1]:.3f}"
         axes.plot(*zip(*validation), color="tab:orange", marker="o", markersize=4, label=label)
+    whole = [(line["step"], line["final_val_loss"]) for line in lines if line.get("final_val_loss") is not None]
+    if whole:
+        label = f"whole validation split, {whole[-1][1]:.3f}"
+        axes.plot(*zip(*whole), color="tab:red", linestyle="none", marker="D", markersize=5, label=label)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.legend()

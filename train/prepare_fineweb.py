@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from mhc_jax.config import ConfigError
-from train import cli
+from train import cli, interrupt
 from train.data.documents import BEGINNING, Documents, Place, find_documents, token_pieces
 from train.data.errors import DataError
 from train.data.files import sha256_file
@@ -25,6 +25,7 @@ from train.data.fineweb import MANIFEST, NAME, Manifest, ShardRecord, shard_name
 from train.data.layout import Wanted
 from train.data.shards import read_shard, write_shard
 from train.data.tokenizer import Tokenizer, load_tokenizer
+from train.outputs import check_folder
 
 Piece = tuple[Place, np.ndarray]
 Position = dict[str, Any]
@@ -65,7 +66,7 @@ def prepare(flags: Flags) -> None:
     """
     flags = dataclasses.replace(flags, val_tokens=flags.val_tokens or flags.shard_tokens)
     _check(flags)
-    out, tokenizer = Path(flags.out).expanduser(), load_tokenizer("gpt2")
+    out, tokenizer = check_folder("--out", flags.out), load_tokenizer("gpt2")
     before = Manifest.read(out)
     subset = flags.subset or (FINEWEB_SUBSET if flags.source == FINEWEB else "")
     wanted = Wanted(flags.source, subset, flags.text_column, flags="--")
@@ -197,10 +198,8 @@ def _watched(pieces: Iterable[Piece], bar: Progress, flags: Flags, done: int) ->
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.prepare_fineweb")
-    try:
+    with interrupt.advising("interrupted; the same command goes on from here"):
         prepare(flags)
-    except KeyboardInterrupt:
-        raise DataError("interrupted; the same command goes on from here") from None
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """One HTML file about a run that needs no network: what was trained, how it went, what its residual streams do."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +9,9 @@ from typing import Any
 import numpy as np
 
 from mhc_jax import diagnostics
-from mhc_jax.config import ConfigError
 from train import figures, markup
 from train.config import RunConfig
-from train.metrics import read_metrics
+from train.metrics import METRICS_FILE, read_metrics, read_summary
 from train.plot import draw_losses
 from train.streams import QUANTITIES, Record, rows
 from train.table import text
@@ -61,13 +59,7 @@ def read_run(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     Raises:
         ConfigError: one of them is damaged.
     """
-    summary = folder / "summary.json"
-    try:
-        return json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else {}, read_metrics(
-            folder / "metrics.jsonl"
-        )
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{summary} is damaged ({error})") from None
+    return read_summary(folder) or {}, read_metrics(folder / METRICS_FILE)
 
 
 def render(findings: Findings) -> str:

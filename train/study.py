@@ -4,14 +4,16 @@ Every row trains on the same tokens with the same learning rates; the rate with 
 seed is then trained with the other seeds. What is finished is kept, so an interrupted study goes on where it stopped.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
-import os
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ import configs
 from configs.mhc_ssm import parameter_count
 from mhc_jax.config import ConfigError
 from mhc_jax.models import with_topology
-from train import cli, figures
+from train import cli, figures, interrupt
 from train.config import RunConfig
 from train.console import say
 from train.metrics import read_metrics
+from train.outputs import check_folder
 from train.table import markdown, terminal
 
 MATCHED = "plain_matched"
@@ -111,7 +114,41 @@ def _resolved(name: str, flags: Sequence[str]) -> RunConfig:
     return config.replace(model=model.replace(vocab_size=model.vocab_size or 1, max_len=model.max_len or 1))
 
 
-def train(job: Job, flags: Flags, out: Path) -> dict[str, Any]:
+class Children:
+    """Processes that this one waits for, from several threads, and that it can end."""
+
+    def __init__(self):
+        self._lock, self._running, self._ended = threading.Lock(), set(), False
+
+    def run(self, argv: Sequence[str]) -> tuple[int, str]:
+        """The status of a process, once it has ended, and what it complained of or else printed."""
+        with self._lock:
+            if self._ended:
+                return 128 + signal.SIGTERM, ""
+            # A session of its own: a second signal, from the terminal, would keep it from saving.
+            process = subprocess.Popen(
+                argv,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+            self._running.add(process)
+        printed, complaint = process.communicate()
+        with self._lock:
+            self._running.remove(process)
+        return process.returncode, complaint or printed
+
+    def end(self) -> None:
+        """Asks those that run to stop, and starts no more."""
+        with self._lock:
+            self._ended = True
+            for process in self._running:
+                process.terminate()
+
+
+def train(job: Job, flags: Flags, out: Path, children: Children) -> dict[str, Any]:
     """Trains one run unless it is finished, and returns its summary.
 
     Raises:
@@ -124,11 +161,11 @@ def train(job: Job, flags: Flags, out: Path) -> dict[str, Any]:
         fixed = ["--run-dir", folder, "--optim.lr", job.rate, "--train.seed", job.seed, "--data.seed", job.seed]
         fixed += ["--train.resume", folder.exists()]
         argv = [sys.executable, "-m", "train", name, *shared, *own, *map(str, fixed)]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, env=os.environ)
-        if done.returncode == 3:  # the loss was no longer finite: the rate is too high for this row
+        status, said = children.run(argv)
+        if status == 3:  # the loss was no longer finite: the rate is too high for this row
             return {"val_loss": math.inf}
-        if done.returncode:
-            raise ConfigError(f"{folder}: {(done.stderr or done.stdout).strip().splitlines()[-1]}")
+        if status:
+            raise ConfigError(f"{folder}: {(said.strip().splitlines() or [f'exit status {status}'])[-1]}")
     return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
@@ -136,11 +173,12 @@ def study(flags: Flags) -> list[dict[str, Any]]:
     """All runs; one record a row: the rates tried, the best, and the summaries at that rate by seed."""
     out = Path(flags.out)
     out.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(flags.jobs) as pool:
+    children = Children()
+    with ThreadPoolExecutor(flags.jobs) as pool, _ending(children):
 
         def run(jobs: list[Job]) -> dict[Job, dict[str, Any]]:
             done = {}
-            for job, summary in zip(jobs, pool.map(lambda job: train(job, flags, out), jobs)):
+            for job, summary in zip(jobs, pool.map(lambda job: train(job, flags, out, children), jobs)):
                 say(f"{job.row}  lr {job.rate:g}  seed {job.seed}  validation loss {summary['val_loss']:.4f}")
                 done[job] = summary
             return done
@@ -159,6 +197,15 @@ def study(flags: Flags) -> list[dict[str, Any]]:
         }
         for row in flags.topologies
     ]
+
+
+@contextlib.contextmanager
+def _ending(children: Children) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        children.end()
+        raise
 
 
 def _best_rate(tried: Mapping[Job, Mapping[str, Any]], row: str) -> float:
@@ -236,9 +283,11 @@ def main(argv: list[str]) -> None:
     flags = cli.parse(Flags, argv, prog="python -m train.study")
     if not flags.topologies or not flags.rates or not flags.seeds or flags.jobs < 1:
         raise ConfigError("--topologies, --rates and --seeds need at least one value each, --jobs at least 1")
+    check_folder("--out", flags.out)
     for row in flags.topologies:
         row_flags(flags.name, row, flags.topologies, flags.train_flags.split())  # bad names are met before any run
-    records, out = study(flags), Path(flags.out)
+    with interrupt.advising("interrupted: what was trained is saved; the same command goes on from here"):
+        records, out = study(flags), Path(flags.out)
     rows = table(records, flags.rates)
     found = {"flags": dataclasses.asdict(flags), "rows": records}
     (out / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -22,6 +22,7 @@ from train.benchmark import cases, report, topologies, traffic
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from train.data import check_ids, load_corpus
 from train.evaluate import evaluate_split
+from train.outputs import check_folder
 from train.prepare import resolve
 from train.restore import load_run
 from train.table import terminal
@@ -146,6 +147,8 @@ def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     about = report.machine()
     flags, config, params = parse(argv)
+    if flags.out:
+        check_folder("--out", flags.out)
     if flags.ppl and not flags.checkpoint:
         print("warning: perplexity of random weights; give --checkpoint RUN for trained ones", file=sys.stderr)
     rows, notes = measure(flags, config, params)

@@ -17,6 +17,7 @@ from train import cli, prepare_fineweb
 from train.config import DataConfig
 from train.data import load_corpus, load_tokenizer
 from train.data.shards import read_shard, write_shard
+from train.interrupt import Interrupted
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("MHC_JAX_SHARED", ROOT.parent / "shared")) / "data" / "fineweb-edu"
@@ -318,10 +319,10 @@ def test_unreachable_hub_names_the_way_out(tmp_path, monkeypatch, capsys):
 
 def test_interruption_is_one_line(source, tmp_path, monkeypatch):
     def stop(*args):
-        raise KeyboardInterrupt
+        raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr(prepare_fineweb, "write_shard", stop)
-    with pytest.raises(ConfigError, match="interrupted; the same command goes on from here"):
+    with pytest.raises(Interrupted, match="interrupted; the same command goes on from here"):
         prepare_fineweb.main(["--source", str(source), "--out", str(tmp_path / "out"), "--shard-tokens", "500"])
 
 

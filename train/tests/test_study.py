@@ -44,7 +44,7 @@ def test_bad_rows_and_rates_are_refused_before_any_run(tmp_path):
 def test_the_best_rate_is_trained_with_every_seed_and_what_is_finished_is_kept(tmp_path, monkeypatch):
     started = []
 
-    def train(job, flags, out):
+    def train(job, flags, out, children):
         started.append(job)
         folder = job.folder(out)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,46 @@
+"""Where a command is to write once its work is done: what stands in the way is found before the work."""
+
+import tempfile
+from pathlib import Path
+
+from mhc_jax.config import ConfigError
+
+
+def check_file(flag: str, path: str | Path) -> Path:
+    """The path of a file that can be written, its folder still to be made if need be. Nothing is left on disk.
+
+    Raises:
+        ConfigError: it cannot; the line names ``flag``.
+    """
+    path = Path(path).expanduser()
+    try:
+        if path.is_dir():
+            raise ConfigError(f"{flag} {path} is a folder; name a file in it")
+        if path.exists():
+            path.open("ab").close()
+        else:
+            _check_holds_files(path.parent)
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be written ({error.strerror}); choose another {flag}") from None
+    return path
+
+
+def check_folder(flag: str, path: str | Path) -> Path:
+    """The path of a folder that files can be written to, still to be made if need be. Nothing is left on disk.
+
+    Raises:
+        ConfigError: they cannot; the line names ``flag``.
+    """
+    path = Path(path).expanduser()
+    try:
+        _check_holds_files(path)
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be written to ({error.strerror}); choose another {flag}") from None
+    return path
+
+
+def _check_holds_files(folder: Path) -> None:
+    while not folder.exists():
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder):
+        pass
