@@ -30,12 +30,14 @@ class FieldError(ConfigError):
 
     Attributes:
         fault: the message without the record's name; mostly it begins with a field.
+        fields: of the record.
         path: fields that lead from the outermost record to this one.
     """
 
-    def __init__(self, record: str, fault: str):
+    def __init__(self, record: str, fault: str, fields: Collection[str] = ()):
         super().__init__(f"{record}: {fault}")
         self.fault = fault
+        self.fields = fields
         self.path: tuple[str, ...] = ()
 
 
@@ -106,7 +108,15 @@ class Config:
     def require(self, condition: bool, fault: str) -> None:
         """Raises :class:`FieldError` with ``fault`` unless ``condition``."""
         if not condition:
-            raise FieldError(self.kind or type(self).__name__, fault)
+            raise FieldError(self.kind or type(self).__name__, fault, _hints(type(self)))
+
+    def require_counts(self, least: int, *fields: str) -> None:
+        """Raises :class:`FieldError` unless these are at least ``least`` and fit 32 bits, as counters on devices do."""
+        for field in fields:
+            value = getattr(self, field)
+            bound = "must not be negative" if least == 0 else f"must be at least {least}"
+            self.require(value >= least, f"{field} {bound}, got {value}")
+            self.require(value < 2**31, f"{field} must be below 2**31, got {value}")
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""

@@ -1,4 +1,4 @@
-"""``python -m train NAME [--flags]``: trains the configuration of that name.
+"""Trains a language model: ``python -m train NAME [--flags]``, or from a file, or on from where a run has stopped.
 
 Exit status: 0 done, 2 bad input, 3 stopped because the loss was no longer finite, 130 or 143 stopped by SIGINT or
 SIGTERM, which save what was trained.
@@ -16,11 +16,34 @@ import configs
 from mhc_jax.config import ConfigError
 from train import cli, interrupt
 from train.config import RunConfig
+from train.config_file import read_config, read_run
 from train.console import show_log
 from train.launch import DistributedConfig, join, use_compile_cache
+from train.prepare import run_folder
 from train.run import NonFiniteError, run
 
 PROG = "python -m train"
+USAGE = f"""usage: {PROG} NAME [--flags]            a configuration of the list
+       {PROG} --config FILE [--flags]   a run's config.json, or TOML
+       {PROG} --resume RUN [--flags]    on from the last checkpoint of a run's folder"""
+
+COMMON = {
+    "--train.steps": "optimizer steps; 0 to follow --train.epochs",
+    "--train.epochs": "passes over the training windows",
+    "--data.source": "a known corpus, or the path of a text, JSONL or parquet one",
+    "--data.path": "folder with the files of a known corpus",
+    "--data.tokenizer": "gpt2, bytes, chars, or a tokenizer's path or Hub name",
+    "--data.seq-len": "tokens in a training window",
+    "--data.batch-size": "windows in a step, over all devices",
+    "--optim.lr": "peak learning rate",
+    "--optim.warmup-steps": "steps until it is reached",
+    "--model.width": "of every residual stream",
+    "--model.layers": "blocks",
+    "--model.execution.policy": "float32, bfloat16 or float64",
+    "--train.accumulate": "micro-batches in a step",
+    "--train.seed": "of initial parameters and dropout",
+    "--run-dir": "where everything is written; runs/NAME if empty",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +60,19 @@ class Launch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Start(Launch):
+    """Where the configuration comes from, if not from a name.
+
+    Attributes:
+        config: file to start from: a run's config.json, or TOML with the same fields.
+        resume: run to continue; what it was started with is in its folder.
+    """
+
+    config: str = ""
+    resume: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Command(Launch):
     """Trains a language model; every flag changes one field of the configuration."""
 
@@ -50,33 +86,68 @@ def main(argv: list[str]) -> None:
         ConfigError: bad input.
     """
     show_log("train")
-    launch, rest = cli.parse_known(Launch, argv)
+    start, rest = cli.parse_known(Start, argv)
     # Processes find each other before anything touches a device, and even reading a configuration may.
-    join(launch.distributed)
+    join(start.distributed)
     interrupt.take_back()
-    for plugin in launch.plugins:
+    for plugin in start.plugins:
         _load(plugin)
-    if not set(rest) - {"-h", "--help"}:
-        print(f"usage: {PROG} NAME [--flags]\n\n{_list()}\n\nAll flags of one: {PROG} NAME --help")
+    if not (start.config or start.resume or set(rest) - {"-h", "--help", "--help-all"}):
+        print(f"{USAGE}\n\n{_list()}\n\nFlags of one: {PROG} NAME --help")
         return
-    name, *flags = rest
-    if name.startswith("-"):
-        raise ConfigError(f"the name of a configuration comes first: {PROG} NAME [--flags]")
+    prog, config, flags = _start(start, rest)
+    if {"-h", "--help"} & set(flags):
+        print(_help(prog, config))
+        return
     command = cli.parse(
         Command,
-        flags,
-        prog=f"{PROG} {name}",
-        default=Command(launch.plugins, launch.distributed, configs.load(name)),
-        markers=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+        ["--help" if flag == "--help-all" else flag for flag in flags],
+        prog=prog,
+        default=Command(start.plugins, start.distributed, config),
+        markers=(tyro.conf.AvoidSubcommands,),
     )
+    config = _resumed(start.resume, command.run) if start.resume else command.run
     use_compile_cache()
-    resume = argv if command.run.train.resume else [*argv, "--train.resume", "True"]
     try:
         with interrupt.advising("interrupted before a step was trained; the same command starts again"):
-            run(command.run, resume_command=shlex.join([*_typed_before(argv), *resume]))
+            run(config, resume_command=shlex.join([*_typed_before(argv), *_resuming(start, config)]))
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
+
+
+def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
+    """The command as it is shown in help, the configuration that it starts from, and the flags that change it."""
+    name, flags = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("", rest)
+    ways = {"NAME": name, "--config FILE": start.config, "--resume RUN": start.resume}
+    given = [way for way, value in ways.items() if value]
+    if not given:
+        raise ConfigError(f"the name of a configuration comes first: {PROG} NAME [--flags]")
+    if len(given) > 1:
+        raise ConfigError(f"give one of {' and '.join(given)}, not both")
+    if start.resume:
+        return f"{PROG} --resume {shlex.quote(start.resume)}", read_run(start.resume), flags
+    if start.config:
+        return f"{PROG} --config {shlex.quote(start.config)}", read_config(start.config), flags
+    return f"{PROG} {name}", configs.load(name), flags
+
+
+def _resumed(folder: str, config: RunConfig) -> RunConfig:
+    if config.run_dir != folder or not config.train.resume:
+        raise ConfigError(f"--resume {folder} says where the run is and that it goes on; leave out the other flag")
+    return config
+
+
+def _resuming(start: Start, config: RunConfig) -> list[str]:
+    """The arguments that continue the run: all else is in its folder."""
+    words = ["--resume", str(run_folder(config))]
+    for plugin in start.plugins:
+        words += ["--import", plugin]
+    for field in dataclasses.fields(start.distributed):
+        value = getattr(start.distributed, field.name)
+        if value != field.default:
+            words += [f"--distributed.{field.name.replace('_', '-')}", str(value)]
+    return words
 
 
 def _typed_before(argv: list[str]) -> list[str]:
@@ -87,13 +158,28 @@ def _typed_before(argv: list[str]) -> list[str]:
 def _load(plugin: str) -> None:
     try:
         importlib.import_module(plugin)
-    except ImportError as error:
-        raise ConfigError(f"--import {plugin}: {error}") from None
+    except Exception as error:  # whatever a module may raise
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise ConfigError(f"--import {plugin}: {kind}{error}") from error
 
 
 def _list() -> str:
     width = max(map(len, configs.names()))
     return "\n".join(f"  {name:<{width}}  {configs.describe(name)}" for name in configs.names())
+
+
+def _help(prog: str, config: RunConfig) -> str:
+    """The flags that are used most, with the values that they start from."""
+    width = max(map(len, COMMON))
+    lines = [f"  {flag:<{width}}  {words} ({_value(config, flag)})" for flag, words in COMMON.items()]
+    return f"usage: {prog} [--flags]\n\n" + "\n".join(lines) + f"\n\nAll flags: {prog} --help-all"
+
+
+def _value(config: RunConfig, flag: str) -> str:
+    value = config
+    for name in flag.removeprefix("--").replace("-", "_").split("."):
+        value = getattr(value, name)
+    return repr(value) if value == "" else str(value)
 
 
 if __name__ == "__main__":

@@ -2,17 +2,20 @@
 
 import contextlib
 import io
-import re
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from mhc_jax.config import ConfigError
-from train import interrupt
+from mhc_jax.config import ConfigError, FieldError
+from train import flags, interrupt
 
 T = TypeVar("T")
+
+# Characters of a message.
+LONGEST = 1200
 
 
 def parse(
@@ -28,11 +31,15 @@ def parse(
         markers: of :mod:`tyro.conf`, for the whole command.
 
     Raises:
-        ConfigError: an unknown flag (the nearest is named), a value of the wrong type, or a missing argument.
+        ConfigError: an unknown flag (ours of that meaning, or the nearest, is named), a value of the wrong type, or a
+            missing argument.
     """
+    known = dict(flags.flags_of(record if default is None else default))
+    switches = [flag for flag, hint in known.items() if hint is bool]
+    argv = flags.switches_spelled(argv, switches)
     start = tyro.MISSING_NONPROP if default is None else default
-    with _one_line_faults():
-        return tyro.cli(record, args=list(argv), prog=prog, config=list(markers), default=start)
+    with _one_line_faults(argv, [*known, *map(flags.negated, switches), "--help"]):
+        return tyro.cli(record, args=argv, prog=prog, config=list(markers), default=start)
 
 
 def parse_named(record: type[T], argv: Sequence[str], *, prog: str, default: Callable[[str], T]) -> T:
@@ -44,7 +51,7 @@ def parse_named(record: type[T], argv: Sequence[str], *, prog: str, default: Cal
     Raises:
         ConfigError: as :func:`parse`, or a flag before the name.
     """
-    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    markers = (tyro.conf.AvoidSubcommands,)
     if not argv or argv[0].startswith("-"):
         parse(record, argv, prog=prog, markers=markers)  # prints the help, or says what is missing
         raise ConfigError(f"the name comes before the flags: {prog} NAME [--flags]")
@@ -57,12 +64,12 @@ def parse_known(record: type[T], argv: Sequence[str]) -> tuple[T, list[str]]:
     Raises:
         ConfigError: a value of the wrong type.
     """
-    with _one_line_faults():
+    with _one_line_faults(argv):
         return tyro.cli(record, args=list(argv), return_unknown_args=True, add_help=False)
 
 
 @contextlib.contextmanager
-def _one_line_faults() -> Iterator[None]:
+def _one_line_faults(argv: Sequence[str], known: Sequence[str] | None = None) -> Iterator[None]:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -70,17 +77,30 @@ def _one_line_faults() -> Iterator[None]:
     except SystemExit as exit:
         if not exit.code:
             raise
-        raise ConfigError(_one_line(complaint.getvalue())) from None
+        given = [argument for argument in argv if argument.startswith("--")]
+        unknown = [flag for flag in given if known is not None and flags.normal(flag) not in known]
+        fault = flags.instead_of(unknown[0], known or ()) if unknown else _one_line(complaint.getvalue())
+        raise ConfigError(fault) from None
 
 
 def _one_line(box: str) -> str:
-    """The fault, and the nearest flag if there is one, out of tyro's message: a frame, or rules on a plain terminal."""
+    """The fault out of tyro's message: a frame, or rules on a plain terminal."""
     lines = [line.strip("│ \t") for line in box.splitlines()]
     rules = [i for i, line in enumerate(lines) if line.startswith(("╭─", "───", "╰─", "---"))]
     first, second = [*rules, len(lines)][:2]
-    fault = " ".join(lines[first + 1 : second]).strip().rstrip(".")
-    near = re.search(r"Perhaps you meant:\s+(--\S+)", " ".join(lines))
-    return f"{fault}; did you mean {near[1]}?" if near else f"{fault}; see --help"
+    return f"{' '.join(lines[first + 1 : second]).strip().rstrip('.')}; see --help"
+
+
+def text(argument: str, flag: str) -> str:
+    """An argument as the UTF-8 text that was typed, whatever the locale took its bytes for.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise ConfigError(f"{flag} is not UTF-8 text: {argument[:60]!r}") from None
 
 
 def run(main: Callable[[list[str]], None]) -> None:
@@ -88,11 +108,14 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     Exit status 2 after a ConfigError or OSError, 130 after SIGINT, 143 after SIGTERM.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         with interrupt.raising():
             main(sys.argv[1:])
-    except (ConfigError, OSError) as error:
-        _stop(f"error: {error}", 2)
+    except (ConfigError, OSError, UnicodeError) as error:
+        _stop(f"error: {message(error)}", 2)
     except KeyboardInterrupt as stop:
         _stop(str(stop) or "interrupted", interrupt.status(stop))
 
@@ -100,3 +123,15 @@ def run(main: Callable[[list[str]], None]) -> None:
 def _stop(line: str, status: int) -> NoReturn:
     print(line, file=sys.stderr)
     sys.exit(status)
+
+
+def message(error: Exception) -> str:
+    """The fault in one line of bounded length, with fields named as flags."""
+    if isinstance(error, FieldError):
+        line = flags.spelled(error)
+    elif isinstance(error, UnicodeEncodeError):
+        line = f"{error.object!r} cannot be written in this locale's encoding, {error.encoding}; set PYTHONUTF8=1"
+    else:
+        line = str(error)
+    line = " ".join(line.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."

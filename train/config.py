@@ -3,9 +3,12 @@
 import dataclasses
 from typing import Literal
 
-from mhc_jax.config import Config
+from mhc_jax.config import Config, within
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.lm import LMConfig
+
+# Of float32, in which everything is trained.
+SMALLEST, LARGEST = 1.2e-38, 3.4e38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +58,13 @@ class DataConfig(Config):
         for name in ("source", "text_column"):
             self.require(bool(getattr(self, name)), f"{name} must not be empty")
         self.require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        for name in ("seq_len", "batch_size"):
-            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self.require_counts(1, "seq_len", "batch_size")
         self.require(
             0 < self.validation_fraction < 1,
             f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
         )
-        for name in ("train_shards", "max_train_tokens", "max_eval_tokens"):
+        self.require_counts(0, "train_shards")
+        for name in ("max_train_tokens", "max_eval_tokens"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
@@ -102,12 +105,14 @@ class OptimConfig(Config):
     def validate(self):
         super().validate()
         self.require(self.lr > 0, f"lr must be positive, got {self.lr}")
-        self.require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must lie in [0, 1)")
-        self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
-        self.require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
-        self.require(self.clip >= 0, f"clip must not be negative, got {self.clip}")
-        for name in ("warmup_steps", "decay_steps", "value_lr", "residual_lr"):
+        for name in ("beta1", "beta2"):
+            self.require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        self.require(self.eps >= SMALLEST, f"eps must be at least {SMALLEST}, or it is 0 in float32; got {self.eps}")
+        self.require_counts(0, "warmup_steps", "decay_steps")
+        for name in ("weight_decay", "clip", "value_lr", "residual_lr"):
             self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        for name in ("lr", "value_lr", "residual_lr", "weight_decay", "clip"):
+            self.require(getattr(self, name) <= LARGEST, f"{name} must be at most {LARGEST}, got {getattr(self, name)}")
         self.require(0 <= self.final_lr <= 1, f"final_lr must lie in [0, 1], got {self.final_lr}")
 
 
@@ -144,10 +149,11 @@ class TrainConfig(Config):
 
     def validate(self):
         super().validate()
-        for name in ("epochs", "accumulate", "loss_chunk", "max_nonfinite"):
-            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("steps", "eval_every", "eval_batches", "stream_diversity", "sample_tokens"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require_counts(1, "epochs", "accumulate", "loss_chunk", "max_nonfinite")
+        self.require_counts(0, "steps", "eval_every", "eval_batches", "sample_tokens")
+        # Keys of JAX have 32 bits of seed: one more, and another seed would give the same run.
+        self.require(0 <= self.seed < 2**32, f"seed must lie in 0 .. {2**32 - 1}, got {self.seed}")
+        self.require(self.stream_diversity >= 0, f"stream_diversity must not be negative, got {self.stream_diversity}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +172,8 @@ class MeshConfig(Config):
 
     def validate(self):
         super().validate()
-        self.require(self.data >= 0, f"data must not be negative, got {self.data}")
-        self.require(self.fsdp >= 1 and self.tensor >= 1, "fsdp and tensor must be at least 1")
+        self.require_counts(0, "data")
+        self.require_counts(1, "fsdp", "tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,8 +190,8 @@ class CheckpointConfig(Config):
 
     def validate(self):
         super().validate()
-        self.require(self.every >= 0, f"every must not be negative, got {self.every}")
-        self.require(self.keep >= 1, f"keep must be at least 1, got {self.keep}")
+        self.require_counts(0, "every")
+        self.require_counts(1, "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +214,8 @@ class LogConfig(Config):
 
     def validate(self):
         super().validate()
-        self.require(self.every >= 1, f"every must be at least 1, got {self.every}")
-        self.require(self.streams_every >= 0, f"streams_every must not be negative, got {self.streams_every}")
+        self.require_counts(1, "every")
+        self.require_counts(0, "streams_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +238,9 @@ class RunConfig(Config):
     log: LogConfig = LogConfig()
 
     def validate(self):
+        # The data first: the model's open sizes follow from it, and with them its faults.
+        with within("data"):
+            self.data.validate()
         super().validate()
         self.require(
             self.model.max_len >= self.data.seq_len,

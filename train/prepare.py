@@ -51,7 +51,7 @@ def refuse_overwrite(config: RunConfig) -> None:
         raise ConfigError(f"{folder} is not empty and holds no {CONFIG_FILE} of a run; choose another --run-dir")
     if not config.train.resume and not _stopped_before_its_first_step(folder):
         raise ConfigError(
-            f"{folder} already holds a run; continue it with --train.resume True, or choose another --run-dir"
+            f"{folder} already holds a run; continue it with --resume {folder}, or choose another --run-dir"
         )
 
 
@@ -70,6 +70,7 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: it contradicts itself, or the tokenizer cannot be loaded or does not fit the model.
     """
+    _check_known(config)
     data = with_characters(config.data)
     tokenizer = load_tokenizer(data.tokenizer)
     model = config.model
@@ -87,6 +88,12 @@ def resolve(config: RunConfig) -> RunConfig:
             f"data.tokenizer {tokenizer.name!r}; leave it at 0 to follow the tokenizer"
         )
     return config
+
+
+def _check_known(config: RunConfig) -> None:
+    """Raises ConfigError for a contradiction that shows without the vocabulary, before any text is read for that."""
+    sizes = {"vocab_size": config.model.vocab_size or 1, "max_len": config.model.max_len or config.data.seq_len}
+    config.replace(model=config.model.replace(**sizes)).validate()
 
 
 def check_resumes(config: RunConfig) -> None:

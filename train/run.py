@@ -27,6 +27,7 @@ from train.data.files import replacing
 from train.evaluate import evaluate, summarise
 from train.interrupt import Interrupt, Interrupted, advising
 from train.lowering import abstract_state, lower_train_step, shardings, whole
+from train.memory import TRAINING, check_memory
 from train.metrics import METRICS_FILE, SUMMARY_FILE, Meter, MetricsLog, check_sinks, flops_per_token
 from train.optimizer import make_optimizer
 from train.plot import plot_losses
@@ -42,7 +43,7 @@ class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that is NaN or infinite."""
 
 
-def run(config: RunConfig, *, resume_command: str = "the same command with --train.resume True") -> dict[str, Any]:
+def run(config: RunConfig, *, resume_command: str = "the same command with --train.resume") -> dict[str, Any]:
     """Trains, evaluates and writes the run's folder; with ``train.resume`` continues what is there.
 
     SIGTERM or SIGINT finishes the current step and saves. A run to be resumed that has nothing left to do says so.
@@ -64,6 +65,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
     lock.refuse_held(run_folder(config))
     check_sinks(config.log)
     config = resolve(config)
+    check_memory(config.model, TRAINING)
     check_resumes(config)
     streams.check(config)
     mesh = sharding.make_mesh(config.mesh)

@@ -51,6 +51,19 @@ def test_original_runs_decay_everything_at_a_constant_rate():
     assert config.model.adapters.dropout == 0.1
 
 
+FORMS = ("mhc_ssm", "mhc_ssm_baseline", "mhc_ssm_adapters", "nanogpt_mhc", "nanogpt_hc_48l", "shakespeare_char_hc")
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_both_forms_of_a_system_train_on_the_same_tokens(name):
+    assert configs.load(name).data == configs.load(f"{name}_original").data
+
+
+def test_controls_train_on_the_tokens_of_what_they_control():
+    for name in ("mhc_ssm_dense", "mhc_ssm_matched", "mhc_ssm_baseline", "mhc_ssm_adapters"):
+        assert configs.load(name).data == configs.load("mhc_ssm").data
+
+
 # Less what the published models create and never use: 2,042 numbers a site of mHC.
 @pytest.mark.parametrize(
     ("name", "count"),

@@ -89,8 +89,7 @@ class LMConfig(Config):
 
     def validate(self):
         super().validate()
-        for name in ("vocab_size", "max_len", "width", "layers"):
-            self.require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        self.require_counts(1, "vocab_size", "max_len", "width", "layers")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.norm in ("rms", "ln"), f"norm must be 'rms' or 'ln', got {self.norm!r}")
         self.require(self.embed_std > 0, f"embed_std must be positive, got {self.embed_std}")

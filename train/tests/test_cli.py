@@ -9,7 +9,9 @@ import pytest
 import configs
 import train.__main__ as command
 from mhc_jax import registry
+from mhc_jax.nn.mixers import AttentionConfig
 from train import cli
+from train.flags import FOREIGN, flags_of
 from train.launch import DistributedConfig, join
 from train.run import NonFiniteError
 from train.tests.runs import tiny_run
@@ -38,23 +40,46 @@ def tiny(tmp_path):
     ("argv", "says"),
     [
         (["mhc_ssn"], "unknown config 'mhc_ssn'; did you mean 'mhc_ssm'?"),
-        (["mhc_ssm", "--optim.lrr", "3"], "--optim.lrr, 3; did you mean --optim.lr?"),
+        (["mhc_ssm", "--optim.lrr", "3"], "unknown flag --optim.lrr; did you mean --optim.lr?"),
         (["mhc_ssm", "--model.residual.stream", "3"], "did you mean --model.residual.streams?"),
         (["mhc_ssm", "--optim.lr", "fast"], "--optim.lr: could not convert string to float: 'fast'"),
         (["mhc_ssm", "--data.batch-size", "1.5"], "--data.batch-size: invalid literal for int()"),
         (["mhc_ssm", "--optim.decay", "some"], "invalid choice 'some' for argument '--optim.decay'"),
-        (["mhc_ssm", "--train.resume"], "Missing value for argument '--train.resume'"),
+        (["mhc_ssm", "--train.resume", "maybe"], "Unrecognized options: maybe"),
+        (["mhc_ssm", "--lr", "3"], "unknown flag --lr; did you mean --optim.lr?"),
+        (["mhc_ssm", "--batch_size=3"], "unknown flag --batch_size; did you mean --data.batch-size?"),
+        (["mhc_ssm", "--learning-rate", "3"], "unknown flag --learning-rate: use --optim.lr"),
+        (["mhc_ssm", "--max_iters", "3"], "unknown flag --max_iters: use --train.steps"),
+        (["mhc_ssm", "--training.seq_len", "3"], "unknown flag --training.seq_len; did you mean --data.seq-len?"),
+        (["mhc_ssm", "--compile"], "unknown flag --compile: the training step is always compiled"),
+        (["mhc_ssm", "--seed", "3"], "unknown flag --seed; did you mean --data.seed or --train.seed?"),
+        (["mhc_ssm", "--zzzzzzzz", "3"], "unknown flag --zzzzzzzz; --help shows the flags"),
         (["--optim.lr", "1", "mhc_ssm"], "the name of a configuration comes first"),
         (["mhc_ssm", "--import", "no_such_module"], "--import no_such_module: No module named 'no_such_module'"),
         (["mhc_ssm", "--distributed.num-processes", "2"], "give --distributed.coordinator HOST:PORT"),
         (["mhc_ssm", "--distributed.coordinator", "h:1"], "needs --distributed.num-processes"),
-        (["mhc_ssm", "--optim.lr", "-1"], "OptimConfig: lr must be positive, got -1.0"),
+        (["mhc_ssm", "--optim.lr", "-1"], "--optim.lr must be positive, got -1.0"),
         (
             ["mhc_ssm", "--data.batch-size", "15", "--train.accumulate", "2"],
-            "15 is not a multiple of train.accumulate 2",
+            "--data.batch-size 15 is not a multiple of --train.accumulate 2",
         ),
-        (["mhc_ssm_baseline", "--train.stream-diversity", "1"], "train.stream_diversity needs a residual with streams"),
-        (["mhc_ssm", "--model.max-len", "8"], "model.max_len 8 is shorter than data.seq_len 256"),
+        (["mhc_ssm_baseline", "--train.stream-diversity", "1"], "--train.stream-diversity needs a residual with"),
+        (["mhc_ssm", "--optim.lr", "inf"], "--optim.lr must be finite, got inf"),
+        (["mhc_ssm", "--optim.eps", "1e-60"], "--optim.eps must be at least 1.2e-38"),
+        (["mhc_ssm", "--train.seed", str(2**63)], "--train.seed must fit 64 bits"),
+        (["mhc_ssm", "--train.seed", str(2**32)], "--train.seed must lie in 0 .. 4294967295, got 4294967296"),
+        (["mhc_ssm", "--train.steps", str(2**31)], "--train.steps must be below 2**31, got 2147483648"),
+        (["mhc_ssm", "--data.seq-len", "0"], "--data.seq-len must be at least 1, got 0"),
+        (["mhc_ssm", "--model.mixer.conv-kernel", "0"], "--model.mixer.conv-kernel must be at least 1, got 0"),
+        (["nanogpt", "--model.mixer.heads", "5"], "--model.mixer.heads 5 must divide the width 288"),
+        (["mhc_ssm", "--model.vocab-size", str(2**31)], "--model.vocab-size must be below 2**31, got 2147483648"),
+        (["quickstart", "--model.vocab-size", str(2**31 - 1)], "choose a smaller --model.vocab-size"),
+        (["quickstart", "--model.layers", "1000000000"], "choose a smaller --model.layers"),
+        (["quickstart", "--data.seq-len", "1000000000"], "choose a smaller --model.max-len or --data.seq-len"),
+        (["quickstart", "--model.residual.streams", "1000000"], "choose a smaller --model.residual.streams"),
+        (["quickstart@dynamic_mhc", "--model.residual.streams", "3000"], "smaller --model.residual.streams"),
+        (["quickstart", "--model.width", "100000000"], "choose a smaller --model.width"),
+        (["mhc_ssm", "--model.max-len", "8"], "--model.max-len 8 is shorter than --data.seq-len 256"),
         (["mhc_ssm", "--model.vocab-size", "99"], "model.vocab_size 99 is smaller than the 50257 tokens of"),
         (["mhc_ssm", "--mesh.tensor", "64"], "does not use exactly the"),
         (["mhc_ssm", "--data.source", "/no/such/file.txt"], "/no/such/file.txt"),
@@ -79,7 +104,7 @@ def test_the_real_command_fails_the_same_way(tmp_path):
         check=False,
     )
     assert result.returncode == 2
-    assert result.stderr == "error: Unrecognized options: --optim.lrr, 3; did you mean --optim.lr?\n"
+    assert result.stderr == "error: unknown flag --optim.lrr; did you mean --optim.lr?\n"
 
 
 def test_without_a_name_the_configurations_are_listed(monkeypatch, capsys):
@@ -90,13 +115,13 @@ def test_without_a_name_the_configurations_are_listed(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("name", configs.names())
-def test_help_shows_every_flag_with_its_type(name, monkeypatch, capsys):
-    assert call(monkeypatch, name, "--help") == 0
+def test_help_all_shows_every_flag_with_its_type(name, monkeypatch, capsys):
+    assert call(monkeypatch, name, "--help-all") == 0
     out = capsys.readouterr().out
     for flag in (
         "--model.width INT",
         "--optim.lr FLOAT",
-        "--train.resume {True,False}",
+        "--train.resume, --train.no-resume",
         "--optim.decay {matrices,kernels,all}",
     ):
         assert flag in out
@@ -117,7 +142,125 @@ def test_flags_change_the_configuration_they_name(monkeypatch, tiny):
         ),
     )
     assert config == expected
-    assert resume_command == f"python -m train tiny_for_test {' '.join(flags)} --train.resume True"
+    assert resume_command == f"python -m train --resume {tiny.run_dir}"
+
+
+def test_a_plain_name_is_what_the_list_is_about(monkeypatch, capsys):
+    assert call(monkeypatch, "quickstart", "--help") == 0
+    out = capsys.readouterr().out
+    known = dict(flags_of(configs.load("quickstart")))
+    assert set(command.COMMON) <= set(known)
+    assert all(f"  {flag} " in out for flag in command.COMMON)
+    assert "peak learning rate (0.004)" in out
+    assert "--help-all" in out
+    assert len(out.splitlines()) < 25
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Configurations and resume commands of the runs that the command would start."""
+    seen = []
+    monkeypatch.setattr(command, "run", lambda config, resume_command: seen.append((config, resume_command)))
+    return seen
+
+
+def test_switches_have_two_flags_and_older_spellings(monkeypatch, tiny, started):
+    for argv in (["--train.resume"], ["--train.resume", "True"], ["--train.resume=True"]):
+        assert call(monkeypatch, "tiny_for_test", *argv) == 0
+    for argv in (["--log.no-progress"], ["--log.progress", "False"], ["--log.progress=False", "--optim.lr", "0.5"]):
+        assert call(monkeypatch, "tiny_for_test", "--log.progress", *argv) == 0
+    assert [config.train.resume for config, _ in started] == [True] * 3 + [False] * 3
+    assert [config.log.progress for config, _ in started[3:]] == [False] * 3
+
+
+def test_a_file_gives_the_configuration_and_flags_change_it(monkeypatch, tmp_path, tiny, started):
+    written = tiny.replace(optim=tiny.optim.replace(lr=0.25), train=tiny.train.replace(resume=True))
+    (tmp_path / "config.json").write_text(written.to_json(), encoding="utf-8")
+    # What the file leaves out is that of the configuration it names; a part of another kind replaces the whole part.
+    (tmp_path / "mine.toml").write_text(
+        'name = "tiny_for_test"\n[optim]\nlr = 1\n[model.mixer]\nkind = "attention"\nheads = 2\n', encoding="utf-8"
+    )
+    assert call(monkeypatch, "--config", str(tmp_path / "config.json"), "--optim.clip", "2") == 0
+    assert call(monkeypatch, "--config", str(tmp_path / "mine.toml")) == 0
+    assert started[0][0] == tiny.replace(optim=tiny.optim.replace(lr=0.25, clip=2.0))
+    expected = tiny.replace(
+        name="tiny_for_test",
+        optim=tiny.optim.replace(lr=1.0),
+        model=tiny.model.replace(mixer=AttentionConfig(heads=2)),
+    )
+    assert started[1][0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("a.toml", "[optim]\nlrr = 1", "a.toml: optim: unknown field 'lrr'; did you mean 'lr'?"),
+        ("a.toml", "[optim]\nlr = 'x'", "a.toml: optim: lr must be a number, got 'x'"),
+        ("a.toml", "optim = 3", "a.toml: optim: expected a JSON object, got 3"),
+        ("a.toml", "[optim", "a.toml: not valid TOML"),
+        (
+            "a.toml",
+            "[model.mixer]\nkind = 'atention'",
+            "model.mixer: unknown mixer 'atention'; did you mean 'attention'",
+        ),
+        ("a.json", "[1]", "a.json: expected fields with values"),
+        ("a.json", "{", "a.json: not valid JSON"),
+        ("a.json", '{"model": {"widht": 3}}', "a.json: model: unknown field 'widht'; did you mean 'width'?"),
+    ],
+)
+def test_faults_of_a_file_are_named(name, text, says, monkeypatch, tmp_path, started, capsys):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert call(monkeypatch, "--config", str(tmp_path / name)) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+    assert started == []
+
+
+def test_a_run_is_resumed_by_its_folder_alone(monkeypatch, tmp_path, tiny, started):
+    folder = tmp_path / "moved here"
+    folder.mkdir()
+    (folder / "config.json").write_text(tiny.to_json(), encoding="utf-8")
+    flags = ["--distributed.coordinator", "auto", "--import", "json"]
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args: None)
+    assert call(monkeypatch, "--resume", str(folder), "--train.steps", "7", *flags) == 0
+    config, resume_command = started[0]
+    assert config == tiny.replace(run_dir=str(folder), train=tiny.train.replace(resume=True, steps=7))
+    assert resume_command == f"python -m train --resume '{folder}' --import json --distributed.coordinator auto"
+
+
+def test_what_is_no_run_is_not_resumed(monkeypatch, tmp_path, tiny, started, capsys):
+    (tmp_path / "shallow").mkdir()
+    (tmp_path / "shallow" / "config.json").write_text(tiny.to_json(), encoding="utf-8")
+    (tmp_path / "exported").mkdir()
+    (tmp_path / "exported" / "config.json").write_text(tiny.model.to_json(), encoding="utf-8")
+    (tmp_path / "exported" / "model.safetensors").touch()
+    for argv, says in (
+        ([str(tmp_path / "shalow")], "does not exist; did you mean 'shallow'?; runs beside it: shallow"),
+        ([str(tmp_path / "exported")], "exported holds no run"),
+        ([str(tmp_path / "shallow"), "--run-dir", "elsewhere"], "leave out the other flag"),
+        ([str(tmp_path / "shallow"), "--train.no-resume"], "leave out the other flag"),
+        ([str(tmp_path / "shallow"), "--config", "x"], "give one of --config FILE and --resume RUN, not both"),
+    ):
+        assert call(monkeypatch, "--resume", *argv) == 2
+        assert says in capsys.readouterr().err
+    assert call(monkeypatch, "tiny_for_test", "--resume", str(tmp_path / "shallow")) == 2
+    assert started == []
+
+
+def test_a_plugin_that_raises_is_one_line(monkeypatch, tmp_path, capsys):
+    (tmp_path / "broken_lab.py").write_text("1 / 0\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert call(monkeypatch, "--import", "broken_lab", "quickstart") == 2
+    assert capsys.readouterr().err == "error: --import broken_lab: ZeroDivisionError: division by zero\n"
+
+
+def test_names_of_other_projects_lead_to_flags_that_exist():
+    known = {*dict(flags_of(configs.load("gpt2_mhc"))), "--resume"}
+    ours = [answer.split()[0] for answer in FOREIGN.values() if answer.startswith("--")]
+    assert set(ours) <= known
+    tails = {flag.removeprefix("--").rpartition(".")[2] for flag in known}
+    assert not tails & set(FOREIGN)  # these are found without the table
 
 
 def test_plugin_registers_a_configuration(monkeypatch, tmp_path):

@@ -76,18 +76,17 @@ class DynamicMHC(MHC):
     def __init__(self, config: DynamicMHCConfig, width: int, policy: Policy, init: Init):
         n = config.streams
         self.config, self.policy = config, policy
-        sizes = [n, n, config.projection.size(n)]
-        # Which of the three parts each logit belongs to; without residual logits there are two.
-        self.part = tuple(np.repeat(range(3), sizes).tolist())
-        self.phi = init("phi", normal(config.phi_std), sum(sizes), n * width)
-        self.bias = init("bias", constant(_initial_bias(config, init)), sum(sizes))
-        self.alpha = init("alpha", constant(config.alpha), len(set(self.part)))
+        # Logits of each of the three parts; there may be no residual ones.
+        self.sizes = n, n, config.projection.size(n)
+        self.phi = init("phi", normal(config.phi_std), sum(self.sizes), n * width)
+        self.bias = init("bias", constant(_initial_bias(config, init)), sum(self.sizes))
+        self.alpha = init("alpha", constant(config.alpha), sum(size > 0 for size in self.sizes))
 
     def coefficients(self, h_BTND):
         config, dtype, n = self.config, self.policy.accumulate, self.config.streams
         phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
         weights_BTK = hyper.flat_weights(h_BTND.astype(dtype), phi_KM, eps=config.norm_eps)
-        logits_BTK = alpha[np.asarray(self.part)] * weights_BTK + bias_K
+        logits_BTK = alpha[np.repeat(range(3), self.sizes)] * weights_BTK + bias_K
         pre_BTN = jax.nn.sigmoid(logits_BTK[..., :n]) + config.pre_eps
         post_BTN = config.post_gain * jax.nn.sigmoid(logits_BTK[..., n : 2 * n]) + config.post_eps
         if config.projection.is_identity(n):

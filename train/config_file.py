@@ -1,0 +1,81 @@
+"""The configuration of a run from a file: what a run has written, or what a person has, as JSON or TOML."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import configs
+from mhc_jax import registry
+from mhc_jax.config import ConfigError, FieldError, read_json
+from train.config import RunConfig
+from train.prepare import CONFIG_FILE
+
+
+def read_config(path: str | Path) -> RunConfig:
+    """The configuration in a file: a run's ``config.json``, or TOML with the same fields.
+
+    What the file leaves out is as in the configuration that its ``name`` names, or at its default. It starts a new run,
+    whatever the file says of resuming.
+
+    Raises:
+        ConfigError: no such file, neither JSON nor TOML, or an unknown field or wrong value, which is named.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"--config {path}: no such file")
+    given = _read_toml(path) if path.suffix == ".toml" else read_json(path)
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path}: expected fields with values, as in a run's {CONFIG_FILE}")
+    name = given.get("name")
+    known = isinstance(name, str) and name.partition("@")[0] in configs.names()
+    config = _record(path, _merged((configs.load(name) if known else RunConfig()).to_dict(), given))
+    return config.replace(train=config.train.replace(resume=False))
+
+
+def read_run(folder: str | Path) -> RunConfig:
+    """The configuration of the run in ``folder``, to be resumed there.
+
+    Raises:
+        ConfigError: the folder holds no run.
+    """
+    path = Path(folder).expanduser()
+    file = path / CONFIG_FILE
+    if not file.is_file() or (path / "model.safetensors").is_file():
+        what = "holds no run" if path.is_dir() else "does not exist"
+        runs = [str(near.parent) for near in sorted(path.absolute().parent.glob(f"*/{CONFIG_FILE}"))]
+        runs = [run for run in runs if not Path(run, "model.safetensors").is_file()]
+        names = [Path(run).name for run in runs]
+        beside = f"; runs beside it: {registry.listed(names)}" if runs else ""
+        raise ConfigError(f"--resume {folder}: {path} {what}{registry.did_you_mean(path.name, names)}{beside}")
+    config = _record(file, read_json(file))
+    return config.replace(run_dir=str(folder), train=config.train.replace(resume=True))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not valid TOML (nested too deeply)") from None
+    except ValueError as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from None
+
+
+def _merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the values of ``given``; a part of another kind replaces the one of the base as a whole."""
+    if given.get("kind", base.get("kind")) != base.get("kind"):
+        return given
+    both = {
+        name: _merged(base[name], value)
+        for name, value in given.items()
+        if isinstance(value, dict) and isinstance(base.get(name), dict)
+    }
+    return {**base, **given, **both}
+
+
+def _record(path: Path, data: Any) -> RunConfig:
+    try:
+        return RunConfig.from_dict(data)
+    except FieldError as error:
+        raise ConfigError(f"{path}: {'.'.join(error.path)}{': ' if error.path else ''}{error.fault}") from None

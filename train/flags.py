@@ -1,0 +1,172 @@
+"""The flags that a command has, and how a fault or a mistyped flag is named in their terms."""
+
+import dataclasses
+import difflib
+import re
+import typing
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import tyro
+
+from mhc_jax.config import FieldError
+
+# What other projects (nanoGPT, Hugging Face, torchtitan, Levanter) call what is called otherwise here: the last part of
+# the flag, and our flag or a sentence. A flag that differs only in what stands before its last part needs no entry.
+FOREIGN = {
+    "adam-beta1": "--optim.beta1",
+    "adam-beta2": "--optim.beta2",
+    "adam-epsilon": "--optim.eps",
+    "always-save-checkpoint": "--checkpoint.every",
+    "backend": "set JAX_PLATFORMS=cpu, cuda or tpu in the environment",
+    "batch-size-per-device": "--data.batch-size (of all devices together)",
+    "bf16": "--model.execution.policy bfloat16",
+    "block-size": "--data.seq-len",
+    "checkpoint-interval": "--checkpoint.every",
+    "compile": "the training step is always compiled",
+    "data-dir": "--data.path",
+    "data-parallel": "--mesh.data",
+    "data-parallel-shard-degree": "--mesh.fsdp",
+    "data-parallel-replicate-degree": "--mesh.data",
+    "dataset": "--data.source",
+    "dataset-name": "--data.source",
+    "dataset-path": "--data.path",
+    "decay-lr": "--optim.schedule",
+    "device": "set JAX_PLATFORMS=cpu, cuda or tpu in the environment",
+    "dtype": "--model.execution.policy",
+    "eval-interval": "--train.eval-every",
+    "eval-iters": "--train.eval-batches",
+    "eval-steps": "--train.eval-every",
+    "fp16": "--model.execution.policy bfloat16",
+    "global-batch-size": "--data.batch-size",
+    "grad-clip": "--optim.clip",
+    "gradient-accumulation-steps": "--train.accumulate",
+    "gradient-checkpointing": "--model.execution.remat block",
+    "hidden-size": "--model.width",
+    "init-from": "--resume RUN",
+    "keep-latest-k": "--checkpoint.keep",
+    "learning-rate": "--optim.lr",
+    "load-checkpoint-path": "--resume RUN",
+    "local-batch-size": "--data.batch-size (of all devices together)",
+    "log-freq": "--log.every",
+    "log-interval": "--log.every",
+    "logging-steps": "--log.every",
+    "lr-decay-iters": "--optim.decay-steps",
+    "lr-scheduler-type": "--optim.schedule",
+    "max-grad-norm": "--optim.clip",
+    "max-iters": "--train.steps",
+    "max-norm": "--optim.clip",
+    "max-seq-length": "--data.seq-len",
+    "max-steps": "--train.steps",
+    "min-lr": "--optim.final-lr (a fraction of --optim.lr)",
+    "min-lr-ratio": "--optim.final-lr",
+    "mixed-precision": "--model.execution.policy bfloat16",
+    "model-name-or-path": "name a configuration; python -m train lists them",
+    "mp": "--model.execution.policy",
+    "n-embd": "--model.width",
+    "n-head": "--model.mixer.heads",
+    "n-layer": "--model.layers",
+    "num-epochs": "--train.epochs",
+    "num-train-epochs": "--train.epochs",
+    "num-train-steps": "--train.steps",
+    "out-dir": "--run-dir",
+    "output-dir": "--run-dir",
+    "overwrite-output-dir": "a run is never overwritten; choose another --run-dir",
+    "per-device-eval-batch-size": "--data.batch-size (of all devices together)",
+    "per-device-train-batch-size": "--data.batch-size (of all devices together)",
+    "report-to": "--log.wandb PROJECT or --log.tensorboard",
+    "resume-from-checkpoint": "--resume RUN",
+    "save-interval": "--checkpoint.every",
+    "save-steps": "--checkpoint.every",
+    "save-total-limit": "--checkpoint.keep",
+    "sequence-length": "--data.seq-len",
+    "steps-per-eval": "--train.eval-every",
+    "tensor-parallel-degree": "--mesh.tensor",
+    "train-batch-size": "--data.batch-size",
+    "train-data": "--data.source",
+    "train-file": "--data.source",
+    "training-steps": "--train.steps",
+    "wandb-log": "--log.wandb PROJECT",
+    "wandb-project": "--log.wandb",
+    "warmup": "--optim.warmup-steps",
+    "warmup-iters": "--optim.warmup-steps",
+    "warmup-ratio": "--optim.warmup-steps",
+}
+
+
+def flags_of(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every flag of a command and the type of its value.
+
+    Args:
+        record: a dataclass, or one with the values from which the flags start: they decide what lies below them.
+        prefix: of the flags, with a dot at the end.
+    """
+    hints = typing.get_type_hints(record if isinstance(record, type) else type(record), include_extras=True)
+    for field in dataclasses.fields(record):
+        hint, *marks = typing.get_args(hints[field.name]) if _annotated(hints[field.name]) else (hints[field.name],)
+        name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), field.name)
+        flag = f"{prefix}{name}".replace("_", "-")
+        value = getattr(record, field.name, field.default)
+        if dataclasses.is_dataclass(value):
+            yield from flags_of(value, f"{flag}." if name else prefix)
+        elif tyro.conf.Positional not in marks:
+            yield f"--{flag}", hint
+
+
+def _annotated(hint: Any) -> bool:
+    return typing.get_origin(hint) is typing.Annotated
+
+
+def switches_spelled(argv: Sequence[str], switches: Collection[str]) -> list[str]:
+    """The arguments with ``--flag True`` and ``--flag=False``, from older scripts, as ``--flag`` and ``--no-flag``."""
+    spelled, rest = [], list(argv)
+    while rest:
+        flag, _, value = rest[0].partition("=")
+        given = [flag, value] if value else rest[:2]
+        if normal(flag) in switches and given[1:] in (["True"], ["False"]):
+            spelled.append(flag if given[1] == "True" else negated(normal(flag)))
+            del rest[: 1 if value else 2]
+        else:
+            spelled.append(rest.pop(0))
+    return spelled
+
+
+def negated(flag: str) -> str:
+    """The flag that turns a switch off: ``--train.no-resume``."""
+    head, dot, last = flag.removeprefix("--").rpartition(".")
+    return f"--{head}{dot}no-{last}"
+
+
+def normal(flag: str) -> str:
+    """A flag without its value, in our spelling."""
+    return flag.partition("=")[0].replace("_", "-")
+
+
+def instead_of(flag: str, known: Collection[str]) -> str:
+    """What to say about a flag that there is not: ours of that meaning, or else the nearest."""
+    word = normal(flag).lower().lstrip("-")
+    last = word.rpartition(".")[2]
+    if answer := FOREIGN.get(last):
+        ours = answer.split()[0]
+        if ours in known or not ours.startswith("--") or ours == "--resume":
+            return f"unknown flag {flag.partition('=')[0]}: {'use ' if ours.startswith('--') else ''}{answer}"
+    ours = [name for name in known if name.lstrip("-").rpartition(".")[2] == last]
+    if not ours:
+        ours = difflib.get_close_matches(f"--{word}"[:100], list(known), n=1)
+    if not ours:
+        tails = {name.lstrip("-").rpartition(".")[2]: name for name in known}
+        ours = [tails[tail] for tail in difflib.get_close_matches(last[:100], list(tails), n=1)]
+    say = f"; did you mean {' or '.join(sorted(ours)[:3])}?" if ours else "; --help shows the flags"
+    return f"unknown flag {flag.partition('=')[0][:60]}{say}"
+
+
+def spelled(error: FieldError) -> str:
+    """The fault with fields as the flags that set them: ``--optim.lr must be positive, got -1.0``."""
+
+    def flag(match: re.Match) -> str:
+        word = match[0]
+        ours = word.partition(".")[0] in error.fields and ("." in word or "_" in word or match.start() == 0)
+        return f"--{'.'.join([*error.path, word])}".replace("_", "-") if ours else word
+
+    # Not inside quotes or numbers: a name there is a value.
+    return re.sub(r"(?<![\w'\".-])[a-z][a-z0-9_]*(?:\.[a-z][a-z0-9_]*)*", flag, error.fault)

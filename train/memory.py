@@ -1,0 +1,59 @@
+"""What a model needs beside what a machine has: requests beyond all measure are refused before they are made."""
+
+import math
+import os
+
+import jax
+
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_shapes
+from mhc_jax.nn.lm import LMConfig
+
+# Parameters, their gradients, and the two moments of AdamW.
+TRAINING = 4
+
+
+def check_memory(model: LMConfig, copies: int) -> None:
+    """Refuses a model whose float32 parameters, so many times, are more than all memory there is.
+
+    Args:
+        copies: 1 to hold the parameters, :data:`TRAINING` to train them.
+
+    Raises:
+        ConfigError: it names the largest parameter's flag, and both numbers.
+    """
+    sizes = {
+        jax.tree_util.keystr(path, simple=True, separator="."): math.prod(leaf.shape)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(model))
+    }
+    needed, there = 4 * copies * sum(sizes.values()), memory()
+    if needed > there:
+        name = max(sizes, key=sizes.__getitem__)
+        raise ConfigError(
+            f"{sum(sizes.values()):,} parameters take {_gigabytes(needed)}{' in training' if copies > 1 else ''}, and "
+            f"this machine has {_gigabytes(there)}; the largest is {name}: choose a smaller {_flag(model, name)}"
+        )
+
+
+def memory() -> int:
+    """Bytes of all local devices together; of the machine, where they are its processor or do not say."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    if jax.default_backend() != "cpu" and all(limits):
+        return sum(limits) * jax.process_count()
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
+
+
+def _flag(model: LMConfig, parameter: str) -> str:
+    """The flag of which that parameter's size is the likeliest to be too large."""
+    if parameter == "embed.tokens" and model.vocab_size > model.width:
+        return "--model.vocab-size"
+    if parameter == "embed.positions" and model.max_len > model.width:
+        return "--model.max-len or --data.seq-len"
+    if parameter.startswith("blocks.") and model.layers > model.width:
+        return "--model.layers"
+    streams = model.residual.stream_count or 0
+    return "--model.residual.streams" if ".residual." in parameter and streams > 64 else "--model.width"
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
