@@ -55,7 +55,7 @@ def test_killed_and_interrupted_run_equals_the_undisturbed_one_bitwise(folder):
     (out,) = finish(again, status=143)
     assert (f"resumed {broken} at step {step}" if step else f"no finished checkpoint in {broken}") in out
     assert "interrupted: saved step" in out
-    assert "-m train tiny --import tiny_plugin" in out.splitlines()[-1].partition("resume with: ")[2]
+    assert f"-m train --resume {broken} --import tiny_plugin" in out.splitlines()[-1].partition("resume with: ")[2]
     step = Checkpoints(broken, 2).latest_step()
     assert term_at <= step < STEPS
 

@@ -111,7 +111,7 @@ def test_picture_and_sample_are_written(done):
 
 def test_an_existing_run_is_not_overwritten(done):
     before = (done.folder / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="already holds a run; continue it with --resume ")::
+    with pytest.raises(ConfigError, match="already holds a run; continue it with --resume "):
         run(done.config)
     assert (done.folder / "metrics.jsonl").read_bytes() == before
 
