@@ -102,13 +102,13 @@ def read_blocks(path: Path) -> Iterator[str]:
         while True:
             data = file.read(BLOCK)
             pending = len(decoder.getstate()[0])
-            if (nul := data.find(b"\0")) >= 0:
-                raise DataError(f"{path} is binary, not text: NUL at byte {offset + nul}")
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError as error:
                 place = offset - pending + error.start
                 raise DataError(f"{path} is not UTF-8 text: byte {place} ({error.reason})") from None
+            if (nul := data.find(b"\0")) >= 0:
+                raise DataError(f"{path} is binary, not text: NUL at byte {offset + nul}")
             if text:
                 yield text if begun else text.removeprefix(BYTE_ORDER_MARK)
                 begun = True
