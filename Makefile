@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help install quickstart test test-all lint bench clean
+.PHONY: help install quickstart test test-all test-aot lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -33,7 +33,13 @@ test: $(VENV)/.installed-test  ## unit, parity and training tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q
 
 test-all: $(VENV)/.installed-test  ## the same with the slow studies
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m 'slow or not slow'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m 'not aot'
+
+# Apart from the other tests: jax[tpu] beside torch is an environment nobody trains in.
+test-aot:  ## compile a tiny model of each family for TPUs that are not here
+	$(PYTHON) -m venv $(VENV)-aot
+	$(VENV)-aot/bin/pip install --quiet --editable '.[tpu]' pytest
+	$(VENV)-aot/bin/python -m pytest -q -m aot train/tests/test_aot.py
 
 lint: $(VENV)/.installed-lint  ## ruff and pyright
 	$(BIN)/ruff check .
@@ -46,5 +52,5 @@ bench: $(VENV)/.installed-test  ## training, decoding, recurrence and compile-ti
 	$(BIN)/python -m train.benchmark mhc_ssm_original --what train
 	$(BIN)/python -m train.benchmark mhc_ssm_original --what decode
 
-clean:  ## remove the environment and caches (runs/ stays)
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+clean:  ## remove the environments and caches (runs/ stays)
+	rm -rf $(VENV) $(VENV)-aot .pytest_cache .ruff_cache

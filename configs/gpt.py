@@ -1,4 +1,4 @@
-"""nanoGPT on FineWeb10B and on characters of Shakespeare, as published and repaired; GPT-2 of 124M parameters.
+"""nanoGPT on FineWeb10B and on characters of Shakespeare, as published and repaired; GPT-2.
 
 The published runs take random windows of the tokens; their evaluations see 3,276,800 of them. Where a published file
 sets nothing, its trainer's default counts: among them a cosine that ends at step 2,000, after which the Shakespeare
@@ -10,6 +10,7 @@ import itertools
 from mhc_jax.models import gpt2, nanogpt
 from mhc_jax.models.gpt import Form, Topology
 from mhc_jax.nn.lm import Execution, LMConfig
+from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, StaticMHCConfig
 from mhc_jax.registry import register
 from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
@@ -154,6 +155,17 @@ def gpt2_mhc() -> RunConfig:
 def gpt2_dynamic_mhc() -> RunConfig:
     """GPT-2 of 124M parameters over dynamic mHC of the DeepSeek paper, four streams."""
     return _gpt2("gpt2_dynamic_mhc", gpt2(residual=DynamicMHCConfig()))
+
+
+@register("config", "gpt2_1b3")
+def gpt2_1b3() -> RunConfig:
+    """GPT-2 of 1.3B parameters (24 layers of width 2048) on FineWeb10B, for machines of many devices."""
+    config = _gpt2("gpt2_1b3", gpt2(layers=24, width=2048, mixer=AttentionConfig(heads=16)))
+    return config.replace(
+        data=config.data.replace(batch_size=1024),
+        optim=config.optim.replace(lr=2e-4, warmup_steps=350),
+        train=config.train.replace(steps=9536, accumulate=1),
+    )
 
 
 _offer_published()

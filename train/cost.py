@@ -1,4 +1,4 @@
-"""What a model is made of and what a training step costs, as tables."""
+"""What a model is made of and what a training step costs, here or on a machine that is not here, as tables."""
 
 import math
 import time
@@ -8,8 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.functional import Params
+from train.benchmark import hlo
 from train.config import RunConfig
+from train.metrics import flops_per_token, peak_flops
 from train.optimizer import make_optimizer
+from train.state import TrainState
 from train.step import init_state, make_train_step
 
 Row = dict[str, Any]
@@ -67,6 +70,51 @@ def step_flops(config: RunConfig) -> float:
     return cost["flops"] if cost else math.nan
 
 
+def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Compiled, clock: float | None) -> list[Row]:
+    """Bytes of one device by kind, kernels and estimated time of a training step compiled for a mesh of devices.
+
+    Args:
+        state: abstract, with the shardings that the step was compiled for.
+        clock: cycles per second of the compiler's estimates; None if it makes none.
+    """
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    cost = hlo.cost(text)
+    quantities = {
+        "parameters": (_mib(state.params), "MiB"),
+        "optimizer state": (_mib(state.opt_state), "MiB"),
+        "temporaries": (memory.temp_size_in_bytes / 2**20, "MiB"),
+        "output": (memory.output_size_in_bytes / 2**20, "MiB"),
+        "of that in place of input": (memory.alias_size_in_bytes / 2**20, "MiB"),
+        "peak": (memory.peak_memory_in_bytes / 2**20, "MiB"),
+        "kernels": (cost.kernels, ""),
+        **_layer_kernels(text, config.model.layers),
+    }
+    if clock:
+        seconds, devices = cost.cycles / clock, state.step.sharding.device_set
+        flops = flops_per_token(config.model) * config.data.batch_size * config.data.seq_len
+        quantities["estimated time without communication"] = (1e3 * seconds, "ms")
+        quantities["MFU at that time"] = (100 * flops / (seconds * len(devices) * peak_flops(next(iter(devices)))), "%")
+    return [{"one device, one step": name, "value": value, "unit": unit} for name, (value, unit) in quantities.items()]
+
+
+def _layer_kernels(text: str, layers: int) -> dict[str, tuple[int, str]]:
+    """Of one layer, where the program has a loop over layers for each pass: those of more kernels than other loops."""
+    loops = sorted(loop.kernels for loop in hlo.loops(text, layers))
+    if len(loops) < 2:
+        return {}
+    return {"kernels of a layer, forward": (loops[-2], ""), "kernels of a layer, backward": (loops[-1], "")}
+
+
+def collective_rows(text: str) -> list[Row]:
+    """What one device receives in one run of the program ``compiled.as_text()``, by kind; then the total."""
+    found = hlo.collectives(text)
+    total = sum(found.values(), hlo.Traffic())
+    return [
+        {"collective": kind, "arrays": traffic.arrays, "MiB": traffic.bytes / 2**20}
+        for kind, traffic in [*sorted(found.items()), ("total", total)]
+    ]
+
+
 def _lowered_step(config: RunConfig) -> jax.stages.Lowered:
     optimizer = make_optimizer(config.optim, total_steps=1)
     state = jax.eval_shape(lambda: init_state(config, optimizer))
@@ -76,4 +124,10 @@ def _lowered_step(config: RunConfig) -> jax.stages.Lowered:
 
 
 def _mib(tree: Any) -> float:
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**20
+    """MiB of a tree on one device."""
+
+    def size(leaf):
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree))) / 2**20

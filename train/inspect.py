@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +14,20 @@ import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
-from train import cli, figures, streams
-from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from train.cost import cost_rows, parameter_rows
+from train import cli, figures, sharding, streams, target
+from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from train.cost import collective_rows, cost_rows, machine_rows, parameter_rows
 from train.export import RUN_FILE
 from train.outputs import check_file
 from train.prepare import resolve
 from train.report import PLAIN, Findings, read_run, render
 from train.restore import load_run
 from train.table import terminal
+
+ESTIMATE = """\
+The time is the TPU compiler's own estimate of cycles, from shapes: without
+collectives and Pallas kernels, and nothing has run. Products of matrices are
+estimated 11 to 42 % above the chip's peak rate. The MFU is that of this time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +38,19 @@ class Flags:
         name: run directory, exported folder, or name of a configuration (its initial parameters).
         which: checkpoint of a run directory.
         compile: compile a training step, for memory, arithmetic and compile time.
+        topology: compile it for this machine, which need not be here, and show what it needs there and nothing else:
+            ``v4:AxBxC``, ``v5e:AxB``, ``v5p:AxBxC``, ``v6e:AxB`` (chips of a TPU slice along each axis), ``h100:N``.
         picture: where the mixing matrices and the statistics are drawn.
         html: where to write a report with all of it, and losses, that a browser shows without network; empty for none.
         tokens: validation tokens of a run that statistics are averaged over; 0, or without a run, a few made-up ones.
         model, data, optim, train: as in training.
+        mesh: as in training, over the devices of the topology.
     """
 
     name: tyro.conf.Positional[str]
     which: Literal["best", "last"] = "best"
     compile: bool = True
+    topology: Annotated[str, tyro.conf.arg(name="compile.topology")] = ""
     picture: str = "mixing.png"
     html: str = ""
     tokens: int = 2048
@@ -49,15 +58,27 @@ class Flags:
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
 
 
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
+    if any(argument.startswith("--compile.topology") for argument in argv):
+        target.prepare_environment()  # reading a run already asks for devices
     flags = cli.parse_named(Flags, argv, prog="python -m train.inspect", default=_defaults)
     if flags.tokens < 0:
         raise ConfigError(f"tokens must not be negative, got {flags.tokens}")
+    machine = target.find(flags.topology) if flags.topology else None
+    if machine and (flags.html or not flags.compile):
+        raise ConfigError("--compile.topology compiles and prints tables, nothing else; leave out --html and --compile")
     config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (configs.load(flags.name), None)
-    config = resolve(config.replace(model=flags.model, data=flags.data, optim=flags.optim, train=flags.train))
+    if not machine and flags.mesh != config.mesh:
+        raise ConfigError("--mesh.* lays out the devices of --compile.topology; give one, such as v5e:2x2 or h100:8")
+    config = config.replace(model=flags.model, data=flags.data, optim=flags.optim, train=flags.train, mesh=flags.mesh)
+    config = resolve(config)
+    if machine:
+        _look_ahead(config, machine)
+        return
     shapes = param_shapes(config.model)
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")
@@ -81,6 +102,32 @@ def main(argv: list[str]) -> None:
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(render(findings), encoding="utf-8")
         print(f"\nReport written to {page}")
+
+
+def _look_ahead(config: RunConfig, machine: target.Target) -> None:
+    """What the training step needs, moves and is estimated to take on a machine that need not be here, printed."""
+    mesh = sharding.make_mesh(config.mesh, target.devices(machine))
+    execution, data, train = config.model.execution, config.data, config.train
+    axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    print(
+        f"{config.name}: {parameter_rows(param_shapes(config.model))[-1]['count']:,} parameters, {execution.policy}, "
+        f"remat {execution.remat}\n"
+        f"{machine.name}: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}\n"
+        f"{data.batch_size} x {data.seq_len} tokens a step, in {train.accumulate} part(s)\n"
+        "compiling the training step; this takes a minute or two",
+        flush=True,
+    )
+    try:
+        state, compiled = target.compile_step(config, machine, mesh)
+    except target.DoesNotFit as fault:
+        print(target.verdict(machine, fault.needed))
+        return
+    print(target.verdict(machine, compiled.memory_analysis().peak_memory_in_bytes))
+    print("", terminal(machine_rows(config, state, compiled, machine.chip.clock)), sep="\n")
+    if mesh.size > 1:
+        print("", terminal(collective_rows(compiled.as_text())), sep="\n")
+    if machine.chip.clock:
+        print(f"\n{ESTIMATE}")
 
 
 def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[streams.Record, str]:
@@ -116,7 +163,7 @@ def _is_run(name: str) -> bool:
 
 def _defaults(name: str) -> Flags:
     config = load_run(name)[0] if _is_run(name) else configs.load(name)
-    return Flags(name, model=config.model, data=config.data, optim=config.optim, train=config.train)
+    return Flags(name, model=config.model, data=config.data, optim=config.optim, train=config.train, mesh=config.mesh)
 
 
 if __name__ == "__main__":

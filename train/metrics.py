@@ -34,6 +34,11 @@ PEAK_FLOPS = {
 METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
 
 
+def peak_flops(device: jax.Device) -> float | None:
+    """Of :data:`PEAK_FLOPS`; None for a device that is not listed."""
+    return next((flops for name, flops in PEAK_FLOPS.items() if name in device.device_kind), None)
+
+
 def flops_per_token(config: LMConfig) -> int:
     """Floating-point operations of one token's training step: 2 forward and 4 backward per weight of a matrix product.
 
@@ -56,8 +61,7 @@ class Meter:
     def __init__(self, tokens_per_step: int, flops_per_token: int, before: Mapping[str, float] | None = None):
         """Goes on from ``before``, the :meth:`total` of what was done of the run."""
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
-        device = jax.devices()[0]
-        peak = next((flops for name, flops in PEAK_FLOPS.items() if name in device.device_kind), None)
+        peak = peak_flops(jax.devices()[0])
         self._peak = peak and peak * jax.device_count()
         self._total = {"steps": 0, "seconds": 0.0} | dict(before or {})
         self.restart()

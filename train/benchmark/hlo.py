@@ -1,4 +1,4 @@
-"""What a compiled program moves through memory and between devices, read from its text.
+"""What a compiled program moves through memory and between devices, and how long that may take, read from its text.
 
 XLA's own "bytes accessed" counts the body of a loop once, however often it runs, and some backends do not give it
 at all. Here, as there, every kernel reads its operands and writes its results once, of an operand that it only
@@ -19,9 +19,12 @@ _INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?(\S+) = (.+?) ([a-z][a-z\d-]*)\((.*)$
 _CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.-]+)")
 _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 # No kernels: names for what is there already, or parts of a kernel that is counted elsewhere.
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
+_FREE |= {"partition-id", "replica-id"}
 _ASYNC_ENDS = ("-done", "-update")
 _SLICES = {"slice", "dynamic-slice", "gather"}
 _CONTROL = {"while", "call", "conditional"}
@@ -31,16 +34,20 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Bytes read and written, and kernels started."""
+    """Bytes read and written, kernels started, and the cycles that the compiler estimates for them.
+
+    The TPU compiler estimates all but collectives and Pallas kernels, other compilers nothing.
+    """
 
     bytes: int = 0
     kernels: int = 0
+    cycles: int = 0
 
     def __add__(self, other: Self) -> "Cost":
-        return Cost(self.bytes + other.bytes, self.kernels + other.kernels)
+        return Cost(self.bytes + other.bytes, self.kernels + other.kernels, self.cycles + other.cycles)
 
     def __mul__(self, times: int) -> "Cost":
-        return Cost(self.bytes * times, self.kernels * times)
+        return Cost(self.bytes * times, self.kernels * times, self.cycles * times)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +90,14 @@ def cost(text: str) -> Cost:
     """Cost of one run of the program ``compiled.as_text()``."""
     program, entry = _parse(text)
     return _computation(program, entry)
+
+
+def loops(text: str, trips: int) -> list[Cost]:
+    """Cost of one trip of each loop that makes so many trips and lies in no other such loop, in order."""
+    program, entry = _parse(text)
+    return [
+        sum((_computation(program, name) for name in each.called), Cost()) for each in _outermost(program, entry, trips)
+    ]
 
 
 def collectives(text: str) -> dict[str, Traffic]:
@@ -142,11 +157,29 @@ def _size(shape: str) -> int:
 
 
 def _runs(program: _Program, computation: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
-    """Every instruction that ``computation`` runs, also inside what it calls, and how often."""
+    """Every instruction that ``computation`` runs, also inside what it calls, and how often.
+
+    A collective that runs beside other kernels is written into each of them; the first one stands for all.
+    """
+    channels = set()
     for each in program[computation].values():
         yield each, times
         for name in () if each.op.endswith(_ASYNC_ENDS) else each.called:
-            yield from _runs(program, name, times * _trips(program, each))
+            for one, often in _runs(program, name, times * _trips(program, each)):
+                if each.op == "fusion" and (channel := _CHANNEL.search(one.rest)):
+                    if channel[1] in channels:
+                        continue
+                    channels.add(channel[1])
+                yield one, often
+
+
+def _outermost(program: _Program, computation: str, trips: int) -> Iterator[_Instruction]:
+    for each in program[computation].values():
+        if each.op == "while" and _trips(program, each) == trips:
+            yield each
+        elif each.op in _CONTROL:
+            for name in each.called:
+                yield from _outermost(program, name, trips)
 
 
 def _trips(program: _Program, each: _Instruction) -> int:
@@ -170,17 +203,19 @@ def _instruction(program: _Program, computation: str, each: _Instruction) -> Cos
         return Cost()
     if each.op in _CONTROL:
         return sum((_computation(program, name) for name in each.called), Cost()) * _trips(program, each)
-    sizes = {name: instruction.size for name, instruction in program[computation].items()}
+    there = program[computation]
+    sizes = [there[name].size if name in there else 0 for name in each.operands]
     fused = program[each.called[0]] if each.op == "fusion" else _alone(each, sizes)
-    read = sum(_read(fused, index, sizes.get(name, 0)) for index, name in enumerate(each.operands))
-    return Cost(read + _written(fused, each.size), 1)
+    read = sum(_read(fused, index, size) for index, size in enumerate(sizes))
+    estimate = _CYCLES.search(each.rest)
+    return Cost(read + _written(fused, each.size), 1, int(estimate[1]) if estimate else 0)
 
 
-def _alone(each: _Instruction, sizes: dict[str, int]) -> dict[str, _Instruction]:
-    """An instruction that is a kernel by itself, as the fusion of itself alone."""
+def _alone(each: _Instruction, sizes: list[int]) -> dict[str, _Instruction]:
+    """An instruction that is a kernel by itself, as the fusion of itself alone, with operands of these sizes."""
     parameters = [
-        _Instruction(f"operand {index}", f"s8[{sizes.get(name, 0)}]", "parameter", (), f"{index})")
-        for index, name in enumerate(each.operands)
+        _Instruction(f"operand {index}", f"s8[{size}]", "parameter", (), f"{index})")
+        for index, size in enumerate(sizes)
     ]
     names = tuple(parameter.name for parameter in parameters)
     return {one.name: one for one in (*parameters, dataclasses.replace(each, operands=names))}

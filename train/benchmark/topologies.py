@@ -18,7 +18,7 @@ from train.benchmark.jax_worker import TOTAL_STEPS, random_batch
 from train.benchmark.turns import compare, take_turns
 from train.benchmark.worker import Step
 from train.config import RunConfig
-from train.metrics import PEAK_FLOPS, flops_per_token
+from train.metrics import flops_per_token, peak_flops
 from train.optimizer import make_optimizer
 from train.step import init_state, make_train_step
 
@@ -153,15 +153,10 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
 
 def _row(name: str, config: RunConfig, timing: dict[str, float], facts: Row) -> Row:
     tokens_per_s = config.data.batch_size * config.data.seq_len / (1e-3 * timing["ms"])
-    peak = _peak_flops()
+    peak = peak_flops(jax.devices()[0])
     mfu = {"mfu": flops_per_token(config.model) * tokens_per_s / peak} if peak else {}
     count = config.model.residual.stream_count
     return {"topology": name, "n": count, **timing, "tokens/s": tokens_per_s, **mfu, **facts}
-
-
-def _peak_flops() -> float | None:
-    kind = jax.devices()[0].device_kind
-    return next((flops for name, flops in PEAK_FLOPS.items() if name in kind), None)
 
 
 def _notes(config: RunConfig) -> list[str]:

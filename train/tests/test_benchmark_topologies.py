@@ -11,6 +11,7 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from mhc_jax.models.topologies import with_topology
+from train import metrics
 from train.benchmark import __main__ as benchmark
 from train.benchmark import hlo, topologies, traffic
 from train.benchmark.turns import compare, take_turns
@@ -83,7 +84,7 @@ def test_what_does_not_fit_into_memory_is_a_note(run, monkeypatch):
 
 
 def test_mfu_where_the_peak_is_known(run, monkeypatch):
-    monkeypatch.setattr(topologies, "PEAK_FLOPS", {jax.devices()[0].device_kind: 1e9})
+    monkeypatch.setitem(metrics.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
     rows, _ = topologies.table(run, ("plain",), (), rounds=1, calls=1)
     expected = topologies.flops_per_token(with_topology(MODEL, "plain")) * rows[0]["tokens/s"] / 1e9
     assert rows[0]["mfu"] == pytest.approx(expected)

@@ -1,0 +1,69 @@
+"""Figures read from the text of a program as the TPU compiler writes it."""
+
+from train.benchmark import hlo
+
+# A loop of three trips in which a gather runs beside a kernel, and is therefore written three times.
+TPU = """
+%piece (p: bf16[2,4]) -> (bf16[2,4], bf16[8,4], u32[]) {
+  %p = bf16[2,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %gather.1 = bf16[8,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, dimensions={0}
+  ROOT %t = (bf16[2,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}) custom-call(%p, %gather.1), custom_call_target="Start"
+}
+%beside (p: bf16[2,4]) -> f32[8] {
+  %p = bf16[2,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %gather.2 = bf16[8,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, dimensions={0}
+  ROOT %sum = f32[8]{0:T(128)} reduce(%gather.2)
+}
+%done (p: bf16[2,4]) -> bf16[8,4] {
+  %p = bf16[2,4]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %gather.3 = bf16[8,4]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, dimensions={0}
+}
+%inner (i: s32[]) -> s32[] {
+  %i = s32[]{:T(128)} parameter(0)
+  ROOT %next = s32[]{:T(128)} negate(%i), backend_config={"estimated_cycles":"5"}
+}
+%inner_condition (i: s32[]) -> pred[] {
+  %i = s32[]{:T(128)} parameter(0)
+  %last = s32[]{:T(128)} constant(2)
+  ROOT %less = pred[]{:T(512)} compare(%i, %last), direction=LT
+}
+%body (x: bf16[2,4]) -> bf16[2,4] {
+  %x = bf16[2,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %start = (bf16[2,4]{1,0}, bf16[8,4]{1,0}, u32[]{:S(2)}) fusion(%x), kind=kCustom, calls=%piece
+  %kernel = f32[8]{0:T(128)} fusion(%x), kind=kOutput, calls=%beside, backend_config={"window_config":{\
+"kernel_window_bounds":[],"estimated_cycles":"1000","iteration_bounds":[]}}
+  %end = bf16[8,4]{1,0} fusion(%x), kind=kCustom, calls=%done
+  %first = s32[]{:T(128)} replica-id()
+  ROOT %loop = s32[]{:T(128)} while(%first), condition=%inner_condition, body=%inner
+}
+%condition (x: bf16[2,4]) -> pred[] {
+  %x = bf16[2,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %last = s32[]{:T(128)} constant(3)
+  ROOT %less = pred[]{:T(512)} compare(%x, %last), direction=LT
+}
+ENTRY %main (x: bf16[2,4]) -> bf16[2,4] {
+  %x = bf16[2,4]{1,0:T(8,128)(2,1)} parameter(0)
+  %layers = bf16[2,4]{1,0:T(8,128)(2,1)} while(%x), condition=%condition, body=%body
+  ROOT %last = bf16[2,4]{1,0:T(8,128)(2,1)} negate(%layers), backend_config={"estimated_cycles":"40"}
+}
+"""
+TRIP_KERNELS, TRIP_CYCLES = 3 + 2, 1000 + 2 * 5
+
+
+def test_cycles_and_kernels_count_as_often_as_they_run():
+    cost = hlo.cost(TPU)
+    assert (cost.kernels, cost.cycles) == (3 * TRIP_KERNELS + 1, 3 * TRIP_CYCLES + 40)
+
+
+def test_loops_are_found_by_their_trips():
+    [layer] = hlo.loops(TPU, 3)
+    assert (layer.kernels, layer.cycles) == (TRIP_KERNELS, TRIP_CYCLES)
+    [inner] = hlo.loops(TPU.replace("constant(3)", "constant(4)"), 2)
+    assert (inner.kernels, inner.cycles) == (1, 5)
+    [outer] = hlo.loops(TPU.replace("constant(2)", "constant(3)"), 3)
+    assert outer.kernels == TRIP_KERNELS + 1, "the inner loop belongs to it"
+    assert hlo.loops(TPU, 5) == []
+
+
+def test_a_gather_beside_kernels_is_one():
+    assert hlo.collectives(TPU) == {"all-gather": hlo.Traffic(arrays=3, bytes=3 * 2 * 32)}
