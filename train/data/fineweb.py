@@ -175,7 +175,7 @@ def _open(path: Path, cache: Path, written: dict[str, str], vocab_size: int) -> 
         check_ids(tokens, vocab_size, str(path))
         return {"counts": token_counts(tokens, vocab_size)}, {"sha256": sha256_file(path)}
 
-    key = sha256_json([str(path.resolve()), status.st_size, status.st_mtime_ns, vocab_size])
+    key = sha256_json([str(path.resolve()), status.st_size, status.st_mtime_ns])
     arrays, record = cached_arrays(cache, key, inspect)
     digest = record["sha256"]
     if digest != written.get(path.name, digest):

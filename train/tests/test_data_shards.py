@@ -183,6 +183,23 @@ def test_a_shard_is_read_as_a_whole_only_once(config, tmp_path, monkeypatch):
     assert checked == [str(path)]
 
 
+def test_shards_of_one_time_are_told_apart(config, tmp_path):
+    """By their paths, even if they are equally long, and by their lengths."""
+    fill(tmp_path / "shards")
+    path, other = (tmp_path / "shards" / shard_name("train", number) for number in (1, 2))
+
+    def write(path, tokens):
+        write_shard(path, np.array(tokens, np.uint16))
+        os.utime(path, ns=(1, 1))
+
+    write(path, [1] * 500)
+    write(other, [2] * 500)
+    counts = load_corpus(config.replace(train_shards=2)).train.counts
+    assert (counts[1], counts[2]) == (500, 500)
+    write(other, [3] * 400)
+    assert load_corpus(config.replace(train_shards=2)).train.counts[3] == 400
+
+
 def test_ids_that_are_not_gpt2s(config, tmp_path):
     fill(tmp_path / "shards")
     path = tmp_path / "shards" / shard_name("train", 1)

@@ -93,6 +93,17 @@ def test_documents_have_no_special_token_inside(gpt2, tmp_path):
     assert load_tokenizer(str(tmp_path)).encode_documents(["a <pad> b"]) == [[0, 3, 3, 3, 1]]
 
 
+def test_special_tokens_spelled_out_get_the_ids_of_any_text(tmp_path):
+    vocab = {character: i for i, character in enumerate("ab<>/s")} | {"</": 6, "</s>": 7}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[("<", "/")]))
+    backend.add_special_tokens(["</s>"])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(str(tmp_path))
+    assert tokenizer.encode("a</s>b") == [0, 7, 1]
+    # The first two characters are one token, here as anywhere else.
+    assert tokenizer.encode_documents(["a</s>b", "</a"]) == [[0, 6, 5, 3, 1], [6, 0]]
+
+
 def unigram_tokenizer(file, **end_token):
     """A model whose own vocabulary holds the special tokens, each likelier than its characters."""
     pieces = [("<unk>", 0.0), ("</s>", 0.0), *((piece, -2.0) for piece in "ab<>/s")]
