@@ -1,0 +1,164 @@
+"""Ctrl-C and SIGTERM: one line, the customary status, and what a run was doing goes on as if nothing had happened."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from train import interrupt, study
+from train.interrupt import Interrupted
+from train.tests.runs import measured, offer, tiny_run
+
+HERE = Path(__file__).parent
+
+
+def call(folder, argv, signal_at=""):
+    """``python -m ARGV``, which sends itself a signal, see ``signal_at/sitecustomize.py``."""
+    path = [str(folder), *sys.path]
+    environment = os.environ | ({"SIGNAL_AT": signal_at} if signal_at else {})
+    environment["PYTHONPATH"] = os.pathsep.join([str(HERE / "signal_at"), *path] if signal_at else path)
+    return subprocess.run(
+        [sys.executable, "-m", *argv], env=environment, cwd=folder, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [("train", signal.SIGTERM), ("train.compare", signal.SIGINT), ("parity_tests", signal.SIGINT)],
+)
+def test_a_command_that_loads_ends_in_one_line(tmp_path, command, number):
+    ended = call(tmp_path, [command], f"tyro/__init__.py:<module> 1 {number:d}")
+    assert (ended.returncode, ended.stdout, ended.stderr) == (128 + number, "", "interrupted\n")
+
+
+def test_importing_the_package_leaves_the_signals_alone(tmp_path):
+    code = "import signal, train, parity_tests; assert signal.getsignal(2) is signal.default_int_handler"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_first_signal_raises_and_the_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted) as stop, interrupt.advising("go on"), interrupt.raising():
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert (str(stop.value), interrupt.status(stop.value)) == ("go on", 143)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_an_inner_advice_stays():
+    with pytest.raises(Interrupted, match="^inner$"), interrupt.advising("outer"), interrupt.advising("inner"):
+        raise Interrupted(signal.SIGINT)
+
+
+def test_a_noted_signal_is_asked_for_between_batches():
+    with interrupt.Interrupt() as request:
+        items = request.between(range(9))
+        assert [next(items), next(items)] == [0, 1]
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            next(items)
+
+
+def test_children_end_and_no_more_are_started():
+    children, ended = study.Children(), []
+    sleep = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
+    thread = threading.Thread(target=lambda: ended.append(children.run(sleep)))
+    thread.start()
+    while not children._running:
+        time.sleep(0.01)
+    children.end()
+    thread.join(60)
+    assert ended[0][0] == -signal.SIGTERM
+    assert children.run(sleep)[0] == 143
+
+
+# Of a run of 12 steps with three evaluations, and after it one of the whole split.
+MOMENTS = {
+    "importing": "jax/__init__.py:<module> 1",
+    "flags": "train/cli.py:parse 1",
+    "encoding": "train/data/corpus.py:load_corpus 1",
+    "initialising": "train/step.py:init_state 2",
+    "tracing": "train/step.py:train_step 1",
+    "compiling": "train/run.py:_compile_train_step 1",
+    "step 1": "train/run.py:report 1",
+    "evaluating": "train/data/loader.py:_eval_batch 2",
+    "saving": "train/checkpoint.py:save 1",
+    "evaluating at the end": "train/evaluate.py:evaluate 4",
+    "drawing": "train/plot.py:plot_losses 1",
+    "sampling": "train/sample.py:sample 1",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("interrupted")
+    config = tiny_run(folder)
+    offer(
+        config.replace(
+            train=config.train.replace(steps=12, eval_every=4, eval_batches=2),
+            checkpoint=config.checkpoint.replace(every=5),
+        ),
+        folder,
+    )
+    assert call(folder, command(folder, "whole")).returncode == 0
+    return folder
+
+
+def command(folder, name):
+    return ["train", "tiny", "--import", "tiny_plugin", "--run-dir", str(folder / name)]
+
+
+def finish_and_compare(folder, name, stopped):
+    """Goes on with a run as the line says, and compares it with the one that was never disturbed."""
+    (line,) = stopped.stderr.splitlines()
+    _, resumable, typed = line.partition("resume with: ")
+    again = shlex.split(typed)[2:] if resumable else command(folder, name)
+    assert not resumable or "saved" in line
+    ended = call(folder, again)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert measured(folder / name) == measured(folder / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_stopped_anywhere_ends_as_the_undisturbed_one(folder, moment, number):
+    name = f"{moment} {number:d}"  # a blank has to be quoted in the command that resumes
+    stopped = call(folder, command(folder, name), f"{MOMENTS[moment]} {number:d}")
+    assert stopped.returncode == 128 + number
+    finish_and_compare(folder, name, stopped)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["train/data/loader.py:_eval_batch 2", "train/step.py:train_step 1"])
+def test_the_second_signal_acts_at_once(folder, place):
+    name = place.split(":")[1]
+    stopped = call(folder, command(folder, name), f"{place} {signal.SIGINT:d} {signal.SIGINT:d}")
+    assert stopped.returncode == 130
+    assert stopped.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argv", "place"),
+    [
+        (["train.evaluate", "whole"], "train/data/loader.py:_eval_batch 1"),
+        (["train.sample", "whole"], "train/sample.py:sample 1"),
+        (["train.inspect", "whole"], "train/streams.py:measure 1"),
+        (["train.export", "whole", "exported"], "train/export.py:export 1"),
+        (["train.compare", "whole"], "train/compare.py:draw_curves 1"),
+        (["train.prepare_fineweb", "--out", "shards"], "train/prepare_fineweb.py:prepare 1"),
+        (["train.benchmark", "quickstart", "--what", "traffic", "--out", ""], "train/benchmark/traffic.py:table 1"),
+        (["parity_tests", "--golden"], "parity_tests/replay.py:rows 1"),
+    ],
+)
+def test_every_command_ends_in_one_line(folder, argv, place):
+    stopped = call(folder, argv, f"{place} {signal.SIGTERM:d}")
+    assert stopped.returncode == 143
+    assert stopped.stderr.startswith("interrupted")
+    assert stopped.stderr.count("\n") == 1
