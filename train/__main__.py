@@ -1,7 +1,7 @@
 """Trains a language model: ``python -m train NAME [--flags]``, or from a file, or on from where a run has stopped.
 
-Exit status: 0 done, 2 bad input, 3 stopped because the loss was no longer finite, 130 or 143 stopped by SIGINT or
-SIGTERM, which save what was trained.
+Exit status: 0 done, 2 bad input, 3 stopped because the loss was no longer finite, 4 another process
+of the run is gone, 130 or 143 stopped by SIGINT or SIGTERM, which save what was trained.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import tyro
 
 import configs
 from mhc_jax.config import ConfigError
-from train import cli, interrupt
+from train import cli, interrupt, peers
 from train.config import RunConfig
 from train.config_file import read_config, read_run
 from train.console import show_log
@@ -90,6 +90,11 @@ def main(argv: list[str]) -> None:
     # Processes find each other before anything touches a device, and even reading a configuration may.
     join(start.distributed)
     interrupt.take_back()
+    with peers.telling():
+        _command(argv, start, rest)
+
+
+def _command(argv: list[str], start: Start, rest: list[str]) -> None:
     for plugin in start.plugins:
         _load(plugin)
     if not (start.config or start.resume or set(rest) - {"-h", "--help", "--help-all"}):
@@ -108,9 +113,11 @@ def main(argv: list[str]) -> None:
     )
     config = _resumed(start.resume, command.run) if start.resume else command.run
     use_compile_cache()
+    resume_command = shlex.join([*_typed_before(argv), *_resuming(start, config)])
+    peers.resume_with(resume_command)
     try:
         with interrupt.advising("interrupted before a step was trained; the same command starts again"):
-            run(config, resume_command=shlex.join([*_typed_before(argv), *_resuming(start, config)]))
+            run(config, resume_command=resume_command)
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
@@ -183,4 +190,5 @@ def _value(config: RunConfig, flag: str) -> str:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    with peers.leaving():
+        cli.run(main)

@@ -30,7 +30,7 @@ from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
-from train import manifest
+from train import manifest, peers
 from train.data.files import replacing
 from train.manifest import Status
 from train.sharding import dotted
@@ -153,6 +153,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
             if jax.process_index() == 0:
                 manifest.seal(self.directory / str(step))
+            peers.follow(f"sealed/{step}")
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:

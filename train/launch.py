@@ -2,11 +2,19 @@
 
 import dataclasses
 import os
+import queue
+from collections.abc import Sequence
 
 import jax
+from jax._src.clusters import ClusterEnv
+from jax._src.distributed import global_state
 
 from mhc_jax.config import Config, ConfigError
+from train import peers
 from train.data.cache import default_cache_dir
+from train.relay import Relay
+
+TIMEOUT = 300  # seconds in which all processes must have been started
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +49,42 @@ def join(config: DistributedConfig) -> None:
         if count is not None or index is not None:
             raise ConfigError("several processes need a coordinator: give --distributed.coordinator HOST:PORT")
         return
+    address, devices = coordinator, None
     try:
         if coordinator == "auto":
-            jax.distributed.initialize()
-            return
-        if count is None or index is None or not 0 <= index < count:
+            address, count, index, devices = ClusterEnv.auto_detect_unset_distributed_params(
+                None, None, None, None, None, TIMEOUT
+            )
+        if address is None or count is None or index is None or not 0 <= index < count:
             raise ConfigError(
-                "--distributed.coordinator needs --distributed.num-processes N and --distributed.process-id "
+                "no cluster found for --distributed.coordinator auto; give HOST:PORT"
+                if coordinator == "auto"
+                else "--distributed.coordinator needs --distributed.num-processes N and --distributed.process-id "
                 f"in 0..N-1, got {count} and {index}"
             )
-        jax.distributed.initialize(coordinator, count, index)
+        _connect(address, count, index, devices)
     except (RuntimeError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"cannot join the processes at {coordinator}: {str(error).splitlines()[0]}") from error
+
+
+def _connect(coordinator: str, count: int, index: int, devices: Sequence[int] | None) -> None:
+    joined: queue.SimpleQueue[peers.Peers] = queue.SimpleQueue()
+    relay = Relay(coordinator, lambda: joined.get().lost(0)) if index else None
+    # JAX aborts a process whose peers are silent for so long; the watch of train.peers must come first.
+    patience = 4 * int(peers.SILENCE)
+    jax.distributed.initialize(
+        relay.address if relay else coordinator,
+        count,
+        index,
+        devices,
+        initialization_timeout=TIMEOUT,
+        heartbeat_timeout_seconds=patience,
+    )
+    if relay:
+        relay.close_door()
+    joined.put(peers.start(global_state.client, index, count))
 
 
 def _number(given: int | None, variable: str) -> int | None:

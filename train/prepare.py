@@ -32,6 +32,16 @@ FREE_ON_RESUME = (
 )
 
 
+# What the processes of one run may have each of its own: where a host keeps its copy of the data, and what it shows.
+FREE_ON_A_HOST = ("data.path", "data.cache_dir", "log.progress")
+
+
+def must_agree(config: RunConfig) -> dict[str, Any]:
+    """What all processes of a run must be started with alike, by flag."""
+    fields = _flat(config.to_dict())
+    return {f"--{name.replace('_', '-')}": fields[name] for name in sorted({*fields} - {*FREE_ON_A_HOST})}
+
+
 def run_folder(config: RunConfig) -> Path:
     """Where the run writes."""
     return Path(config.run_dir or Path("runs", config.name)).expanduser()

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
-from train import lock, sharding, streams
+from train import lock, peers, sharding, streams
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.console import Display, say
@@ -31,7 +31,7 @@ from train.memory import TRAINING, check_memory
 from train.metrics import METRICS_FILE, SUMMARY_FILE, Meter, MetricsLog, check_sinks, flops_per_token
 from train.optimizer import make_optimizer
 from train.plot import plot_losses
-from train.prepare import CONFIG_FILE, check_resumes, finished, refuse_overwrite, resolve, run_folder
+from train.prepare import CONFIG_FILE, check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
 from train.sample import sample
 from train.state import TrainState
 from train.step import init_state, make_eval_step
@@ -61,6 +61,8 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
         NonFiniteError: ``train.max_nonfinite`` steps in a row were skipped.
     """
     started = time.monotonic()
+    peers.agree("start", {**must_agree(config), **{f"the version of {name}": v for name, v in _versions().items()}})
+    peers.agree("devices", {"their devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"})
     refuse_overwrite(config)
     lock.refuse_held(run_folder(config))
     check_sinks(config.log)
@@ -75,6 +77,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
         return _nothing_left(config, summary)
 
     corpus = load_corpus(config.data)
+    peers.agree("corpus", {"the text or its tokenizer (SHA-256)": corpus.fingerprint})
     epoch = steps_per_epoch(corpus.train, config.data)
     total_steps = config.train.steps or config.train.epochs * epoch
     if summary := finished(config, total_steps):
@@ -244,7 +247,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
         "compile_seconds": compile_seconds,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": _versions(),
     }
     with advising(f"interrupted: step {total_steps} is saved {resumes}"):
         _finish(config, folder, corpus, state.params, summary)
@@ -320,7 +323,7 @@ def _introduce(
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

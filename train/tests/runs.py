@@ -75,14 +75,27 @@ def start(
 
 
 def start_two(
-    folder: Path, name: str, *flags: str, signal_at: tuple[int, signal.Signals] | None = None
+    folder: Path,
+    name: str,
+    *flags: str,
+    signal_at: tuple[int, signal.Signals] | None = None,
+    signalled: int = 1,
+    other: tuple[str, ...] = (),
 ) -> list[subprocess.Popen]:
-    """Two processes that train together, as :func:`start` does; the second sends itself the signal."""
+    """Two processes that train together, as :func:`start` does.
+
+    Args:
+        signal_at: what process ``signalled`` sends itself, see :func:`start`.
+        other: flags of the second process alone.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     place = ("--distributed.coordinator", address, "--distributed.num-processes", "2", "--distributed.process-id")
-    return [start(folder, name, *flags, *place, "0"), start(folder, name, *flags, *place, "1", signal_at=signal_at)]
+    return [
+        start(folder, name, *flags, *extra, *place, str(i), signal_at=signal_at if i == signalled else None)
+        for i, extra in enumerate(((), other))
+    ]
 
 
 def finish(*processes: subprocess.Popen, status: int = 0) -> list[str]:
