@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help install quickstart test test-all test-aot lint bench clean
+.PHONY: help install quickstart test test-all test-aot mutants lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -41,6 +41,9 @@ test-aot:  ## compile a tiny model of each family for TPUs that are not here
 	$(VENV)-aot/bin/pip install --quiet --editable '.[tpu]' pytest
 	$(VENV)-aot/bin/python -m pytest -q -m aot train/tests/test_aot.py
 
+mutants: $(VENV)/.installed-test  ## small bugs planted in the code, and which the tests notice; hours, resumes where it stopped
+	$(BIN)/python -m mutants --workers $(WORKERS)
+
 lint: $(VENV)/.installed-lint  ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,4 +56,4 @@ bench: $(VENV)/.installed-test  ## training, decoding, recurrence and compile-ti
 	$(BIN)/python -m train.benchmark mhc_ssm_original --what decode
 
 clean:  ## remove the environments and caches (runs/ stays)
-	rm -rf $(VENV) $(VENV)-aot .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-aot .pytest_cache .ruff_cache .mutants

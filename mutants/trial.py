@@ -1,0 +1,163 @@
+"""One mutant in a process of its own, forked from one that has imported everything but the project."""
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from mutants.operators import Mutant
+
+LIBRARIES = (
+    "jax", "jax.numpy", "flax.nnx", "optax", "orbax.checkpoint", "grain.python", "datasets", "transformers",
+    "tokenizers", "safetensors.numpy", "matplotlib.pyplot", "rich.progress", "tyro", "torch", "hypothesis", "pytest",
+)  # fmt: skip
+
+
+def preload() -> None:
+    """Imports what the project imports, and leaves it without a backend: that has threads, which no fork survives."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    from jax._src import xla_bridge
+
+    assert not xla_bridge.backends_are_initialized(), "a library starts jax's backend when it is imported"
+
+
+def copy_tree(root: Path, to: Path) -> None:
+    """The files of the repository that git tracks or would."""
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(listing, cwd=root, capture_output=True, text=True, check=True).stdout
+    shutil.rmtree(to, ignore_errors=True)
+    for name in filter(None, names.split("\0")):
+        if (root / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, to / name)
+
+
+class Chosen:
+    """Plugin of pytest: only these tests, the quickest files first, no new one once the budget is spent.
+
+    The budget is in seconds of processors, children included: a busy machine does not shorten it.
+
+    What ended the session, a test's name or the time, is left in the file ``verdict``.
+    """
+
+    def __init__(self, tests: dict[str, float], budget: float, verdict: Path):
+        self.tests, self.end, self.verdict = tests, _processor_seconds() + budget, verdict
+
+    def pytest_collection_modifyitems(self, items):
+        files: dict[str, float] = {}
+        for test, seconds in self.tests.items():
+            files[test.split("::")[0]] = files.get(test.split("::")[0], 0.0) + seconds
+        kept = [item for item in items if item.nodeid in self.tests]
+        items[:] = sorted(kept, key=lambda item: (files[(name := item.nodeid.split("::")[0])], name))
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.verdict.write_text(report.nodeid)
+
+    def pytest_runtest_logfinish(self, nodeid):
+        if _processor_seconds() > self.end and not self.verdict.exists():
+            self.verdict.write_text("out of time")
+            os._exit(0)
+
+
+@dataclasses.dataclass
+class Trial:
+    """A running mutant.
+
+    Attributes:
+        mutant: None for the unmutated code.
+        tree: a copy of the repository for this process alone.
+        tests: by name, with what each is expected to take.
+    """
+
+    mutant: Mutant | None
+    tree: Path
+    tests: dict[str, float]
+    budget: float
+    pid: int = 0
+    began: float = 0.0
+
+    @property
+    def log(self) -> Path:
+        return self.tree.with_suffix(".log")
+
+    @property
+    def verdict(self) -> Path:
+        return self.tree.with_suffix(".verdict")
+
+    @property
+    def limit(self) -> float:
+        """Seconds after which it counts as hanging: its tests may take four times as long as they did."""
+        return 120 + 4 * sum(self.tests.values())
+
+    def start(self) -> None:
+        if self.mutant:
+            self._write(self.mutant.apply((self.tree / self.mutant.file).read_text()))
+        self.verdict.unlink(missing_ok=True)
+        self.began = time.monotonic()
+        self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self._child()
+            finally:
+                os._exit(3)
+
+    def _child(self) -> None:
+        """Runs the tests and ends with pytest's exit status."""
+        os.setsid()
+        output = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.chdir(self.tree)
+        sys.path[0] = os.environ["PYTHONPATH"] = str(self.tree)
+        import pytest
+
+        files = sorted({test.split("::")[0] for test in self.tests})
+        chosen = Chosen(self.tests, self.budget, self.verdict)
+        status = pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", *files], plugins=[chosen])
+        sys.stdout.flush()
+        os._exit(status)
+
+    def poll(self) -> dict | None:
+        """The outcome, once there is one."""
+        seconds = time.monotonic() - self.began
+        pid, status = os.waitpid(self.pid, os.WNOHANG)
+        if not pid and seconds < self.limit:
+            return None
+        with contextlib.suppress(ProcessLookupError):  # with whatever the tests have started
+            os.killpg(self.pid, signal.SIGKILL)
+        if not pid:
+            os.waitpid(self.pid, 0)
+        return {"seconds": round(seconds, 1), **self._outcome(os.waitstatus_to_exitcode(status) if pid else None)}
+
+    def _outcome(self, status: int | None) -> dict:
+        verdict = self.verdict.read_text() if self.verdict.exists() else ""
+        if status is None:
+            return {"killed": True, "by": "timeout"}
+        if status in (0, 5):  # passed, or nothing left to run
+            return {"killed": False, "by": verdict}
+        return {"killed": True, "by": verdict or ("import" if status == 2 else f"exit status {status}")}
+
+    def restore(self, source: str) -> None:
+        """The tree as it was."""
+        if self.mutant:
+            self._write(source)
+
+    def _write(self, text: str) -> None:
+        """Without its compiled form: the new one may have the same size and second."""
+        file = self.tree / self.mutant.file
+        file.write_text(text)
+        for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
+            compiled.unlink()
+
+
+def _processor_seconds() -> float:
+    """Spent by this process and by the ended ones that it started."""
+    return sum(os.times()[:4])
