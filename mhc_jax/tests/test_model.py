@@ -94,14 +94,17 @@ class TestContract:
                 np.testing.assert_allclose(logits, full[:, t], rtol=1e-4, atol=1e-4)
 
     def test_segments_do_not_see_each_other(self, topology, mixer, tokens):
+        """The rows are cut at different places: segments and positions of one cannot stand for the other's."""
         config = cell(topology, mixer)
         params = perturbed(config)
-        segments = jnp.repeat(jnp.array([[0, 1]]), jnp.array([5, 7]), axis=1, total_repeat_length=12)
-        segments, positions = jnp.tile(segments, (2, 1)), jnp.tile(jnp.r_[jnp.arange(5), jnp.arange(7)], (2, 1))
+        cuts = ((0, 5, 12), (0, 7, 12))
+        segments = jnp.stack([jnp.arange(12) >= middle for _, middle, _ in cuts]).astype(jnp.int32)
+        positions = jnp.stack([jnp.r_[jnp.arange(middle), jnp.arange(12 - middle)] for _, middle, _ in cuts])
         packed = forward(config, params, tokens, segment_ids=segments, positions=positions).logits_BTV
-        for cut in (slice(0, 5), slice(5, 12)):
-            alone = forward(config, params, tokens[:, cut]).logits_BTV
-            np.testing.assert_allclose(packed[:, cut], alone, rtol=1e-4, atol=1e-4)
+        for row, cut in enumerate(cuts):
+            for part in map(slice, cut[:-1], cut[1:]):
+                alone = forward(config, params, tokens[:, part]).logits_BTV[row]
+                np.testing.assert_allclose(packed[row, part], alone, rtol=1e-4, atol=1e-4)
 
     def test_every_parameter_gets_a_gradient(self, topology, mixer, tokens):
         config = cell(topology, mixer)

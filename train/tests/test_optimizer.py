@@ -7,10 +7,13 @@ import optax
 import pytest
 import torch
 
-import mhc_jax
-from mhc_jax.models import mhc_ssm
+from mhc_jax import registry
+from mhc_jax.functional import param_shapes
+from mhc_jax.models import with_topology
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.lm import LMConfig
 from train.config import OptimConfig
-from train.optimizer import decay_mask, make_optimizer, schedule
+from train.optimizer import clip_by_global_norm, decay_mask, make_optimizer, rate_factors, schedule
 
 torch.set_num_threads(1)
 CONSTANT = OptimConfig(lr=3e-3, decay="all", schedule="constant", warmup_steps=0)
@@ -91,19 +94,95 @@ def test_optimizer_applies_and_reports_the_scheduled_rate():
         np.testing.assert_allclose(updates["bias"], [-rate], rtol=1e-4)
 
 
-def test_matrices_decay_and_nothing_else():
-    config = mhc_ssm("adapters", vocab_size=11, max_len=4, width=8, layers=2)
-    params = mhc_jax.init(config, jax.random.key(0))
-    decayed = {
-        jax.tree_util.keystr(path, simple=True, separator=".")
-        for path, keep in jax.tree_util.tree_leaves_with_path(decay_mask(OptimConfig(), params))
-        if keep
-    }
-    assert decayed == {
-        "ends.proj.kernel",
-        "blocks.mixer.residual.down.kernel",
-        "blocks.mixer.residual.up.kernel",
-        "blocks.mixer.branch.in_proj.kernel",
-        "blocks.mixer.branch.out_proj.kernel",
-    }
-    assert all(jax.tree.leaves(decay_mask(OptimConfig(decay="all"), params)))
+# Every leaf of every model by its name: a matrix of a dense layer, a matrix that predicts coefficients, or neither.
+DECAYED = {
+    "kernel": "kernel", "phi": "matrix", "dynamic_alpha_fn": "matrix", "dynamic_beta_fn": "matrix",
+    "alpha_fn": "matrix", "beta_fn": "matrix", "down": "matrix", "up": "matrix", "inject": "matrix",
+    "tokens": "", "positions": "", "scale": "", "bias": "", "filter": "", "logit_a": "", "b": "", "c": "", "d": "",
+    "gamma": "", "gamma_pre": "", "gamma_post": "", "alpha": "", "pre_logits": "", "post_logits": "", "res_logits": "",
+    "mix_logit": "", "static_alpha": "", "static_beta": "", "alpha_static": "", "beta_static": "", "lambdas": "",
+    "dynamic_alpha_scale": "", "dynamic_beta_scale": "", "pre_scale": "", "res_scale": "", "post_scale": "",
+    "gate_scale": "", "collapse_logits": "", "stream_embed": "", "pool": "",
+}  # fmt: skip
+CELLS = [(topology, "attention") for topology in registry.names("topology")]
+CELLS += [("mhc", mixer) for mixer in set(registry.names("mixer")) - {"attention"}]
+
+
+def shapes_of(topology, mixer):
+    options = {"heads": 2} if mixer == "attention" else {}
+    config = LMConfig(
+        vocab_size=11,
+        max_len=4,
+        width=8,
+        layers=2,
+        mixer=registry.get("mixer", mixer)(**options),
+        mlp=GeluMLPConfig(),
+    )
+    return param_shapes(with_topology(config, topology))
+
+
+@pytest.mark.parametrize(("topology", "mixer"), CELLS)
+def test_every_parameter_of_every_model_decays_as_its_name_says(topology, mixer):
+    shapes = shapes_of(topology, mixer)
+    for decay, kinds in (
+        ("matrices", {"kernel", "matrix"}),
+        ("kernels", {"kernel"}),
+        ("all", {"kernel", "matrix", ""}),
+    ):
+        mask = decay_mask(OptimConfig(decay=decay), shapes)
+        for path, keep in jax.tree_util.tree_leaves_with_path(mask):
+            assert keep == (DECAYED[path[-1].key] in kinds), (decay, jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize(("topology", "mixer"), CELLS)
+def test_residual_and_value_rates_reach_what_they_name_alone(topology, mixer):
+    config = OptimConfig(lr=0.1, value_lr=0.02, residual_lr=0.3)
+    for path, factor in jax.tree_util.tree_leaves_with_path(rate_factors(config, shapes_of(topology, mixer))):
+        parts = {part.key for part in path}
+        expected = 0.2 if "lambdas" in parts else 3.0 if "residual" in parts else 1.0
+        assert factor == pytest.approx(expected), path
+    usual = rate_factors(OptimConfig(), shapes_of(topology, mixer))
+    assert set(jax.tree.leaves(usual)) == {1.0}
+
+
+def test_decay_acts_on_what_is_chosen_alone():
+    """With gradients of zero an update is the decay, at the scheduled rate."""
+    params = {"kernel": jnp.full(2, 3.0), "phi": jnp.full(2, 3.0), "scale": jnp.full(2, 3.0)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for decay, still in (("matrices", {"scale"}), ("kernels", {"scale", "phi"}), ("all", set())):
+        optimizer = make_optimizer(CONSTANT.replace(lr=0.5, decay=decay, weight_decay=0.2), 10)
+        updates, _ = optimizer.update(zero, optimizer.init(params), params)
+        for name, update in updates.items():
+            np.testing.assert_allclose(update, 0.0 if name in still else -0.3, rtol=1e-6, err_msg=f"{decay} {name}")
+
+
+def test_clipping_keeps_what_is_short_and_dtypes():
+    clip = clip_by_global_norm(1.0)
+    for scale, expected in ((0.1, 0.1), (10.0, 1.0)):
+        gradient = {"a": jnp.array([0.6 * scale], jnp.bfloat16), "b": jnp.array([0.8 * scale])}
+        clipped, _ = clip.update(gradient, clip.init(gradient))
+        np.testing.assert_allclose(
+            [float(clipped["a"][0]), float(clipped["b"][0])], [0.6 * expected, 0.8 * expected], rtol=5e-3
+        )
+        assert {name: x.dtype for name, x in clipped.items()} == {"a": jnp.bfloat16, "b": jnp.float32}
+
+
+@pytest.mark.parametrize(
+    ("changes", "total", "rates"),
+    [
+        ({"schedule": "constant", "warmup_steps": 4}, 10, {0: 0.5, 1: 1.0, 3: 2.0, 4: 2.0, 9: 2.0, 50: 2.0}),
+        ({"schedule": "constant", "warmup_steps": 0}, 10, {0: 2.0, 9: 2.0}),
+        ({"warmup_steps": 0, "final_lr": 0.0}, 10, {0: 2.0, 5: 1.0, 10: 0.0, 11: 0.0}),
+        ({"warmup_steps": 0, "final_lr": 0.5}, 8, {0: 2.0, 2: 1.5 + 0.5 * 2**-0.5, 4: 1.5, 8: 1.0, 100: 1.0}),
+        ({"warmup_steps": 2, "final_lr": 0.0, "decay_steps": 6}, 50, {0: 1.0, 1: 2.0, 2: 2.0, 4: 1.0, 6: 0.0, 49: 0.0}),
+        ({"warmup_steps": 10, "final_lr": 0.0}, 5, {0: 0.2, 4: 1.0, 9: 2.0}),
+    ],
+)
+def test_schedules(changes, total, rates):
+    rate = schedule(OptimConfig(lr=2.0).replace(**changes), total)
+    np.testing.assert_allclose([rate(step) for step in rates], list(rates.values()), rtol=1e-6, atol=1e-7)
+
+
+def test_the_reported_rate_is_that_of_the_first_update_before_it():
+    optimizer = make_optimizer(OptimConfig(lr=1.0, warmup_steps=4), 10)
+    assert float(optax.tree.get(optimizer.init({"bias": jnp.zeros(1)}), "learning_rate")) == 0.25

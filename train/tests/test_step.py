@@ -148,6 +148,45 @@ def test_dropout_depends_on_seed_and_step_alone_and_evaluation_has_none(batch):
     assert count == expected_count
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_micro_batch_of_every_step_drops_by_a_key_of_its_own(accumulate, batch):
+    """The loss written out: the key of part i of step s is that of the seed, folded with s and then with i."""
+    config = with_train(accumulate=accumulate, seed=5).replace(model=CONFIG.model.replace(dropout=0.4))
+    state = dataclasses.replace(init_state(config, optimizer_of(config)), step=jnp.int32(3))
+    same = {name: np.repeat(x[:4], 2, axis=0) for name, x in batch.items()}  # two parts with equal rows
+    metrics = compiled(config)(state, same)[1]
+    key = jax.random.fold_in(jax.random.key(5), 3)
+
+    @jax.jit
+    def mean(inputs, targets, key):
+        total, count = cross_entropy(
+            mhc_jax.apply(config.model, state.params, inputs, dropout_key=key).logits_BTV, targets
+        )
+        return total / count
+
+    parts = [{name: x[part::accumulate] for name, x in same.items()} for part in range(accumulate)]
+    losses = [mean(part["inputs"], part["targets"], jax.random.fold_in(key, i)) for i, part in enumerate(parts)]
+    assert len({float(loss) for loss in losses}) == accumulate
+    np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-5)
+
+
+def test_the_seed_decides_the_start():
+    one, other = (init_state(with_train(seed=seed), optimizer_of(CONFIG)) for seed in (1, 2))
+    assert (one.params["embed"]["tokens"] != other.params["embed"]["tokens"]).all()
+    assert [int(x) for x in (one.step, one.skipped, one.consecutive_skipped)] == [0, 0, 0]
+
+
+def test_bfloat16_steps_keep_float32_state(batch):
+    config = CONFIG.replace(model=CONFIG.model.replace(execution=CONFIG.model.execution.replace(policy="bfloat16")))
+    for accumulate in (1, 2):
+        config = config.replace(train=config.train.replace(accumulate=accumulate))
+        state = jax.eval_shape(lambda config=config: init_state(config, optimizer_of(config)))
+        after, metrics = jax.eval_shape(make_train_step(config, optimizer_of(config)), state, batch)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+        floats = {"loss", "lr", "grad_norm", "update_norm", "param_norm", "tokens"}
+        assert {name: metrics[name].dtype for name in floats} == dict.fromkeys(floats, jnp.float32)
+
+
 def test_whole_logits_never_exist_in_the_compiled_step(start):
     config = CONFIG.replace(data=CONFIG.data.replace(batch_size=4))
     batch = {name: jnp.zeros((4, 12), jnp.int32) for name in ("inputs", "targets")}
