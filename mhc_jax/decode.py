@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import Params, bind, check_tokens
+from mhc_jax.functional import Params, bind, check_params, checked_tokens
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.precision import policy
 
@@ -23,9 +23,10 @@ def prefill(config: LMConfig, params: Params, tokens_BT: jax.Array, cache: Cache
     """Logits (B, T, V) of tokens that follow those in ``cache``, and the cache after them.
 
     Raises:
-        ConfigError: tokens that are not (B, T) integers, or longer than ``config.max_len``.
+        ConfigError: parameters that are not the model's, or tokens that are not (B, T) integers inside the vocabulary
+            or longer than ``config.max_len``.
     """
-    check_tokens(config, tokens_BT)
+    tokens_BT = checked_tokens(config, tokens_BT)
     with jax.default_matmul_precision(policy(config.execution.policy).precision):
         return bind(config, params).prefill(tokens_BT, cache)
 
@@ -86,10 +87,11 @@ def generate(
         Prompt and continuation, (B, T + max_new_tokens).
 
     Raises:
-        ConfigError: an empty prompt, ids outside the vocabulary, a result longer than ``max_len``, or
-            sampling options out of range.
+        ConfigError: parameters that are not the model's, an empty prompt, ids outside the vocabulary, a result longer
+            than ``max_len``, or sampling options out of range.
     """
-    prompt_BT = jnp.asarray(prompt_BT)
+    prompt_BT = jnp.asarray(checked_tokens(config, prompt_BT))
+    check_params(config, params)
     _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p, vocab_size)
     if key is None:
         key = jax.random.key(0)  # unused: the most likely token is taken
@@ -99,7 +101,6 @@ def generate(
 
 
 def _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p, vocab_size):
-    check_tokens(config, prompt_BT)
     faults = {
         f"max_new_tokens must be at least 1, got {max_new_tokens}": max_new_tokens < 1,
         f"temperature must not be negative, got {temperature}": temperature < 0,
@@ -109,9 +110,6 @@ def _check(config, prompt_BT, max_new_tokens, key, temperature, top_k, top_p, vo
         "sampling needs a key (or temperature 0)": key is None and temperature > 0,
         f"prompt of {prompt_BT.shape[1]} tokens and {max_new_tokens} new ones exceed max_len {config.max_len}": (
             prompt_BT.shape[1] + max_new_tokens > config.max_len
-        ),
-        f"prompt holds token ids outside 0..{config.vocab_size - 1}": bool(
-            jnp.any((prompt_BT < 0) | (prompt_BT >= config.vocab_size))
         ),
     }
     for fault, found in faults.items():

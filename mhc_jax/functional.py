@@ -5,18 +5,23 @@
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.typing import ArrayLike
 
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.lm import LM, LMConfig, Output
 from mhc_jax.precision import policy
+from mhc_jax.tree import flatten, listed, misfits
 
 Params = dict[str, Any]
+Integers = jax.Array | np.ndarray
 
 
 @functools.lru_cache(maxsize=256)
@@ -51,23 +56,40 @@ def bind(config: LMConfig, params: Params) -> LM:
     """The module with these parameters. Runs at trace time only; costs nothing in a compiled function.
 
     Raises:
-        ConfigError: a contradiction in the configuration, or a policy that needs 64-bit mode.
+        ConfigError: a contradiction in the configuration, a policy that needs 64-bit mode, or parameters that are not
+            those of the model: names, shapes, or values that are not floating point.
     """
     if config.execution.policy == "float64" and not jax.config.jax_enable_x64:
         raise ConfigError("policy 'float64' needs 64-bit mode: jax.config.update('jax_enable_x64', True)")
     graph, state = _abstract(config)
+    check_params(config, params)
     state = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 
 
+def check_params(config: LMConfig, params: Params) -> None:
+    """Raises ConfigError, naming the first few leaves at fault, unless these can be the parameters of the model."""
+    if not isinstance(params, Mapping):
+        raise ConfigError(f"the parameters must be a nested dict, as from mhc_jax.init, not {type(params).__name__}")
+    expected, found = flatten(param_shapes(config)), flatten(params)
+    if bare := [name for name, leaf in found.items() if not isinstance(leaf, jax.Array | np.ndarray)]:
+        raise ConfigError(f"the parameters must be arrays, which these are not: {listed(bare)}")
+    faults = misfits(*({name: leaf.shape for name, leaf in tree.items()} for tree in (expected, found)))
+    if faults:
+        raise ConfigError(f"the parameters do not fit the model: {faults}")
+    wrong = [f"{name} is {x.dtype}" for name, x in found.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
+    if wrong:
+        raise ConfigError(f"the parameters must be floating point: {listed(wrong)}")
+
+
 def apply(
     config: LMConfig,
     params: Params,
-    tokens_BT: jax.Array,
+    tokens_BT: ArrayLike,
     *,
-    positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None,
+    positions: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
     dropout_key: jax.Array | None = None,
     taps: bool = False,
     probes: dict[str, jax.Array] | None = None,
@@ -75,10 +97,13 @@ def apply(
 ) -> Output:
     """One forward pass.
 
+    Ids and positions are checked where their values are known, which outside ``jax.jit`` means that they are copied to
+    the host; a compiled function looks at their shapes and dtypes alone, when it is traced.
+
     Args:
         config: the model.
         params: as from :func:`init`.
-        tokens_BT: token ids, (B, T), T at most ``config.max_len``.
+        tokens_BT: token ids, (B, T), T at most ``config.max_len``; an array or nested lists.
         positions: (B, T) absolute positions; 0 .. T-1 if omitted.
         segment_ids: (B, T); mixers keep tokens of different segments apart.
         dropout_key: switches dropout on.
@@ -89,9 +114,14 @@ def apply(
             between layers and in the backward pass; what is sliced differently has to move.
 
     Raises:
-        ConfigError: tokens that are not a (B, T) integer array or longer than ``max_len``.
+        ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
+            longer than ``max_len``, or positions and segments of another shape.
     """
-    check_tokens(config, tokens_BT)
+    tokens_BT = checked_tokens(config, tokens_BT)
+    if positions is not None:
+        positions = _integers("positions", positions, tokens_BT.shape, config.max_len)
+    if segment_ids is not None:
+        segment_ids = _integers("segment_ids", segment_ids, tokens_BT.shape)
     with jax.default_matmul_precision(policy(config.execution.policy).precision):
         return bind(config, params)(
             tokens_BT,
@@ -104,15 +134,48 @@ def apply(
         )
 
 
-def check_tokens(config: LMConfig, tokens_BT: jax.Array, *, start: int = 0) -> None:
-    """Raises ConfigError unless the tokens are (B, T) integers and fit ``max_len`` after ``start`` others."""
-    shape, dtype = jnp.shape(tokens_BT), jnp.result_type(tokens_BT)
-    if len(shape) != 2 or not jnp.issubdtype(dtype, jnp.integer):
-        raise ConfigError(f"tokens must be a (batch, time) array of integers, got shape {shape} and dtype {dtype}")
-    if shape[1] == 0:
-        raise ConfigError("tokens are empty: at least one token is needed")
-    if start + shape[1] > config.max_len:
+def checked_tokens(config: LMConfig, tokens_BT: ArrayLike) -> Integers:
+    """The tokens as an array.
+
+    Raises:
+        ConfigError: they are not (B, T) integers, there are none, they are longer than ``max_len``, or ids whose values
+            are known are not in the vocabulary.
+    """
+    tokens_BT = _integers("tokens", tokens_BT, None, config.vocab_size)
+    if 0 in tokens_BT.shape:
+        raise ConfigError(f"tokens are empty, of shape {tokens_BT.shape}: at least one token is needed")
+    if tokens_BT.shape[1] > config.max_len:
         raise ConfigError(
-            f"a sequence of {start + shape[1]} tokens is longer than max_len {config.max_len}; "
+            f"a sequence of {tokens_BT.shape[1]} tokens is longer than max_len {config.max_len}; "
             "shorten it, or train with a larger max_len"
         )
+    return tokens_BT
+
+
+def _integers(what: str, x: ArrayLike, shape: tuple[int, ...] | None, below: int | None = None) -> Integers:
+    """``x`` as an array of integers of that shape, from 0 to less than ``below`` where its values are known.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    form = "a (batch, time) array of integers"
+    if not isinstance(x, jax.Array | np.ndarray):
+        try:
+            x = np.asarray(x)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{what} must be {form} ({str(error).splitlines()[0]})") from None
+    if len(x.shape) != 2 or not jnp.issubdtype(x.dtype, jnp.integer):
+        raise ConfigError(f"{what} must be {form}, got shape {x.shape} and dtype {x.dtype}")
+    if shape is not None and x.shape != shape:
+        raise ConfigError(f"{what} must have the shape {shape} of the tokens, got {x.shape}")
+    if below is not None and x.size and _known(x):
+        values = np.asarray(x)
+        least, most = int(values.min()), int(values.max())
+        if least < 0 or most >= below:
+            raise ConfigError(f"{what} must lie in 0..{below - 1}, got {least if least < 0 else most}")
+    return x
+
+
+def _known(x: Integers) -> bool:
+    """Whether the values are there to be read: neither traced nor held by other processes."""
+    return isinstance(x, np.ndarray) or (not isinstance(x, jax.core.Tracer) and x.is_fully_addressable)

@@ -15,11 +15,11 @@ import numpy as np
 import mhc_jax
 import torch_ref
 from mhc_jax import interop, registry
-from mhc_jax.interop.names import flatten
 from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.residual import CopyEndsConfig
+from mhc_jax.tree import flatten
 from parity_tests.cases.decode import decoding
 from parity_tests.cases.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, batch, split, weights
 from parity_tests.compare import Case, Row, failures, judge

@@ -16,11 +16,11 @@ import numpy as np
 from flax import nnx
 
 from mhc_jax import registry
-from mhc_jax.interop.names import flatten, unflatten
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.ops import projections, sinkhorn
 from mhc_jax.precision import policy
+from mhc_jax.tree import flatten, unflatten
 from parity_tests import tolerances
 from parity_tests.compare import Row, error
 

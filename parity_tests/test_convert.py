@@ -8,7 +8,7 @@ import torch
 import mhc_jax
 import torch_ref
 from mhc_jax import interop
-from mhc_jax.interop.names import flatten
+from mhc_jax.tree import flatten
 from parity_tests import replay
 from parity_tests.cases.systems import SYSTEMS, batch, weights
 from parity_tests.compare import error

@@ -6,11 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from mhc_jax.interop.keys import InteropError, Shapes
+from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.rules import Arrays, Rule, fused, renamed
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.tree import Shapes
 
 BODY, HEAD, TOKENS = "transformer.", "lm_head.weight", "wte.weight"
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from mhc_jax.interop.hints import settle
-from mhc_jax.interop.keys import InteropError, Shapes, account
+from mhc_jax.interop.keys import InteropError, account
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
@@ -16,6 +16,7 @@ from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.residual import PlainConfig, SinkhornConfig, StaticMHCConfig
 from mhc_jax.registry import register
+from mhc_jax.tree import Shapes
 
 COMPILED = "_orig_mod."
 TOKENS = "tok_emb.emb.weight"

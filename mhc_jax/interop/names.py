@@ -5,13 +5,13 @@ layer l owns ``blocks.<l>.<path>``. A leaf is translated by its own name alone, 
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from mhc_jax.functional import param_shapes
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.tree import flatten
 
 STACKED = "blocks."
 
@@ -48,31 +48,6 @@ class Entry:
     shape: tuple[int, ...]
     to_torch: Layout
     to_jax: Layout
-
-
-def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"a": {"b": x}}`` becomes ``{"a.b": x}``, in the order of the tree."""
-    return dict(_walk(tree, ""))
-
-
-def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverse of :func:`flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, leaf = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = value
-    return tree
 
 
 def jax_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mhc_jax.interop import gpt
 from mhc_jax.interop.hints import settle
-from mhc_jax.interop.keys import InteropError, Shapes
+from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
 from mhc_jax.interop.rules import Arrays, Rule, read, renamed, write
@@ -27,6 +27,7 @@ from mhc_jax.nn.residual import (
 )
 from mhc_jax.ops.projections import SCHEDULE
 from mhc_jax.registry import register
+from mhc_jax.tree import Shapes
 
 COMPILED = "_orig_mod."
 

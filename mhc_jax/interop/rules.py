@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mhc_jax.interop.keys import Shapes, account
+from mhc_jax.interop.keys import account
+from mhc_jax.tree import Shapes
 
 Arrays = Mapping[str, np.ndarray]
 # From the tensors of one side to those of the other, in the order of their names.

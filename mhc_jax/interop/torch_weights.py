@@ -9,8 +9,9 @@ import numpy as np
 
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError, account
-from mhc_jax.interop.names import entries, flatten, jax_shapes, torch_shapes, unflatten
+from mhc_jax.interop.names import entries, jax_shapes, torch_shapes
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.tree import flatten, unflatten
 
 
 def to_torch(config: LMConfig, params: Params) -> dict[str, np.ndarray]:

@@ -141,9 +141,14 @@ def projection_tangent(p_NN: Float[Array, "*L N N"], tangent_NN: Float[Array, "*
         p_NN: the projection; its rows sum to one.
         tangent_NN: tangent of the logits.
     """
-    weight_NN = sum(p_NN[..., i, :, None] * p_NN[..., i, None, :] for i in range(p_NN.shape[-1]))
-    dv_N = solve_laplacian(weight_NN, -jnp.sum(_softmax_tangent(p_NN, tangent_NN), axis=-2))
+    links_NNN = p_NN[..., :, :, None] * p_NN[..., :, None, :]
+    flow_NNN = links_NNN * (tangent_NN[..., :, None, :] - tangent_NN[..., :, :, None])
+    dv_N = solve_laplacian(_sum_rows(links_NNN), _sum_rows(flow_NNN))
     return _softmax_tangent(p_NN, tangent_NN + dv_N[..., None, :])
+
+
+def _sum_rows(x_NNN):
+    return sum(x_NNN[..., i, :, :] for i in range(x_NNN.shape[-3]))
 
 
 def _softmax_tangent(p_NN, dz_NN):
@@ -152,28 +157,33 @@ def _softmax_tangent(p_NN, dz_NN):
     return p_NN * change
 
 
-def solve_laplacian(weight_NN: Float[Array, "*L N N"], force_N: Float[Array, "*L N"]) -> Float[Array, "*L N"]:
-    """The x with ``sum_k weight[j, k] (x_j - x_k) = force_j`` for all j, and ``x_0 = 0``.
+def solve_laplacian(
+    weight_NN: Float[Array, "*L N N"], flow_NN: Float[Array, "*L N N"], *, floor: float = WEIGHT_FLOOR
+) -> Float[Array, "*L N"]:
+    """The x with ``sum_k weight[j, k] (x_j - x_k) = sum_k flow[j, k]`` for all j, and ``x_0 = 0``.
 
     Streams are eliminated one after another by sums of non-negative numbers alone (Grassmann,
-    Taksar & Heyman 1985), so weakly linked streams lose no digits. Linear in the forces, unrolled
-    over the few streams.
+    Taksar & Heyman 1985), so weakly linked streams lose no digits. What drives two groups of streams apart is never
+    the difference of what drives their members: between each pair the flow stays of the size of their link. Linear in
+    the flow, unrolled over the few streams.
 
     Args:
         weight_NN: symmetric, not negative; the diagonal is ignored.
-        force_N: sums to zero.
+        flow_NN: antisymmetric.
+        floor: least sum of weights that holds a stream.
     """
     eliminated = []
-    for j in range(force_N.shape[-1] - 1, 0, -1):
-        link = weight_NN[..., j, :j]
-        total = jnp.maximum(jnp.sum(link, axis=-1, keepdims=True), WEIGHT_FLOOR)
-        share = link / total
-        eliminated.append((share, force_N[..., j, None] / total))
-        weight_NN = weight_NN[..., :j, :j] + link[..., :, None] * share[..., None, :]
-        force_N = force_N[..., :j] + share * force_N[..., j, None]
-    x_N = jnp.zeros_like(force_N[..., :1])
-    for share, own in reversed(eliminated):
-        x_N = jnp.concatenate([x_N, own + jnp.sum(share * x_N, axis=-1, keepdims=True)], axis=-1)
+    for j in range(flow_NN.shape[-1] - 1, 0, -1):
+        link_N, drive_N = weight_NN[..., j, :j], flow_NN[..., j, :j]
+        total = jnp.maximum(jnp.sum(link_N, axis=-1, keepdims=True), floor)
+        share_N = link_N / total
+        eliminated.append((share_N, jnp.sum(drive_N, axis=-1, keepdims=True) / total))
+        weight_NN = weight_NN[..., :j, :j] + link_N[..., :, None] * share_N[..., None, :]
+        passed_NN = share_N[..., :, None] * drive_N[..., None, :]
+        flow_NN = flow_NN[..., :j, :j] + passed_NN - jnp.swapaxes(passed_NN, -1, -2)
+    x_N = jnp.zeros_like(flow_NN[..., 0, :1])
+    for share_N, own in reversed(eliminated):
+        x_N = jnp.concatenate([x_N, own + jnp.sum(share_N * x_N, axis=-1, keepdims=True)], axis=-1)
     return x_N
 
 
@@ -188,6 +198,8 @@ def _from_logs(z_NN: jax.Array, iters: int, first: int, second: int) -> jax.Arra
     def iteration(p):
         return _normalised(_normalised(p, first), second)
 
+    largest = jnp.finfo(z_NN.dtype).max / 8
+    z_NN = jnp.clip(z_NN, -largest, largest)  # differences must not overflow
     for axis in (first - 2, second - 2):
         z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=axis, keepdims=True)
     return _iterate(iteration, jnp.exp(z_NN), iters - 1)

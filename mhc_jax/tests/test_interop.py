@@ -11,8 +11,8 @@ import mhc_jax
 from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
-from mhc_jax.interop.names import flatten, unflatten
 from mhc_jax.models import mhc_ssm
+from mhc_jax.tree import flatten, unflatten
 
 SIZE = {"vocab_size": 11, "max_len": 7, "width": 6, "layers": 3}
 

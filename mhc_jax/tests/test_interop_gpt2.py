@@ -12,11 +12,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 import mhc_jax
 from mhc_jax import interop
 from mhc_jax.config import ConfigError
-from mhc_jax.interop.names import flatten
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.value_residual import ValueResidualConfig
+from mhc_jax.tree import flatten
 
 torch.set_num_threads(1)
 

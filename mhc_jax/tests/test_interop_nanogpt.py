@@ -11,12 +11,12 @@ import mhc_jax
 from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
-from mhc_jax.interop.names import flatten
 from mhc_jax.models.gpt import nanogpt
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import HyperConnectionsConfig, StaticMHCConfig
 from mhc_jax.ops.loss import cross_entropy
 from mhc_jax.ops.projections import SCHEDULE
+from mhc_jax.tree import flatten
 
 SIZE = {"vocab_size": 11, "max_len": 8, "width": 8, "layers": 2, "heads": 2}
 

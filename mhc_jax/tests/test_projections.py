@@ -243,8 +243,8 @@ def test_laplacian_solve(x64):
     weight = np.exp(np.random.default_rng(0).normal(0, 8, (5, 5)))
     weight = weight + weight.T
     x = np.random.default_rng(1).standard_normal(5)
-    force = (weight * (x[:, None] - x[None, :])).sum(1)
-    np.testing.assert_allclose(sinkhorn.solve_laplacian(weight, force), x - x[0], rtol=1e-9)
+    flow = weight * (x[:, None] - x[None, :])
+    np.testing.assert_allclose(sinkhorn.solve_laplacian(weight, flow), x - x[0], rtol=1e-9)
 
 
 def test_nonsense_is_refused():

@@ -37,7 +37,11 @@ def orthostochastic(
         gram_NN = x_NN @ x_NN.mT
         x_NN = a * x_NN + (b * gram_NN + c * gram_NN @ gram_NN) @ x_NN
     h_NN = x_NN.square()
-    return h_NN / h_NN.sum(-1, keepdim=True) if normalise else h_NN
+    if not normalise:
+        return h_NN
+    sums = h_NN.sum(-1, keepdim=True)
+    empty = sums < torch.finfo(sums.dtype).tiny ** 0.5
+    return (h_NN / sums.masked_fill(empty, 1)).masked_fill(empty, 1 / h_NN.shape[-1])
 
 
 def cayley(logits_NN: Tensor, *, alpha: float = 0.1, steps: int = 2) -> Tensor:
@@ -106,39 +110,65 @@ def identity_mix(mix_NN: Tensor, alpha: Tensor | float) -> Tensor:
     return (1 - alpha) * eye_like(mix_NN) + alpha * mix_NN
 
 
-def newton_birkhoff(logits_NN: Tensor, *, iters: int = 30) -> Tensor:
-    """The limit of Sinkhorn's iterations, rows and columns exact, by at most ``iters`` damped Newton steps."""
+def newton_birkhoff(logits_NN: Tensor, *, iters: int = 64) -> Tensor:
+    """The limit of Sinkhorn's iterations, rows and columns exact, by at most ``iters`` Newton steps a temperature."""
     return with_birkhoff_gradient(logits_NN, _newton(logits_NN.detach(), iters))
 
 
 def _newton(logits_NN: Tensor, iters: int) -> Tensor:
-    """Minimises ``sum_i logsumexp_j(logits_ij + v_j) - sum_j v_j``, where the column sums are 1; stops at rounding."""
+    """Minimises ``sum_i logsumexp_j(logits_ij + v_j) - sum_j v_j``, where the column sums are 1; stops at rounding.
+
+    Great logits are balanced at a high temperature first, which then falls to 1.
+    """
+    z_NN = logits_NN - logits_NN.amax(-1, keepdim=True)
+    temperature = max(1.0, -z_NN.amin().item() / 10)
+    while temperature > 1:
+        z_NN = _descend(z_NN, temperature, iters)
+        temperature = max(1.0, temperature / 3)
+    h_NN = _descend(z_NN, 1.0, iters).softmax(-1)
+    # Scaled from here on, the matrix keeps its digits; potentials of hundreds would not.
     tolerance = 1e-14 if logits_NN.dtype == torch.float64 else 1e-6
-    v_N = torch.zeros_like(logits_NN[..., 0, :])
+    for _ in range(iters):
+        excess_N = h_NN.sum(-2) - 1
+        if excess_N.abs().max() <= tolerance:
+            break
+        h_NN = h_NN * _newton_step(h_NN, excess_N)[..., None, :].exp()
+        h_NN = h_NN / h_NN.sum(-1, keepdim=True)
+    return h_NN
+
+
+def _descend(z_NN: Tensor, temperature: float, iters: int) -> Tensor:
+    """``z`` with its columns shifted so that those of ``softmax(z / temperature)`` sum to 1 within a third."""
     for _ in range(iters):
         # Half a Sinkhorn step first: it leaves regions where the softmax is saturated and Newton's step far too long.
-        v_N = v_N - (logits_NN + v_N[..., None, :]).log_softmax(-1).logsumexp(-2)
-        h_NN = (logits_NN + v_N[..., None, :]).softmax(-1)
-        gradient_N = h_NN.sum(-2) - 1
-        if gradient_N.abs().max() <= tolerance:
+        z_NN = z_NN - temperature * (z_NN / temperature).log_softmax(-1).logsumexp(-2, keepdim=True)
+        z_NN = z_NN - z_NN.amax(-1, keepdim=True)
+        h_NN = (z_NN / temperature).softmax(-1)
+        excess_N = h_NN.sum(-2) - 1
+        if excess_N.abs().max() <= 1 / 3:
             break
-        step_N = -solve_column_potentials(h_NN, gradient_N)
-        v_N = v_N + _step_length(logits_NN, v_N, step_N, gradient_N) * step_N
-    return (logits_NN + v_N[..., None, :]).softmax(-1)
+        z_NN = z_NN + temperature * _newton_step(h_NN, excess_N)[..., None, :]
+    return z_NN
 
 
-def _step_length(logits_NN: Tensor, v_N: Tensor, step_N: Tensor, gradient_N: Tensor) -> Tensor:
+def _newton_step(h_NN: Tensor, excess_N: Tensor) -> Tensor:
+    """Change of the columns' potentials, as far as the objective falls on the way."""
+    step_N = -solve_column_potentials(h_NN, excess_N, ridge=torch.finfo(h_NN.dtype).eps)
+    return _step_length(h_NN, step_N, excess_N) * step_N
+
+
+def _step_length(h_NN: Tensor, step_N: Tensor, excess_N: Tensor) -> Tensor:
     """Largest of 1, 1/2, 1/4, ... at which the objective falls by a part of what its slope promises, (..., 1)."""
 
-    def objective(v_N: Tensor) -> Tensor:
-        return ((logits_NN + v_N[..., None, :]).logsumexp(-1) - v_N).sum(-1, keepdim=True)
+    def change(length: Tensor) -> Tensor:
+        v_N = length * step_N
+        return ((h_NN.log() + v_N[..., None, :]).logsumexp(-1) - v_N).sum(-1, keepdim=True)
 
-    start = objective(v_N)
-    slope = (gradient_N * step_N).sum(-1, keepdim=True)
-    rounding = 8 * torch.finfo(start.dtype).eps * (1 + start.abs())
-    length = torch.ones_like(start)
+    slope = (excess_N * step_N).sum(-1, keepdim=True)
+    rounding = 8 * torch.finfo(h_NN.dtype).eps * (1 + step_N.abs().amax(-1, keepdim=True))
+    length = torch.ones_like(slope)
     for _ in range(40):
-        short = objective(v_N + length * step_N) <= start + 1e-4 * length * slope + rounding
+        short = change(length) <= 1e-4 * length * slope + length * rounding
         if short.all():
             break
         length = torch.where(short, length, length / 2)

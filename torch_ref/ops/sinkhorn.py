@@ -108,18 +108,23 @@ def with_birkhoff_gradient(logits_NN: Tensor, h_NN: Tensor) -> Tensor:
     return _BirkhoffGradient.apply(logits_NN, h_NN)
 
 
-def solve_column_potentials(h_NN: Tensor, right_N: Tensor) -> Tensor:
+def solve_column_potentials(h_NN: Tensor, right_N: Tensor, *, ridge: float | None = None) -> Tensor:
     """Solves ``(diag(h^T 1) - h^T h) v = right`` with ``v_N = 0``; ``right`` sums to zero.
 
     For ``h = softmax(logits + v)`` by row the matrix is the derivative of the column sums by the potentials v.
+
+    Args:
+        ridge: added to its diagonal, so that the parts of a graph that falls apart have a solution; by default the
+            least normal number.
     """
     weights_NN = h_NN.mT @ h_NN
     weights_NN = weights_NN - torch.diag_embed(weights_NN.diagonal(dim1=-2, dim2=-1))
     # Rows of h sum to 1, so this is a graph's Laplacian. Its diagonal as a sum of positive terms stays exact where h
-    # is nearly a permutation; the ridge, below rounding, gives the parts of a graph that falls apart a solution.
+    # is nearly a permutation.
     degree_N = weights_NN.sum(-1)
     limits = torch.finfo(h_NN.dtype)
-    laplacian_NN = torch.diag_embed(degree_N * (1 + 4 * limits.eps) + limits.tiny) - weights_NN
+    ridge = limits.tiny if ridge is None else ridge
+    laplacian_NN = torch.diag_embed(degree_N * (1 + 4 * limits.eps) + ridge) - weights_NN
     return F.pad(torch.linalg.solve(laplacian_NN[..., :-1, :-1], right_N[..., :-1]), (0, 1))
 
 

@@ -204,3 +204,13 @@ def test_refuses_what_is_impossible():
             build(**CONFIGS[name] | {"iters": 0})
     with pytest.raises(ValueError, match="unknown projection kind 'rotation'"):
         build(kind="rotation")
+
+
+@pytest.mark.parametrize("std", [100.0, 1e3, 1e30])
+def test_newton_is_exact_where_the_softmax_is_saturated(std):
+    torch.manual_seed(0)
+    h = ops.newton_birkhoff(std * torch.randn(50, 4, 4))
+    assert (h.sum(-1) - 1).abs().max() < 1e-6
+    assert (h.sum(-2) - 1).abs().max() < 2e-6
+    hard = torch.tensor([[-100.0, -100, 0], [100, -200, -100], [100, -200, 200]])
+    assert (ops.newton_birkhoff(hard).sum(-2) - 1).abs().max() < 1e-6

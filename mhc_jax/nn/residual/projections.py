@@ -52,8 +52,9 @@ class SinkhornConfig(ProjectionConfig):
         temperature: divides the logits.
         order: which half-step comes first; the sums of the second are exact. ``"columns_then_rows"``, the paper's,
             keeps equal streams equal; ``"rows_then_columns"`` is mHC-SSM's.
-        domain: ``"log"`` cannot under- or overflow; ``"exp"`` is mHC-SSM's own form, in its order only (there 0
-            iterations are allowed, and leave the exponentials as they are).
+        domain: ``"log"`` is finite, and its gradient too, at any finite logits; ``"exp"`` is mHC-SSM's own form, in its
+            order only (there 0 iterations are allowed, and leave the exponentials as they are): where the logits of a
+            column lie about 90 below their rows' largest, its gradient becomes NaN.
         gradient: ``"unrolled"`` keeps every iteration for the backward pass; ``"recompute"`` repeats them there, to the
             same gradient; ``"implicit"`` differentiates the exact projection, which the iterations approach.
     """
@@ -100,7 +101,10 @@ class SinkhornConfig(ProjectionConfig):
 @register("projection", "clamped_sinkhorn")
 @dataclasses.dataclass(frozen=True)
 class ClampedSinkhornConfig(ProjectionConfig):
-    """Sinkhorn's iterations as lucidrains' ``hyper-connections`` runs them; 0 leaves the logits as they are."""
+    """Sinkhorn's iterations as lucidrains' ``hyper-connections`` runs them; 0 leaves the logits as they are.
+
+    Where the logits of a column lie about 90 below their rows' largest, its gradient becomes NaN, as the original's.
+    """
 
     iters: int = 20
 
@@ -138,9 +142,9 @@ class DeepseekSinkhornConfig(ProjectionConfig):
 @register("projection", "newton")
 @dataclasses.dataclass(frozen=True)
 class NewtonConfig(ProjectionConfig):
-    """What Sinkhorn's iterations approach, by at most ``iters`` Newton steps: exactly doubly stochastic."""
+    """What Sinkhorn's iterations approach, by at most ``iters`` Newton steps a temperature: doubly stochastic."""
 
-    iters: int = 30
+    iters: int = 64
 
     def validate(self):
         super().validate()
@@ -161,7 +165,7 @@ class OrthostochasticConfig(ProjectionConfig):
         steps: of the quintic.
         coefficients: (a, b, c) of the quintic.
         eps: added to the norm of the logits.
-        normalise: make the sums of rows exact; the original does not.
+        normalise: make the sums of rows exact; the original does not, and of zero logits makes a matrix of zeros.
         start: near the identity, ``"rotation"`` keeps the entries off the diagonal away from zero, where a square has
             no gradient and the matrix could never leave; ``"diagonal"`` is the multiple of the identity from which the
             original starts (with ``res_offset``, which turns it into something else).

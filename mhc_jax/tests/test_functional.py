@@ -1,0 +1,148 @@
+"""The functional interface: what it refuses, and that its checks leave JAX's transformations alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhc_jax
+from mhc_jax import decode
+from mhc_jax.functional import bind, param_shapes
+from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.lm import Execution
+
+CONFIG = mhc_ssm("mhc", vocab_size=11, max_len=7, width=4, layers=2)
+TOKENS = np.arange(10).reshape(2, 5)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return mhc_jax.init(CONFIG, jax.random.key(0))
+
+
+def changed(params, *path, leaf):
+    """The parameters with one leaf replaced, or removed if it is None."""
+    *outer, last = path
+    copy = node = dict(params)
+    for name in outer:
+        node[name] = node = dict(node[name])
+    node[last] = leaf
+    if leaf is None:
+        del node[last]
+    return copy
+
+
+WRONG = {
+    "short table": (("embed", "tokens"), jnp.zeros((5, 4)), r"wrong shape \(1\): embed.tokens is \(5, 4\), expected"),
+    "norm of one": (("final_norm", "scale"), jnp.ones(1), r"final_norm.scale is \(1,\), expected \(4,\)"),
+    "missing": (("final_norm", "scale"), None, r"missing \(1\): final_norm.scale"),
+    "unexpected": (("extra",), jnp.ones(1), r"unexpected \(1\): extra"),
+    "integers": (("final_norm", "scale"), jnp.ones(4, int), "must be floating point: final_norm.scale is int32"),
+    "a list": (("final_norm", "scale"), [1.0] * 4, "must be arrays, which these are not: final_norm.scale"),
+}
+CALLS = {
+    "apply": lambda params: mhc_jax.apply(CONFIG, params, TOKENS),
+    "traced": lambda params: jax.eval_shape(lambda: mhc_jax.apply(CONFIG, params, TOKENS)),
+    "generate": lambda params: mhc_jax.generate(CONFIG, params, TOKENS, max_new_tokens=1, temperature=0),
+    "prefill": lambda params: decode.prefill(CONFIG, params, TOKENS, {}),
+    "bind": lambda params: bind(CONFIG, params),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+@pytest.mark.parametrize(("path", "leaf", "message"), WRONG.values(), ids=WRONG)
+def test_parameters_of_another_model_are_refused(path, leaf, message, call, params):
+    with pytest.raises(mhc_jax.ConfigError, match=message) as error:
+        call(changed(params, *path, leaf=leaf))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"), [({}, r"missing \(20\): blocks.*bias and 15 more"), (None, "not NoneType")]
+)
+def test_no_parameters_are_refused(params, message):
+    with pytest.raises(mhc_jax.ConfigError, match=message) as error:
+        mhc_jax.apply(CONFIG, params, TOKENS)
+    assert len(str(error.value)) < 400
+
+
+BAD_TOKENS = {
+    "beyond the vocabulary": ([[99]], r"tokens must lie in 0\.\.10, got 99"),
+    "negative": (np.array([[3, -1]]), "got -1"),
+    "on the device": (jnp.array([[11]]), "got 11"),
+    "of 40 bits": ([[2**40 + 1]], f"got {2**40 + 1}"),
+    "ragged": ([[1, 2], [3]], r"\(batch, time\) array of integers \(setting an array"),
+    "words": ([["a"]], "array of integers"),
+    "truths": ([[True]], "dtype bool"),
+    "no rows": (np.zeros((0, 5), int), r"tokens are empty, of shape \(0, 5\)"),
+    "one row": ([1, 2], r"\(batch, time\) array of integers, got shape \(2,\)"),
+}
+
+
+@pytest.mark.parametrize(("tokens", "message"), BAD_TOKENS.values(), ids=BAD_TOKENS)
+def test_tokens_that_mean_nothing_are_refused(tokens, message, params):
+    for call in (
+        lambda: mhc_jax.apply(CONFIG, params, tokens),
+        lambda: mhc_jax.generate(CONFIG, params, tokens, max_new_tokens=1, temperature=0),
+        lambda: jax.eval_shape(lambda: mhc_jax.apply(CONFIG, params, tokens)),  # constants of a compiled function
+    ):
+        with pytest.raises(mhc_jax.ConfigError, match=message) as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"positions": np.full((2, 5), 7)}, r"positions must lie in 0\.\.6, got 7"),
+        ({"positions": np.arange(5)[None]}, r"positions must have the shape \(2, 5\) of the tokens, got \(1, 5\)"),
+        (
+            {"positions": np.zeros((2, 5))},
+            r"positions must be a \(batch, time\) array of integers, got shape .* float64",
+        ),
+        ({"segment_ids": np.zeros((2, 4), int)}, r"segment_ids must have the shape \(2, 5\)"),
+    ],
+)
+def test_positions_and_segments_are_checked(options, message, params):
+    with pytest.raises(mhc_jax.ConfigError, match=message):
+        mhc_jax.apply(CONFIG, params, TOKENS, **options)
+
+
+def test_lists_of_ids_are_tokens(params):
+    same = mhc_jax.apply(CONFIG, params, TOKENS.tolist()).logits_BTV
+    np.testing.assert_array_equal(same, mhc_jax.apply(CONFIG, params, TOKENS).logits_BTV)
+    one = mhc_jax.generate(CONFIG, params, [[1, 2]], max_new_tokens=1, temperature=0)
+    assert one.shape == (1, 3)
+
+
+def test_transformations_see_no_values(params):
+    """Traced, batched, differentiated: in each the parameters and tokens are checked by shape alone."""
+
+    def logits(params, tokens):
+        return mhc_jax.apply(CONFIG, params, tokens).logits_BTV
+
+    ensemble = jax.tree.map(lambda x: jnp.stack([x, x]), params)
+    assert jax.eval_shape(jax.vmap(logits, in_axes=(0, None)), ensemble, TOKENS).shape == (2, 2, 5, 11)
+    assert jax.eval_shape(jax.vmap(logits, in_axes=(None, 0)), params, np.stack([TOKENS] * 3)).shape == (3, 2, 5, 11)
+    jax.eval_shape(lambda p, t: jax.jvp(lambda p: logits(p, TOKENS), (p,), (t,)), params, params)
+    jax.eval_shape(lambda p: jax.linearize(lambda p: logits(p, TOKENS), p)[0], params)
+    jax.eval_shape(
+        jax.hessian(lambda scale: logits(changed(params, "final_norm", "scale", leaf=scale), TOKENS).sum()),
+        params["final_norm"]["scale"],
+    )
+    # Ids out of range cannot be seen in a compiled function.
+    jax.eval_shape(logits, params, jax.ShapeDtypeStruct((2, 5), jnp.int32))
+
+
+def test_parameters_may_have_other_precisions(params):
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    assert mhc_jax.apply(CONFIG, half, TOKENS).logits_BTV.dtype == jnp.float32
+    with jax.enable_x64(True):
+        config = CONFIG.replace(execution=Execution(policy="float64"))
+        double = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+        assert jax.eval_shape(lambda: mhc_jax.apply(config, double, TOKENS)).logits_BTV.dtype == jnp.float64
+
+
+def test_shapes_stand_in_for_parameters_nowhere():
+    with pytest.raises(mhc_jax.ConfigError, match="must be arrays"):
+        bind(CONFIG, param_shapes(CONFIG))
