@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from train.data.errors import DataError
 
@@ -19,16 +20,25 @@ def hub_folder(repository: str, repo_type: str, patterns: list[str], advice: str
         DataError: no such repository, or it is neither reachable nor cached. The message ends in ``advice``.
     """
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HTTPError
 
+    options: dict[str, Any] = {"repo_type": repo_type, "revision": revision, "allow_patterns": patterns}
     with _one_line_faults(repository, advice):
-        found = snapshot_download(
-            repository,
-            repo_type=repo_type,
-            revision=revision,
-            allow_patterns=patterns,
-            etag_timeout=TIMEOUT_SECONDS,
-        )
-    return Path(found)
+        try:
+            _head(repository, repo_type, revision)
+        except (OSError, HTTPError) as error:
+            # What is cached will do. Asked first, because a snapshot waits without end for a Hub that is silent.
+            try:
+                return Path(snapshot_download(repository, local_files_only=True, **options))
+            except OSError:
+                raise error from None
+        return Path(snapshot_download(repository, etag_timeout=TIMEOUT_SECONDS, **options))
+
+
+def _head(repository: str, repo_type: str, branch: str | None) -> str:
+    from huggingface_hub import HfApi
+
+    return HfApi().repo_info(repository, repo_type=repo_type, revision=branch, timeout=TIMEOUT_SECONDS).sha
 
 
 def hub_file(repository: str, repo_type: str, name: str, advice: str, revision: str) -> Path:
@@ -62,10 +72,8 @@ def hub_revision(repository: str, repo_type: str, advice: str, branch: str | Non
     Raises:
         DataError: no such repository, or it cannot be reached. The message ends in ``advice``.
     """
-    from huggingface_hub import HfApi
-
     with _one_line_faults(repository, advice):
-        return HfApi().repo_info(repository, repo_type=repo_type, revision=branch, timeout=TIMEOUT_SECONDS).sha
+        return _head(repository, repo_type, branch)
 
 
 @contextlib.contextmanager

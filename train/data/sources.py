@@ -196,7 +196,8 @@ def hub_id(source: str) -> tuple[str, str | None]:
 
 def hub_advice(wanted: Wanted, instead: str) -> str:
     """What to do where the Hub does not give a data set."""
-    return f"nor is there a local {wanted.source}; {instead}, or set HF_HUB_OFFLINE=1 to use what is cached"
+    fetch = "fetch it where the Hub can be reached; HF_HUB_OFFLINE=1 then takes it from that cache at once"
+    return f"nor is there a local {wanted.source}; {instead}, or {fetch}"
 
 
 def _files(config: DataConfig, wanted: Wanted, needed: Sequence[str], place: Path) -> Source:

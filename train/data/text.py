@@ -18,6 +18,7 @@ BLOCK = 1 << 20
 BATCH_ROWS = 1000
 BATCH_PIECES = 4096
 BATCH_CHARACTERS = 1 << 22
+OTHER = "another may be named with text-column"
 BYTE_ORDER_MARK = "\ufeff"
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 KINDS = {".txt": "text", ".jsonl": "JSON", ".json": "JSON", ".parquet": "parquet"}
@@ -141,7 +142,7 @@ def _field(line: str, column: str, where: str) -> str:
         raise DataError(f"{where} is not JSON ({error})") from None
     text = record.get(column) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        found = f"; it has {', '.join(map(repr, record))[:200]}" if isinstance(record, dict) else ""
+        found = f", only {', '.join(map(repr, record))[:200]}; {OTHER}" if isinstance(record, dict) else ""
         raise DataError(f'{where} has no string in the field "{column}"{found}')
     try:
         text.encode()
@@ -156,7 +157,7 @@ def _parquet_rows(path: Path, column: str) -> Iterator[str]:
     with _one_line_faults(path), pyarrow.parquet.ParquetFile(path) as file:
         names = file.schema_arrow.names
         if names.count(column) != 1:
-            raise DataError(f"{path}: no column {column!r} among {', '.join(names)[:200]}")
+            raise DataError(f"{path}: no column {column!r} among {', '.join(names)[:200]}; {OTHER}")
         found, row = file.schema_arrow.field(column).type, 0
         if not _holds_text(found):
             raise DataError(f"{path}: column {column!r} holds {found}, not text")

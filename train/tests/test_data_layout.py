@@ -180,6 +180,7 @@ def test_data_set_of_the_hub(tmp_path, monkeypatch):
         asked.append((repository, options["repo_type"], options["revision"], options["allow_patterns"]))
         return str(commit)
 
+    monkeypatch.setattr("train.data.hub._head", lambda *args: "commit")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     config = DataConfig("some-one/corpus.x@v1", subset="en", tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     corpus = load_corpus(config)
@@ -202,6 +203,7 @@ def test_data_set_that_cannot_be_had(monkeypatch, tmp_path):
     def unreachable(*args, **options):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no route\nmore lines")
 
+    monkeypatch.setattr("train.data.hub._head", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(ConfigError) as caught:
         load_corpus(DataConfig("someone/corpus"))
@@ -209,3 +211,22 @@ def test_data_set_that_cannot_be_had(monkeypatch, tmp_path):
     for part in ("'someone/corpus'", "(no route)", "nor is there a local", "--data.path FOLDER", "HF_HUB_OFFLINE=1"):
         assert part in message
     assert "\n" not in message
+
+
+def test_data_set_that_is_cached_needs_no_network(monkeypatch, tmp_path):
+    """A Hub that cannot be reached is asked once, and nothing that could wait for it is called."""
+    import huggingface_hub
+
+    make(tmp_path, "train.jsonl", "validation.jsonl")
+
+    def unreachable(*args):
+        raise huggingface_hub.errors.HTTPError("timed out")
+
+    def cached(repository, *, local_files_only=False, **options):
+        assert local_files_only
+        return str(tmp_path)
+
+    monkeypatch.setattr("train.data.hub._head", unreachable)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
+    corpus = load_corpus(DataConfig("someone/corpus", tokenizer="bytes", cache_dir=str(tmp_path / "cache")))
+    assert corpus.validation_bytes == len("validation.jsonl")

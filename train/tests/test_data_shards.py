@@ -260,6 +260,7 @@ def test_hub_is_asked_for_the_shards_that_are_needed(config, tmp_path, monkeypat
         asked.append((repository, options["repo_type"], sorted(options["allow_patterns"])))
         return str(tmp_path / "shards")
 
+    monkeypatch.setattr("train.data.hub._head", lambda *args: "commit")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     config = config.replace(path="")
     load_corpus(config.replace(train_shards=2))
@@ -270,6 +271,7 @@ def test_hub_is_asked_for_the_shards_that_are_needed(config, tmp_path, monkeypat
     def unreachable(*args, **kwargs):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no route\nmore lines")
 
+    monkeypatch.setattr("train.data.hub._head", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     refused(lambda: load_corpus(config), "kjj0/fineweb10B-gpt2", "(no route)", "--data.path FOLDER")
 

@@ -196,6 +196,7 @@ def test_unreachable_hub_names_the_way_out(monkeypatch):
     def unreachable(*args, **kwargs):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no route\nmore lines")
 
+    monkeypatch.setattr("train.data.hub._head", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     refused("Salesforce/wikitext", "(no route)", "--data.path FOLDER", source="wikitext-103-raw-v1")
 
@@ -211,6 +212,7 @@ def test_hub_snapshot_is_read_like_a_folder(tmp_path, monkeypatch):
         asked.append((repository, options["repo_type"], options["allow_patterns"]))
         return str(tmp_path)
 
+    monkeypatch.setattr("train.data.hub._head", lambda *args: "commit")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     assert read("wikitext-2-raw-v1") == rows
     assert asked == [("Salesforce/wikitext", "dataset", ["wikitext-2-raw-v1/*.parquet"])]

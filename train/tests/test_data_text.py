@@ -111,7 +111,7 @@ def test_other_fields_may_be_anything(tmp_path):
     rows = [{"text": "a", "x": 1}, {"x": "2024-01-01", "text": "b"}, {"text": "c", "x": [{}], "y": None}, {"text": "d"}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert texts(tmp_path / "a.jsonl") == ["a", "b", "c", "d"]
-    refused(tmp_path / "a.jsonl", "line 1 has no string in the field \"x\"; it has 'text', 'x'", column="x")
+    refused(tmp_path / "a.jsonl", "line 1 has no string in the field \"x\", only 'text', 'x'", column="x")
 
 
 @pytest.mark.parametrize("block", [1, 2, 3, 7, 1 << 20])

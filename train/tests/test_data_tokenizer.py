@@ -241,6 +241,7 @@ def test_unreachable_hub_is_one_clear_line(monkeypatch):
     def unreachable(*args, **kwargs):
         raise huggingface_hub.errors.LocalEntryNotFoundError("no route\nmore lines")
 
+    monkeypatch.setattr("train.data.hub._head", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(DataError, match=r"^cannot get 'someone/model' from the Hugging Face Hub \(no route\); .*$"):
         load_tokenizer("someone/model")
@@ -250,6 +251,7 @@ def test_hub_tokenizer_is_read_from_its_snapshot(tmp_path, monkeypatch):
     import huggingface_hub
 
     word_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    monkeypatch.setattr("train.data.hub._head", lambda *args: "commit")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: str(tmp_path))
     assert load_tokenizer("someone/model").encode("c") == [2]
 
