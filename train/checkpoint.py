@@ -24,20 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train import manifest, peers
 from train.data.files import replacing
 from train.manifest import Status
+from train.retention import LatestAndBest, Steps, is_checkpoint, is_foreign
 from train.sharding import dotted
 from train.state import TrainState
 
-# What only a save puts into a folder.
-MARKS = (manifest.NAME, "_CHECKPOINT_METADATA")
 # What a file system may refuse a writer.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 SCORES = "scores.json"
@@ -82,12 +79,12 @@ class Checkpoints:
         # Orbax logs, with a traceback, what it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory.mkdir(parents=True, exist_ok=True)
-        if foreign := [path.name for path in self.directory.iterdir() if _is_foreign(path)]:
+        if foreign := [path.name for path in self.directory.iterdir() if is_foreign(path)]:
             _warn(f"in {self.directory}, {', '.join(sorted(foreign))} is not a checkpoint and is left alone")
         self._metrics.update({step: self.metric(step) for step in self.steps()})
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_LatestAndBest(self.keep, self._metrics),
-            step_name_format=_Steps(),
+            preservation_policy=LatestAndBest(self.keep, self._metrics),
+            step_name_format=Steps(),
             lightweight_initialize=True,  # a broken file in an old step must not stop the run
             cleanup_tmp_directories=True,
         )
@@ -116,7 +113,7 @@ class Checkpoints:
         if not _finite(state.params):
             raise CheckpointError(f"step {step}: a parameter is NaN or infinite; this state is not saved")
         path = self.directory / str(step)
-        if os.path.lexists(path) and not _is_checkpoint(path):
+        if os.path.lexists(path) and not is_checkpoint(path):
             raise CheckpointError(f"{path} is not a checkpoint and stands in the way of one; move it, then resume")
         metric = metric if metric is not None and math.isfinite(metric) else None
         self._metrics[step] = metric
@@ -171,7 +168,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Committed steps in order; they may be damaged."""
         found = self.directory.iterdir() if self.directory.is_dir() else ()
-        return sorted(int(path.name) for path in found if _is_checkpoint(path))
+        return sorted(int(path.name) for path in found if is_checkpoint(path))
 
     def latest_step(self) -> int | None:
         """The last committed step, or None."""
@@ -285,50 +282,6 @@ class Checkpoints:
                     return found
             faults.append(f"{path} {fault}")
         raise CheckpointError("; ".join([f"no good checkpoint in {self.directory}", *faults]))
-
-
-class _LatestAndBest(PreservationPolicy):
-    """Keeps the ``keep`` latest steps and the one of lowest metric."""
-
-    def __init__(self, keep: int, metrics: dict[int, float | None]):
-        self.keep, self.metrics = keep, metrics
-
-    def should_preserve(self, checkpoints, *, context):
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        measured = [step for step in steps if self.metrics.get(step) is not None]
-        kept = {*steps[-self.keep :], *sorted(measured, key=lambda step: (self.metrics[step], -step))[:1]}
-        return [step in kept for step in steps]
-
-
-class _Steps(ocp.path.step.NameFormat):
-    """Shows Orbax what is a checkpoint, and nothing else: it deletes what it takes for an old one."""
-
-    def build_name(self, step):
-        return str(step)
-
-    def find_all(self, base_path):
-        paths = Path(base_path).iterdir()
-        return (_orbax_step(path) for path in paths if _is_checkpoint(path))
-
-    def find_step(self, base_path, step):
-        path = Path(base_path) / str(step)
-        if not _is_checkpoint(path):
-            raise ValueError(f"{path} is not a checkpoint")
-        return _orbax_step(path)
-
-
-def _orbax_step(path: Path) -> ocp.path.step.Metadata:
-    return ocp.path.step.Metadata(step=int(path.name), path=epath.Path(path))
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """A folder that a save made, damaged or not."""
-    made = path.is_dir() and not path.is_symlink() and any((path / mark).exists() for mark in MARKS)
-    return made and path.name.isdecimal() and path.name == str(int(path.name))
-
-
-def _is_foreign(path: Path) -> bool:
-    return path.name.isdecimal() and not _is_checkpoint(path)
 
 
 def _examine(path: Path) -> tuple[Status, str]:
