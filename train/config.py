@@ -1,6 +1,7 @@
 """The configuration of a training run: what ``python -m train NAME --flags`` resolves to."""
 
 import dataclasses
+import re
 from typing import Literal
 
 from mhc_jax.config import Config, within
@@ -204,6 +205,7 @@ class LogConfig(Config):
         wandb: also log to this Weights & Biases project (needs the ``tracking`` extra); empty for none.
         progress: show a progress bar when standard output is a terminal.
         streams_every: optimizer steps between statistics of the residual streams; 0 for none.
+        profile: ``"FROM:TO"``: steps whose trace is written to ``RUN/profile``, for Perfetto or TensorBoard.
     """
 
     every: int = 10
@@ -211,11 +213,15 @@ class LogConfig(Config):
     wandb: str = ""
     progress: bool = True
     streams_every: int = 0
+    profile: str = ""
 
     def validate(self):
         super().validate()
         self.require_counts(1, "every")
         self.require_counts(0, "streams_every")
+        steps = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", self.profile)
+        fits = not self.profile or (steps is not None and int(steps[1]) <= int(steps[2]))
+        self.require(fits, f"profile must be FROM:TO, two steps in order as in 10:12, got {self.profile!r}")
 
 
 @dataclasses.dataclass(frozen=True)

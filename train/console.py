@@ -4,12 +4,14 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
-from typing import Self
+from collections.abc import Callable, Iterable, Iterator
+from typing import Self, TypeVar
 
 import jax
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+T = TypeVar("T")
 
 # Between two lines about the same piece of work where there is no terminal.
 LINE_EVERY_S = 10.0
@@ -35,6 +37,12 @@ class Task:
         elif time.monotonic() - self._said >= LINE_EVERY_S:
             self._said = time.monotonic()
             _note(f"{self._what}: {self._amount()}{self._rate()}")
+
+    def over(self, items: Iterable[T], size: Callable[[T], float] = lambda item: 1) -> Iterator[T]:
+        """``items``, each of them done when the next one is asked for."""
+        for item in items:
+            yield item
+            self.advance(size(item))
 
     def close(self) -> None:
         """Takes the bar away."""

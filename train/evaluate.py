@@ -23,7 +23,8 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train import cli
 from train.config import DataConfig, RunConfig
-from train.data import Corpus, Tokenizer, check_ids, eval_batches, load_corpus
+from train.console import task
+from train.data import Corpus, Tokenizer, check_ids, eval_batches, eval_count, load_corpus
 from train.restore import load_run
 from train.step import make_eval_step
 from train.table import terminal
@@ -70,7 +71,9 @@ def summarise(loss_sum: float, count: int, bytes_per_token: float) -> dict[str, 
 def evaluate_split(config: RunConfig, params: Params, tokens: np.ndarray, n_bytes: int) -> dict[str, float]:
     """:func:`summarise` for the whole split ``tokens``, which stand for ``n_bytes`` bytes of text."""
     eval_step = jax.jit(make_eval_step(config))
-    loss_sum, count = evaluate(eval_step, params, eval_batches(tokens, config.data))
+    batches, count = eval_batches(tokens, config.data), eval_count(tokens, config.data)
+    with task(f"evaluating {count} batches of {config.data.batch_size} x {config.data.seq_len} tokens", count) as work:
+        loss_sum, count = evaluate(eval_step, params, work.over(batches))
     return summarise(loss_sum, count, n_bytes / len(tokens))
 
 

@@ -5,7 +5,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -106,6 +106,24 @@ class Meter:
         return self._total["steps"] * self.tokens_per_step / self._total["seconds"] if self._total["steps"] else None
 
 
+class Mean:
+    """The mean of what came since the last reading, without what is not finite; its state travels with checkpoints."""
+
+    def __init__(self, before: Mapping[str, float] | None = None):
+        self.state = {"sum": 0.0, "count": 0} | dict(before or {})
+
+    def add(self, value: float) -> None:
+        if math.isfinite(value):
+            self.state = {"sum": self.state["sum"] + value, "count": self.state["count"] + 1}
+
+    def read(self, *, forget: bool) -> float:
+        """NaN if nothing came."""
+        total, count = self.state["sum"], self.state["count"]
+        if forget:
+            self.state = {"sum": 0.0, "count": 0}
+        return total / count if count else math.nan
+
+
 class Sink(Protocol):
     """Somewhere that metrics go besides ``metrics.jsonl``."""
 
@@ -173,10 +191,23 @@ def check_sinks(config: LogConfig) -> None:
 class MetricsLog:
     """``metrics.jsonl``, one JSON object a line, written at once; and the sinks that were asked for."""
 
-    def __init__(self, folder: Path, config: RunConfig, *, start: int, scored: bool = True):
-        """Keeps what a resumed run does not repeat: lines of steps up to ``start``, its scores only if ``scored``."""
+    def __init__(
+        self,
+        folder: Path,
+        config: RunConfig,
+        *,
+        start: int,
+        scored: bool = True,
+        callbacks: Sequence[Callable[[int, dict[str, float]], None]] = (),
+    ):
+        """Keeps what a resumed run does not repeat: lines of steps up to ``start``, its scores only if ``scored``.
+
+        Args:
+            callbacks: called on process 0 with the step and the values of every line but those of streams.
+        """
         self._sinks: list[Sink] = []
         self._stream = None
+        self._callbacks, self._tokens_per_step = callbacks, config.data.batch_size * config.data.seq_len
         if jax.process_index() != 0:
             return
         file = folder / METRICS_FILE
@@ -203,8 +234,12 @@ class MetricsLog:
             sink.close()
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """One line, on process 0; a value that is not finite is written as null."""
+        """One line, on process 0, with ``total_tokens`` so far; a value that is not finite is written as null."""
+        values = {"total_tokens": step * self._tokens_per_step, **values}
         self._line(step, values)
+        if self._stream:
+            for callback in self._callbacks:
+                callback(step, values)
         for sink in self._sinks:
             sink.write(step, values)
 

@@ -108,7 +108,9 @@ def _losses(findings: Findings) -> list[str]:
 
     def draw(narrow: bool):
         figure = figures.new_figure(*(4.2, 3.2) if narrow else (11, 3.8))
-        draw_losses(figure.subplots(), lines, math.log(unigram) if unigram else None)
+        data = findings.config.data
+        per_step = data.batch_size * data.seq_len
+        draw_losses(figure.subplots(), lines, math.log(unigram) if unigram else None, per_step)
         return figure
 
     meaning = (

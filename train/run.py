@@ -1,6 +1,7 @@
 """One training run from start to finish: everything that happens, in the order in which it happens."""
 
 import contextlib
+import dataclasses
 import functools
 import importlib.metadata
 import itertools
@@ -8,7 +9,7 @@ import json
 import math
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,17 +22,19 @@ from mhc_jax.functional import Params
 from train import lock, peers, sharding, streams
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
-from train.console import Display, say
-from train.data import Corpus, eval_batches, load_corpus, steps_per_epoch, train_batches, unigram_perplexity
+from train.console import Display, say, task
+from train.data import Corpus, eval_batches, eval_count, load_corpus, steps_per_epoch, train_batches, unigram_perplexity
 from train.data.files import replacing
 from train.evaluate import evaluate, summarise
 from train.interrupt import Interrupt, Interrupted, advising
 from train.lowering import abstract_state, lower_train_step, shardings, whole
 from train.memory import TRAINING, check_memory
-from train.metrics import METRICS_FILE, SUMMARY_FILE, Meter, MetricsLog, check_sinks, flops_per_token
+from train.metrics import SUMMARY_FILE, Mean, Meter, MetricsLog, check_sinks, flops_per_token
 from train.optimizer import make_optimizer
 from train.plot import plot_losses
 from train.prepare import CONFIG_FILE, check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
+from train.profiler import Profiler
+from train.restore import load_run
 from train.sample import sample
 from train.state import TrainState
 from train.step import init_state, make_eval_step
@@ -43,17 +46,33 @@ class NonFiniteError(RuntimeError):
     """Too many steps in a row had a loss or gradient that is NaN or infinite."""
 
 
-def run(config: RunConfig, *, resume_command: str = "the same command with --train.resume") -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves.
+
+    Attributes:
+        params: trained parameters, on the devices of the run.
+        summary: what ``summary.json`` holds.
+    """
+
+    params: Params
+    summary: dict[str, Any]
+
+
+def run(
+    config: RunConfig,
+    *,
+    callbacks: Sequence[Callable[[int, dict[str, float]], None]] = (),
+    resume_command: str = "the same command with --train.resume",
+) -> Result:
     """Trains, evaluates and writes the run's folder; with ``train.resume`` continues what is there.
 
     SIGTERM or SIGINT finishes the current step and saves. A run to be resumed that has nothing left to do says so.
 
     Args:
         config: where the model's ``vocab_size`` and ``max_len`` are 0 they follow tokenizer and data.
+        callbacks: called with the step and its values whenever a line is written to ``metrics.jsonl``.
         resume_command: what to tell a person whose run was interrupted.
-
-    Returns:
-        What ``summary.json`` holds.
 
     Raises:
         ConfigError: anything wrong with configuration, data, checkpoint or folder, before training starts.
@@ -116,8 +135,11 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
             train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh)
         eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=whole(mesh))
         stream_step = jax.jit(streams.make_stream_step(config), out_shardings=whole(mesh))
-        meter = Meter(config.data.batch_size * config.data.seq_len, flops_per_token(config.model), meta.get("speed"))
-        log = MetricsLog(folder, config, start=start, scored=not owed)
+        tokens_per_step = config.data.batch_size * config.data.seq_len
+        meter = Meter(tokens_per_step, flops_per_token(config.model), meta.get("speed"))
+        mean_loss = Mean(meta.get("mean_loss"))
+        log = MetricsLog(folder, config, start=start, scored=not owed, callbacks=callbacks)
+        profiler = Profiler(folder, config.log.profile)
         display = Display(start, total_steps, bar=config.log.progress)
         interrupt = Interrupt()
         resumes = f"in {folder}; resume with: {resume_command}"
@@ -128,9 +150,13 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
         def validate(state: TrainState, name: str, batches: int) -> dict[str, float]:
             """Scores, with ``name`` before their names, on so many batches of the validation split, 0 for all of it."""
             every = eval_batches(corpus.validation, config.data, host=host, hosts=hosts)
-            some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(every, batches or None))
+            count = min(filter(None, (batches, eval_count(corpus.validation, config.data))))
+            some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(every, count))
             bytes_per_token = corpus.validation_bytes / len(corpus.validation)
-            found = summarise(*evaluate(eval_step, state.params, interrupt.between(some)), bytes_per_token)
+            often = int(state.step) < total_steps
+            with task(f"evaluating {count} validation batches", count, quiet=often) as work:
+                sums = evaluate(eval_step, state.params, work.over(interrupt.between(some)))
+            found = summarise(*sums, bytes_per_token)
             scores = {f"{name}_{score}": found[score] for score in ("loss", "ppl", "bpb")}
             log.write(int(state.step), scores)
             say(f"step {int(state.step)}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
@@ -149,11 +175,19 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
                 "best_val_loss": best if math.isfinite(best) else None,
                 "seconds": seconds(),
                 "speed": meter.total(),
+                "mean_loss": mean_loss.state,
             }
             checkpoints.save(int(state.step), state, data.get_state(), meta, metric=metric)
 
+        def draw() -> None:
+            if jax.process_index() == 0:
+                title = f"{config.name}: {parameters:,} parameters"
+                loss = math.log(unigram_ppl)
+                plot_losses(folder, title=title, tokens_per_step=tokens_per_step, unigram_loss=loss)
+
         def stop(number: int, step: int) -> NoReturn:
             checkpoints.wait()
+            draw()
             raise Interrupted(number, f"interrupted: saved step {step} {resumes}")
 
         def score(state: TrainState, *, saved: bool) -> dict[str, float]:
@@ -180,10 +214,12 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
             """Waits for a step's metrics, then logs them if it is time."""
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             meter.step()
+            mean_loss.add(values["loss"])
             display.step(step)
             in_a_row = int(values.pop("consecutive_skipped"))
-            if step % config.log.every == 0 or step in (start + 1, total_steps):
-                values |= meter.read()
+            due = step % config.log.every == 0
+            if due or step in (start + 1, total_steps):
+                values |= {"loss": mean_loss.read(forget=due), **meter.read()}
                 log.write(step, values)
                 display.metrics(step, values)
             if in_a_row >= config.train.max_nonfinite:
@@ -192,7 +228,7 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
                     "all were skipped. Lower --optim.lr, lengthen --optim.warmup-steps, or set --optim.clip"
                 )
 
-        with log, display, interrupt:
+        with log, display, interrupt, profiler:
             if owed and start < total_steps:
                 score(state, saved=True)
             pending = None
@@ -200,7 +236,9 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
             for step in range(start + 1, total_steps + 1):
                 with meter.waiting():
                     batch = sharding.global_batch(next(data), mesh)
+                profiler.before(step)
                 state, metrics = train_step(state, batch)
+                profiler.after(step, metrics)
                 # Read while this step runs, so that the device never waits for the host.
                 if pending:
                     report(*pending)
@@ -250,16 +288,17 @@ def run(config: RunConfig, *, resume_command: str = "the same command with --tra
         "versions": _versions(),
     }
     with advising(f"interrupted: step {total_steps} is saved {resumes}"):
+        draw()
         _finish(config, folder, corpus, state.params, summary)
-    return summary
+    return Result(state.params, summary)
 
 
-def _nothing_left(config: RunConfig, summary: dict[str, Any]) -> dict[str, Any]:
+def _nothing_left(config: RunConfig, summary: dict[str, Any]) -> Result:
     say(
         f"{run_folder(config)} is finished: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}; "
         "to go on, give more --train.steps"
     )
-    return summary
+    return Result(load_run(run_folder(config), "last")[1], summary)
 
 
 def _due(step: int, every: int) -> bool:
@@ -269,7 +308,8 @@ def _due(step: int, every: int) -> bool:
 def _compile_train_step(config: RunConfig, optimizer, state: TrainState, mesh: Mesh):
     """The training step compiled for this state and batch and no other, and the seconds that took."""
     start = time.perf_counter()
-    compiled = lower_train_step(config, optimizer, state, mesh).compile()
+    with task("compiling the training step"):
+        compiled = lower_train_step(config, optimizer, state, mesh).compile()
     seconds = time.perf_counter() - start
     say(f"compiled the training step in {seconds:.1f} s")
     return compiled, seconds
@@ -333,13 +373,11 @@ def _versions() -> dict[str, str]:
 
 
 def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, summary: dict[str, Any]) -> None:
-    """Summary, plot and text sample."""
+    """Summary and text sample."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() != 0:
         return
-    title = f"{config.name}: {summary['params']:,} parameters"
-    plot_losses(folder / METRICS_FILE, folder / "loss.png", title=title, unigram_loss=math.log(summary["unigram_ppl"]))
     tokens = min(config.train.sample_tokens, config.model.max_len - 1)
     if tokens > 0:
         text = sample(

@@ -6,6 +6,7 @@ from train.data.corpus import pack as pack
 from train.data.corpus import with_characters as with_characters
 from train.data.errors import DataError as DataError
 from train.data.loader import eval_batches as eval_batches
+from train.data.loader import eval_count as eval_count
 from train.data.loader import steps_per_epoch as steps_per_epoch
 from train.data.loader import train_batches as train_batches
 from train.data.tokenizer import Tokenizer as Tokenizer

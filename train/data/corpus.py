@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from train.config import DataConfig
+from train.console import task
 from train.data import fineweb
 from train.data.cache import cache_folder, cached_arrays
 from train.data.errors import DataError
@@ -132,7 +133,9 @@ def _encoded(
         what = f"the {split} split of {source.name} with {tokenizer.name}"
         log.info("encoding %s, once: %.1f MB of files", what, source.size / 1e6)
         start = time.perf_counter()
-        tokens, record = pack(source.splits[split](tokenizer.last_cut), tokenizer, limit=limit, folder=folder)
+        with task(f"encoding the {split} split", spell=lambda size: f"{size / 1e6:.1f} MB", quiet=True) as work:
+            pieces = work.over(source.splits[split](tokenizer.last_cut), size=lambda piece: len(piece.text))
+            tokens, record = pack(pieces, tokenizer, limit=limit, folder=folder)
         if record["bytes"] == 0:
             raise DataError(f"data.source {source.name}: the {split} split holds no text")
         log.info("encoded %s: %s tokens in %.1f s", what, f"{len(tokens):,}", time.perf_counter() - start)

@@ -128,6 +128,11 @@ def eval_batches(tokens: Tokens, config: DataConfig, *, host: int = 0, hosts: in
     return (_eval_batch(windows, start, config, rows) for start in range(0, len(windows), config.batch_size))
 
 
+def eval_count(tokens: Tokens, config: DataConfig) -> int:
+    """How many batches :func:`eval_batches` gives."""
+    return -(-len(Windows(tokens, config.seq_len)) // config.batch_size)
+
+
 def _eval_batch(windows: Windows, start: int, config: DataConfig, rows: slice) -> Batch:
     """Rows of the batch whose first window is ``start``."""
     shape = (config.batch_size, config.seq_len)

@@ -45,7 +45,7 @@ def done(tmp_path_factory):
     logger = logging.getLogger("jax")
     handlers, logger.handlers, logger.propagate = logger.handlers, [Count()], False
     with jax.log_compiles():
-        summary = run(config)
+        summary = run(config).summary
     logger.handlers, logger.propagate = handlers, True
     return types.SimpleNamespace(config=config, folder=folder / "run", summary=summary, compiled=compiled)
 
@@ -180,11 +180,45 @@ def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, 
         patch.setattr(run_module.sharding, "global_batch", interrupting)
         with pytest.raises(Interrupted, match=r"saved step 30 in .*/stopped; resume with: do it again$"):
             run(config, resume_command="do it again")
+    assert (tmp_path / "stopped" / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert signal.getsignal(signal.SIGTERM) is before
     assert Checkpoints(tmp_path / "stopped", 2).latest_step() == 30
-    summary = run(config.replace(train=config.train.replace(resume=True)))
+    summary = run(config.replace(train=config.train.replace(resume=True))).summary
     for name in ("val_loss", "val_bpb", "tokens", "best_val_loss"):
         assert summary[name] == done.summary[name]
+
+
+def test_lines_hold_the_mean_loss_since_the_last_line_also_of_a_resumed_run(tmp_path):
+    config = tiny_run(tmp_path)
+    config = config.replace(
+        train=config.train.replace(steps=10, eval_every=0, sample_tokens=0),
+        checkpoint=config.checkpoint.replace(every=6),
+    )
+
+    def losses(name, *, every, steps=(10,), callbacks=(), profile=""):
+        log = config.log.replace(every=every, profile=profile)
+        for count in steps:
+            optim = config.optim.replace(decay_steps=10)
+            train = config.train.replace(steps=count, resume=count != steps[0])
+            one = config.replace(run_dir=str(tmp_path / name), log=log, optim=optim, train=train)
+            result = run(one, callbacks=callbacks)
+        lines = [line for line in read_metrics(tmp_path / name / "metrics.jsonl") if "loss" in line]
+        assert all(line["total_tokens"] == 128 * line["step"] for line in lines)
+        return {line["step"]: line["loss"] for line in lines}, result
+
+    heard = []
+    single, result = losses("single", every=1, callbacks=[lambda step, values: heard.append((step, values))])
+    assert [(step, values["loss"]) for step, values in heard if "loss" in values] == list(single.items())
+    assert [step for step, values in heard if "val_loss" in values] == [10]
+    assert sum(leaf.size for leaf in jax.tree.leaves(result.params)) == result.summary["params"]
+    mean, _ = losses("mean", every=4, profile="2:3")
+    expected = {1: single[1], 4: [1, 4], 8: [5, 8], 10: [9, 10]}
+    for step, span in expected.items():
+        first, last = span if isinstance(span, list) else (step, step)
+        assert mean[step] == pytest.approx(np.mean([single[i] for i in range(first, last + 1)]), rel=1e-6)
+    assert list((tmp_path / "mean" / "profile").rglob("perfetto_trace.json.gz"))
+    resumed, _ = losses("resumed", every=4, steps=(6, 10))
+    assert {step: loss for step, loss in resumed.items() if step in (8, 10)} == {8: mean[8], 10: mean[10]}
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(done, tmp_path, capsys):
@@ -193,7 +227,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(done, tmp_path, c
     (killed / "checkpoints" / "50.orbax-checkpoint-tmp").mkdir(parents=True)
     for name in ("config.json", "metrics.jsonl"):
         shutil.copy(done.folder / name, killed)
-    summary = run(extended(done).replace(run_dir=str(killed)))
+    summary = run(extended(done).replace(run_dir=str(killed))).summary
     assert f"no finished checkpoint in {killed}: starting at the beginning" in capsys.readouterr().out
     assert summary["val_loss"] == done.summary["val_loss"]
     assert measured(killed) == measured(done.folder)
@@ -239,8 +273,10 @@ def test_trackers_receive_what_the_file_receives(tmp_path, monkeypatch):
     config = config.replace(log=config.log.replace(tensorboard=True, wandb="project"))
     with metrics.MetricsLog(tmp_path, config, start=0) as log:
         log.write(3, {"loss": 1.5, "grad_norm": math.nan})
-    assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 3, "loss": 1.5, "grad_norm": None}]
-    assert written["tensorboard"][0] == ("loss", 1.5, 3)
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 3, "total_tokens": 384, "loss": 1.5, "grad_norm": None}
+    ]
+    assert ("loss", 1.5, 3) in written["tensorboard"]
     assert written["wandb"][0][1] == 3
     assert written["options"][0]["project"] == "project"
     assert written["closed"] == ["tensorboard", "wandb"]

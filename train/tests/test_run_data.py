@@ -39,7 +39,7 @@ def on_shards(tmp_path):
 
 
 def test_run_on_shards(on_shards, tmp_path, capsys):
-    whole = run(on_shards)
+    whole = run(on_shards).summary
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < losses[0] - 1
     evaluate.main([str(tmp_path / "run"), "--which", "last", "--json"])
@@ -50,7 +50,7 @@ def test_run_on_shards(on_shards, tmp_path, capsys):
 
     parts = on_shards.replace(run_dir=str(tmp_path / "parts"))
     run(parts.replace(train=parts.train.replace(steps=3)))
-    resumed = run(parts.replace(train=parts.train.replace(resume=True)))
+    resumed = run(parts.replace(train=parts.train.replace(resume=True))).summary
     assert resumed["val_loss"] == whole["val_loss"]
 
 
@@ -68,7 +68,7 @@ def test_run_on_characters_needs_its_text_no_more(tmp_path, capsys):
         data=config.data.replace(tokenizer="chars", validation_fraction=0.1), train=config.train.replace(steps=40)
     )
     text = (tmp_path / "corpus.txt").read_text()
-    summary = run(config)
+    summary = run(config).summary
     (tmp_path / "corpus.txt").rename(tmp_path / "elsewhere.txt")
 
     kept, params = load_run(tmp_path / "run", "last")

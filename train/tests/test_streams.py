@@ -53,7 +53,7 @@ def test_statistics_are_logged_when_due_and_are_those_of_one_micro_batch(tmp_pat
 def test_statistics_change_nothing_else(tmp_path):
     config = streamed(tmp_path)
     silent = config.replace(run_dir=str(tmp_path / "silent"), log=config.log.replace(streams_every=0))
-    assert run(config)["val_loss"] == run(silent)["val_loss"]
+    assert run(config).summary["val_loss"] == run(silent).summary["val_loss"]
     assert not logged(tmp_path / "silent")
 
 
