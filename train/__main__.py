@@ -19,8 +19,8 @@ from train.config import RunConfig
 from train.config_file import read_config, read_run
 from train.console import show_log
 from train.launch import DistributedConfig, join, use_compile_cache
+from train.loop.run import NonFiniteError, run
 from train.prepare import run_folder
-from train.run import NonFiniteError, run
 
 PROG = "python -m train"
 USAGE = f"""usage: {PROG} NAME [--flags]            a configuration of the list

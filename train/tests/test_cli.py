@@ -13,7 +13,7 @@ from mhc_jax.nn.mixers import AttentionConfig
 from train import cli
 from train.flags import FOREIGN, flags_of
 from train.launch import DistributedConfig, join
-from train.run import NonFiniteError
+from train.loop.run import NonFiniteError
 from train.tests.runs import tiny_run
 
 

@@ -4,7 +4,7 @@ import signal
 
 import numpy as np
 
-from train.run import run
+from train.loop.run import run
 from train.tests.runs import finish, measured, offer, start, start_two, tiny_run
 
 

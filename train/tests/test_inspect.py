@@ -7,7 +7,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.nn.channel import GeluMLPConfig
 from train import inspect, streams
 from train.export import export
-from train.run import run
+from train.loop.run import run
 from train.tests.test_streams import streamed
 from train.tests.tiny import tiny_export
 

@@ -8,8 +8,8 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from train import lock
+from train.loop.run import run
 from train.prepare import run_folder
-from train.run import run
 from train.tests.runs import tiny_run
 
 HOLDER = """

@@ -18,15 +18,15 @@ import pytest
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from train import metrics
-from train import run as run_module
 from train.checkpoint import Checkpoints
 from train.config import OptimConfig
 from train.data import load_corpus
 from train.evaluate import evaluate_split
 from train.interrupt import Interrupted
+from train.loop import run as run_module
+from train.loop.run import NonFiniteError, run
 from train.metrics import flops_per_token, read_metrics
 from train.restore import load_run
-from train.run import NonFiniteError, run
 from train.tests.runs import measured, tiny_run
 
 

@@ -8,16 +8,16 @@ import types
 import pytest
 
 from mhc_jax.config import ConfigError
-from train import run as run_module
 from train.checkpoint import Checkpoints
 from train.data import load_corpus
 from train.evaluate import evaluate_split
 from train.interrupt import Interrupted
+from train.loop import run as run_module
+from train.loop.run import run
 from train.metrics import read_metrics, read_summary
 from train.plot import draw_losses
 from train.prepare import CONFIG_FILE
 from train.restore import load_run
-from train.run import run
 from train.tests.runs import measured, tiny_run
 
 STEPS = 12

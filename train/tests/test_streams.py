@@ -13,10 +13,10 @@ from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from train import metrics, streams
 from train.data import eval_batches, load_corpus
+from train.loop.run import run
 from train.metrics import read_metrics
 from train.prepare import resolve
 from train.restore import load_run
-from train.run import run
 from train.tests.runs import finish, offer, start_two, tiny_run
 
 
