@@ -10,7 +10,7 @@ from mhc_jax.interop.hints import settle
 from mhc_jax.interop.keys import InteropError, account
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
-from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
+from mhc_jax.interop.torch_weights import as_numpy, check_floating, from_torch, to_torch
 from mhc_jax.models.mhc_ssm import Variant, mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
@@ -68,7 +68,7 @@ class MHCSSM(Original):
     @staticmethod
     def read(state_dict, hints):
         whole = isinstance(state_dict.get("model"), Mapping)
-        arrays = as_numpy(_without_prefix(state_dict["model"] if whole else state_dict))
+        arrays = _without_prefix(as_numpy(state_dict["model"] if whole else state_dict))
         shapes = {name: value.shape for name, value in arrays.items()}
         told = _infer(shapes)
         stored = _stored(told, state_dict) if whole else {}
@@ -76,6 +76,7 @@ class MHCSSM(Original):
         names = {name: original_name(name) for name in torch_shapes(config)}
         shapes.pop(TIED_HEAD, None)
         account("the mhc_ssm weights", {names[name]: shape for name, shape in torch_shapes(config).items()}, shapes)
+        check_floating(arrays)
         if TIED_HEAD in arrays and not np.array_equal(arrays[TIED_HEAD], arrays[TOKENS]):
             raise InteropError(f"{TIED_HEAD} differs from {TOKENS}, but the two are one tied matrix")
         return config, from_torch(config, {name: arrays[original] for name, original in names.items()})
@@ -132,6 +133,8 @@ def _stored(told: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, An
     if arch not in (None, tensors_are):
         raise InteropError(f"the checkpoint says arch {arch!r}, but its tensors are those of {tensors_are!r}")
     unused = (_TOLD - told.keys()) | _UNREAD
+    if "n_streams" not in told:
+        unused |= {"stream_adapters"}  # only streams have them
     return {name: value for name, value in checkpoint.get("cfg", {}).items() if name not in unused}
 
 

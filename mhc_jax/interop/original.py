@@ -45,7 +45,10 @@ def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> t
         InteropError: an unknown system or hint, a hint that contradicts the tensors, or keys that are
             missing, unexpected or of the wrong shape (all listed).
     """
-    return _system(system).read(state_dict, hints)
+    reader = _system(system)
+    if not isinstance(state_dict, Mapping):
+        raise InteropError(f"{system}: a state_dict is a dict from names to tensors, not {type(state_dict).__name__}")
+    return reader.read(state_dict, hints)
 
 
 def to_original(system: str, config: LMConfig, params: Params) -> dict[str, np.ndarray]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from mhc_jax.interop.keys import account
+from mhc_jax.interop.torch_weights import check_floating
 from mhc_jax.tree import Shapes
 
 Arrays = Mapping[str, np.ndarray]
@@ -61,8 +62,9 @@ def read(what: str, rules: Sequence[Rule], shapes: Shapes, arrays: Arrays) -> di
         arrays: the published tensors.
 
     Raises:
-        InteropError: published tensors that are missing, unexpected or of the wrong shape (all listed).
+        InteropError: published tensors that are missing, unexpected, of the wrong shape or not floating point.
     """
+    check_floating(arrays)
     account(what, published_shapes(rules, shapes), {name: x.shape for name, x in arrays.items()})
     found = {}
     for rule in rules:

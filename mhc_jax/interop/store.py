@@ -1,5 +1,6 @@
 """A model as a folder: ``config.json`` and ``model.safetensors`` with the PyTorch mirror's names and layouts."""
 
+import hashlib
 import json
 import os
 import tempfile
@@ -7,16 +8,21 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
-from mhc_jax.interop.torch_weights import from_torch, to_torch
+from mhc_jax.interop.torch_weights import check_finite, from_torch, to_torch
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.tree import listed
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+DIGEST = "sha256"
+
+# Of safetensors, what NumPy has too; causal masks beside old weights are integers.
+_DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
 
 def save(directory: str | os.PathLike[str], config: LMConfig, params: Params) -> None:
@@ -71,12 +77,34 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file.
 
     Raises:
-        InteropError: it is missing, damaged or something else.
+        InteropError: it is missing or something else, holds values that are not finite, or its tensors are not those of
+            the digest that it carries.
     """
     try:
-        return load_file(path)
+        with safe_open(path, framework="numpy") as file:
+            dtypes = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118  (it is no dict)
+            if odd := [f"{name} is {dtype}" for name, dtype in dtypes.items() if dtype not in _DTYPES]:
+                raise InteropError(f"{path}: convert the weights to bfloat16 or float32 first: {listed(odd)}")
+            digest = (file.metadata() or {}).get(DIGEST)
+            tensors = {name: file.get_tensor(name) for name in dtypes}
     except (SafetensorError, OSError) as error:
         raise InteropError(f"{path} is not a safetensors file, or is truncated ({error})") from None
+    if digest not in (None, tensors_digest(tensors)):
+        raise InteropError(f"{path} is damaged: its tensors are not those of the digest in it; export the model again")
+    try:
+        check_finite(tensors)
+    except InteropError as error:
+        raise InteropError(f"{path}: {error}") from None
+    return tensors
+
+
+def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 of names, dtypes, shapes and values, whatever the order in a file."""
+    digest = hashlib.sha256()
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {x.shape}\n".encode())
+        digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
 
 
 def write_folder(
@@ -95,15 +123,23 @@ def write_folder(
         ours: whether a folder holds an earlier export.
 
     Raises:
-        InteropError: ``directory`` holds anything else.
+        InteropError: ``directory`` holds anything else or cannot be written, or a value is not finite.
     """
     directory = Path(directory).absolute()
     _check_replaceable(directory, ours)
+    check_finite(tensors)
+    try:
+        _write(directory, tensors, config)
+    except OSError as error:
+        raise InteropError(f"cannot write {directory}: {error.strerror}; choose another folder") from None
+
+
+def _write(directory: Path, tensors: Mapping[str, np.ndarray], config: str) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
-        save_file(dict(tensors), new / WEIGHTS, metadata={"format": "pt"})
+        save_file(dict(tensors), new / WEIGHTS, metadata={"format": "pt", DIGEST: tensors_digest(tensors)})
         (new / CONFIG).write_text(config, encoding="utf-8")
         if directory.exists():
             directory.rename(old)

@@ -11,7 +11,7 @@ from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError, account
 from mhc_jax.interop.names import entries, jax_shapes, torch_shapes
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.tree import flatten, unflatten
+from mhc_jax.tree import flatten, listed, readable, unflatten
 
 
 def to_torch(config: LMConfig, params: Params) -> dict[str, np.ndarray]:
@@ -39,9 +39,12 @@ def from_torch(config: LMConfig, state_dict: Mapping[str, Any]) -> Params:
         state_dict: NumPy arrays or PyTorch tensors by the mirror's names.
 
     Raises:
-        InteropError: missing, unexpected or wrongly shaped keys (all listed), or a dtype that cannot be kept.
+        InteropError: missing, unexpected or wrongly shaped keys, or a dtype that cannot be kept.
     """
     arrays = as_numpy(state_dict)
+    if config.layers > len(arrays):  # before the names of all layers are spelled out
+        raise InteropError(f"the model has {config.layers} layers, but there are only {len(arrays)} tensors")
+    check_floating(arrays)
     account("the weights", torch_shapes(config), {name: value.shape for name, value in arrays.items()})
     flat: dict[str, Any] = {}
     for entry in entries(config):
@@ -55,8 +58,37 @@ def from_torch(config: LMConfig, state_dict: Mapping[str, Any]) -> Params:
 
 
 def as_numpy(state_dict: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Arrays or tensors on any device as NumPy arrays of the same dtypes."""
-    return {name: _numpy(value) for name, value in state_dict.items()}
+    """Arrays or tensors on any device as NumPy arrays of the same dtypes.
+
+    Raises:
+        InteropError: no mapping from names to arrays, or a dtype that NumPy lacks.
+    """
+    if not isinstance(state_dict, Mapping) or not all(isinstance(name, str) for name in state_dict):
+        raise InteropError(f"weights must be a dict from names to arrays, not {type(state_dict).__name__}")
+    arrays = {}
+    for name, value in state_dict.items():
+        try:
+            arrays[name] = _numpy(value)
+        except (TypeError, ValueError) as error:
+            raise InteropError(f"{readable(name)} is not an array that can be read ({error})") from None
+    return arrays
+
+
+def check_floating(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises InteropError, naming the first tensors at fault, unless every one is floating point.
+
+    Before any are joined: a joint array would take the dtype of the others.
+    """
+    wrong = [f"{name} is {x.dtype}" for name, x in arrays.items() if not jnp.issubdtype(x.dtype, jnp.floating)]
+    if wrong:
+        raise InteropError(f"weights must be floating point: {listed(wrong)}")
+
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises InteropError, naming the first tensors at fault, if a value is NaN or infinite."""
+    wrong = [name for name, x in arrays.items() if jnp.issubdtype(x.dtype, jnp.floating) and not np.isfinite(x).all()]
+    if wrong:
+        raise InteropError(f"values that are NaN or infinite in {listed(wrong)}")
 
 
 def _numpy(value: Any) -> np.ndarray:
@@ -69,8 +101,6 @@ def _numpy(value: Any) -> np.ndarray:
 
 
 def _to_jax(path: str, value: np.ndarray) -> jax.Array:
-    if not jnp.issubdtype(value.dtype, jnp.floating):
-        raise InteropError(f"{path} holds {value.dtype} values; weights must be floating point")
     if value.dtype == np.float64 and not jax.config.jax_enable_x64:
         raise InteropError(f"{path} is float64: cast the weights to float32, or enable 64-bit mode (jax_enable_x64)")
     return jnp.asarray(value)

@@ -1,13 +1,10 @@
 """Weights in other forms: names, strict accounting, published checkpoints, safetensors folders."""
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import mhc_jax
 from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
@@ -115,7 +112,7 @@ def test_parameters_of_another_model_are_refused():
 def test_integer_and_double_weights_are_refused():
     config = CONFIGS["baseline rms"]
     state_dict = interop.to_torch(config, filled(config))
-    for dtype, hint in ((np.int32, "floating point"), (np.float64, "64-bit mode")):
+    for dtype, hint in ((np.int32, "must be floating point: embed.tokens is int32"), (np.float64, "64-bit mode")):
         wrong = state_dict | {"embed.tokens": state_dict["embed.tokens"].astype(dtype)}
         with pytest.raises(interop.InteropError, match=hint):
             interop.from_torch(config, wrong)
@@ -180,8 +177,9 @@ def test_whole_checkpoint_of_a_compiled_run():
 def test_whole_checkpoint_of_a_baseline_ignores_the_fields_it_does_not_use():
     config = ORIGINALS["baseline rms"]
     tensors = interop.to_original("mhc_ssm", config, filled(config))
-    found, _ = interop.from_original("mhc_ssm", {"arch": "baseline", "model": tensors, "cfg": original_cfg()})
-    assert found == config.replace(dropout=0.25)
+    for adapters in (False, True):
+        checkpoint = {"arch": "baseline", "model": tensors, "cfg": original_cfg(stream_adapters=adapters)}
+        assert interop.from_original("mhc_ssm", checkpoint)[0] == config.replace(dropout=0.25)
 
 
 def broken(change):
@@ -232,89 +230,26 @@ def test_what_the_original_cannot_express_is_refused():
         interop.to_original("mhc_ssm", config, filled(config))
 
 
-# Folders ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("state_dict", [None, 3, [1], {1: np.zeros(2)}, {"a": object()}])
+def test_what_is_no_state_dict_is_refused(state_dict):
+    for read in (
+        lambda: interop.from_torch(CONFIGS["mhc"], state_dict),
+        lambda: interop.from_original("mhc_ssm", state_dict),
+        lambda: interop.from_original("gpt2", state_dict),
+        lambda: interop.from_original("nanogpt", state_dict),
+    ):
+        with pytest.raises(interop.InteropError) as error:
+            read()
+        assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["baseline ln", "adapters rms"])
-def test_saved_model_loads_bitwise(name, tmp_path):
-    config, params = CONFIGS[name], filled(CONFIGS[name])
-    mhc_jax.save(tmp_path / "model", config, params)
-    found, loaded = mhc_jax.load(tmp_path / "model")
-    assert found == config
-    assert_bitwise(loaded, params)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-
-
-def test_saving_replaces_an_export_and_nothing_else(tmp_path):
+def test_an_integer_among_floating_layers_is_refused():
     config = CONFIGS["mhc"]
-    first, second = filled(config, 1), filled(config, 2)
-    (tmp_path / "empty").mkdir()
-    for folder in ("new", "empty"):
-        mhc_jax.save(tmp_path / folder, config, first)
-    mhc_jax.save(tmp_path / "new", config, second)
-    assert_bitwise(mhc_jax.load(tmp_path / "new")[1], second)
-
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "notes.txt").write_text("precious")
-    with pytest.raises(interop.InteropError, match=r"notes\.txt"):
-        mhc_jax.save(foreign, config, first)
-    (foreign / "notes.txt").rename(foreign / "config.json")
-    with pytest.raises(interop.InteropError, match="something else"):
-        mhc_jax.save(foreign, config, first)
-    assert (foreign / "config.json").read_text() == "precious"
-
-
-def test_parameters_that_do_not_fit_leave_no_folder(tmp_path):
-    with pytest.raises(interop.InteropError):
-        mhc_jax.save(tmp_path / "model", CONFIGS["mhc"], filled(CONFIGS["baseline rms"]))
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.fixture
-def exported(tmp_path):
-    config = CONFIGS["mhc"]
-    mhc_jax.save(tmp_path / "model", config, filled(config))
-    return tmp_path / "model"
-
-
-def truncate(folder):
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-
-
-def other_width(folder):
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"width": 8}))
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: (folder / "config.json").unlink(), "config.json does not exist"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors does not exist"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
-        (lambda folder: (folder / "config.json").write_text('{"kind": "llama"}'), "llama"),
-        (truncate, "truncated"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\x80\x04 not safetensors"), "not a safetensors"),
-        (other_width, "wrong shape"),
-    ],
-)
-def test_damaged_folders_give_one_line(damage, message, exported):
-    damage(exported)
-    with pytest.raises(interop.InteropError, match=message) as error:
-        mhc_jax.load(exported)
-    assert "\n" not in str(error.value)
-
-
-def test_missing_folder_gives_one_line(tmp_path):
-    with pytest.raises(interop.InteropError, match="does not exist"):
-        mhc_jax.load(tmp_path / "nothing")
-
-
-def test_foreign_safetensors_are_refused(exported):
-    from safetensors.numpy import save_file
-
-    save_file({"transformer.wte.weight": np.zeros((11, 6), np.float32)}, exported / "model.safetensors")
-    with pytest.raises(interop.InteropError, match=r"missing.*unexpected.*transformer.wte.weight"):
-        mhc_jax.load(exported)
+    tensors = interop.to_torch(config, filled(config))
+    name = "blocks.1.mixer.branch.in_proj.weight"
+    with pytest.raises(interop.InteropError, match=f"floating point: {name} is int8"):
+        interop.from_torch(config, tensors | {name: tensors[name].astype(np.int8)})
+    published = interop.to_original("mhc_ssm", ORIGINALS["mhc rms"], filled(ORIGINALS["mhc rms"]))
+    name = "blocks.1.ssm.in_proj.weight"
+    with pytest.raises(interop.InteropError, match=f"floating point: {name} is int8"):
+        interop.from_original("mhc_ssm", published | {name: published[name].astype(np.int8)})

@@ -139,6 +139,10 @@ def test_bfloat16_is_kept(model):
         (lambda s: s.update({"transformer.ln_f.bias": torch.ones(2)}), r"ln_f.bias is \(2,\), expected \(8,\)"),
         (lambda s: s.update({"lm_head.weight": s["lm_head.weight"] + 1}), "lm_head.weight differs from wte.weight"),
         (lambda s: s.update({"ln_f.bias": s["transformer.ln_f.bias"]}), "ln_f.bias occurs twice"),
+        (
+            lambda s: s.update({(name := "transformer.h.0.attn.c_attn.weight"): s[name].to(torch.int8)}),
+            "must be floating point: h.0.attn.c_attn.weight is int8",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(model, change, message):
