@@ -55,6 +55,7 @@ FOREIGN = {
     "lr-scheduler-type": "--optim.schedule",
     "max-grad-norm": "--optim.clip",
     "max-iters": "--train.steps",
+    "max-new-tokens": "--tokens",
     "max-norm": "--optim.clip",
     "max-seq-length": "--data.seq-len",
     "max-steps": "--train.steps",

@@ -1,21 +1,33 @@
-"""Text from a trained model: ``python -m train.sample RUN --prompt TEXT``."""
+"""Text from a trained model, as it comes: ``python -m train.sample RUN --prompt TEXT``."""
 
 import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import tyro
 
-from mhc_jax import generate
-from mhc_jax.config import ConfigError
+from mhc_jax.config import Config, ConfigError
+from mhc_jax.decode import stream
 from mhc_jax.functional import Params
 from train import cli
 from train.config import RunConfig
 from train.data import Tokenizer, load_tokenizer
 from train.restore import load_run
+from train.text_stream import decoded, until
+
+# Between samples.
+RULE = "-" * 20
 
 
-def sample(
+def sample(config: RunConfig, params: Params, tokenizer: Tokenizer, *, prompt: str = "", **options: Any) -> str:
+    """``prompt`` and its continuation, in one piece; see :func:`pieces`."""
+    return prompt + "".join(pieces(config, params, tokenizer, prompt=prompt, **options))
+
+
+def pieces(
     config: RunConfig,
     params: Params,
     tokenizer: Tokenizer,
@@ -26,23 +38,30 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
-) -> str:
-    """``prompt`` and its continuation by at most ``tokens`` tokens; stops at the end-of-text token.
+    stop: Sequence[str] = (),
+) -> Iterator[str]:
+    """The continuation of ``prompt`` by at most ``tokens`` tokens, in pieces as they are computed.
 
-    An empty prompt starts a new text, after the end-of-text token (of characters, after a line end).
+    It ends at the end-of-text token, and before any of the texts in ``stop``. An empty prompt starts a new text, after
+    the end-of-text token (of characters, after a line end).
 
     Raises:
-        ConfigError: a prompt of no tokens, one that leaves no room in ``max_len`` or holds ids outside the
-            model's vocabulary, or sampling options out of range.
+        ConfigError: at once, for a prompt of no tokens, one that is not Unicode or holds ids outside the model's
+            vocabulary, or sampling options out of range.
     """
+    if tokens < 1:
+        raise ConfigError(f"tokens must be at least 1, got {tokens}")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"the prompt is not Unicode text: character {error.start} is half of one") from None
     ids = tokenizer.encode(prompt) if prompt else [tokenizer.start_id]
     if not ids:
         raise ConfigError(f"tokenizer {tokenizer.name!r} makes no tokens of the prompt {prompt!r}; give another one")
-    found = generate(
+    new = stream(
         config.model,
         params,
         jnp.asarray([ids]),
-        max_new_tokens=tokens,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -50,14 +69,12 @@ def sample(
         eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
     )
-    new = jax.device_get(found)[0, len(ids) :].tolist()
-    if tokenizer.eos_id in new:
-        new = new[: new.index(tokenizer.eos_id)]
-    return prompt + tokenizer.decode(new)
+    ids = (int(token_B[0]) for token_B in itertools.islice(new, tokens))
+    return until(decoded(tokenizer, itertools.takewhile(lambda token: token != tokenizer.eos_id, ids)), stop)
 
 
 @dataclasses.dataclass(frozen=True)
-class Flags:
+class Flags(Config):
     """Continue a prompt.
 
     Attributes:
@@ -67,7 +84,10 @@ class Flags:
         temperature: divides the logits; 0 always takes the likeliest token.
         top_k: draw among the k likeliest tokens only; 0 for all.
         top_p: draw among the likeliest tokens that together hold this probability.
-        seed: of the draws.
+        seed: of the draws; each further sample takes the next one.
+        num_samples: how many continuations, one after another.
+        stop: end before this text; may be given several times.
+        interactive: ask for one prompt after another; Ctrl-D ends.
     """
 
     run: tyro.conf.Positional[str]
@@ -77,15 +97,45 @@ class Flags:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    num_samples: int = 1
+    stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    interactive: bool = False
+
+    def validate(self):
+        super().validate()
+        self.require_counts(1, "tokens", "num_samples")
+        self.require(0 <= self.seed < 2**32, f"seed must lie in 0 .. {2**32 - 1}, got {self.seed}")
+        self.require("" not in self.stop, "stop must not be empty")
+        self.require(not (self.interactive and self.prompt), "prompt and --interactive exclude each other")
 
 
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.sample")
+    flags.validate()
+    given, stop = cli.text(flags.prompt, "--prompt"), [cli.text(text, "--stop") for text in flags.stop]
     config, params = load_run(flags.run)
-    options = dataclasses.asdict(flags)
-    del options["run"]
-    print(sample(config, params, load_tokenizer(config.data.tokenizer), **options))
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    options = {name: getattr(flags, name) for name in ("tokens", "temperature", "top_k", "top_p")}
+    for prompt in _prompts() if flags.interactive else [given]:
+        for index in range(flags.num_samples):
+            found = pieces(
+                config, params, tokenizer, prompt=prompt, stop=stop, seed=(flags.seed + index) % 2**32, **options
+            )
+            print(f"{RULE}\n" if index else "", prompt, sep="", end="", flush=True)
+            for piece in found:
+                print(piece, end="", flush=True)
+            print(flush=True)
+
+
+def _prompts() -> Iterator[str]:
+    """Lines that a person types, until the input ends."""
+    while True:
+        try:
+            yield cli.text(input("prompt> "), "the prompt")
+        except EOFError:
+            print()
+            return
 
 
 if __name__ == "__main__":

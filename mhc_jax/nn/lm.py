@@ -246,9 +246,14 @@ class LM(nnx.Module):
         logits_B1V, cache = self._decode(token_B[:, None], cache, Block.step)
         return logits_B1V[:, 0], cache
 
+    def next_logits(self, tokens_BT: jax.Array) -> jax.Array:
+        """Logits (B, V) after the last of the tokens, without a cache."""
+        return self._head(self(tokens_BT).hidden_BTD[:, -1:])[:, 0]
+
     def _decode(self, tokens_BT, cache, advance):
         T = tokens_BT.shape[1]
-        positions = cache["position"] + jnp.arange(T)[None]
+        # Past the last learned position, which only a state of fixed size reaches, it stays there.
+        positions = jnp.minimum(cache["position"] + jnp.arange(T)[None], self.config.max_len - 1)
         state = self.config.residual.begin(self.ends.expand(self._embed(tokens_BT, positions)))
         inputs = jnp.arange(self.config.layers), cache["layers"]
         (state, _), layers = self._run(

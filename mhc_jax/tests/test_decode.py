@@ -1,0 +1,117 @@
+"""Decoding: what may be drawn, and how a text goes on past the longest sequence that the model was trained on."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhc_jax
+from mhc_jax import ConfigError
+from mhc_jax.decode import sample_token, stream
+from mhc_jax.functional import bind
+from mhc_jax.models import mhc_ssm, nanogpt
+
+LOGITS = jnp.array([1.0, 3.0, 2.0, 3.0, 0.0])
+MODELS = {
+    "positions are learned": nanogpt(heads=2, vocab_size=17, max_len=8, width=8, layers=1),
+    "state of one size": mhc_ssm(vocab_size=17, max_len=8, width=8, layers=1),
+}
+
+
+def drawn(logits, **options):
+    """The ids that a hundred draws give."""
+    keys = jax.random.split(jax.random.key(0), 100)
+    tokens = jax.vmap(lambda key: sample_token(jnp.asarray(logits)[None], key, **options)[0])(keys)
+    return set(tokens.tolist())
+
+
+@pytest.mark.parametrize(
+    ("logits", "options", "ids"),
+    [
+        ([0.0] * 4, {"top_k": 1}, {0}),
+        ([0.0] * 4, {"top_k": 3}, {0, 1, 2}),
+        ([0.0] * 4, {"top_k": 9}, {0, 1, 2, 3}),
+        (LOGITS, {"top_k": 1}, {1}),
+        (LOGITS, {"top_k": 2}, {1, 3}),
+        (LOGITS, {"top_k": 3}, {1, 2, 3}),
+        ([0.0] * 4, {"top_p": 0.5}, {0, 1}),
+        ([0.0] * 4, {"top_p": 0.51}, {0, 1, 2}),
+        ([0.0] * 4, {"top_p": 1e-9}, {0}),
+        (LOGITS, {"top_p": 0.6}, {1, 3}),
+        ([0.0] * 4, {"top_k": 2, "top_p": 0.5}, {0}),
+        (LOGITS, {}, {0, 1, 2, 3, 4}),
+    ],
+)
+def test_exactly_k_and_the_fewest_that_reach_p_are_kept(logits, options, ids):
+    assert drawn(logits, temperature=1.0, **options) == ids
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-45, 1e-38, 1e-30, 1e-9])
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}])
+def test_a_tiny_temperature_takes_the_most_likely_token(temperature, options):
+    assert drawn([1.0, 2.0, 3.0, -40.0], temperature=temperature, **options) == {2}
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"temperature": float("nan")}, "temperature must be finite, got nan"),
+        ({"temperature": float("inf")}, "temperature must be finite, got inf"),
+        ({"temperature": -1.0}, "temperature must not be negative"),
+        ({"temperature": "1"}, "temperature must be a number, got '1'"),
+        ({"top_k": 1.5}, "top_k must be a whole number"),
+        ({"top_k": 2**31}, "top_k must be below"),
+        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
+        ({"top_p": float("nan")}, "top_p must be finite"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+    ],
+)
+def test_impossible_options_are_named(options, fault):
+    model = MODELS["state of one size"]
+    params = mhc_jax.init(model, jax.random.key(0))
+    with pytest.raises(ConfigError, match=fault):
+        mhc_jax.generate(
+            model, params, jnp.ones((1, 2), int), **{"max_new_tokens": 2, "key": jax.random.key(0)} | options
+        )
+
+
+def continued_from_the_last_tokens(model, params, tokens, count):
+    """As nanoGPT does it: the whole window anew for every token."""
+    forward = jax.jit(mhc_jax.apply, static_argnums=0)
+    for _ in range(count):
+        logits = forward(model, params, tokens[:, -model.max_len :]).logits_BTV[:, -1]
+        tokens = jnp.concatenate([tokens, jnp.argmax(logits, axis=-1)[:, None]], axis=1)
+    return tokens
+
+
+@pytest.mark.parametrize("prompt", [7, 11])
+def test_where_positions_fill_the_window_slides(prompt):
+    model = MODELS["positions are learned"]
+    params = mhc_jax.init(model.replace(embed_std=1.0), jax.random.key(1))
+    tokens = jax.random.randint(jax.random.key(2), (2, prompt), 0, 17)
+    found = mhc_jax.generate(model, params, tokens, max_new_tokens=13, temperature=0.0)
+    np.testing.assert_array_equal(found, continued_from_the_last_tokens(model, params, tokens, 13))
+
+
+@pytest.mark.parametrize("prompt", [3, 11])
+def test_a_state_of_one_size_goes_on(prompt):
+    model = MODELS["state of one size"]
+    params = mhc_jax.init(model.replace(embed_std=1.0), jax.random.key(1))
+    tokens = jax.random.randint(jax.random.key(2), (2, prompt), 0, 17)
+    found = mhc_jax.generate(model, params, tokens, max_new_tokens=13, temperature=0.0)
+    bound = bind(model, params)
+    logits, _ = jax.jit(bound.prefill)(found, bound.init_cache(2))  # the same text at once, from an empty state
+    np.testing.assert_array_equal(found[:, prompt:], jnp.argmax(logits, axis=-1)[:, prompt - 1 : -1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_stream_gives_the_tokens_of_generate_one_by_one(name):
+    model = MODELS[name]
+    params = mhc_jax.init(model, jax.random.key(1))
+    prompt = jnp.asarray([[1, 2, 3], [4, 5, 6]])
+    options = {"key": jax.random.key(3), "temperature": 2.0, "top_k": 9, "eos_id": 2}
+    whole = mhc_jax.generate(model, params, prompt, max_new_tokens=12, **options)
+    streamed = list(itertools.islice(stream(model, params, prompt, **options), 12))
+    np.testing.assert_array_equal(whole[:, 3:], jnp.stack(streamed, axis=1))
