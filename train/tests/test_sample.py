@@ -161,5 +161,5 @@ def test_prompt_of_no_tokens_is_named(tiny):
 
 def test_ids_outside_the_vocabulary_are_named(tiny):
     config, params, _ = tiny
-    with pytest.raises(ConfigError, match=r"outside 0\.\.256"):
+    with pytest.raises(ConfigError, match=r"tokens must lie in 0\.\.256"):
         sample.sample(config, params, load_tokenizer("gpt2"), prompt="tokenisation", tokens=4)
