@@ -23,7 +23,7 @@ parallel = true
 data_file = {folder}/coverage
 context = ${{{variable}-}}
 """
-FILE_SECONDS = 2.0  # what collecting one more file costs
+FILE_SECONDS = 4.0  # what collecting one more file costs
 
 Lines = dict[str, dict[str, list[int]]]  # test -> file -> lines
 
@@ -58,14 +58,15 @@ class Suite:
             self.lines |= {test: record["lines"].get(test, {}) for test in passed}
 
     def watching(self, mutant: Mutant, budget: float) -> list[str]:
-        """Tests that execute the line, then others that execute its file, the quickest first."""
+        """Tests that execute the line, then others of its file, the nearest and quickest first."""
+        home = mutant.file.split("/")[0] + "/"
         ranked = sorted(
-            (mutant.line not in files[mutant.file], self.seconds[test], test)
+            (mutant.line not in files[mutant.file], not test.startswith(home), self.seconds[test], test)
             for test, files in self.lines.items()
             if mutant.file in files
         )
         chosen, opened = [], set()
-        for _, seconds, test in ranked:
+        for *_, seconds, test in ranked:
             file = test.split("::")[0]
             cost = seconds + FILE_SECONDS * (file not in opened)
             if cost <= budget or not chosen:

@@ -109,7 +109,12 @@ def test_heads_are_64_wide_unless_told():
 
 @pytest.mark.parametrize(
     ("changes", "activation", "hidden"),
-    [({"activation_function": "gelu"}, "erf", 0), ({"n_inner": 10}, "tanh", 10), ({"n_inner": 8}, "tanh", 8)],
+    [
+        ({"activation_function": "gelu"}, "erf", 0),
+        ({"activation_function": "gelu_pytorch_tanh"}, "tanh", 0),
+        ({"n_inner": 10}, "tanh", 10),
+        ({"n_inner": 8}, "tanh", 8),
+    ],
 )
 def test_variants(changes, activation, hidden, tmp_path):
     model = theirs(**changes)

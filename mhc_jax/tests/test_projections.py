@@ -1,6 +1,5 @@
 """Projections onto mixing matrices: published numbers, what each promises of its result, and their derivatives."""
 
-import math
 from functools import partial
 
 import jax
@@ -312,6 +311,18 @@ def test_streams_are_summed_as_they_are_contracted(monkeypatch):
             monkeypatch.setattr(streams, "_contracts", lambda contracts=contracts: contracts)
             results.append(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(h, y, *coefficients))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
+
+
+@pytest.mark.parametrize("contracts", [False, True])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 1, 3)])
+def test_streams_stand_before_the_width_whatever_comes_first(lead, contracts, monkeypatch):
+    monkeypatch.setattr(streams, "_contracts", lambda: contracts)
+    h, y, weight, mixing = fill(*lead, 4, 5), fill(*lead, 5), fill(*lead, 4), fill(*lead, 6, 4)
+    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    close(streams.read(h, weight), np.einsum("...n,...nd->...d", weight, h))
+    close(streams.mix(h, mixing), np.einsum("...mn,...nd->...md", mixing, h))
+    close(streams.write(y, weight, per_stream=False), np.einsum("...n,...d->...nd", weight, y))
+    close(streams.write(h, weight, per_stream=True), np.einsum("...n,...nd->...nd", weight, h))
 
 
 def test_mix_may_change_the_number_of_streams():
