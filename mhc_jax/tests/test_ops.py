@@ -1,5 +1,9 @@
 """Every op against a plain NumPy loop in float64, and against itself in its other forms."""
 
+import importlib
+import inspect
+import pkgutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mhc_jax import ops
 from mhc_jax.ops import conv, diag_scan, diag_ssm, loss, norm, sinkhorn, streams
 
 diagonal_scan = jax.jit(diag_scan.diagonal_scan, static_argnames=("form", "chunk"))
@@ -195,3 +200,36 @@ def test_chunked_loss_equals_the_whole_one(chunk):
 def test_mean_loss_of_nothing_is_nan():
     total, count = loss.cross_entropy(jnp.zeros((1, 2, 3)), jnp.full((1, 2), loss.IGNORE))
     assert np.isnan(total / count)
+
+
+OMITTED = {
+    "attention.causal_attention": {"start": None, "segment_ids": None, "keep_BHTS": None, "implementation": "xla"},
+    "conv.causal_depthwise_conv": {"history_BJD": None, "segment_ids": None},
+    "diag_scan.diagonal_scan": {"s0_BD": None, "form": "sequential", "chunk": 64},
+    "diag_ssm.diag_ssm": {"s0_BD": None, "reset_BT": None, "form": "sequential", "chunk": 64},
+    "hyper.dynamic_weights": {"gamma_M": None},
+    "loss.cross_entropy": {"ignore": -100},
+    "loss.chunked_cross_entropy": {"logits_dtype": jnp.float32},
+    "norm.rms_norm": {"eps": 1e-6},
+    "norm.layer_norm": {"scale_D": 1.0, "bias_D": 0.0, "eps": 1e-5},
+    "projections.orthostochastic": {"eps": 1e-7, "normalise": False},
+    "projections.cayley": {"alpha": 0.1, "steps": 2},
+    "projections.newton_birkhoff": {"iters": 30},
+    "sinkhorn.sinkhorn_rows_then_columns": {"temperature": 1.0, "eps": 1e-8},
+    "sinkhorn.log_sinkhorn": {"temperature": 1.0},
+    "sinkhorn.log_sinkhorn_columns_then_rows": {"temperature": 1.0},
+    "sinkhorn.sinkhorn_deepseek": {"eps": 1e-6},
+    "sinkhorn.implicit_sinkhorn": {"temperature": 1.0},
+}
+
+
+def test_options_left_out_have_the_published_values():
+    """Few callers leave them out, so few results depend on them."""
+    found = {}
+    for _, module, _ in pkgutil.iter_modules(ops.__path__):
+        for name, function in inspect.getmembers(importlib.import_module(f"mhc_jax.ops.{module}"), inspect.isfunction):
+            if function.__module__ == f"mhc_jax.ops.{module}" and not name.startswith("_"):
+                parameters = inspect.signature(function).parameters.items()
+                if options := {option: p.default for option, p in parameters if p.default is not p.empty}:
+                    found[f"{module}.{name}"] = options
+    assert found == OMITTED
