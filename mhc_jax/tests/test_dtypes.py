@@ -28,6 +28,11 @@ TAPS = {
     "mlp.branch.hidden": BFLOAT16,
 }  # fmt: skip
 CACHE = {"k": BFLOAT16, "v": BFLOAT16, "length": jnp.dtype("int32"), "inputs": BFLOAT16, "ssm": FLOAT32}
+# What may be done to a parameter before it is cast.
+MOVES = {
+    "convert_element_type", "slice", "squeeze", "reshape", "transpose", "gather", "scan", "jit", "pjit", "copy",
+    "broadcast_in_dim", "dynamic_slice", "checkpoint", "remat2", "custom_jvp_call", "concatenate",
+}  # fmt: skip
 CELLS = [(name, "attention") for name in registry.names("topology")]
 CELLS += [(topology, mixer) for topology in ("plain", "mhc") for mixer in set(registry.names("mixer")) - {"attention"}]
 TOKENS = jax.ShapeDtypeStruct((2, 12), jnp.int32)
@@ -56,9 +61,9 @@ def equations(jaxpr):
 
 
 def operands(program, *shapes):
-    """(primitive, dtype of its first operand) of everything a function computes."""
+    """(primitive, dtype of an operand) of everything a function computes."""
     traced = equations(jax.make_jaxpr(program)(*shapes).jaxpr)
-    return [(equation.primitive.name, equation.invars[0].aval.dtype) for equation in traced if equation.invars]
+    return [(equation.primitive.name, x.aval.dtype) for equation in traced for x in equation.invars]
 
 
 @pytest.mark.parametrize(("topology", "mixer"), CELLS)
@@ -84,6 +89,15 @@ def test_every_activation_has_the_dtype_of_its_kind(topology, mixer):
         if equation.primitive.name in delicate and equation.invars[0].aval.dtype == BFLOAT16
     }
     assert not rough
+
+
+@pytest.mark.parametrize(("topology", "mixer"), CELLS)
+def test_parameters_of_another_dtype_are_cast_before_anything_is_computed(topology, mixer):
+    """Weights kept in bfloat16, as exports may be, in a float32 model: nothing runs in bfloat16."""
+    config = cell(topology, mixer).replace(execution=Execution())
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), param_shapes(config))
+    seen = operands(lambda params, tokens: mhc_jax.apply(config, params, tokens).logits_BTV, params, TOKENS)
+    assert {name for name, dtype in seen if dtype == BFLOAT16} <= MOVES
 
 
 @pytest.mark.parametrize("mixer", registry.names("mixer"))

@@ -1,5 +1,6 @@
 """Projections onto mixing matrices: published numbers, what each promises of its result, and their derivatives."""
 
+import math
 from functools import partial
 
 import jax
