@@ -149,7 +149,7 @@ def test_the_second_signal_acts_at_once(folder, place):
     [
         (["train.evaluate", "whole"], "train/data/loader.py:_eval_batch 1"),
         (["train.sample", "whole"], "train/sample.py:sample 1"),
-        (["train.inspect", "whole"], "train/streams.py:measure 1"),
+        (["train.inspect", "whole"], "train/cost.py:cost_rows 1"),
         (["train.export", "whole", "exported"], "train/export.py:export 1"),
         (["train.compare", "whole"], "train/compare.py:draw_curves 1"),
         (["train.prepare_fineweb", "--out", "shards"], "train/prepare_fineweb.py:prepare 1"),
