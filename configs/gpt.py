@@ -16,13 +16,14 @@ from mhc_jax.registry import register
 from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 
 _BFLOAT16 = Execution(policy="bfloat16")
-# Of both: AdamW (0.9, 0.95), decay of linear layers alone, clipping at 1.
-_OPTIM = OptimConfig(lr=6e-4, beta2=0.95, decay="kernels", warmup_steps=200, final_lr=0.1)
+# Of both: AdamW (0.9, 0.95), decay of linear layers alone, clipping at 1. The published loop counts its last step too:
+# one more than the steps that it names.
+_OPTIM = OptimConfig(lr=6e-4, beta2=0.95, decay="kernels", warmup_steps=200, warmup_end="after", final_lr=0.1)
 
 # Layers to width and sequences in a step: about 20M parameters each.
 _DEPTHS = {6: (288, 128), 48: (150, 32)}
 # Layers, heads, width, dropout, sequences in a step, steps, steps between evaluations.
-_SHAKESPEARE = {"": (6, 6, 384, 0.2, 64, 5000, 200), "_20m": (8, 8, 448, 0.1, 32, 20000, 500)}
+_SHAKESPEARE = {"": (6, 6, 384, 0.2, 64, 5001, 200), "_20m": (8, 8, 448, 0.1, 32, 20001, 500)}
 
 
 def _fineweb(name: str, layers: int, topology: Topology, form: Form, value_residual: bool) -> RunConfig:
@@ -41,8 +42,8 @@ def _fineweb(name: str, layers: int, topology: Topology, form: Form, value_resid
         data=DataConfig(
             source="fineweb10b", seq_len=1024, batch_size=batch, windows="random", max_eval_tokens=3_276_800
         ),
-        optim=_OPTIM.replace(value_lr=1e-2 if value_residual else 0.0),
-        train=TrainConfig(steps=5000, accumulate=4, eval_every=500, eval_batches=100),
+        optim=_OPTIM.replace(decay_steps=5000, value_lr=1e-2 if value_residual else 0.0),
+        train=TrainConfig(steps=5001, accumulate=4, eval_every=500, eval_batches=100),
     )
 
 
@@ -132,7 +133,7 @@ def _gpt2(name: str, model: LMConfig) -> RunConfig:
             windows="random",
             max_eval_tokens=3_276_800,
         ),
-        optim=_OPTIM.replace(decay="matrices", warmup_steps=700),
+        optim=_OPTIM.replace(decay="matrices", warmup_steps=700, warmup_end="last"),
         train=TrainConfig(steps=19073, accumulate=16, eval_every=250, eval_batches=20),
         checkpoint=CheckpointConfig(every=1000),
         log=LogConfig(every=10),

@@ -62,16 +62,18 @@ def make_optimizer(model: nn.Module, config: Any) -> torch.optim.AdamW:
 def learning_rate(config: Any, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step ``step``, counted from 0.
 
-    Linear warm-up, ``lr * (step + 1) / warmup_steps``; then constant, or a cosine from ``lr`` to
+    Linear warm-up, ``lr * (step + 1) / warmup_steps`` (``warmup_end="after"`` divides by one more); then constant, or a
+    cosine from ``lr`` to
     ``final_lr * lr`` that ends after ``decay_steps`` steps (0: ``total_steps``).
 
     Args:
-        config: fields lr, schedule, warmup_steps, decay_steps, final_lr.
+        config: fields lr, schedule, warmup_steps, warmup_end, decay_steps, final_lr.
     """
     config = as_record(config)
     one_of("schedule", config.schedule, ("constant", "cosine"))
     if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
+        after = one_of("warmup_end", getattr(config, "warmup_end", "last"), ("last", "after")) == "after"
+        return config.lr * (step + 1) / (config.warmup_steps + after)
     if config.schedule == "constant":
         return config.lr
     end = config.decay_steps or total_steps

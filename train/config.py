@@ -83,6 +83,8 @@ class OptimConfig(Config):
         clip: global gradient norm; 0 for none. Scales by ``clip / (norm + 1e-6)`` as PyTorch does.
         schedule: ``"cosine"`` decays to ``final_lr * lr`` after a linear warm-up; ``"constant"`` only warms up.
         warmup_steps: optimizer steps of linear warm-up.
+        warmup_end: whether the full rate comes first with the ``"last"`` step of the warm-up, or with the one
+            ``"after"`` it, as in nanoGPT.
         decay_steps: optimizer steps until the cosine has reached its end, warm-up included; 0 for the whole run.
         final_lr: fraction of ``lr`` at the end of the cosine.
         value_lr: learning rate of the weights of the value residual, scheduled like ``lr``; 0 for ``lr`` itself.
@@ -98,6 +100,7 @@ class OptimConfig(Config):
     clip: float = 1.0
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: int = 100
+    warmup_end: Literal["last", "after"] = "last"
     decay_steps: int = 0
     final_lr: float = 0.1
     value_lr: float = 0.0

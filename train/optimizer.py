@@ -65,14 +65,15 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Learning rate by number of updates made so far, from 0.
 
     ``lr * (step + 1) / warmup_steps`` while ``step < warmup_steps``, so the last step of the warm-up has
-    the full rate; then half a cosine from ``lr`` towards ``final_lr * lr``, reached after ``decay_steps`` (if that is
-    0, ``total_steps``).
+    the full rate (with ``warmup_end="after"`` over ``warmup_steps + 1``, so the next one has); then half a cosine from
+    ``lr`` towards ``final_lr * lr``, reached after ``decay_steps`` (if that is 0, ``total_steps``).
     """
+    ramp = max(1, config.warmup_steps) + (config.warmup_end == "after")
     decay_steps = max(1, (config.decay_steps or total_steps) - config.warmup_steps)
 
     def rate(step):
         step = jnp.asarray(step, float)  # float64 where that is switched on; an int32 would divide to float32
-        warmup = jnp.minimum(1, (step + 1) / max(1, config.warmup_steps))
+        warmup = jnp.where(step < config.warmup_steps, (step + 1) / ramp, 1)
         if config.schedule == "constant":
             return config.lr * warmup
         progress = jnp.clip((step - config.warmup_steps) / decay_steps, 0, 1)

@@ -1,5 +1,6 @@
 """Every configuration resolves to what its golden file says, and is what its name promises."""
 
+import numpy as np
 import pytest
 
 import configs
@@ -8,6 +9,7 @@ from configs.mhc_ssm import matched_width, parameter_count
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm as models
 from train.config import RunConfig
+from train.optimizer import schedule
 
 
 @pytest.mark.parametrize("name", configs.names())
@@ -85,9 +87,12 @@ def test_published_settings_of_nanogpt():
     for name, tokens in (("nanogpt_mhc_original", 131_072), ("nanogpt_mhc_48l_original", 32_768)):
         config = configs.load(name)
         assert config.data.batch_size * config.data.seq_len == tokens
-        assert (config.data.windows, config.train.steps, config.optim.lr) == ("random", 5000, 6e-4)
+        assert (config.data.windows, config.train.steps, config.optim.lr) == ("random", 5001, 6e-4)
         assert (config.optim.decay, config.optim.beta2, config.optim.warmup_steps) == ("kernels", 0.95, 200)
         assert config.model.norm_streams
+        rate = schedule(config.optim, config.train.steps)
+        published = [6e-4 / 201, 6e-4 * 200 / 201, 6e-4, 3.3e-4, 6e-5]
+        np.testing.assert_allclose([rate(step) for step in (0, 199, 200, 2600, 5000)], published, rtol=1e-5)
     config = configs.load("shakespeare_char_hc_original").replace()
     assert (config.model.dropout, config.model.mixer.dropout, config.optim.decay_steps) == (0.2, 0.2, 2000)
     assert configs.load("nanogpt_vres").optim.value_lr == 1e-2

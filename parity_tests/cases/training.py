@@ -26,7 +26,9 @@ ORIGINAL = OptimConfig(decay="all", schedule="constant", warmup_steps=0)
 OPTIMIZERS = {
     "original": ORIGINAL,
     "default": OptimConfig(warmup_steps=2),
-    "kernels alone decay, short cosine": OptimConfig(decay="kernels", warmup_steps=1, decay_steps=3),
+    "kernels alone decay, short cosine": OptimConfig(
+        decay="kernels", warmup_steps=1, warmup_end="after", decay_steps=3
+    ),
     "no clipping, strong decay": OptimConfig(clip=0.0, weight_decay=0.5, lr=1e-2, beta1=0.8, beta2=0.95, eps=1e-6),
 }
 

@@ -20,6 +20,7 @@ OPTIM = {
     "clip": 1.0,
     "schedule": "cosine",
     "warmup_steps": 4,
+    "warmup_end": "last",
     "decay_steps": 0,
     "final_lr": 0.1,
     "value_lr": 0.0,

@@ -59,6 +59,16 @@ def test_schedule_warms_up_linearly_then_follows_half_a_cosine():
     assert rates[4:] == sorted(rates[4:], reverse=True)
 
 
+def test_the_full_rate_may_follow_the_warm_up():
+    """As in nanoGPT: ``(step + 1) / (warmup_steps + 1)``, then the cosine from its top."""
+    config = OptimConfig(lr=2.0, warmup_steps=4, warmup_end="after")
+    rate = schedule(config, 14)
+    np.testing.assert_allclose([rate(step) for step in range(5)], [0.4, 0.8, 1.2, 1.6, 2.0], rtol=1e-6)
+    np.testing.assert_array_equal(rate(9), schedule(config.replace(warmup_end="last"), 14)(9))
+    assert schedule(config.replace(warmup_steps=0), 14)(0) == 2.0
+    assert torch_ref.train.learning_rate(config, 3, 14) == pytest.approx(1.6)
+
+
 def test_a_cosine_may_end_before_the_run():
     config = OptimConfig(lr=2.0, warmup_steps=4)
     np.testing.assert_array_equal(schedule(config.replace(decay_steps=14), 50)(9), schedule(config, 14)(9))
