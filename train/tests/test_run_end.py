@@ -8,6 +8,7 @@ import types
 import pytest
 
 from mhc_jax.config import ConfigError
+from train import figures
 from train.checkpoint import Checkpoints
 from train.data import load_corpus
 from train.evaluate import evaluate_split
@@ -41,7 +42,7 @@ def done(tmp_path_factory):
     """A finished run: its configuration, folder and summary."""
     folder = tmp_path_factory.mktemp("done")
     config = config_in(folder)
-    return types.SimpleNamespace(config=config, folder=folder / "run", summary=run(config))
+    return types.SimpleNamespace(config=config, folder=folder / "run", summary=run(config).summary)
 
 
 @pytest.fixture
@@ -96,23 +97,23 @@ def test_a_loss_of_the_whole_split_above_all_others_does_not_change_the_best(don
     """Each evaluation counts as a call; the fourth is that of the whole split."""
     losses = iter([3.0, 2.0, 1.0, 9.0])
     monkeypatch.setattr(run_module, "evaluate", lambda step, params, batches: (next(losses) * 128, 128))
-    summary = run(other)
+    summary = run(other).summary
     assert (summary["best_val_loss"], summary["val_loss"]) == (1.0, 9.0)
     assert Checkpoints(run_module.run_folder(other), 2).best_step() == STEPS
 
 
 def test_the_picture_joins_equal_measures_only():
-    drawn = []
-
-    class Axes:
-        def plot(self, *points, **style):
-            drawn.append((style["label"].split(",")[0], [list(x) for x in points], style.get("linestyle", "-")))
-
-        axhline = set = legend = lambda self, *args, **options: None
-
+    axes = figures.new_figure(4, 3).subplots()
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "val_loss": 2.0}, {"step": 4, "val_loss": 1.0}]
-    draw_losses(Axes(), [*lines, {"step": 4, "final_val_loss": 5.0}], None)
-    assert drawn[1:] == [("validation", [[2, 4], [2.0, 1.0]], "-"), ("whole validation split", [[4], [5.0]], "none")]
+    draw_losses(axes, [*lines, {"step": 4, "final_val_loss": 5.0}], None, tokens_per_step=128)
+    training, validation, whole = axes.lines
+    assert training.get_xydata().tolist() == [[1, 3.0]]
+    assert validation.get_xydata().tolist() == [[2, 2.0], [4, 1.0]]
+    assert validation.get_linestyle() == "-"
+    assert whole.get_xydata().tolist() == [[4, 5.0]]
+    assert whole.get_linestyle() == "None"
+    (tokens,) = axes.child_axes
+    assert tokens.get_xlabel() == "training tokens"
 
 
 def test_a_run_killed_while_it_is_scored_has_lost_nothing(done, other, monkeypatch):
@@ -127,7 +128,7 @@ def test_a_run_killed_while_it_is_scored_has_lost_nothing(done, other, monkeypat
     assert Checkpoints(folder, 2).latest_step() == STEPS
     assert not (folder / "summary.json").exists()
     monkeypatch.setattr(run_module, "_compile_train_step", refuse)
-    summary = run(resumed(other))
+    summary = run(resumed(other)).summary
     for name in ("val_loss", "val_bpb", "best_val_loss", "steps", "tokens"):
         assert summary[name] == done.summary[name]
     assert summary["tokens"] == STEPS * 8 * 16
@@ -148,7 +149,7 @@ def test_a_signal_during_an_evaluation_saves_and_the_score_is_made_up_for(done, 
     checkpoints = Checkpoints(folder, 2)
     assert checkpoints.latest_step() == step
     assert (checkpoints.metric(step) is None) == (evaluation < 4)
-    summary = run(resumed(other))
+    summary = run(resumed(other)).summary
     assert measured(folder) == measured(done.folder)
     assert summary["best_val_loss"] == done.summary["best_val_loss"]
 
@@ -156,7 +157,7 @@ def test_a_signal_during_an_evaluation_saves_and_the_score_is_made_up_for(done, 
 def test_a_finished_run_says_so_at_once_and_writes_nothing(done, monkeypatch, capsys):
     before = contents(done.folder)
     monkeypatch.setattr(run_module, "load_corpus", refuse)
-    assert run(resumed(done.config)) == done.summary
+    assert run(resumed(done.config)).summary == done.summary
     assert f"{done.folder} is finished: 12 steps" in capsys.readouterr().out
     assert contents(done.folder) == before
 
@@ -173,7 +174,7 @@ def test_a_longer_run_keeps_the_best_of_the_shorter_one(done, other, monkeypatch
     folder = run_module.run_folder(other)
     shutil.copytree(done.folder, folder)
     monkeypatch.setattr(run_module, "evaluate", lambda step, params, batches: (9.0 * 128, 128))
-    summary = run(resumed(other, steps=16))
+    summary = run(resumed(other, steps=16)).summary
     assert summary["best_val_loss"] == done.summary["best_val_loss"]
     assert summary["tokens"] == 16 * 8 * 16
     assert Checkpoints(folder, 2).best_step() == Checkpoints(done.folder, 2).best_step()
@@ -191,7 +192,7 @@ def test_a_run_stopped_before_its_first_step_starts_again(done, other, monkeypat
     assert (folder / CONFIG_FILE).is_file()
     with pytest.raises(ConfigError, match=r"optim.lr was 0.03 and is now 0.5"):
         run(other.replace(optim=other.optim.replace(lr=0.5)))
-    assert run(other)["val_loss"] == done.summary["val_loss"]
+    assert run(other).summary["val_loss"] == done.summary["val_loss"]
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
