@@ -222,7 +222,7 @@ def test_a_run_is_resumed_by_its_folder_alone(monkeypatch, tmp_path, tiny, start
     folder.mkdir()
     (folder / "config.json").write_text(tiny.to_json(), encoding="utf-8")
     flags = ["--distributed.coordinator", "auto", "--import", "json"]
-    monkeypatch.setattr("jax.distributed.initialize", lambda *args: None)
+    monkeypatch.setattr("train.__main__.join", lambda config: None)
     assert call(monkeypatch, "--resume", str(folder), "--train.steps", "7", *flags) == 0
     config, resume_command = started[0]
     assert config == tiny.replace(run_dir=str(folder), train=tiny.train.replace(resume=True, steps=7))
@@ -292,13 +292,15 @@ def test_a_run_that_is_no_longer_finite_exits_with_status_3(monkeypatch, tiny, c
 
 def test_place_among_processes_comes_from_flags_before_the_environment(monkeypatch):
     calls = []
-    monkeypatch.setattr("jax.distributed.initialize", lambda *args: calls.append(args))
+    monkeypatch.setattr("train.launch._connect", lambda *args: calls.append(args))
+    cluster = "train.launch.ClusterEnv.auto_detect_unset_distributed_params"
+    monkeypatch.setattr(cluster, lambda *args: ("cluster:3", 2, 1, [0]))
     for name, value in (("COORDINATOR", "env:1"), ("NUM_PROCESSES", "4"), ("PROCESS_ID", "3")):
         monkeypatch.setenv(f"MHC_JAX_{name}", value)
     join(DistributedConfig())
     join(DistributedConfig(coordinator="flag:2", process_id=0))
     join(DistributedConfig(coordinator="auto"))
-    assert calls == [("env:1", 4, 3), ("flag:2", 4, 0), ()]
+    assert calls == [("env:1", 4, 3, None), ("flag:2", 4, 0, None), ("cluster:3", 2, 1, [0])]
     monkeypatch.setenv("MHC_JAX_PROCESS_ID", "first")
     with pytest.raises(ValueError, match="MHC_JAX_PROCESS_ID must be a number, got 'first'"):
         join(DistributedConfig())
