@@ -63,8 +63,7 @@ def learning_rate(config: Any, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step ``step``, counted from 0.
 
     Linear warm-up, ``lr * (step + 1) / warmup_steps`` (``warmup_end="after"`` divides by one more); then constant, or a
-    cosine from ``lr`` to
-    ``final_lr * lr`` that ends after ``decay_steps`` steps (0: ``total_steps``).
+    cosine from ``lr`` to ``final_lr * lr`` that ends after ``decay_steps`` steps (0: ``total_steps``).
 
     Args:
         config: fields lr, schedule, warmup_steps, warmup_end, decay_steps, final_lr.

@@ -7,6 +7,7 @@ import optax
 import pytest
 import torch
 
+import torch_ref.train
 from mhc_jax import registry
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import with_topology
