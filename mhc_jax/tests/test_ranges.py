@@ -1,0 +1,62 @@
+"""Which numbers every part of a model takes."""
+
+import pytest
+
+from mhc_jax import LMConfig, registry
+from mhc_jax.nn.residual import StreamAdaptersConfig
+from mhc_jax.tests.ranges import ANY, COUNT, NATURAL, POSITIVE, RATE, SHARE, check
+
+LEAN = {"to 1": lambda x: x <= 1}
+DYNAMIC = {
+    "streams": COUNT, "alpha": ANY, "phi_std": NATURAL, "norm_eps": NATURAL, "pre_eps": NATURAL,
+    "post_eps": RATE, "post_gain": {"above 1": lambda x: x > 1}, "read_lean": LEAN, "diagonal_bias": ANY,
+}  # fmt: skip
+PARTS = {
+    "dynamic_mhc": DYNAMIC,
+    "single_pass_mhc": DYNAMIC,
+    "frac": {"fractions": COUNT},
+    "gated": {"streams": COUNT, "rank": COUNT, "norm_eps": NATURAL},
+    "hc": {"streams": COUNT, "views": COUNT, "fractions": COUNT},
+    "multi_branch_hc": {"streams": COUNT, "branches": COUNT},
+    "per_stream_mhc": {"streams": COUNT},
+    "plain": {},
+    "static_mhc": {
+        "streams": COUNT, "diagonal_bias": ANY, "res_offset": ANY, "read_bias": ANY, "noise": NATURAL,
+        "identity_mix": RATE,
+    },
+    "attention": {
+        "heads": COUNT, "views": {"1 or 3": lambda x: x in (1, 3)}, "init_std": POSITIVE, "dropout": RATE,
+    },
+    "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
+    "gelu_mlp": {"hidden": NATURAL, "init_std": POSITIVE},
+    "cayley": {"alpha": POSITIVE, "steps": NATURAL},
+    "circulant": {"gamma": SHARE},
+    "clamped_sinkhorn": {"iters": NATURAL},
+    "deepseek_sinkhorn": {"iters": COUNT, "eps": NATURAL},
+    "identity": {},
+    "kronecker": {},
+    "newton": {"iters": COUNT},
+    "orthostochastic": {"steps": COUNT, "eps": POSITIVE},
+    "permutations": {},
+    "sinkhorn": {"iters": COUNT, "temperature": POSITIVE},
+    "spectral_sphere": {},
+    "copy": {"head_eps": NATURAL, "norm_eps": NATURAL},
+    "dense": {},
+}  # fmt: skip
+AXES = ("residual", "mixer", "channel", "projection", "ends")
+
+
+@pytest.mark.parametrize(("axis", "kind"), [(axis, kind) for axis in AXES for kind in registry.names(axis)])
+def test_numbers_of_every_part(axis, kind):
+    check(registry.get(axis, kind)(), PARTS[kind])
+
+
+def test_numbers_of_the_model_and_of_adapters():
+    sizes = dict.fromkeys(("vocab_size", "max_len", "layers"), COUNT)
+    check(LMConfig(), sizes | {"width": COUNT, "dropout": RATE, "embed_std": POSITIVE})
+    check(StreamAdaptersConfig(), {"rank": COUNT, "dropout": RATE})
+
+
+def test_the_exponential_sinkhorn_may_have_no_iterations():
+    sinkhorn = registry.get("projection", "sinkhorn")(domain="exp", order="rows_then_columns")
+    check(sinkhorn, {"iters": NATURAL, "temperature": POSITIVE})

@@ -1,0 +1,30 @@
+"""Which numbers every part of a run takes."""
+
+import pytest
+
+from mhc_jax.tests.ranges import COUNT, NATURAL, POSITIVE, RATE, UPPER, check
+from train import config
+
+PARTS = {
+    "OptimConfig": {
+        "lr": POSITIVE, "beta1": RATE, "beta2": RATE, "eps": POSITIVE, "weight_decay": NATURAL, "clip": NATURAL,
+        "warmup_steps": NATURAL, "decay_steps": NATURAL, "final_lr": UPPER, "value_lr": NATURAL, "residual_lr": NATURAL,
+    },
+    "TrainConfig": {
+        "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT, "loss_chunk": COUNT, "stream_diversity": NATURAL,
+        "eval_every": NATURAL, "eval_batches": NATURAL, "max_nonfinite": COUNT, "seed": NATURAL,
+        "sample_tokens": NATURAL,
+    },
+    "DataConfig": {
+        "train_shards": NATURAL, "validation_fraction": {"between 0 and 1": lambda x: 0 < x < 1}, "seq_len": COUNT,
+        "batch_size": COUNT, "max_train_tokens": NATURAL, "max_eval_tokens": NATURAL, "seed": NATURAL,
+    },
+    "MeshConfig": {"data": NATURAL, "fsdp": COUNT, "tensor": COUNT},
+    "CheckpointConfig": {"every": NATURAL, "keep": COUNT},
+    "LogConfig": {"every": COUNT, "streams_every": NATURAL},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_numbers_of_every_part(name):
+    check(getattr(config, name)(), PARTS[name])
