@@ -33,7 +33,8 @@ class Peers:
         self.client, self.index, self.count = client, index, count
         self.resume_command = ""
         self._leaving = threading.Event()
-        self._known = threading.Lock()
+        self._fault_known = threading.Event()
+        self._ending = threading.Lock()
         self._watching = threading.Thread(target=self._watch, name="watch-peers", daemon=True)
         self._watching.start()
 
@@ -63,6 +64,8 @@ class Peers:
         self._leaving.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.client.key_value_set("mhc_jax/fault", json.dumps({"text": text, "status": status}))
+        if self.index == 0:
+            time.sleep(1)  # the store ends with this process
 
     def part(self) -> None:
         """Waits until all processes have come this far; from then on the end of another one is no fault."""
@@ -74,8 +77,8 @@ class Peers:
 
     def lost(self, index: int) -> None:
         """Ends this process because process ``index`` is gone, unless it is known to have stopped, or this one has."""
-        time.sleep(1)
-        self._end(f"process {index} of this run died or cannot be reached", STATUS)
+        if not self._fault_known.wait(1):
+            self._end(f"process {index} of this run died or cannot be reached", STATUS)
 
     def _watch(self) -> None:
         heard = dict.fromkeys(range(self.count), (None, time.monotonic()))
@@ -87,6 +90,7 @@ class Peers:
                 if self.index == 0:
                     self._check(heard)
             if fault := self.get("fault", BEAT):
+                self._fault_known.set()
                 self._leaving.wait(GRACE)
                 self._end(fault["text"], fault["status"])
 
@@ -103,7 +107,7 @@ class Peers:
             self.client.key_value_set("mhc_jax/fault", json.dumps({"text": text, "status": STATUS}))
 
     def _end(self, text: str, status: int) -> None:
-        with self._known:
+        with self._ending:
             if self._leaving.is_set():
                 return
             resume = f"; resume with: {self.resume_command}" if self.resume_command and status != 2 else ""

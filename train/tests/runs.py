@@ -81,12 +81,14 @@ def start_two(
     signal_at: tuple[int, signal.Signals] | None = None,
     signalled: int = 1,
     other: tuple[str, ...] = (),
+    first: tuple[str, ...] = (),
 ) -> list[subprocess.Popen]:
     """Two processes that train together, as :func:`start` does.
 
     Args:
         signal_at: what process ``signalled`` sends itself, see :func:`start`.
         other: flags of the second process alone.
+        first: flags of the first process alone.
     """
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -94,7 +96,7 @@ def start_two(
     place = ("--distributed.coordinator", address, "--distributed.num-processes", "2", "--distributed.process-id")
     return [
         start(folder, name, *flags, *extra, *place, str(i), signal_at=signal_at if i == signalled else None)
-        for i, extra in enumerate(((), other))
+        for i, extra in enumerate((first, other))
     ]
 
 

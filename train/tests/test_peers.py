@@ -173,6 +173,14 @@ def test_processes_that_are_started_differently_end_with_one_line(tmp_path, othe
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+def test_the_first_process_tells_why_it_stops(tmp_path):
+    offer(tiny_run(tmp_path), tmp_path)
+    for output in finish(*start_two(tmp_path, "run", first=("--optim.rate", "7")), status=2):
+        (line,) = [line for line in output.splitlines() if line]
+        assert "unknown flag --optim.rate" in line
+
+
 def kill_one(folder, killed):
     """Two processes of which one is killed at step 25 of 40; the other must end in one line and within a minute."""
     config = tiny_run(folder)
