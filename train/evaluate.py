@@ -29,6 +29,8 @@ from train.restore import load_run
 from train.step import make_eval_step
 from train.table import terminal
 
+PROG = "python -m train.evaluate"
+
 EvalStep = Callable[[Any, Any], tuple[jax.Array, jax.Array]]
 
 # Enough to keep a device busy. Several devices on one CPU share its threads: a dispatch that waits behind more programs
@@ -107,17 +109,17 @@ def _exp(x: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Loss, perplexity and bits per byte over a whole split.
+    """Loss, perplexity and bits per byte over a whole split, a row a run.
 
     Attributes:
-        run: run directory, or exported folder.
+        runs: run directories, or exported folders.
         split: which part of the corpus.
-        which: checkpoint of the run directory.
-        json: print one JSON object instead of a table.
-        data: corpus, tokenizer and windows; the run's own by default.
+        which: checkpoint of a run directory.
+        json: print one JSON object a line instead of a table.
+        data: corpus, tokenizer and windows; each run's own by default.
     """
 
-    run: tyro.conf.Positional[str]
+    runs: tyro.conf.Positional[tuple[str, ...]]
     split: Literal["validation", "test"] = "validation"
     which: Literal["best", "last"] = "best"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -126,19 +128,30 @@ class Flags:
 
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
-    flags = cli.parse(Flags, argv, prog="python -m train.evaluate")
-    config, params = load_run(flags.run, flags.which)
-    flags = cli.parse(Flags, argv, prog="python -m train.evaluate", default=Flags(flags.run, data=config.data))
-    config = config.replace(data=flags.data)
+    flags = cli.parse(Flags, argv, prog=PROG)
+    if not flags.runs:
+        raise ConfigError(f"give at least one run directory or exported folder: {PROG} RUN RUN ...")
+    rows = []
+    for run in flags.runs:
+        rows.append({"run": run, "split": flags.split, **_scores(run, flags, argv)})
+        if flags.json:
+            print(json.dumps(rows[-1]), flush=True)
+    if not flags.json:
+        print(terminal(rows))
+
+
+def _scores(run: str, flags: Flags, argv: list[str]) -> dict[str, float]:
+    config, params = load_run(run, flags.which)
+    data = cli.parse(Flags, argv, prog=PROG, default=Flags((run,), data=config.data)).data
+    config = config.replace(data=data)
     config.validate()
-    corpus = load_corpus(config.data, needed=(flags.split,), also=())
+    corpus = load_corpus(data, needed=(flags.split,), also=())
     tokens, n_bytes = split_of(corpus, flags.split)
     check_ids(tokens, config.model.vocab_size, f"the {flags.split} tokens")
     found = evaluate_split(config, params, tokens, n_bytes)
-    if "wikitext" in config.data.source.lower():
+    if "wikitext" in data.source.lower():
         found["word_ppl"] = word_ppl(found["loss"], tokens, corpus.tokenizer)
-    row = {"run": flags.run, "split": flags.split, **found}
-    print(json.dumps(row) if flags.json else terminal([row]))
+    return found
 
 
 if __name__ == "__main__":

@@ -79,14 +79,17 @@ def test_command_prints_the_same_numbers(tiny, capsys):
     row = json.loads(capsys.readouterr().out)
     expected, _ = windows_loss(config, params, np.asarray(load_corpus(config.data).validation))
     assert row["loss"] == pytest.approx(expected, rel=1e-5)
-    evaluate.main([str(folder), "--data.batch-size", "2"])
-    assert f"{row['ppl']:.4g}" in capsys.readouterr().out
+    evaluate.main([str(folder), str(folder), "--data.batch-size", "2"])
+    table = capsys.readouterr().out
+    assert table.count(f"{row['ppl']:.4g}") == 2  # a row a run
+    evaluate.main([str(folder), str(folder), "--json"])
+    assert [json.loads(line)["loss"] for line in capsys.readouterr().out.splitlines()] == [row["loss"]] * 2
 
 
 @pytest.mark.parametrize(
     ("argv", "fault"),
     [
-        (["--split", "test"], "test"),
+        (["--split", "test"], "no test split"),
         (["--data.seq-len", "64"], "max_len 32 is shorter"),
         (["--data.sorce", "x"], "did you mean --data.source"),
         (["--data.tokenizer", "gpt2"], "outside the vocabulary of 257"),
