@@ -2,10 +2,12 @@
 
 ``OUT`` receives ``config.json`` and ``model.safetensors``, which :func:`mhc_jax.load` and ``torch_ref``
 read, and ``run.json``, the whole run configuration: its ``data.tokenizer`` names the tokenizer. With
-``--format huggingface`` the first two are as transformers writes them, for models that it knows (GPT-2).
+``--format huggingface`` the first two are as transformers writes them, for models that it knows (GPT-2), and tokenizer
+and generation settings stand beside them, so that ``pipeline("text-generation", OUT)`` works.
 """
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,8 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train import cli
 from train.config import RunConfig
+from train.data import load_tokenizer
+from train.data.exchange import tokenizer_files
 from train.outputs import check_folder
 from train.restore import load_run
 
@@ -29,12 +33,32 @@ def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_j
     """Writes the model to the new folder ``out``.
 
     Raises:
-        ConfigError: ``out`` exists and is not an empty folder, or the format cannot express the model.
+        ConfigError: ``out`` exists and is not an empty folder, the format cannot express the model, or its tokenizer is
+            not to be had.
     """
     _check_new(out)
+    files = {RUN_FILE: config.to_json()}
+    if format == "huggingface":
+        files |= _huggingface_files(config)
     save = mhc_jax.save if format == "mhc_jax" else interop.save_huggingface
     save(out, config.model, params)
-    (out / RUN_FILE).write_text(config.to_json(), encoding="utf-8")
+    for name, text in files.items():
+        (out / name).write_text(text, encoding="utf-8")
+
+
+def _huggingface_files(config: RunConfig) -> dict[str, str]:
+    """What lets transformers read and continue text: the tokenizer, and how generation ends."""
+    tokenizer, model = load_tokenizer(config.data.tokenizer), config.model
+    unused = list(range(tokenizer.vocab_size, model.vocab_size))
+    generation = {
+        "bos_token_id": tokenizer.eos_id,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id,
+        "suppress_tokens": unused or None,
+    }
+    given = {name: value for name, value in generation.items() if value is not None}
+    files = tokenizer_files(tokenizer, model.max_len)
+    return files | {"generation_config.json": json.dumps(given, indent=2) + "\n"}
 
 
 def _check_new(out: Path) -> None:

@@ -115,23 +115,27 @@ def tied(arrays: Arrays) -> dict[str, np.ndarray]:
     return {BODY + name: x for name, x in arrays.items()} | {HEAD: arrays[TOKENS]}
 
 
-def faults(config: LMConfig, *, bias: bool) -> dict[str, bool]:
+def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
     """What keeps a model from being a GPT, whatever its residual, and whether it does.
 
     Args:
         config: the model.
-        bias: whether norms, attention and MLP are to have biases.
+        bias: whether norms, attention and MLP are to have biases; None where either will do.
     """
     mixer, mlp, without = config.mixer, config.mlp, "without" if bias else "with"
+
+    def unlike(biased: bool) -> bool:
+        return bias is not None and biased != bias
+
     return {
         f"mixer {mixer.kind!r} instead of 'attention'": not isinstance(mixer, AttentionConfig),
-        f"attention {without} biases": isinstance(mixer, AttentionConfig) and mixer.bias != bias,
+        f"attention {without} biases": isinstance(mixer, AttentionConfig) and unlike(mixer.bias),
         "three views": mixer.views != 1,
         "no MLP": mlp is None,
         f"MLP {mlp and mlp.kind!r} instead of 'gelu_mlp'": not isinstance(mlp, GeluMLPConfig | None),
-        f"an MLP {without} biases": isinstance(mlp, GeluMLPConfig) and mlp.bias != bias,
+        f"an MLP {without} biases": isinstance(mlp, GeluMLPConfig) and unlike(mlp.bias),
         f"norm {config.norm!r} instead of 'ln'": config.norm != "ln",
-        f"LayerNorm {without} bias": config.norm == "ln" and config.norm_bias != bias,
+        f"LayerNorm {without} bias": config.norm == "ln" and unlike(config.norm_bias),
         "stream adapters": config.adapters is not None,
     }
 

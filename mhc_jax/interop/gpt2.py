@@ -1,6 +1,9 @@
 """Checkpoints of GPT-2 as Hugging Face transformers writes them (``GPT2LMHeadModel``, ``GPT2Model``)."""
 
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from mhc_jax.functional import Params
 from mhc_jax.interop import gpt
@@ -63,6 +66,7 @@ class GPT2(Original):
     def write(config, params):
         tensors = to_torch(config, params)
         _check_expressible(config)
+        tensors |= _zero_biases(config, tensors)
         return gpt.tied(write(gpt.rules(tensors, inputs_first=True), tensors))
 
     @staticmethod
@@ -156,4 +160,11 @@ def _check_expressible(config: LMConfig) -> None:
         f"ends {config.ends.kind!r} instead of 'identity'": config.ends.kind != "identity",
         "value residual": config.value_residual is not None,
     }
-    gpt.refuse("GPT-2", plain | gpt.faults(config, bias=True))
+    gpt.refuse("GPT-2", plain | gpt.faults(config, bias=None))
+
+
+def _zero_biases(config: LMConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The biases that GPT-2 has and this model has not."""
+    biased = config.replace(norm_bias=True, mixer=config.mixer.replace(bias=True), mlp=config.mlp.replace(bias=True))
+    dtype = tensors["embed.tokens"].dtype
+    return {name: np.zeros(shape, dtype) for name, shape in torch_shapes(biased).items() if name not in tensors}

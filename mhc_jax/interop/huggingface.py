@@ -39,6 +39,8 @@ def load_huggingface(directory: str | os.PathLike[str], **hints: Any) -> tuple[L
 def save_huggingface(directory: str | os.PathLike[str], config: LMConfig, params: Params) -> None:
     """Writes a folder that ``transformers`` loads by ``from_pretrained``; it appears whole or not at all.
 
+    Biases that the model lacks are written as zeros, and so are read back as parameters.
+
     Raises:
         ConfigError: ``params`` are not those of ``config``, a model that no type of transformers expresses, or a
             ``directory`` that holds anything but an earlier export.

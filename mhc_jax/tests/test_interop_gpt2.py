@@ -178,11 +178,8 @@ def test_hints_are_checked(model, hints, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.replace(mixer=AttentionConfig(heads=2, bias=False)), "attention without biases"),
-        (lambda c: c.replace(mlp=GeluMLPConfig(bias=False)), "an MLP without biases"),
         (lambda c: c.replace(mlp=None), "no MLP"),
         (lambda c: c.replace(norm="rms"), "norm 'rms' instead of 'ln'"),
-        (lambda c: c.replace(norm_bias=False), "LayerNorm without bias"),
         (lambda c: c.replace(value_residual=ValueResidualConfig()), "value residual"),
         (lambda c: mhc_ssm("mhc", vocab_size=11, max_len=9, width=8, layers=1), "ends 'dense'.*'diagonal_ssm'.*no MLP"),
     ],
@@ -195,6 +192,19 @@ def test_what_gpt2_cannot_express_is_refused(loaded, change, message, tmp_path):
     with pytest.raises(interop.InteropError, match=message):
         interop.save_huggingface(tmp_path / "model", config, params)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_biases_are_written_as_zeros(loaded, tmp_path):
+    config = loaded[0].replace(
+        norm_bias=False, mixer=AttentionConfig(heads=2, bias=False), mlp=GeluMLPConfig(activation="tanh", bias=False)
+    )
+    params = jax.tree.map(lambda x: x + 0.1, mhc_jax.init(config, jax.random.key(0)))
+    interop.save_huggingface(tmp_path / "model", config, params)
+    theirs = GPT2LMHeadModel.from_pretrained(tmp_path / "model").eval()
+    np.testing.assert_allclose(logits(theirs), ours(config, params), atol=1e-5)
+    again = interop.load_huggingface(tmp_path / "model")
+    np.testing.assert_allclose(ours(*again), ours(config, params), atol=1e-6)
+    assert not np.any(again[1]["final_norm"]["bias"])
 
 
 # Folders ------------------------------------------------------------------------------------------

@@ -204,6 +204,10 @@ class SubwordTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
+    def to_json(self) -> str:
+        """The contents of a ``tokenizer.json``."""
+        return self._backend.to_str()
+
     def last_cut(self, text: str) -> int:
         found = self._cut.match(text) if self._cut else None
         return found.end() if found else 0

@@ -12,6 +12,8 @@ from mhc_jax.config import ConfigError
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from train import evaluate, export, sample
+from train.data import load_tokenizer
+from train.data.exchange import tokenizer_files
 from train.restore import load_run
 from train.tests.tiny import tiny_config, tiny_export
 
@@ -83,6 +85,48 @@ def test_transformers_reads_an_export_and_agrees(gpt):
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     theirs = model(torch.from_numpy(tokens).long()).logits.detach().numpy()
     np.testing.assert_allclose(mhc_jax.apply(config.model, params, tokens).logits_BTV, theirs, atol=1e-5)
+
+
+TEXTS = ["line 1: the", "héllo\n  wörld\r\n\x00 日本 🙂", "<|endoftext|> spelled out", " "]
+
+
+def test_transformers_continues_text_as_we_do(gpt):
+    """Offline, from the folder alone: ids, and the greedy continuation."""
+    from transformers import AutoTokenizer, pipeline
+
+    config, params, folder = gpt
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for text in TEXTS:
+        assert theirs(text)["input_ids"] == list(text.encode())
+        assert theirs.decode(theirs(text)["input_ids"]) == text
+    assert (theirs.eos_token_id, theirs.model_max_length) == (256, 32)
+    generate = pipeline("text-generation", str(folder))
+    (found,) = generate("the", max_new_tokens=6, do_sample=False, return_tensors=True)
+    ids = mhc_jax.generate(config.model, params, [list(b"the")], max_new_tokens=6, temperature=0, eos_id=256)
+    assert found["generated_token_ids"] == ids[0, : len(found["generated_token_ids"])].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "texts"), [("gpt2", ["line 1: the", "  héllo\n日本<|endoftext|>"]), ("chars:\nabé日", ["abé\n日ba"])]
+)
+def test_tokenizers_travel(name, texts, tmp_path):
+    from transformers import AutoTokenizer
+
+    ours = load_tokenizer(name)
+    for file, text in tokenizer_files(ours, 99).items():
+        (tmp_path / file).write_text(text, encoding="utf-8")
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    for text in texts:
+        assert theirs(text)["input_ids"] == ours.encode(text)
+    assert theirs.eos_token_id == ours.eos_id
+
+
+def test_ids_beyond_the_tokenizer_are_never_generated(gpt, tmp_path):
+    config = gpt[0].replace(model=gpt[0].model.replace(vocab_size=260))
+    export.export(config, mhc_jax.init(config.model, jax.random.key(0)), tmp_path / "out", "huggingface")
+    settings = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert settings["suppress_tokens"] == [257, 258, 259]
+    assert settings["eos_token_id"] == 256
 
 
 def test_commands_take_a_folder_of_transformers(gpt, capsys, tmp_path):
