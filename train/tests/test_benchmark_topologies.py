@@ -16,6 +16,7 @@ from train.benchmark import __main__ as benchmark
 from train.benchmark import hlo, topologies, traffic
 from train.benchmark.turns import compare, take_turns
 from train.config import RunConfig
+from train.table import markdown, terminal
 from train.tests.tiny import tiny_config
 
 MODEL = mhc_ssm("baseline", vocab_size=257, max_len=16, width=8, layers=2)
@@ -187,6 +188,7 @@ def test_command_writes_its_table(run, tmp_path, capsys):
     argv = ["quickstart", "--what", "traffic", "--topologies", "ihc", "--streams", "2", "--out", str(tmp_path)]
     argv += ["--model.width", "8", "--model.layers", "2", "--data.seq-len", "16", "--data.batch-size", "2"]
     benchmark.main(argv)
-    assert (tmp_path / "traffic-quickstart.md").read_text() in capsys.readouterr().out
     found = json.loads((tmp_path / "traffic-quickstart.json").read_text())
+    assert markdown(found["rows"]) in (tmp_path / "traffic-quickstart.md").read_text()
+    assert terminal(found["rows"]) in capsys.readouterr().out
     assert [row["topology"] for row in found["rows"]] == ["plain, all of it", "ihc"]
