@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+import pytest
+
 from mhc_jax import ConfigError
 
 PROBES = (-2, -1, -1e-9, 0, 1e-9, 0.5, 1 - 1e-9, 1, 1.5, 2, 3, 4, 10**6, math.inf, math.nan)
@@ -19,7 +21,10 @@ def numbers(config):
 
 
 def check(config, table):
-    """Every number of ``config`` is in the table, and each probe is taken or refused as it says."""
+    """Every number of ``config`` is in the table, and each probe is taken or refused as it says; so is another type."""
+    for field in dataclasses.fields(config):
+        with pytest.raises(ConfigError, match=field.name):
+            config.replace(**{field.name: object()}).validate()
     assert numbers(config).keys() == table.keys()
     for name, kind in numbers(config).items():
         ((words, fits),) = table[name].items()

@@ -163,6 +163,15 @@ def test_both_forms_of_mhc_ssm_start_as_documented(form, embed, zero_init):
         np.testing.assert_allclose(spread.std(), 0.02, rtol=0.4)
 
 
+@pytest.mark.parametrize(("topology", "diagonal", "other"), [("mhc", 8.0, 0.0), ("mhc_orthostochastic", 0.0, -8.0)])
+def test_published_static_mhc_starts_from_logits_of_eight(topology, diagonal, other):
+    found = leaves(nanogpt(topology, "original", vocab_size=11, max_len=4, width=12, layers=2))
+    for site in ("mixer", "mlp"):
+        logits = found[f"blocks.{site}.residual.res_logits"]
+        np.testing.assert_array_equal(logits, np.tile(other + (diagonal - other) * np.eye(N), (2, 1, 1)))
+    np.testing.assert_array_equal(found["blocks.mlp.residual.pre_logits"], 8 * np.eye(N)[[1, 3]])
+
+
 def test_poles_spread_over_memories_of_two_to_a_thousand_tokens():
     ssm = DiagonalSSMConfig().build(9, FLOAT32, Init(jax.random.key(0))).ssm
     a = np.asarray(jax.nn.sigmoid(ssm.logit_a[...]))

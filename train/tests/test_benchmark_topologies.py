@@ -1,6 +1,9 @@
 """Training steps and memory traffic of residual topologies, beside the plain residual."""
 
+import datetime
+import importlib.metadata
 import json
+import platform
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from mhc_jax.models import mhc_ssm
 from mhc_jax.models.topologies import with_topology
 from train import metrics
 from train.benchmark import __main__ as benchmark
-from train.benchmark import hlo, topologies, traffic
+from train.benchmark import hlo, report, topologies, traffic
 from train.benchmark.turns import compare, take_turns
 from train.config import RunConfig
 from train.table import markdown, terminal
@@ -192,3 +195,45 @@ def test_command_writes_its_table(run, tmp_path, capsys):
     assert markdown(found["rows"]) in (tmp_path / "traffic-quickstart.md").read_text()
     assert terminal(found["rows"]) in capsys.readouterr().out
     assert [row["topology"] for row in found["rows"]] == ["plain, all of it", "ihc"]
+
+
+def test_every_row_is_set_against_the_plain_step_of_its_own_turns(run, monkeypatch):
+    spent = {"2": 3.0, "4": 5.0, "plain": 2.0, "again": 2.5}
+
+    def turns(steps, *, rounds, calls):
+        assert (rounds, calls) == (1, 2)
+        return {name: [[spent[name]] * calls] for name in steps}
+
+    def trainer(config):
+        facts = {"parameters": 7, "temporary MiB": None, "compile s": 1.0}
+        return topologies._Trainer(step=lambda: None, facts=facts)
+
+    monkeypatch.setattr(topologies, "take_turns", turns)
+    monkeypatch.setattr(topologies, "_trainer", trainer)
+    rows, _ = topologies.table(run, ("mhc",), (2, 4), rounds=1, calls=2)
+    found = {(row["topology"], row["n"]): (row["ms"], row["plain ms"], row["ratio"]) for row in rows}
+    assert found == {
+        ("plain", None): (2000, 2000, 1),
+        ("plain again", None): (2500, 2000, 1.25),
+        ("mhc", 2): (3000, 2000, 1.5),
+        ("mhc", 4): (5000, 2000, 2.5),
+    }
+
+
+def test_a_report_says_which_machine_it_is_of(tmp_path, monkeypatch):
+    monkeypatch.setattr(report.os, "getloadavg", lambda: (1.239, 9.0, 8.0))
+    monkeypatch.setattr(report.sys, "argv", ["x", "gpt2", "--what", "a b"])
+    found = report.machine()
+    assert found["load_before"] == 1.24
+    assert found["command"] == "python -m train.benchmark gpt2 --what 'a b'"
+    assert (found["system"], found["python"]) == (platform.platform(), platform.python_version())
+    assert (found["jax"], found["flax"]) == (jax.__version__, importlib.metadata.version("flax"))
+    assert 0 < found["memory_gib"] < 1e5
+    assert datetime.datetime.fromisoformat(found["date"]).utcoffset() == datetime.timedelta(0)
+    assert report._version("no-such-package") is None
+    report.write(tmp_path / "new" / "folder", "speed", {"cores": 2, "config": {"a": 1}}, [{"ms": 3}], ["A note."])
+    stored = json.loads((tmp_path / "new/folder/speed.json").read_text(encoding="utf-8"))
+    assert stored == {"cores": 2, "config": {"a": 1}, "rows": [{"ms": 3}], "notes": ["A note."]}
+    text = (tmp_path / "new/folder/speed.md").read_text(encoding="utf-8")
+    assert text.startswith("# speed\n\n- cores: 2\n\n")
+    assert text.endswith("\n\nA note.\n")
