@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from mhc_jax import registry
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 _LISTED, _LONGEST = 5, 100
@@ -52,9 +54,7 @@ def misfits(expected: Shapes, found: Shapes) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first few names and how many more there are."""
-    names = list(names)
-    rest = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(map(readable, names[:_LISTED])) + rest
+    return registry.listed(map(readable, names), limit=_LISTED)
 
 
 def readable(name: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from mhc_jax.functional import Params
 from mhc_jax.interop import gpt
-from mhc_jax.interop.hints import settle
+from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
@@ -52,9 +52,9 @@ class GPT2(Original):
 
     @staticmethod
     def read(state_dict, hints):
-        stored: dict[str, Any] = {}
-        if isinstance(state_dict.get("config"), dict):
-            stored, state_dict = state_dict["config"], state_dict["model"]
+        stored: Mapping[str, Any] = {}
+        if isinstance(state_dict.get("model"), Mapping):
+            stored, state_dict = fields("gpt2", "config", state_dict.get("config")), state_dict["model"]
         arrays = gpt.untied("gpt2", gpt.without_prefix("gpt2", as_numpy(state_dict), [gpt.BODY]))
         told = gpt.infer("gpt2", {name: x.shape for name, x in arrays.items()}, inputs_first=True)
         config = _config(told, _stored(told, stored) | dict(hints))
@@ -77,7 +77,7 @@ class GPT2(Original):
         return _fields(config), tensors
 
 
-def _stored(told: dict[str, int], config: dict[str, Any]) -> dict[str, Any]:
+def _stored(told: dict[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
     """What a ``config.json`` says of the fields that matter; the many others are passed over."""
     known = {**_published(told), **_FREE, **_FIXED}
     found = {"n_head": 12} | {name: value for name, value in config.items() if name in known} if config else {}

@@ -1,10 +1,12 @@
 """The fields of a published code base's own configuration: what is told, what is free, what is fixed."""
 
+import numbers
+import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from mhc_jax.interop.keys import InteropError
-from mhc_jax.registry import did_you_mean
+from mhc_jax.registry import did_you_mean, shown
 
 
 def settle(
@@ -27,15 +29,69 @@ def settle(
         unread: fields that change nothing.
 
     Raises:
-        InteropError: an unknown hint, one that contradicts the tensors, or one that the model here cannot follow.
+        InteropError: an unknown hint, one of the wrong type, one that contradicts the tensors, or one that the model
+            here cannot follow.
     """
     fixed = fixed or {}
     known = {*told, *free, *fixed, *unread}
     for name, value in hints.items():
         if name not in known:
-            raise InteropError(f"{system}: unknown hint {name!r}{did_you_mean(name, known)}")
-        if name in told and value != told[name]:
-            raise InteropError(f"{system}: {name}={value!r} contradicts the tensors, which say {told[name]!r}")
-        if name in fixed and value != fixed[name]:
-            raise InteropError(f"{system}: {name}={value!r} is not supported, only {fixed[name]!r} is")
-    return {name: hints.get(name, default) for name, default in free.items()}
+            raise InteropError(f"{system}: unknown hint {shown(name)}{did_you_mean(name, known)}")
+        if name in told and not _same(value, told[name]):
+            raise InteropError(f"{system}: {name}={shown(value)} contradicts the tensors, which say {told[name]!r}")
+        if name in fixed and not _same(value, fixed[name]):
+            raise InteropError(f"{system}: {name}={shown(value)} is not supported, only {fixed[name]!r} is")
+    return {
+        name: _like(default, hints[name], f"{system}: {name}") if name in hints else default
+        for name, default in free.items()
+    }
+
+
+def fields(system: str, name: str, record: Any) -> Mapping[str, Any]:
+    """The configuration that a checkpoint stores beside its tensors; none counts as empty.
+
+    Raises:
+        InteropError: it is no dict.
+    """
+    if record is None:
+        return {}
+    if not isinstance(record, Mapping) or not all(isinstance(key, str) for key in record):
+        kind = type(record).__name__
+        raise InteropError(f"{system}: {name} of the checkpoint must be a dict of fields, e.g. vars(...), not {kind}")
+    return record
+
+
+def _same(value: Any, known: Any) -> bool:
+    """Equal, where True is not 1."""
+    return isinstance(value, bool) == isinstance(known, bool) and bool(value == known)
+
+
+def _like(default: Any, value: Any, what: str) -> Any:
+    """``value`` as the type of ``default``; a default of None stands for an integer that may be missing."""
+    expected, right, convert = _TYPES[type(default)]
+    if value is None and default is None:
+        return None
+    if right(value):
+        return convert(value)
+    raise InteropError(f"{what} must be {expected}, got {shown(value)}")
+
+
+def _integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(_number(x) or _numbers(x) for x in value)
+
+
+_TYPES = {
+    type(None): ("an integer", _integer, int),
+    int: ("an integer", _integer, int),
+    float: ("a finite number", _number, float),
+    str: ("a text", lambda value: isinstance(value, str), str),
+    tuple: ("a list of numbers", _numbers, tuple),
+}

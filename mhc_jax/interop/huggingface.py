@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 
 from mhc_jax import registry
+from mhc_jax.config import ConfigError, read_json
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.original import AXIS, from_original
 from mhc_jax.interop.store import CONFIG, WEIGHTS, is_huggingface, read_tensors, write_folder
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.tree import readable
 
 INDEX = "model.safetensors.index.json"
 
@@ -54,8 +56,10 @@ def _system(model_type: Any, where: str) -> str:
     """The published system that reads models of that type."""
     systems = {registry.get(AXIS, name).model_type: name for name in registry.names(AXIS)}
     systems.pop(None, None)
-    if model_type not in systems:
-        raise InteropError(f"{where}: model_type {model_type!r} is not supported; known: {', '.join(sorted(systems))}")
+    if not isinstance(model_type, str) or model_type not in systems:
+        raise InteropError(
+            f"{where}: model_type {registry.shown(model_type)} is not supported; known: {', '.join(sorted(systems))}"
+        )
     return systems[model_type]
 
 
@@ -76,21 +80,23 @@ def _shards(directory: Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for file in sorted(set(where.values())):
         if Path(file).name != file:
-            raise InteropError(f"{INDEX}: {file!r} is not the name of a file beside it")
+            raise InteropError(f"{INDEX}: {registry.shown(file)} is not the name of a file beside it")
         tensors |= read_tensors(directory / file)
     lost = sorted(where.keys() - tensors.keys())
     if lost:
-        raise InteropError(f"{INDEX}: {lost[0]} is not in {where[lost[0]]}, nor are {len(lost) - 1} others in theirs")
+        raise InteropError(
+            f"{INDEX}: {readable(lost[0])} is not in {where[lost[0]]}, nor are {len(lost) - 1} others in theirs"
+        )
     return tensors
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
     except OSError:
         raise InteropError(f"{path} does not exist") from None
-    except ValueError as error:
-        raise InteropError(f"{path}: not valid JSON ({error})") from None
+    except ConfigError as error:
+        raise InteropError(str(error)) from None
     if not isinstance(found, dict):
         raise InteropError(f"{path}: not a JSON object")
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mhc_jax.interop.hints import settle
+from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.keys import InteropError, account
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
@@ -15,7 +15,7 @@ from mhc_jax.models.mhc_ssm import Variant, mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.residual import PlainConfig, SinkhornConfig, StaticMHCConfig
-from mhc_jax.registry import register
+from mhc_jax.registry import register, shown
 from mhc_jax.tree import Shapes
 
 COMPILED = "_orig_mod."
@@ -131,11 +131,13 @@ def _stored(told: dict[str, Any], checkpoint: Mapping[str, Any]) -> dict[str, An
     """The configuration inside a whole checkpoint, less what its architecture does not use."""
     arch, tensors_are = checkpoint.get("arch"), "mhc" if "n_streams" in told else "baseline"
     if arch not in (None, tensors_are):
-        raise InteropError(f"the checkpoint says arch {arch!r}, but its tensors are those of {tensors_are!r}")
+        raise InteropError(f"the checkpoint says arch {shown(arch)}, but its tensors are those of {tensors_are!r}")
     unused = (_TOLD - told.keys()) | _UNREAD
     if "n_streams" not in told:
         unused |= {"stream_adapters"}  # only streams have them
-    return {name: value for name, value in checkpoint.get("cfg", {}).items() if name not in unused}
+    return {
+        name: value for name, value in fields("mhc_ssm", "cfg", checkpoint.get("cfg")).items() if name not in unused
+    }
 
 
 def _check_hints(told: dict[str, Any], hints: dict[str, Any]) -> dict[str, Any]:

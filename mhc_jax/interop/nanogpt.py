@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mhc_jax.interop import gpt
-from mhc_jax.interop.hints import settle
+from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
@@ -87,7 +87,8 @@ class NanoGPT(Original):
     @staticmethod
     def read(state_dict, hints):
         whole = isinstance(state_dict.get("model"), Mapping)
-        stored = (state_dict.get("model_args") or state_dict.get("config") or {}) if whole else {}
+        name = "model_args" if "model_args" in state_dict else "config"
+        stored = fields("nanogpt", name, state_dict.get(name)) if whole else {}
         arrays = as_numpy(state_dict["model"] if whole else state_dict)
         arrays = gpt.untied("nanogpt", _unshared(gpt.without_prefix("nanogpt", arrays, [COMPILED, gpt.BODY])))
         told = _infer({name: x.shape for name, x in arrays.items()})
@@ -261,7 +262,7 @@ def _newton_schulz(projection: OrthostochasticConfig, free: dict[str, Any]) -> O
     if all(isinstance(x, int | float) for x in coefficients):
         steps = free["ns_steps"]
         return projection.replace(schedule="quintic", coefficients=tuple(coefficients), steps=steps, eps=eps)
-    if tuple(map(tuple, coefficients)) != SCHEDULE:
+    if any(isinstance(x, int | float) for x in coefficients) or tuple(map(tuple, coefficients)) != SCHEDULE:
         raise InteropError("nanogpt: ns_coeffs by step are supported only as the published schedule of eight")
     return projection.replace(schedule="eight", eps=eps)
 

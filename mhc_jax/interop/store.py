@@ -1,7 +1,6 @@
 """A model as a folder: ``config.json`` and ``model.safetensors`` with the PyTorch mirror's names and layouts."""
 
 import hashlib
-import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -11,7 +10,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from mhc_jax.config import ConfigError
+from mhc_jax.config import ConfigError, parse_json, read_json
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.torch_weights import check_finite, from_torch, to_torch
@@ -57,9 +56,9 @@ def load(directory: str | os.PathLike[str]) -> tuple[LMConfig, Params]:
 
 def _read_config(path: Path) -> LMConfig:
     try:
-        config = LMConfig.from_json(path.read_text(encoding="utf-8"))
+        config = LMConfig.from_dict(parse_json(path.read_bytes()))
         config.validate()
-    except (ConfigError, UnicodeDecodeError) as error:
+    except ConfigError as error:
         raise InteropError(f"{path}: {error}") from None
     return config
 
@@ -67,8 +66,8 @@ def _read_config(path: Path) -> LMConfig:
 def is_huggingface(directory: str | os.PathLike[str]) -> bool:
     """Whether the folder's ``config.json`` names a ``model_type``, as no other of ours does."""
     try:
-        config = json.loads(Path(directory, CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json(Path(directory, CONFIG))
+    except (OSError, ConfigError):
         return False
     return isinstance(config, dict) and "model_type" in config
 

@@ -64,7 +64,7 @@ def orthostochastic(
         gram = _product(x, jnp.swapaxes(x, -1, -2))
         return a * x + _product(b * gram + c * _product(gram, gram), x), None
 
-    h_NN = jnp.square(jax.lax.scan(step, x, jnp.asarray(coefficients, x.dtype))[0])
+    h_NN = jnp.square(jax.lax.scan(step, x, jnp.asarray(coefficients, x.dtype).reshape(-1, 3))[0])
     if not normalise:
         return h_NN
     sums = jnp.sum(h_NN, axis=-1, keepdims=True)

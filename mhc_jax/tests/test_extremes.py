@@ -94,3 +94,9 @@ def test_newton_at_a_thousand_is_the_projection():
 
 def test_newton_of_nan_ends():
     assert np.isnan(newton(jnp.full((2, 2), jnp.nan))).all()
+
+
+def test_newton_of_a_matrix_does_not_depend_on_its_batch():
+    easy, hard = np.random.default_rng(0).standard_normal((2, 1, 4, 4)).astype(np.float32)
+    together = newton(np.concatenate([easy, 10 * hard]))
+    np.testing.assert_array_equal(together[:1], newton(np.concatenate([easy, easy]))[:1])

@@ -170,6 +170,9 @@ def test_whole_checkpoint_of_a_compiled_run():
     assert interop.from_original("mhc_ssm", checkpoint, sinkhorn_iters=2)[0].residual.projection.iters == 2
     with pytest.raises(interop.InteropError, match="arch 'baseline'"):
         interop.from_original("mhc_ssm", checkpoint | {"arch": "baseline"})
+    with pytest.raises(interop.InteropError, match="cfg of the checkpoint must be a dict of fields, .* not object"):
+        interop.from_original("mhc_ssm", checkpoint | {"cfg": object()})
+    assert interop.from_original("mhc_ssm", checkpoint | {"cfg": None})[0].dropout == 0
     with pytest.raises(interop.InteropError, match="dim=8 contradicts"):
         interop.from_original("mhc_ssm", checkpoint | {"cfg": original_cfg(dim=8)})
 
@@ -212,6 +215,10 @@ def test_original_refuses_what_does_not_fit(change, message):
         ({"n_streams": 4}, "n_streams=4 contradicts the tensors, which say 3"),
         ({"adapter_rank": 4}, "adapter_rank=4 contradicts"),
         ({"sinkhorn_temp": 0.0}, "temperature must be positive"),
+        ({"sinkhorn_iters": "10"}, "mhc_ssm: sinkhorn_iters must be an integer, got '10'"),
+        ({"sinkhorn_iters": True}, "sinkhorn_iters must be an integer, got True"),
+        ({"sinkhorn_temp": float("inf")}, "sinkhorn_temp must be a finite number, got inf"),
+        ({"n_layers": True}, "n_layers=True contradicts"),
     ],
 )
 def test_original_hints_are_checked(hints, message):

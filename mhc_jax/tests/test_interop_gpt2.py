@@ -167,6 +167,10 @@ def test_what_does_not_fit_is_refused(model, change, message):
         ({"n_head": 2, "n_layer": 3}, "n_layer=3 contradicts the tensors, which say 2"),
         ({"n_head": 2, "layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 is not supported, only 1e-05 is"),
         ({"n_head": 2, "activation_function": "relu"}, "activation_function='relu' is not supported"),
+        ({"n_head": "2"}, "n_head must be an integer, got '2'"),
+        ({"n_head": 2, "attn_pdrop": "0.1"}, "attn_pdrop must be a finite number, got '0.1'"),
+        ({"n_head": 2, "activation_function": []}, "activation_function must be a text"),
+        ({"n_head": 2, "scale_attn_weights": 1}, "scale_attn_weights=1 is not supported"),
         ({"n_head": 2, "embd_pdrop": 0.0}, "embd_pdrop=0.0 and resid_pdrop=0.1 are one dropout rate here"),
     ],
 )

@@ -336,6 +336,10 @@ def test_newton_schulz_settings():
     quintic = interop.from_original("nanogpt", state_dict, **hints, ns_steps=3, ns_coeffs=[2, -1.5, 0.5], ns_eps=1e-6)
     projection = quintic[0].residual.projection
     assert (projection.steps, projection.coefficients, projection.eps) == (3, (2, -1.5, 0.5), 1e-6)
+    none = interop.from_original("nanogpt", state_dict, **hints, ns_steps=0)
+    logits = none[1]["blocks"]["mixer"]["residual"]["res_logits"][0]
+    squares = np.square(logits / (np.linalg.norm(logits) + 1e-7))
+    np.testing.assert_allclose(none[0].residual.projection.project(logits, len(logits)), squares, rtol=1e-5)
     eight = config.residual.projection.replace(schedule="eight")
     assert interop.from_original("nanogpt", state_dict, **hints, ns_coeffs=SCHEDULE)[0].residual.projection == eight
 

@@ -199,12 +199,6 @@ def test_newton_finds_the_limit_of_sinkhorn(n, std, x64):
     np.testing.assert_allclose(newton(logits.astype(np.float32)).sum(-2), 1, atol=5e-6)
 
 
-def test_newton_of_a_matrix_does_not_depend_on_its_batch():
-    easy, hard = np.random.default_rng(0).standard_normal((2, 1, 4, 4)).astype(np.float32)
-    together = newton(np.concatenate([easy, 10 * hard]))
-    np.testing.assert_array_equal(together[:1], newton(np.concatenate([easy, easy]))[:1])
-
-
 def weighted(project, **options):
     weight = fill(4, 4)
     return jax.jit(lambda logits: jnp.sum(weight * project(logits, **options)))

@@ -162,7 +162,7 @@ class OrthostochasticConfig(ProjectionConfig):
     Attributes:
         schedule: ``"eight"`` steps with coefficients of their own, or ``steps`` times the same ``"quintic"``, which
             leaves sums of rows off by about 1%.
-        steps: of the quintic.
+        steps: of the quintic; 0 squares the logits as they are, divided by their norm.
         coefficients: (a, b, c) of the quintic.
         eps: added to the norm of the logits.
         normalise: make the sums of rows exact; the original does not, and of zero logits makes a matrix of zeros.
@@ -180,7 +180,7 @@ class OrthostochasticConfig(ProjectionConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        self.require(self.steps >= 0, f"steps must not be negative, got {self.steps}")
         self.require(len(self.coefficients) == 3, f"coefficients must be three numbers, got {self.coefficients}")
         self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
 

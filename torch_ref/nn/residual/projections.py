@@ -94,8 +94,8 @@ class Orthostochastic(Projection):
     def __init__(self, config, streams: int):
         super().__init__(config, streams)
         if one_of("orthostochastic schedule", config.schedule, ("quintic", "eight")) == "quintic":
-            if config.steps < 1:
-                raise ValueError(f"orthostochastic: steps must be at least 1, got {config.steps}")
+            if config.steps < 0:
+                raise ValueError(f"orthostochastic: steps must not be negative, got {config.steps}")
             self.coefficients = (tuple(config.coefficients),) * config.steps
         else:
             self.coefficients = projections.SCHEDULE
