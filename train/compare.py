@@ -100,11 +100,11 @@ def read_config(run: Path) -> RunConfig:
         raise ConfigError(f"{run / CONFIG_FILE} does not exist: {run} is not a run directory") from None
 
 
-def short_names(paths: Sequence[Path]) -> tuple[str, list[str]]:
+def short_names(paths: Sequence[Path]) -> tuple[Path, list[str]]:
     """The folder that all paths lie in, and what tells them apart."""
     paths = [path.absolute() for path in paths]
     common = Path(os.path.commonpath([path.parent for path in paths]))
-    return str(common), [str(path.relative_to(common)) for path in paths]
+    return common, [str(path.relative_to(common)) for path in paths]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,12 +113,12 @@ class Flags:
 
     Attributes:
         runs: run directories.
-        picture: where the curves are drawn.
+        picture: where the curves are drawn; empty for ``compare.png`` in the folder that holds the runs.
         mean: runs of one folder, as seeds are, make one row.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
-    picture: str = "compare.png"
+    picture: str = ""
     mean: bool = False
 
 
@@ -128,11 +128,11 @@ def main(argv: list[str]) -> None:
     runs = [Path(run) for run in flags.runs]
     if not runs:
         raise ConfigError("give at least one run directory: python -m train.compare RUN RUN ...")
-    picture = check_file("--picture", flags.picture)
     groups: dict[Path, list[Path]] = {}
     for run in runs:
         groups.setdefault(run.parent if flags.mean else run, []).append(run)
     folder, names = short_names(list(groups))
+    picture = check_file("--picture", flags.picture or folder / "compare.png")
     rows = [mean_row(group) if flags.mean else summary_row(run) for run, group in groups.items()]
     named = dict(zip(names, groups.values()))
     figures.save_png(lambda: draw_curves(named), picture)

@@ -16,6 +16,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from train import cli, figures, sharding, streams, target
 from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from train.console import task
 from train.cost import collective_rows, cost_rows, machine_rows, parameter_rows
 from train.export import RUN_FILE
 from train.outputs import check_file
@@ -40,7 +41,8 @@ class Flags:
         compile: compile a training step, for memory, arithmetic and compile time.
         topology: compile it for this machine, which need not be here, and show what it needs there and nothing else:
             ``v4:AxBxC``, ``v5e:AxB``, ``v5p:AxBxC``, ``v6e:AxB`` (chips of a TPU slice along each axis), ``h100:N``.
-        picture: where the mixing matrices and the statistics are drawn.
+        picture: where the mixing matrices and the statistics are drawn; empty for ``mixing.png`` in the folder of
+            the run or export, or ``mixing-NAME.png`` here.
         html: where to write a report with all of it, and losses, that a browser shows without network; empty for none.
         tokens: validation tokens of a run that statistics are averaged over; 0, or without a run, a few made-up ones.
         model, data, optim, train: as in training.
@@ -51,7 +53,7 @@ class Flags:
     which: Literal["best", "last"] = "best"
     compile: bool = True
     topology: Annotated[str, tyro.conf.arg(name="compile.topology")] = ""
-    picture: str = "mixing.png"
+    picture: str = ""
     html: str = ""
     tokens: int = 2048
     model: mhc_jax.LMConfig = mhc_jax.LMConfig()
@@ -82,17 +84,26 @@ def main(argv: list[str]) -> None:
     shapes = param_shapes(config.model)
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")
-    check_file("--picture", flags.picture)
+    picture = flags.picture or _picture(flags.name)
+    check_file("--picture", picture)
     if flags.html:
         check_file("--html", flags.html)
     parameters, cost = parameter_rows(shapes), []
     print(terminal(parameters))
     if flags.compile:
-        cost = cost_rows(config)
+        with task("compiling the training step"):
+            cost = cost_rows(config)
         print("", terminal(cost), sep="\n")
     recorded, tokens = None, ""
     if streams.mixes(config):
-        recorded, tokens = _look(flags, config, params)
+        with task("measuring streams"):
+            recorded, tokens = _look(flags, config, params)
+        title = f"Streams of {flags.name}"
+        sites = diagnostics.site_names(config.model)
+        drawn = Path(picture).expanduser()
+        figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), drawn)
+        print("", terminal(streams.rows(recorded, sites)), "", sep="\n")
+        print(f"Mean over {tokens}. Mixing matrices drawn in {drawn}")
     else:
         print(f"\n{PLAIN}")
     if flags.html:
@@ -100,7 +111,8 @@ def main(argv: list[str]) -> None:
         findings = Findings(flags.name, config, parameters, cost, recorded, tokens, summary, lines)
         page = Path(flags.html).expanduser()
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(render(findings), encoding="utf-8")
+        with task("drawing the report"):
+            page.write_text(render(findings), encoding="utf-8")
         print(f"\nReport written to {page}")
 
 
@@ -113,12 +125,12 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
         f"{config.name}: {parameter_rows(param_shapes(config.model))[-1]['count']:,} parameters, {execution.policy}, "
         f"remat {execution.remat}\n"
         f"{machine.name}: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}\n"
-        f"{data.batch_size} x {data.seq_len} tokens a step, in {train.accumulate} part(s)\n"
-        "compiling the training step; this takes a minute or two",
+        f"{data.batch_size} x {data.seq_len} tokens a step, in {train.accumulate} part(s)",
         flush=True,
     )
     try:
-        state, compiled = target.compile_step(config, machine, mesh)
+        with task("compiling the training step; this takes a minute or two"):
+            state, compiled = target.compile_step(config, machine, mesh)
     except target.DoesNotFit as fault:
         print(target.verdict(machine, fault.needed))
         return
@@ -131,16 +143,11 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
 
 
 def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[streams.Record, str]:
-    """Stream statistics, printed and drawn; and what they are averaged over, in words."""
+    """Stream statistics, and what they are averaged over, in words."""
     if params is None:
         params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
     tokens, words = _tokens(flags, config)
-    recorded, sites = streams.measure(config, params, tokens), diagnostics.site_names(config.model)
-    title = f"Streams of {flags.name}"
-    figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), Path(flags.picture).expanduser())
-    print("", terminal(streams.rows(recorded, sites)), "", sep="\n")
-    print(f"Mean over {words}. Mixing matrices drawn in {flags.picture}")
-    return recorded, words
+    return streams.measure(config, params, tokens), words
 
 
 def _tokens(flags: Flags, config: RunConfig) -> tuple[np.ndarray, str]:
@@ -155,6 +162,10 @@ def _tokens(flags: Flags, config: RunConfig) -> tuple[np.ndarray, str]:
             print(f"\nno validation tokens: {error}")
     tokens = streams.some_tokens(config)
     return tokens, f"{tokens.size} made-up tokens"
+
+
+def _picture(name: str) -> str:
+    return str(Path(name, "mixing.png")) if _is_run(name) else f"mixing-{name}.png"
 
 
 def _is_run(name: str) -> bool:

@@ -24,8 +24,8 @@ def finished_run(folder, ppl, *, metrics=True, loss=5.0, tokenizer="bytes"):
 
 def test_table_and_picture(tmp_path, capsys):
     runs = [finished_run(tmp_path / "a", 148.4), finished_run(tmp_path / "b", 99.5)]
-    picture = tmp_path / "curves.png"
-    compare.main([*runs, "--picture", str(picture)])
+    picture = tmp_path / "compare.png"
+    compare.main(runs)
     where, _, header, _, first, second, *_ = capsys.readouterr().out.splitlines()
     assert where == f"Runs of {tmp_path}"
     assert [cell.strip() for cell in header.strip("|").split("|")][:4] == ["run", "loss", "ppl", "bits per byte"]
