@@ -56,18 +56,21 @@ class Site(nnx.Module):
         u, ctx = self.residual.pre(state, key=fold(key, 0), tap=under("residual", tap))
         y, out = run(self._input(tap("u", u)))
         if self.residual.branches > 1:
-            y = y.reshape(self.residual.branches, -1, *y.shape[1:])
+            y = jnp.swapaxes(y.reshape(-1, self.residual.branches, *y.shape[1:]), 0, 1)
         y = tap("y", dropout(y, self.rate, fold(key, 1)))
         state = self.residual.post(state, y, ctx, key=fold(key, 2), tap=under("residual", tap))
         return with_streams(state, tap("state", streams_of(state))), out
 
     def _input(self, u: jax.Array) -> jax.Array:
-        """What the branch takes: normalised, its views as many as it takes, branches folded into the batch."""
+        """What the branch takes: normalised, its views as many as it takes, branches folded into the batch.
+
+        All branches of a sequence follow one another, so that a slice of the batch stays one.
+        """
         u = u.astype(self.policy.accumulate)
         x = self._normalise(u).astype(self.policy.compute)
         if self.residual.views > 1 and self.branch.views == 1:
             return jnp.mean(x, axis=0)
-        return x.reshape(-1, *x.shape[2:]) if self.residual.branches > 1 else x
+        return jnp.swapaxes(x, 0, 1).reshape(-1, *x.shape[2:]) if self.residual.branches > 1 else x
 
     def _normalise(self, u: jax.Array) -> jax.Array:
         return u if self.norm is None else self.norm(u)
@@ -126,5 +129,5 @@ class Block(nnx.Module):
         return (state, values.first if isinstance(values, ValueMix) else None), memory
 
     def _repeat(self, x_BT: jax.Array | None) -> jax.Array | None:
-        """Branches are folded into the batch, and all run over the same tokens."""
-        return None if x_BT is None else jnp.tile(x_BT, (self.mixer.residual.branches, 1))
+        """Branches are folded into the batch, and all of a sequence run over the same tokens."""
+        return None if x_BT is None else jnp.repeat(x_BT, self.mixer.residual.branches, axis=0)

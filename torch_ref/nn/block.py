@@ -28,10 +28,10 @@ class Site(nn.Module):
         if residual.views > 1 and self.branch.views == 1:
             x = x.mean(0)
         elif residual.branches > 1:
-            x = x.flatten(0, 1)
+            x = x.transpose(0, 1).flatten(0, 1)
         y, out = run(x)
         if residual.branches > 1:
-            y = y.unflatten(0, (residual.branches, -1))
+            y = y.unflatten(0, (-1, residual.branches)).transpose(0, 1)
         y = tap("y", F.dropout(y, self.rate, self.training))
         state = residual.post(state, y, ctx, tap=residual_tap)
         return with_streams(state, tap("state", streams_of(state))), out
@@ -58,7 +58,7 @@ class Block(nn.Module):
             first: the first layer's values; None in the first layer.
         """
         if segment_ids is not None:
-            segment_ids = segment_ids.repeat(self.mixer.residual.branches, 1)
+            segment_ids = segment_ids.repeat_interleave(self.mixer.residual.branches, 0)
         seen = first
 
         def values(own: Tensor) -> Tensor:

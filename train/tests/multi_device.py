@@ -1,7 +1,7 @@
 """Worker of test_multi_device.py: the same training on several meshes of 8 virtual devices.
 
 Runs in a process of its own, because the number of devices is fixed when JAX starts:
-``python multi_device.py FOLDER`` prints one JSON object on its last line.
+``python multi_device.py FOLDER quick`` (or ``all``) prints one JSON object on its last line.
 """
 
 import json
@@ -17,83 +17,62 @@ import jax
 import numpy as np
 import optax
 
-from mhc_jax.models import gpt2, mhc_ssm, with_topology
-from mhc_jax.nn.mixers import AttentionConfig
-from mhc_jax.nn.residual import DenseEndsConfig, StreamAdaptersConfig
-from mhc_jax.ops import streams
+from mhc_jax.backend import compiling_for
 from train import sharding
+from train.benchmark import hlo
 from train.checkpoint import Checkpoints
-from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import MeshConfig
+from train.lowering import abstract_state, lower_train_step, shardings
 from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step
-
-STEPS = 20
-MESHES = {
-    "data": MeshConfig(data=8),
-    "fsdp": MeshConfig(data=1, fsdp=8),
-    "tensor": MeshConfig(data=1, tensor=8),
-    "mix": MeshConfig(data=2, fsdp=2, tensor=2),
-}
-CONFIG = RunConfig(
-    model=mhc_ssm(
-        "adapters",
-        norm="ln",
-        vocab_size=72,
-        max_len=16,
-        width=32,
-        layers=2,
-        # Adapters that act and streams that differ from the first step on: every gradient is well above rounding.
-        adapters=StreamAdaptersConfig(rank=8, zero_init=False),
-        ends=DenseEndsConfig(init="uniform"),
-    ),
-    data=DataConfig(seq_len=16, batch_size=16),
-    optim=OptimConfig(lr=1e-2, warmup_steps=2),
-    train=TrainConfig(loss_chunk=8, accumulate=2),
-)
-# Attention and MLP over streams whose coefficients depend on the token, from the first step on.
-GPT = CONFIG.replace(
-    model=with_topology(
-        # Without biases: that of the keys has no gradient but rounding.
-        gpt2(vocab_size=72, max_len=16, width=32, layers=2, mixer=AttentionConfig(heads=4, bias=False)),
-        "deepseek_v4",
-    )
-)
+from train.step import init_state
+from train.tests.meshes import ALL, LENGTH, MESHES, QUICK, VOCABULARY, run_config
 
 
-def batches():
+def batches(config):
     """Each sequence counts up from a random token, so that there is something to learn in 20 steps."""
     rng = np.random.default_rng(0)
-    for _ in range(STEPS):
-        tokens = ((rng.integers(0, 72, (16, 1)) + np.arange(17)) % 72).astype(np.int32)
+    for _ in range(config.train.steps):
+        tokens = (
+            (rng.integers(0, VOCABULARY, (config.data.batch_size, 1)) + np.arange(LENGTH + 1)) % VOCABULARY
+        ).astype(np.int32)
         yield {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
-def abstract_state(config, optimizer, mesh):
-    shapes = jax.eval_shape(lambda: init_state(config, optimizer))
-    shardings = sharding.state_shardings(shapes, mesh)
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+class Trainer:
+    """The compiled step of a configuration on a mesh."""
 
+    def __init__(self, config, mesh):
+        sharding.check(config, mesh)
+        self.config, self.mesh, self.optimizer = config, mesh, make_optimizer(config.optim, config.train.steps)
+        self.state = abstract_state(config, self.optimizer, mesh)
+        # Of streams whose coefficients depend on the token the form of accelerators: it is theirs that is sliced.
+        with compiling_for("tpu" if config.model.residual.kind == "dynamic_mhc" else "cpu"):
+            self.step = lower_train_step(config, self.optimizer, self.state, mesh).compile()
 
-def trainer(config, mesh):
-    """A function that trains on ``batches`` from the start: the last state, and the loss of each step."""
-    sharding.check(config, mesh)
-    optimizer = make_optimizer(config.optim, STEPS)
-    shardings = jax.tree.map(sharding_of, abstract_state(config, optimizer, mesh))
-    initialise = jax.jit(lambda: init_state(config, optimizer), out_shardings=shardings)
-    step = jax.jit(make_train_step(config, optimizer, mesh), donate_argnums=0, out_shardings=(shardings, None))
-
-    def train(batches):
+    def train(self, batches):
+        """The last state, trained on ``batches`` from the start, and the loss of each step."""
+        initialise = jax.jit(lambda: init_state(self.config, self.optimizer), out_shardings=shardings(self.state))
         state, losses = initialise(), []
         for batch in batches:
-            state, metrics = step(state, sharding.global_batch(batch, mesh))
+            state, metrics = self.step(state, sharding.global_batch(batch, self.mesh))
             losses.append(float(metrics["loss"]))
         return state, losses
 
-    return train
+    def program(self):
+        """What the compiled step shows of memory, shapes and communication."""
+        text, memory = self.step.as_text(), self.step.memory_analysis()
+        return {
+            "temporaries": memory.temp_size_in_bytes,
+            "aliased": memory.alias_size_in_bytes,
+            "state": sum(local_bytes(leaf) for leaf in jax.tree.leaves(self.state)),
+            "collectives": {kind: each.bytes for kind, each in hlo.collectives(text).items()},
+            "sizes": sorted({size for shape in hlo.shapes(text) for size in shape}),
+        }
 
 
-def sharding_of(array):
-    return array.sharding
+def local_bytes(leaf):
+    """Of an array or an abstract one on each device."""
+    return int(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
 
 
 def flat(tree):
@@ -107,11 +86,11 @@ def distances(found, truth):
 
 def on_one_device(config):
     """The last state, and the report to which the meshes are added."""
-    train = trainer(config, jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), sharding.AXES))
-    state, losses = train(batches())
+    trainer = Trainer(config, sharding.make_mesh(MeshConfig(), jax.devices()[:1]))
+    state, losses = trainer.train(batches(config))
     truth = flat(state.params)
     # The same sequences in another order: what differs is the rounding of the sums over the batch.
-    reordered, reordered_losses = train({name: x[::-1] for name, x in batch.items()} for batch in batches())
+    reordered, reordered_losses = trainer.train({k: x[::-1] for k, x in batch.items()} for batch in batches(config))
     report = {
         "losses": losses,
         "reordered_losses": reordered_losses,
@@ -122,38 +101,30 @@ def on_one_device(config):
     return state, report
 
 
-def gpt():
-    """The report of the GPT on the mesh that slices along all axes."""
-    # The form of accelerators: it is theirs that must be sliced well.
-    streams._contracts = lambda: False
-    state, report = on_one_device(GPT)
+def report_of(model, meshes, checkpoints):
+    config = run_config(model)
+    state, report = on_one_device(config)
     truth = flat(state.params)
-    state, losses = trainer(GPT, sharding.make_mesh(MESHES["mix"]))(batches())
-    report["meshes"]["mix"] = {"losses": losses, "distances": distances(flat(state.params), truth)}
+    for name in meshes:
+        trainer = Trainer(config, sharding.make_mesh(MESHES[name]))
+        found = report["meshes"][name] = {"program": trainer.program()}
+        if model == "mhc_ssm":
+            checkpoints.save(config.train.steps, state, {}, {}, metric=None)  # on the mesh before, restored on this one
+            saved, restored = flat(state), checkpoints.restore(trainer.state)[0]
+            found["restored_bitwise"] = all(np.array_equal(x, saved[key]) for key, x in flat(restored).items())
+            found["restored_sharded"] = shardings(restored) == shardings(trainer.state)
+        state, found["losses"] = trainer.train(batches(config))
+        found["distances"] = distances(flat(state.params), truth)
+        found["bytes"] = sum(local_bytes(x) for x in jax.tree.leaves(state.params))
+        adam = optax.tree.get_all_with_path(state.opt_state, "mu")[0][1]
+        found["moments_follow"] = shardings(adam) == shardings(state.params)
     return report
 
 
-def main(folder):
-    state, report = on_one_device(CONFIG)
-    truth = flat(state.params)
+def main(folder, runs):
     with Checkpoints(folder, keep=1) as checkpoints:
-        for name, mesh_config in MESHES.items():
-            checkpoints.save(STEPS, state, {}, {}, metric=None)  # on the mesh before, restored on this one
-            saved, mesh = flat(state), sharding.make_mesh(mesh_config)
-            target = abstract_state(CONFIG, make_optimizer(CONFIG.optim, STEPS), mesh)
-            restored = checkpoints.restore(target)[0]
-            state, found = trainer(CONFIG, mesh)(batches())
-            adam = optax.tree.get_all_with_path(state.opt_state, "mu")[0][1]
-            report["meshes"][name] = {
-                "losses": found,
-                "distances": distances(flat(state.params), truth),
-                "bytes": sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params)),
-                "moments_follow": jax.tree.map(sharding_of, adam) == jax.tree.map(sharding_of, state.params),
-                "restored_bitwise": all(np.array_equal(x, saved[key]) for key, x in flat(restored).items()),
-                "restored_sharded": jax.tree.map(sharding_of, restored) == jax.tree.map(sharding_of, target),
-            }
-    print(json.dumps({"mhc_ssm": report, "gpt": gpt()}))
+        print(json.dumps({model: report_of(model, meshes, checkpoints) for model, meshes in runs.items()}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), {"quick": QUICK, "all": ALL}[sys.argv[2]])
