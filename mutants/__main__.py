@@ -1,6 +1,7 @@
 """``python -m mutants``: measures the suite where it has changed, runs a sample of mutants, prints who survived."""
 
 import argparse
+import itertools
 import json
 import runpy
 import time
@@ -28,7 +29,9 @@ def main() -> None:
     suite = measure(ROOT, flags.folder / "suite", flags.workers)
     drawn = sample(ROOT, flags.each, flags.seed)
     results = Results(flags.folder / "results.json")
-    waiting = [mutant for mutants in drawn.values() for mutant in mutants if not results.known(mutant)]
+    # In turns, so that a run that is stopped has measured all areas alike.
+    turns = itertools.chain(*itertools.zip_longest(*drawn.values()))
+    waiting = [mutant for mutant in turns if mutant and not results.known(mutant)]
     if waiting:
         run(waiting, suite, results, flags)
     print(table(drawn, results))
@@ -42,7 +45,7 @@ class Results:
 
     def __init__(self, path: Path):
         self.path = path
-        self.outcomes = json.loads(path.read_text()) if path.exists() else {}
+        self.outcomes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         self.tests = digest(*test_files(ROOT))
 
     def known(self, mutant: Mutant) -> bool:
@@ -53,7 +56,7 @@ class Results:
     def add(self, mutant: Mutant, outcome: dict) -> None:
         self.outcomes[mutant.name] = {"code": digest(ROOT / mutant.file), "tests": self.tests} | outcome
         scratch = self.path.with_suffix(".new")
-        scratch.write_text(json.dumps(self.outcomes, indent=1))
+        scratch.write_text(json.dumps(self.outcomes, indent=1), encoding="utf-8")
         scratch.replace(self.path)
 
 
@@ -76,7 +79,7 @@ def run(waiting: list[Mutant], suite, results: Results, flags) -> None:
         time.sleep(0.2)
         for trial in list(running):
             if outcome := trial.poll():
-                trial.restore((ROOT / trial.mutant.file).read_text())
+                trial.restore((ROOT / trial.mutant.file).read_text(encoding="utf-8"))
                 running.remove(trial)
                 trees.append(trial.tree)
                 report(trial.mutant, outcome, results, len(waiting))
@@ -90,7 +93,7 @@ def report(mutant: Mutant, outcome: dict, results: Results, left: int) -> None:
 
 def equivalents() -> dict[tuple[str, str, str, str], str]:
     """Why a mutant changes nothing, by file, line of code, before and after."""
-    entries = tomllib.loads(EQUIVALENT.read_text())["mutant"]
+    entries = tomllib.loads(EQUIVALENT.read_text(encoding="utf-8"))["mutant"]
     return {(e["file"], e["line"], e["before"], e["after"]): e["reason"] for e in entries}
 
 
@@ -101,7 +104,7 @@ def table(drawn: dict[str, list[Mutant]], results: Results) -> str:
     for area, mutants in drawn.items():
         killed = same = 0
         for mutant in mutants:
-            code = (ROOT / mutant.file).read_text().splitlines()[mutant.line - 1].strip()
+            code = (ROOT / mutant.file).read_text(encoding="utf-8").splitlines()[mutant.line - 1].strip()
             reason = reasons.get((mutant.file, code, mutant.before, mutant.after))
             killed += (outcome := results.outcomes[mutant.name])["killed"]
             if not outcome["killed"]:

@@ -28,4 +28,4 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    Path(os.environ[TIMES]).write_text(json.dumps({"seconds": _seconds, "failed": sorted(_failed)}))
+    Path(os.environ[TIMES]).write_text(json.dumps({"seconds": _seconds, "failed": sorted(_failed)}), encoding="utf-8")

@@ -50,7 +50,7 @@ def sample(root: Path, each: int, seed: int) -> dict[str, list[Mutant]]:
     """``each`` mutants of every area, drawn alike from all that its files have."""
     drawn = {}
     for area, files in sources(root).items():
-        texts = {str(file.relative_to(root)): file.read_text() for file in files}
+        texts = {str(file.relative_to(root)): file.read_text(encoding="utf-8") for file in files}
         candidates = [mutant for name, text in texts.items() for mutant in mutants(name, text)]
         random.Random(f"{seed} {area}").shuffle(candidates)
         parsing = (mutant for mutant in candidates if mutant.parses(texts[mutant.file]))

@@ -87,12 +87,12 @@ def _record(root: Path, folder: Path, file: Path, code: str) -> dict:
     name = str(file.relative_to(root))
     path = folder / (name.replace("/", ".") + ".json")
     current = digest(file) + code
-    if path.exists() and (record := json.loads(path.read_text()))["digest"] == current:
+    if path.exists() and (record := json.loads(path.read_text(encoding="utf-8")))["digest"] == current:
         return record
     print(f"measuring {name}", flush=True)
     work = folder / name.replace("/", ".")
     work.mkdir(parents=True, exist_ok=True)
-    (work / "rc").write_text(CONFIG.format(root=root, folder=work, variable=VARIABLE))
+    (work / "rc").write_text(CONFIG.format(root=root, folder=work, variable=VARIABLE), encoding="utf-8")
     paths = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {
         "PYTHONPATH": paths,
@@ -101,8 +101,9 @@ def _record(root: Path, folder: Path, file: Path, code: str) -> dict:
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "mutants.contexts", "-p", "no:cacheprovider", name]
     subprocess.run(command, cwd=root, env=environment, stdout=subprocess.DEVNULL, check=False)
-    record = json.loads((work / "times.json").read_text()) | {"digest": current, "lines": read_lines(root, work)}
-    path.write_text(json.dumps(record))
+    found = json.loads((work / "times.json").read_text(encoding="utf-8"))
+    record = found | {"digest": current, "lines": read_lines(root, work)}
+    path.write_text(json.dumps(record), encoding="utf-8")
     return record
 
 

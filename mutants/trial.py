@@ -56,11 +56,11 @@ class Chosen:
 
     def pytest_runtest_logreport(self, report):
         if report.failed:
-            self.verdict.write_text(report.nodeid)
+            self.verdict.write_text(report.nodeid, encoding="utf-8")
 
     def pytest_runtest_logfinish(self, nodeid):
         if _processor_seconds() > self.end and not self.verdict.exists():
-            self.verdict.write_text("out of time")
+            self.verdict.write_text("out of time", encoding="utf-8")
             os._exit(0)
 
 
@@ -96,7 +96,7 @@ class Trial:
 
     def start(self) -> None:
         if self.mutant:
-            self._write(self.mutant.apply((self.tree / self.mutant.file).read_text()))
+            self._write(self.mutant.apply((self.tree / self.mutant.file).read_text(encoding="utf-8")))
         self.verdict.unlink(missing_ok=True)
         self.began = time.monotonic()
         self.pid = os.fork()
@@ -139,7 +139,7 @@ class Trial:
         return {"seconds": round(seconds, 1), **self._outcome(os.waitstatus_to_exitcode(status) if pid else None)}
 
     def _outcome(self, status: int | None) -> dict:
-        verdict = self.verdict.read_text() if self.verdict.exists() else ""
+        verdict = self.verdict.read_text(encoding="utf-8") if self.verdict.exists() else ""
         if status is None:
             return {"killed": True, "by": "timeout"}
         if status == 0:
@@ -154,7 +154,7 @@ class Trial:
     def _write(self, text: str) -> None:
         """Without its compiled form: the new one may have the same size and second."""
         file = self.tree / self.mutant.file
-        file.write_text(text)
+        file.write_text(text, encoding="utf-8")
         for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
             compiled.unlink()
 
