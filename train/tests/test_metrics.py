@@ -28,6 +28,9 @@ KINDS = {
 }
 
 
+TOKENS = 16 * 256  # of one step of a configuration left as it is
+
+
 class Clock:
     """Stands still but when told."""
 
@@ -99,7 +102,8 @@ def test_lines_are_read_back_and_a_resumed_log_forgets_what_follows_its_start(tm
         for step in (1, 2, 3):
             log.write(step, {"loss": 1.0 / step, "grad_norm": math.inf if step == 2 else 1.5})
             assert len(read_metrics(tmp_path / "metrics.jsonl")) == step  # written at once
-    assert read_metrics(tmp_path / "metrics.jsonl")[1] == {"step": 2, "loss": 0.5, "grad_norm": None}
+    second = {"step": 2, "total_tokens": 2 * TOKENS, "loss": 0.5, "grad_norm": None}
+    assert read_metrics(tmp_path / "metrics.jsonl")[1] == second
     with MetricsLog(tmp_path, config, start=2) as log:
         log.write(3, {"loss": 9.0})
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl")] == [
@@ -140,7 +144,7 @@ def test_sinks_get_every_line_and_are_closed(tmp_path, monkeypatch):
     config = RunConfig(log=LogConfig(tensorboard=True, wandb="project"))
     with MetricsLog(tmp_path, config, start=0) as log:
         log.write(4, {"loss": 0.5})
-    assert [sink.calls for sink in made] == [[(4, {"loss": 0.5}), "closed"]] * 2
+    assert [sink.calls for sink in made] == [[(4, {"total_tokens": 4 * TOKENS, "loss": 0.5}), "closed"]] * 2
     with MetricsLog(tmp_path, config.replace(log=LogConfig()), start=4):
         assert len(made) == 2
 
