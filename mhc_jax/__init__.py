@@ -6,5 +6,21 @@ from mhc_jax.decode import generate
 from mhc_jax.functional import apply, init
 from mhc_jax.interop import load, save
 from mhc_jax.nn.lm import LMConfig, Output
+from mhc_jax.summary import Summary, summary
 
-__all__ = ["ConfigError", "LMConfig", "Output", "apply", "generate", "init", "interop", "load", "save"]
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "LMConfig",
+    "Output",
+    "Summary",
+    "__version__",
+    "apply",
+    "generate",
+    "init",
+    "interop",
+    "load",
+    "save",
+    "summary",
+]

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.functional import Params
+from mhc_jax.summary import flops_per_token
 from train.benchmark import hlo
 from train.config import RunConfig
-from train.metrics import flops_per_token, peak_flops
+from train.metrics import peak_flops
 from train.optimizer import make_optimizer
 from train.state import TrainState
 from train.step import init_state, make_train_step
@@ -91,7 +92,7 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
     }
     if clock:
         seconds, devices = cost.cycles / clock, state.step.sharding.device_set
-        flops = flops_per_token(config.model) * config.data.batch_size * config.data.seq_len
+        flops = flops_per_token(config.model, config.data.seq_len) * config.data.batch_size * config.data.seq_len
         quantities["estimated time without communication"] = (1e3 * seconds, "ms")
         quantities["MFU at that time"] = (100 * flops / (seconds * len(devices) * peak_flops(next(iter(devices)))), "%")
     return [{"one device, one step": name, "value": value, "unit": unit} for name, (value, unit) in quantities.items()]

@@ -13,11 +13,8 @@ import jax
 import numpy as np
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_shapes
-from mhc_jax.nn.lm import LMConfig
 from train import streams
 from train.config import LogConfig, RunConfig
-from train.sharding import dotted
 
 # Dense bfloat16 operations per second of one device, from the makers' data sheets; the first name found in
 # jax's device_kind counts.
@@ -37,22 +34,6 @@ METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
 def peak_flops(device: jax.Device) -> float | None:
     """Of :data:`PEAK_FLOPS`; None for a device that is not listed."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name in device.device_kind), None)
-
-
-def flops_per_token(config: LMConfig) -> int:
-    """Floating-point operations of one token's training step: 2 forward and 4 backward per weight of a matrix product.
-
-    Counts the dense layers (adapters once per stream that uses them) and the head. Recurrence, convolution and stream
-    mixing are left out: they are bound by memory and together a few percent.
-    """
-    streams = config.residual.stream_count or 1
-    uses = {"down": streams + 1, "up": 2 * streams}
-    weights = config.vocab_size * config.width
-    for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(config)):
-        *_, layer, name = dotted(path).split(".")
-        if name == "kernel":
-            weights += math.prod(leaf.shape) * uses.get(layer, 1)
-    return 6 * weights
 
 
 class Meter:

@@ -13,12 +13,13 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from mhc_jax.models.topologies import AXIS, topology, with_topology
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.summary import flops_per_token
 from train.benchmark.cases import Row, Table
 from train.benchmark.jax_worker import TOTAL_STEPS, random_batch
 from train.benchmark.turns import compare, take_turns
 from train.benchmark.worker import Step
 from train.config import RunConfig
-from train.metrics import flops_per_token, peak_flops
+from train.metrics import peak_flops
 from train.optimizer import make_optimizer
 from train.step import init_state, make_train_step
 
@@ -154,7 +155,7 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
 def _row(name: str, config: RunConfig, timing: dict[str, float], facts: Row) -> Row:
     tokens_per_s = config.data.batch_size * config.data.seq_len / (1e-3 * timing["ms"])
     peak = peak_flops(jax.devices()[0])
-    mfu = {"mfu": flops_per_token(config.model) * tokens_per_s / peak} if peak else {}
+    mfu = {"mfu": flops_per_token(config.model, config.data.seq_len) * tokens_per_s / peak} if peak else {}
     count = config.model.residual.stream_count
     return {"topology": name, "n": count, **timing, "tokens/s": tokens_per_s, **mfu, **facts}
 

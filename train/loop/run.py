@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
+from mhc_jax.summary import flops_per_token
 from train import lock, peers, sharding, streams
 from train.checkpoint import Checkpoints
 from train.config import RunConfig
@@ -29,7 +30,7 @@ from train.evaluate import evaluate, summarise
 from train.interrupt import Interrupt, Interrupted, advising
 from train.lowering import abstract_state, lower_train_step, shardings, whole
 from train.memory import TRAINING, check_memory
-from train.metrics import SUMMARY_FILE, Mean, Meter, MetricsLog, check_sinks, flops_per_token
+from train.metrics import SUMMARY_FILE, Mean, Meter, MetricsLog, check_sinks
 from train.optimizer import make_optimizer
 from train.plot import plot_losses
 from train.prepare import CONFIG_FILE, check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
@@ -136,7 +137,7 @@ def run(
         eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=whole(mesh))
         stream_step = jax.jit(streams.make_stream_step(config), out_shardings=whole(mesh))
         tokens_per_step = config.data.batch_size * config.data.seq_len
-        meter = Meter(tokens_per_step, flops_per_token(config.model), meta.get("speed"))
+        meter = Meter(tokens_per_step, flops_per_token(config.model, config.data.seq_len), meta.get("speed"))
         mean_loss = Mean(meta.get("mean_loss"))
         log = MetricsLog(folder, config, start=start, scored=not owed, callbacks=callbacks)
         profiler = Profiler(folder, config.log.profile)

@@ -5,8 +5,8 @@ import pytest
 
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm
+from mhc_jax.summary import flops_per_token
 from train import cost
-from train.metrics import flops_per_token
 from train.tests.tiny import tiny_config, tiny_export
 
 
@@ -40,4 +40,4 @@ def test_operations_agree_with_the_count_by_hand(tmp_path):
     config = tiny_config(tmp_path)
     wide = config.replace(model=config.model.replace(width=128))
     tokens = config.data.batch_size * config.data.seq_len
-    assert cost.step_flops(wide) / tokens == pytest.approx(flops_per_token(wide.model), rel=0.35)
+    assert cost.step_flops(wide) / tokens == pytest.approx(flops_per_token(wide.model, config.data.seq_len), rel=0.35)

@@ -8,12 +8,9 @@ import jax
 import pytest
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_shapes
-from mhc_jax.models import gpt2, mhc_ssm, with_topology
-from mhc_jax.nn.residual import StreamAdaptersConfig
 from train import metrics
 from train.config import LogConfig, RunConfig
-from train.metrics import Meter, MetricsLog, flops_per_token, read_metrics
+from train.metrics import Meter, MetricsLog, read_metrics
 
 KINDS = {
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -77,23 +74,6 @@ def test_speed_between_readings_and_over_the_whole_run(clock):
     clock.now += 1.0
     assert meter.read() == pytest.approx({"tokens_per_second": 100.0, "data_wait": 0.0, "flops_per_second": 700.0})
     assert meter.average() == pytest.approx(80.0)
-
-
-def test_operations_of_a_token_are_six_for_each_weight_of_a_product():
-    config = gpt2(layers=2, width=24, vocab_size=11, max_len=8)
-    dense = 2 * (4 * 24 * 24 + 2 * 24 * 96)
-    assert flops_per_token(config) == 6 * (dense + 11 * 24)
-    # Copies in and a mean out add no product of the width.
-    assert flops_per_token(with_topology(config, "mhc")) == flops_per_token(config)
-
-
-def test_adapters_count_once_for_every_stream_they_serve():
-    config = mhc_ssm("adapters", width=16, layers=3, vocab_size=11, max_len=8, adapters=StreamAdaptersConfig(rank=5))
-    mixer = 3 * (16 * 32 + 16 * 16)
-    down, up = 3 * 5 * 16 * (4 + 1), 3 * 5 * 16 * (4 + 4)  # before the read all four streams, before the write one
-    ends = 16 * 64
-    assert flops_per_token(config) == 6 * (mixer + down + up + ends + 11 * 16)
-    assert param_shapes(config)["blocks"]["mixer"]["residual"]["down"]["kernel"].shape == (3, 16, 5)
 
 
 def test_lines_are_read_back_and_a_resumed_log_forgets_what_follows_its_start(tmp_path):

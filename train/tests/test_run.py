@@ -25,7 +25,7 @@ from train.evaluate import evaluate_split
 from train.interrupt import Interrupted
 from train.loop import run as run_module
 from train.loop.run import NonFiniteError, run
-from train.metrics import flops_per_token, read_metrics
+from train.metrics import read_metrics
 from train.restore import load_run
 from train.tests.runs import measured, tiny_run
 
@@ -288,15 +288,3 @@ def test_resumed_metrics_drop_what_will_be_repeated_and_half_a_line(tmp_path):
     with metrics.MetricsLog(tmp_path, tiny_run(tmp_path), start=2) as log:
         log.write(3, {"loss": 1.25})
     assert [line["loss"] for line in read_metrics(file)] == [3.0, 2.0, 1.25]
-
-
-def test_flops_count_every_matrix_product_three_times_two():
-    width, layers, vocab, streams, rank = 8, 2, 31, 4, 3
-    plain = mhc_ssm("baseline", vocab_size=vocab, max_len=4, width=width, layers=layers)
-    unit = 3 * width * width
-    assert flops_per_token(plain) == 6 * (vocab * width + layers * unit)
-    config = mhc_ssm("adapters", vocab_size=vocab, max_len=4, width=width, layers=layers)
-    config = config.replace(adapters=config.adapters.replace(rank=rank))
-    adapter = width * rank * (streams + 1) + width * rank * 2 * streams
-    expand = streams * width * width
-    assert flops_per_token(config) == 6 * (vocab * width + layers * (unit + adapter) + expand)

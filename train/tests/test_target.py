@@ -149,7 +149,7 @@ def test_figures_of_a_compiled_step(here, tmp_path):
 
     values = {row["one device, one step"]: row["value"] for row in cost.machine_rows(config, state, compiled, 1.5e9)}
     assert values["estimated time without communication"] == pytest.approx(2)
-    flops = cost.flops_per_token(config.model) * config.data.batch_size * config.data.seq_len
+    flops = cost.flops_per_token(config.model, config.data.seq_len) * config.data.batch_size * config.data.seq_len
     assert values["MFU at that time"] == pytest.approx(100 * flops / (2e-3 * 1e12))
 
 

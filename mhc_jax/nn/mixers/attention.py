@@ -50,6 +50,10 @@ class AttentionConfig(MixerConfig):
     def check(self, width):
         self.require(width % self.heads == 0, f"heads {self.heads} must divide the width {width}")
 
+    def product_flops(self, width, length):
+        """Scores with all keys and the sum of all values."""
+        return 4 * width * length
+
     def build(self, width, policy, init):
         return Attention(self, width, policy, init)
 

@@ -82,5 +82,9 @@ class MixerConfig(Config):
     def check(self, width: int) -> None:
         """Raises ConfigError if the mixer cannot be built for that width."""
 
+    def product_flops(self, width: int, length: int) -> int:
+        """Operations of the products between activations, for one token among ``length``; none by default."""
+        return 0
+
     def build(self, width: int, policy: Policy, init: Init) -> Mixer:
         raise NotImplementedError

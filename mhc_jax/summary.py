@@ -1,0 +1,142 @@
+"""What a model is made of and what it costs, from shapes alone: nothing is allocated or compiled."""
+
+import dataclasses
+import math
+
+import jax
+
+from mhc_jax.functional import bind, param_shapes
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.tree import flatten
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module of all layers together.
+
+    Attributes:
+        name: dotted, as in the parameters; layers are stacked under ``blocks``.
+        parameters: how many numbers it holds.
+        flops: floating-point operations of one token's forward pass.
+    """
+
+    name: str
+    parameters: int
+    flops: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """Parts, parameters, operations and memory of a model; ``str()`` is a table of at most 80 columns.
+
+    Operations are those of matrix products: two for each weight and token (adapters once per stream that uses them, the
+    head too), and between activations attention's two products over the whole length, as PaLM and nanoGPT count them:
+    what the causal mask saves is not taken off. Recurrences, convolutions and the mixing of streams are left out: they
+    are bound by memory and together a few percent.
+
+    Attributes:
+        config: the model.
+        length: tokens in a sequence, which attention's products depend on.
+        parts: in the order of the parameters, then attention's products and the head.
+        cache_bytes: decoding state of one sequence of ``max_len`` tokens.
+    """
+
+    config: LMConfig
+    length: int
+    parts: tuple[Part, ...]
+    cache_bytes: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers the model learns."""
+        return sum(part.parameters for part in self.parts)
+
+    @property
+    def parameter_bytes(self) -> int:
+        """Of float32 parameters."""
+        return 4 * self.parameters
+
+    @property
+    def training_bytes(self) -> int:
+        """Of parameters, gradients and AdamW's two moments in float32; activations are not in it."""
+        return 4 * self.parameter_bytes
+
+    @property
+    def forward_flops(self) -> int:
+        """Operations of one token's forward pass."""
+        return sum(part.flops for part in self.parts)
+
+    @property
+    def training_flops(self) -> int:
+        """Operations of one token's training step: forward, and twice as much backward."""
+        return 3 * self.forward_flops
+
+    def __str__(self) -> str:
+        config, memory = self.config, [_size(x) for x in (self.training_bytes, self.parameter_bytes, self.cache_bytes)]
+        width = min(max(len(part.name) for part in self.parts), 46)
+        lines = [
+            f"{config.layers} layers of width {config.width}, vocabulary {config.vocab_size:,}, length {self.length:,}",
+            f"residual {config.residual.kind}, mixer {config.mixer.kind}, mlp {config.mlp and config.mlp.kind}",
+            "",
+            f"{'part':<{width}} {'parameters':>15} {'MFLOP a token':>15}",
+            *(
+                f"{part.name[-width:]:<{width}} {part.parameters:>15,} {part.flops / 1e6:>15.3f}"
+                for part in (*self.parts, Part("all", self.parameters, self.forward_flops))
+            ),
+            "",
+            f"training  {self.training_flops / 1e6:,.1f} MFLOP a token, {memory[0]} with gradients and AdamW",
+            f"decoding  {memory[1]} of parameters, {memory[2]} of state for each sequence",
+        ]
+        return "\n".join(lines)
+
+
+def summary(config: LMConfig, length: int | None = None) -> Summary:
+    """Parts, parameters, operations a token and memory of a model; ``print`` it, or read its attributes.
+
+    Args:
+        config: the model.
+        length: tokens in a sequence; ``config.max_len`` if omitted.
+
+    Raises:
+        ConfigError: the configuration contradicts itself.
+    """
+    config.validate()
+    length = length or config.max_len
+    parts: dict[str, Part] = {}
+    for path, leaf in flatten(param_shapes(config)).items():
+        name, _, kind = path.rpartition(".")
+        size = math.prod(leaf.shape)
+        flops = 2 * size * _uses(config, name) if kind == "kernel" else 0
+        before = parts.get(name, Part(name, 0, 0))
+        parts[name] = Part(name, before.parameters + size, before.flops + flops)
+    products = config.layers * config.residual.branches * config.mixer.product_flops(config.width, length)
+    if products:
+        name = "blocks.mixer.branch, products"
+        parts[name] = Part(name, 0, products)
+    parts["head"] = Part("head (the token table)", 0, 2 * config.vocab_size * config.width)
+    return Summary(config, length, tuple(parts.values()), _cache_bytes(config))
+
+
+def flops_per_token(config: LMConfig, length: int | None = None) -> int:
+    """Floating-point operations of one token's training step, as :class:`Summary` counts them."""
+    return summary(config, length).training_flops
+
+
+def _uses(config: LMConfig, module: str) -> int:
+    """How often a token passes through a matrix: adapters serve every stream before the read, one at each write."""
+    streams = config.residual.stream_count or 1
+    uses = {"down": streams + 1, "up": 2 * streams}.get(module.rpartition(".")[2], 1)
+    return uses * (config.residual.branches if ".branch." in module else 1)
+
+
+def _cache_bytes(config: LMConfig) -> int:
+    cache = jax.eval_shape(lambda params: bind(config, params).init_cache(1), param_shapes(config))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache["layers"]))
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:,.1f} TiB"
