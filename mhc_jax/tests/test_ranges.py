@@ -36,7 +36,7 @@ PARTS = {
     "identity": {},
     "kronecker": {},
     "newton": {"iters": COUNT},
-    "orthostochastic": {"steps": COUNT, "eps": POSITIVE},
+    "orthostochastic": {"steps": NATURAL, "eps": POSITIVE},
     "permutations": {},
     "sinkhorn": {"iters": COUNT, "temperature": POSITIVE},
     "spectral_sphere": {},
