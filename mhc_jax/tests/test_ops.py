@@ -214,7 +214,7 @@ OMITTED = {
     "norm.layer_norm": {"scale_D": 1.0, "bias_D": 0.0, "eps": 1e-5},
     "projections.orthostochastic": {"eps": 1e-7, "normalise": False},
     "projections.cayley": {"alpha": 0.1, "steps": 2},
-    "projections.newton_birkhoff": {"iters": 30},
+    "projections.newton_birkhoff": {"iters": 64},
     "sinkhorn.sinkhorn_rows_then_columns": {"temperature": 1.0, "eps": 1e-8},
     "sinkhorn.log_sinkhorn": {"temperature": 1.0},
     "sinkhorn.log_sinkhorn_columns_then_rows": {"temperature": 1.0},
