@@ -220,6 +220,7 @@ OMITTED = {
     "sinkhorn.log_sinkhorn_columns_then_rows": {"temperature": 1.0},
     "sinkhorn.sinkhorn_deepseek": {"eps": 1e-6},
     "sinkhorn.implicit_sinkhorn": {"temperature": 1.0},
+    "sinkhorn.solve_laplacian": {"floor": 1e-30},
 }
 
 
