@@ -157,7 +157,7 @@ def test_the_second_signal_acts_at_once(folder, place):
     ("argv", "place"),
     [
         (["train.evaluate", "whole"], "train/data/loader.py:_eval_batch 1"),
-        (["train.sample", "whole"], "train/sample.py:sample 1"),
+        (["train.sample", "whole"], "train/restore.py:load_run 1"),
         (["train.inspect", "whole"], "train/cost.py:cost_rows 1"),
         (["train.export", "whole", "exported"], "train/export.py:export 1"),
         (["train.compare", "whole"], "train/compare.py:draw_curves 1"),
