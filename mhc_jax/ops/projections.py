@@ -195,25 +195,25 @@ def _roughly_scaled(z_NN, iters):
         return jax.nn.softmax(z_NN / t[..., None, None], axis=-1)
 
     def unfinished(carry):
-        z_NN, t, steps = carry
-        return jnp.any((t > 1) | ~settled(softmax(z_NN, t), steps))
+        _, p_NN, t, steps = carry
+        return jnp.any((t > 1) | ~settled(p_NN, steps))
 
     def step(carry):
-        z_NN, t, steps = carry
-        p_NN = softmax(z_NN, t)
+        z_NN, p_NN, t, steps = carry
         # A matrix that is done stays as it is: its result must not depend on the others of the batch.
         done = settled(p_NN, steps)
         moved_NN = _moved(z_NN, t[..., None] * _newton_move(p_NN))
         cooler = jnp.where(done, jnp.maximum(t / COOLING, 1), t)
         steps = jnp.where(cooler < t, 0, steps + ~done)
-        return jnp.where(done[..., None, None], z_NN, moved_NN), cooler, steps
+        z_NN = jnp.where(done[..., None, None], z_NN, moved_NN)
+        return z_NN, softmax(z_NN, cooler), cooler, steps
 
     t = jnp.maximum(jnp.max(-z_NN, axis=(-2, -1)) / MILD_SPREAD, 1)
     # The start is one half-step of Sinkhorn.
     start_N = -jax.nn.logsumexp(jax.nn.log_softmax(z_NN / t[..., None, None], axis=-1), axis=-2)
     z_NN = _moved(z_NN, t[..., None] * start_N)
-    carry = z_NN, t, jnp.zeros(t.shape, jnp.int32)
-    return softmax(*jax.lax.while_loop(unfinished, step, carry)[:2])
+    carry = z_NN, softmax(z_NN, t), t, jnp.zeros(t.shape, jnp.int32)
+    return jax.lax.while_loop(unfinished, step, carry)[1]
 
 
 def _moved(z_NN, v_N):

@@ -141,14 +141,11 @@ def projection_tangent(p_NN: Float[Array, "*L N N"], tangent_NN: Float[Array, "*
         p_NN: the projection; its rows sum to one.
         tangent_NN: tangent of the logits.
     """
-    links_NNN = p_NN[..., :, :, None] * p_NN[..., :, None, :]
-    flow_NNN = links_NNN * (tangent_NN[..., :, None, :] - tangent_NN[..., :, :, None])
-    dv_N = solve_laplacian(_sum_rows(links_NNN), _sum_rows(flow_NNN))
+    rows = range(p_NN.shape[-1])
+    links = [p_NN[..., i, :, None] * p_NN[..., i, None, :] for i in rows]
+    flow_NN = sum(links[i] * (tangent_NN[..., i, None, :] - tangent_NN[..., i, :, None]) for i in rows)
+    dv_N = solve_laplacian(sum(links), flow_NN)
     return _softmax_tangent(p_NN, tangent_NN + dv_N[..., None, :])
-
-
-def _sum_rows(x_NNN):
-    return sum(x_NNN[..., i, :, :] for i in range(x_NNN.shape[-3]))
 
 
 def _softmax_tangent(p_NN, dz_NN):
