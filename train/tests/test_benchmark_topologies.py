@@ -3,6 +3,7 @@
 import datetime
 import importlib.metadata
 import json
+import os
 import platform
 
 import jax
@@ -18,6 +19,7 @@ from train import metrics
 from train.benchmark import __main__ as benchmark
 from train.benchmark import hlo, report, topologies, traffic
 from train.benchmark.turns import compare, take_turns
+from train.benchmark.worker import cores
 from train.config import RunConfig
 from train.table import markdown, terminal
 from train.tests.tiny import tiny_config
@@ -237,3 +239,20 @@ def test_a_report_says_which_machine_it_is_of(tmp_path, monkeypatch):
     text = (tmp_path / "new/folder/speed.md").read_text(encoding="utf-8")
     assert text.startswith("# speed\n\n- cores: 2\n\n")
     assert text.endswith("\n\nA note.\n")
+
+
+def test_the_processor_is_the_first_that_is_named(tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    info.write_text("processor: 0\nmodel name\t: First: 2 GHz\nprocessor: 1\nmodel name\t: Second\n", encoding="utf-8")
+    monkeypatch.setattr(report, "Path", lambda _: info)
+    assert report._processor() == "First: 2 GHz"
+
+
+def test_cores_are_those_that_this_process_may_use():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert cores() == len(allowed)
