@@ -121,8 +121,13 @@ def param_specs(params: Any, mesh: Mesh) -> dict[str, PartitionSpec]:
     return {dotted(path): _spec(dotted(path), leaf.shape, mesh, RULES) for path, leaf in leaves}
 
 
-def gather_first(params: Any, mesh: Mesh) -> Any:
-    """The parameters with those of :data:`GATHERED` as a step uses them, for it to call before anything else."""
+def for_step(params: Any, mesh: Mesh | None) -> tuple[Any, NamedSharding | None]:
+    """What a step begins with: the parameters, those of :data:`GATHERED` as it uses them, and how it slices the batch.
+
+    Without ``mesh`` nothing is sliced.
+    """
+    if mesh is None:
+        return params, None
 
     def gathered(path, leaf):
         name = dotted(path)
@@ -130,7 +135,7 @@ def gather_first(params: Any, mesh: Mesh) -> Any:
             return leaf
         return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, _spec(name, leaf.shape, mesh, GATHERED)))
 
-    return jax.tree_util.tree_map_with_path(gathered, params)
+    return jax.tree_util.tree_map_with_path(gathered, params), batch_sharding(mesh)
 
 
 def _alternatives(name: str, rules: Rules) -> tuple[PartitionSpec, ...]:

@@ -109,9 +109,7 @@ def make_eval_step(
 
 def _forward(config: RunConfig, params: Params, batch: Batch, dropout_key: jax.Array | None, mesh: Mesh | None):
     """Output of the model, summed loss and number of targets; the logits are never whole."""
-    batch_sharding = None
-    if mesh is not None:
-        params, batch_sharding = sharding.gather_first(params, mesh), sharding.batch_sharding(mesh)
+    params, batch_sharding = sharding.for_step(params, mesh)
     dtypes = policy(config.model.execution.policy)
     output = mhc_jax.apply(
         config.model, params, batch["inputs"], dropout_key=dropout_key, batch_sharding=batch_sharding

@@ -8,12 +8,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.ops.loss import IGNORE
+from train import sharding
 from train.config import RunConfig
 from train.data import check_ids, load_corpus
 
@@ -116,7 +118,7 @@ QUANTITIES = (
 )
 
 
-def make_stream_step(config: RunConfig) -> Callable[[Params, Any], dict[str, jax.Array]]:
+def make_stream_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[Params, Any], dict[str, jax.Array]]:
     """A function of (params, batch) that returns the statistics on one micro-batch, without dropout.
 
     Activations of all sites are held at once, as training does without rematerialisation.
@@ -125,7 +127,8 @@ def make_stream_step(config: RunConfig) -> Callable[[Params, Any], dict[str, jax
     def stream_step(params: Params, batch: Any) -> dict[str, jax.Array]:
         # Every so many rows, as in training: a batch sharded in contiguous runs is cut without moving a row.
         batch = jax.tree.map(lambda x: x[:: config.train.accumulate], batch)
-        return _statistics(config, params, batch["inputs"], batch["targets"] != IGNORE)
+        params, batch_sharding = sharding.for_step(params, mesh)
+        return _statistics(config, params, batch["inputs"], batch["targets"] != IGNORE, batch_sharding)
 
     return stream_step
 
@@ -150,9 +153,14 @@ def measure(config: RunConfig, params: Params, tokens_BT: np.ndarray) -> Record:
 
 
 def _statistics(
-    config: RunConfig, params: Params, tokens_BT: jax.Array, mask_BT: jax.Array | None = None
+    config: RunConfig,
+    params: Params,
+    tokens_BT: jax.Array,
+    mask_BT: jax.Array | None = None,
+    batch_sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, jax.Array]:
-    return diagnostics.statistics(mhc_jax.apply(config.model, params, tokens_BT, taps=True).taps, mask_BT)
+    taps = mhc_jax.apply(config.model, params, tokens_BT, taps=True, batch_sharding=batch_sharding).taps
+    return diagnostics.statistics(taps, mask_BT)
 
 
 def validation_tokens(config: RunConfig, count: int) -> np.ndarray:

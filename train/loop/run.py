@@ -135,7 +135,7 @@ def run(
         if start < total_steps:
             train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh)
         eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=whole(mesh))
-        stream_step = jax.jit(streams.make_stream_step(config), out_shardings=whole(mesh))
+        stream_step = jax.jit(streams.make_stream_step(config, mesh), out_shardings=whole(mesh))
         tokens_per_step = config.data.batch_size * config.data.seq_len
         meter = Meter(tokens_per_step, flops_per_token(config.model, config.data.seq_len), meta.get("speed"))
         mean_loss = Mean(meta.get("mean_loss"))

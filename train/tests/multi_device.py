@@ -22,9 +22,10 @@ from train import sharding
 from train.benchmark import hlo
 from train.checkpoint import Checkpoints
 from train.config import MeshConfig
-from train.lowering import abstract_state, lower_train_step, shardings
+from train.lowering import abstract_state, lower_train_step, shardings, whole
 from train.optimizer import make_optimizer
 from train.step import init_state
+from train.streams import make_stream_step
 from train.tests.meshes import ALL, LENGTH, MESHES, QUICK, VOCABULARY, run_config
 
 
@@ -66,8 +67,21 @@ class Trainer:
             "aliased": memory.alias_size_in_bytes,
             "state": sum(local_bytes(leaf) for leaf in jax.tree.leaves(self.state)),
             "collectives": {kind: each.bytes for kind, each in hlo.collectives(text).items()},
-            "sizes": sorted({size for shape in hlo.shapes(text) for size in shape}),
+            "sizes": sizes(text),
         }
+
+    def sizes_for_streams(self):
+        """Sizes in the step that measures streams."""
+        step = jax.jit(make_stream_step(self.config, self.mesh), out_shardings=whole(self.mesh))
+        tokens = jax.ShapeDtypeStruct(
+            (self.config.data.batch_size, LENGTH), np.int32, sharding=sharding.batch_sharding(self.mesh)
+        )
+        return sizes(step.lower(self.state.params, {"inputs": tokens, "targets": tokens}).compile().as_text())
+
+
+def sizes(text):
+    """All sizes of axes in a compiled program."""
+    return sorted({size for shape in hlo.shapes(text) for size in shape})
 
 
 def local_bytes(leaf):
@@ -113,6 +127,8 @@ def report_of(model, meshes, checkpoints):
             saved, restored = flat(state), checkpoints.restore(trainer.state)[0]
             found["restored_bitwise"] = all(np.array_equal(x, saved[key]) for key, x in flat(restored).items())
             found["restored_sharded"] = shardings(restored) == shardings(trainer.state)
+        if model == "mhc" and name == "fsdp":
+            found["sizes_for_streams"] = trainer.sizes_for_streams()
         state, found["losses"] = trainer.train(batches(config))
         found["distances"] = distances(flat(state.params), truth)
         found["bytes"] = sum(local_bytes(x) for x in jax.tree.leaves(state.params))

@@ -90,12 +90,8 @@ def test_a_device_holds_its_slice_of_parameters_and_moments(reports):
 
 def test_a_device_computes_the_rows_of_its_slice_alone(reports):
     for model, mesh, _, found in runs(reports):
-        slices = slices_of(mesh)
-        rows = ROWS * DEVICES // slices
-        # What is left of a size without the rows is odd or has more factors of two than the slices, see meshes.py.
-        others = [size // rows for size in found["program"]["sizes"] if size and size % rows == 0]
-        assert others, "no array has the rows of a device"
-        assert not [rows * other for other in others if 1 < (other & -other) <= slices], (model, mesh)
+        assert not sizes_of_several_slices(found["program"]["sizes"], mesh), (model, mesh)
+    assert not sizes_of_several_slices(reports["mhc"]["meshes"]["fsdp"]["sizes_for_streams"], "fsdp")
 
 
 def test_the_donated_state_is_written_in_place(reports):
@@ -124,6 +120,15 @@ def test_devices_exchange_parameters_gradients_and_sums_of_sliced_products_alone
         assert 0.98 * once <= collectives.get("all-gather", 0) <= 1.02 * always, (model, mesh, once, collectives)
         assert moved <= halves(model, mesh), (model, mesh, collectives)
         assert "collective-broadcast" not in collectives
+
+
+def sizes_of_several_slices(sizes, mesh):
+    slices = slices_of(mesh)
+    rows = ROWS * DEVICES // slices
+    # What is left of a size without the rows is odd or has more factors of two than the slices, see meshes.py.
+    others = [size // rows for size in sizes if size and size % rows == 0]
+    assert others, "no array has the rows of a device"
+    return [rows * other for other in others if 1 < (other & -other) <= slices]
 
 
 def accumulated(model):
