@@ -146,3 +146,20 @@ def test_parameters_may_have_other_precisions(params):
 def test_shapes_stand_in_for_parameters_nowhere():
     with pytest.raises(mhc_jax.ConfigError, match="must be arrays"):
         bind(CONFIG, param_shapes(CONFIG))
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_a_sharding_of_the_batch_changes_no_value_also_under_vmap_and_differentiation(layers, params):
+    config = CONFIG.replace(execution=Execution(layers=layers, remat="block"))
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+
+    def loss(params, batch_sharding):
+        logits_BTV = mhc_jax.apply(config, params, TOKENS, batch_sharding=batch_sharding).logits_BTV
+        return jnp.sum(jnp.square(logits_BTV))
+
+    two = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), params)
+    found, expected = (
+        jax.jit(jax.vmap(jax.value_and_grad(lambda params, its=its: loss(params, its))))(two) for its in (rows, None)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), found, expected)
