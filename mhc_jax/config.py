@@ -202,11 +202,11 @@ def _unlike(hint: Any, value: Any) -> str | None:
     if hint is int:
         if not isinstance(value, numbers.Integral) or isinstance(value, bool):
             return "be a whole number"
-        return None if -(2**63) <= value < 2**63 else "fit 64 bits"
+        return None if -(2**63) <= int(value) < 2**63 else "fit 64 bits"
     if hint is float:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             return "be a number"
-        return None if abs(value) <= sys.float_info.max else "be finite"
+        return None if abs(value) <= sys.float_info.max else "be finite"  # pyright: ignore[reportOperatorIssue]
     if hint is str:
         return None if isinstance(value, str) and _is_text(value) else "be UTF-8 text without NUL"
     if isinstance(hint, type) and issubclass(hint, Config):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from mhc_jax.config import Config, ConfigError
 from mhc_jax.functional import Params, bind, check_params, checked_tokens
@@ -27,7 +28,7 @@ def init_cache(config: LMConfig, params: Params, batch: int) -> Cache:
     return bind(config, params).init_cache(batch)
 
 
-def prefill(config: LMConfig, params: Params, tokens_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+def prefill(config: LMConfig, params: Params, tokens_BT: ArrayLike, cache: Cache) -> tuple[jax.Array, Cache]:
     """Logits (B, T, V) of tokens that follow those in ``cache``, and the cache after them.
 
     Raises:

@@ -15,7 +15,11 @@ def test_cell(topology, mixer):
 
 def test_table_has_a_row_for_each_topology_and_a_column_for_each_mixer(monkeypatch, capsys):
     broken = matrix.names()[0]
-    monkeypatch.setattr(matrix, "walk", lambda *name: matrix.Cell(*name, 1.0, ("broken",) if name == broken else ()))
+    monkeypatch.setattr(
+        matrix,
+        "walk",
+        lambda topology, mixer: matrix.Cell(topology, mixer, 1.0, ("broken",) * ((topology, mixer) == broken)),
+    )
     with pytest.raises(SystemExit) as exit:
         main(["--matrix"])
     assert exit.value.code == 1

@@ -134,7 +134,9 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
     except target.DoesNotFit as fault:
         print(target.verdict(machine, fault.needed))
         return
-    print(target.verdict(machine, compiled.memory_analysis().peak_memory_in_bytes))
+    memory = compiled.memory_analysis()
+    assert memory is not None  # None is for programs that only run
+    print(target.verdict(machine, memory.peak_memory_in_bytes))
     print("", terminal(machine_rows(config, state, compiled, machine.chip.clock)), sep="\n")
     if mesh.size > 1:
         print("", terminal(collective_rows(compiled.as_text())), sep="\n")

@@ -37,7 +37,7 @@ def check_memory(model: LMConfig, copies: int) -> None:
 
 def memory() -> int:
     """Bytes of all local devices together; of the machine, where they are its processor or do not say."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     if jax.default_backend() != "cpu" and all(limits):
         return sum(limits) * jax.process_count()
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()

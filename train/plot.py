@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from train import figures
@@ -55,7 +56,8 @@ def draw_losses(
         axes.plot(*zip(*whole), color=green, linestyle="none", marker="D", markersize=5, label=label)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.xaxis.set_major_formatter(figures.COUNTS)
-    tokens = axes.secondary_xaxis("top", functions=(lambda x: x * tokens_per_step, lambda x: x / tokens_per_step))
+    scales = lambda x: np.multiply(x, tokens_per_step), lambda x: np.divide(x, tokens_per_step)
+    tokens = axes.secondary_xaxis("top", functions=scales)
     tokens.set_xlabel("training tokens")
     tokens.xaxis.set_major_formatter(figures.COUNTS)
     axes.legend()

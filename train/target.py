@@ -105,7 +105,7 @@ def find(name: str) -> Target:
     """
     kind, _, size = name.partition(":")
     chip = CHIPS.get(kind)
-    shape = tuple(int(n) for n in size.split("x")) if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) else ()
+    shape = tuple(map(int, size.split("x") if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", size) else []))
     if chip is None or len(shape) != len(chip.size.split("x")):
         accepted = ", ".join(f"{kind}:{chip.size}" for kind, chip in CHIPS.items())
         raise ConfigError(

@@ -165,6 +165,7 @@ def _check_expressible(config: LMConfig) -> None:
 
 def _zero_biases(config: LMConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The biases that GPT-2 has and this model has not."""
+    assert config.mlp is not None  # refused otherwise
     biased = config.replace(norm_bias=True, mixer=config.mixer.replace(bias=True), mlp=config.mlp.replace(bias=True))
     dtype = tensors["embed.tokens"].dtype
     return {name: np.zeros(shape, dtype) for name, shape in torch_shapes(biased).items() if name not in tensors}
