@@ -95,7 +95,8 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
         seconds, devices = cost.cycles / clock, state.step.sharding.device_set
         flops = flops_per_token(config.model, config.data.seq_len) * config.data.batch_size * config.data.seq_len
         quantities["estimated time without communication"] = (1e3 * seconds, "ms")
-        quantities["MFU at that time"] = (100 * flops / (seconds * len(devices) * peak_flops(next(iter(devices)))), "%")
+        peak = len(devices) * (peak_flops(next(iter(devices))) or math.nan)
+        quantities["MFU at that time"] = (100 * flops / (seconds * peak), "%")
     return [{"one device, one step": name, "value": value, "unit": unit} for name, (value, unit) in quantities.items()]
 
 
