@@ -67,3 +67,15 @@ def test_loops_are_found_by_their_trips():
 
 def test_a_gather_beside_kernels_is_one():
     assert hlo.collectives(TPU) == {"all-gather": hlo.Traffic(arrays=3, bytes=3 * 2 * 32)}
+
+
+def test_what_was_started_is_one_kernel_and_its_end_none():
+    text = """
+ENTRY %main (p: f32[4]) -> f32[8] {
+  %p = f32[4]{0} parameter(0)
+  %start = (f32[4]{0}, f32[8]{0}) all-gather-start(%p), dimensions={0}
+  ROOT %end = f32[8]{0} all-gather-done(%start)
+}
+"""
+    assert hlo.cost(text).kernels == 1
+    assert hlo.collectives(text) == {"all-gather": hlo.Traffic(arrays=1, bytes=32)}

@@ -197,3 +197,17 @@ def test_the_table_lists_every_parameter_with_its_bytes_per_device():
     ]
     per_device = [int(line.split()[-1].replace(",", "")) for line in lines[1:]]
     assert per_device[-1] == sum(per_device[:-1])
+
+
+@pytest.mark.parametrize(
+    ("axes", "shape"),
+    [((0, 1, 1), (12, 1, 1)), ((0, 2, 3), (2, 2, 3)), ((3, 4, 1), (3, 4, 1)), ((0, 5, 1), None), ((2, 2, 2), None)],
+)
+def test_data_takes_the_devices_that_the_other_axes_leave(axes, shape, monkeypatch):
+    monkeypatch.setattr(sharding.jax, "make_mesh", lambda shape, names, **options: (shape, names))
+    config = MeshConfig(*axes)
+    if shape is None:
+        with pytest.raises(ConfigError, match="does not use exactly the 12 available"):
+            sharding.make_mesh(config, [None] * 12)
+    else:
+        assert sharding.make_mesh(config, [None] * 12) == (shape, ("data", "fsdp", "tensor"))
