@@ -18,6 +18,7 @@ from mhc_jax.ops import projections as p
 from mhc_jax.ops import sinkhorn
 
 LOGITS = 1.5 * np.sin(0.9 * np.arange(16) + 0.13 * np.arange(16) ** 2 + 0.8).reshape(4, 4)
+KINDS = registry.names("projection")
 columns_then_rows = jax.jit(sinkhorn.log_sinkhorn_columns_then_rows, static_argnames=("iters", "temperature"))
 newton = jax.jit(p.newton_birkhoff, static_argnames="iters")
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mhc_jax.ops import hyper, norm, streams
+from mhc_jax.tests.test_projections import fill
 
 
 def test_unit_rms_norm():
@@ -75,6 +76,3 @@ def test_streams_stand_before_the_width_whatever_comes_first(lead, contracts, mo
 def test_mix_may_change_the_number_of_streams():
     h, wide = fill(2, 3, 4, 5), fill(6, 4)
     np.testing.assert_allclose(streams.mix(h, wide), np.einsum("ij,btjd->btid", wide, h), rtol=1e-4, atol=1e-5)
-
-
-KINDS = registry.names("projection")
