@@ -6,6 +6,7 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
@@ -157,3 +158,12 @@ def test_a_damaged_summary_is_named(tmp_path):
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ConfigError, match="summary.json is damaged"):
         report.read_run(tmp_path)
+
+
+def test_a_sheet_names_its_axes_its_sites_and_its_numbers():
+    one = recorded(4)
+    names = [f"site {index}" for index in range(len(one["h_res"]))]
+    sheet = figures.stream_sheet(one, names, "the title")
+    texts = {text.get_text() for text in sheet.findobj(Text)}
+    assert {"H_res of each site: to stream", "from stream", "the title", *names} <= texts
+    assert {f"{value:.2f}" for value in np.ravel(one["h_res"])} <= texts
