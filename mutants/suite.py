@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -104,12 +105,13 @@ def _record(root: Path, folder: Path, file: Path, code: str) -> dict:
     found = json.loads((work / "times.json").read_text(encoding="utf-8"))
     record = found | {"digest": current, "lines": read_lines(root, work)}
     path.write_text(json.dumps(record), encoding="utf-8")
+    shutil.rmtree(work)
     return record
 
 
 def read_lines(root: Path, folder: Path) -> Lines:
     """Combines what the processes left in ``folder``."""
-    recorded = coverage.Coverage(data_file=str(folder / "combined"))
+    recorded = coverage.Coverage(data_file=str(folder / "coverage"))
     recorded.combine([str(folder)])
     data, lines = recorded.get_data(), {}
     for file in data.measured_files():
