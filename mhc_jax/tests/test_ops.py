@@ -83,7 +83,7 @@ def test_scan_has_second_derivatives():
 
 
 def test_scan_refuses_nonsense():
-    with pytest.raises(ValueError, match="unknown scan form 'fft'; known: sequential"):
+    with pytest.raises(ValueError, match="unknown scan form 'fft'; known: associative, chunked, sequential"):
         diag_scan.diagonal_scan(jnp.ones(2), jnp.ones((1, 3, 2)), form="fft")
     with pytest.raises(ValueError, match="chunk must be at least 1"):
         diag_scan.diagonal_scan(jnp.ones(2), jnp.ones((1, 3, 2)), form="chunked", chunk=0)
