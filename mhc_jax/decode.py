@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from mhc_jax.config import Config, ConfigError
@@ -126,9 +127,9 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p, eos_id, vocab_size)
     prompt_BT, key = _checked(config, params, prompt_BT, key, sampling)
-    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    new_BT = _generate(config, params, prompt_BT, key, max_new_tokens, sampling)
+    if not isinstance(max_new_tokens, int | np.integer) or not 1 <= max_new_tokens < 2**31:
+        raise ConfigError(f"max_new_tokens must be a whole number from 1 to {2**31 - 1}, got {max_new_tokens}")
+    new_BT = _generate(config, params, prompt_BT, key, int(max_new_tokens), sampling)
     return jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
 
 

@@ -59,13 +59,20 @@ def bind(config: LMConfig, params: Params) -> LM:
         ConfigError: a contradiction in the configuration, a policy that needs 64-bit mode, or parameters that are not
             those of the model: names, shapes, or values that are not floating point.
     """
-    if config.execution.policy == "float64" and not jax.config.jax_enable_x64:
-        raise ConfigError("policy 'float64' needs 64-bit mode: jax.config.update('jax_enable_x64', True)")
+    check_policy(config)
     graph, state = _abstract(config)
     check_params(config, params)
     state = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
+
+
+def check_policy(config: LMConfig) -> None:
+    """Raises ConfigError if JAX is not in the mode that the numeric policy needs."""
+    if config.execution.policy == "float64" and not jax.config.jax_enable_x64:
+        raise ConfigError(
+            "policy 'float64' needs 64-bit mode: set JAX_ENABLE_X64=1, or jax.config.update('jax_enable_x64', True)"
+        )
 
 
 def check_params(config: LMConfig, params: Params) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mhc_jax.config import ConfigError
 from train import cli, figures
-from train.config import RunConfig
+from train.config import RunConfig, recorded
 from train.metrics import METRICS_FILE, SUMMARY_FILE, read_metrics, read_summary
 from train.outputs import check_file
 from train.prepare import CONFIG_FILE
@@ -95,7 +95,7 @@ def read_config(run: Path) -> RunConfig:
         ConfigError: it is missing or damaged.
     """
     try:
-        return RunConfig.from_json((run / CONFIG_FILE).read_text(encoding="utf-8"))
+        return recorded(run / CONFIG_FILE)
     except FileNotFoundError:
         raise ConfigError(f"{run / CONFIG_FILE} does not exist: {run} is not a run directory") from None
 

@@ -1,10 +1,13 @@
 """The configuration of a training run: what ``python -m train NAME --flags`` resolves to."""
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
-from mhc_jax.config import Config, within
+from mhc_jax.config import Config, ConfigError, FieldError, read_json, within
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 
@@ -109,6 +112,7 @@ class OptimConfig(Config):
     def validate(self):
         super().validate()
         self.require(self.lr > 0, f"lr must be positive, got {self.lr}")
+        self.require(self.lr >= SMALLEST, f"lr must be at least {SMALLEST}, or it is 0 in float32; got {self.lr}")
         for name in ("beta1", "beta2"):
             self.require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         self.require(self.eps >= SMALLEST, f"eps must be at least {SMALLEST}, or it is 0 in float32; got {self.eps}")
@@ -263,3 +267,22 @@ class RunConfig(Config):
             self.train.stream_diversity == 0 or self.model.residual.stream_count is not None,
             "train.stream_diversity needs a residual with streams",
         )
+
+
+def recorded(file: Path) -> RunConfig:
+    """The configuration that a run has written to ``file``.
+
+    Raises:
+        ConfigError: it is none; the message names the file, and the field as it stands there.
+    """
+    with faults_of(file):
+        return RunConfig.from_dict(read_json(file))
+
+
+@contextlib.contextmanager
+def faults_of(file: Path) -> Iterator[None]:
+    """Inside, faults of fields name the file that holds them."""
+    try:
+        yield
+    except FieldError as error:
+        raise ConfigError(f"{file}: {'.'.join(error.path)}{': ' if error.path else ''}{error.fault}") from None

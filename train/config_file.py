@@ -6,8 +6,8 @@ from typing import Any
 
 import configs
 from mhc_jax import registry
-from mhc_jax.config import ConfigError, FieldError, read_json
-from train.config import RunConfig
+from mhc_jax.config import ConfigError, read_json
+from train.config import RunConfig, faults_of, recorded
 from train.prepare import CONFIG_FILE
 
 
@@ -28,7 +28,8 @@ def read_config(path: str | Path) -> RunConfig:
         raise ConfigError(f"{path}: expected fields with values, as in a run's {CONFIG_FILE}")
     name = given.get("name")
     known = isinstance(name, str) and name.partition("@")[0] in configs.names()
-    config = _record(path, _merged((configs.load(name) if known else RunConfig()).to_dict(), given))
+    with faults_of(path):
+        config = RunConfig.from_dict(_merged((configs.load(name) if known else RunConfig()).to_dict(), given))
     return config.replace(train=config.train.replace(resume=False))
 
 
@@ -47,7 +48,7 @@ def read_run(folder: str | Path) -> RunConfig:
         names = [Path(run).name for run in runs]
         beside = f"; runs beside it: {registry.listed(names)}" if runs else ""
         raise ConfigError(f"--resume {folder}: {path} {what}{registry.did_you_mean(path.name, names)}{beside}")
-    config = _record(file, read_json(file))
+    config = recorded(file)
     return config.replace(run_dir=str(folder), train=config.train.replace(resume=True))
 
 
@@ -72,10 +73,3 @@ def _merged(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(base.get(name), dict)
     }
     return {**base, **given, **both}
-
-
-def _record(path: Path, data: Any) -> RunConfig:
-    try:
-        return RunConfig.from_dict(data)
-    except FieldError as error:
-        raise ConfigError(f"{path}: {'.'.join(error.path)}{': ' if error.path else ''}{error.fault}") from None

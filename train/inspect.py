@@ -19,6 +19,7 @@ from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainCo
 from train.console import task
 from train.cost import collective_rows, cost_rows, machine_rows, parameter_rows
 from train.export import RUN_FILE
+from train.memory import TRAINING, check_memory
 from train.outputs import check_file
 from train.prepare import resolve
 from train.report import PLAIN, Findings, read_run, render
@@ -81,6 +82,7 @@ def main(argv: list[str]) -> None:
     if machine:
         _look_ahead(config, machine)
         return
+    check_memory(config.model, TRAINING if flags.compile else 1)
     shapes = param_shapes(config.model)
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")

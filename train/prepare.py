@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 from mhc_jax.config import ConfigError
+from mhc_jax.functional import check_policy
 from train import lock
 from train.checkpoint import Checkpoints
-from train.config import RunConfig
+from train.config import RunConfig, recorded
 from train.data import load_tokenizer, with_characters
 from train.metrics import METRICS_FILE, SUMMARY_FILE, read_summary
 
@@ -59,6 +60,10 @@ def refuse_overwrite(config: RunConfig) -> None:
         return
     if not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{folder} is not empty and holds no {CONFIG_FILE} of a run; choose another --run-dir")
+    try:
+        _recorded(folder)
+    except ConfigError as error:
+        raise ConfigError(f"{error}: not what a run has written; choose another --run-dir") from None
     if not config.train.resume and not _stopped_before_its_first_step(folder):
         raise ConfigError(
             f"{folder} already holds a run; continue it with --resume {folder}, or choose another --run-dir"
@@ -92,6 +97,7 @@ def resolve(config: RunConfig) -> RunConfig:
         ),
     )
     config.validate()
+    check_policy(config.model)
     if config.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
             f"model.vocab_size {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
@@ -107,12 +113,15 @@ def _check_known(config: RunConfig) -> None:
 
 
 def check_resumes(config: RunConfig) -> None:
-    """Raises ConfigError if the run in the folder differs from ``config`` in a field that decides its numbers."""
+    """Raises ConfigError if the run in the folder differs from ``config`` in a field that decides its numbers.
+
+    One that was stopped before its first step has none.
+    """
     folder = run_folder(config)
-    recorded = _recorded(folder)
-    if recorded is None:
+    begun = _recorded(folder)
+    if begun is None or _stopped_before_its_first_step(folder):
         return
-    before, now = _flat(recorded.to_dict()), _flat(config.to_dict())
+    before, now = _flat(begun.to_dict()), _flat(config.to_dict())
     for name in sorted({*before, *now}):
         free = any(name == field or name.startswith(f"{field}.") for field in FREE_ON_RESUME)
         if not free and before.get(name) != now.get(name):
@@ -132,12 +141,12 @@ def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:
         ConfigError: the run has done more steps than it is to have.
     """
     folder = run_folder(config)
-    recorded, summary = _recorded(folder), read_summary(folder) or {}
-    if not config.train.resume or recorded is None:
+    begun, summary = _recorded(folder), read_summary(folder) or {}
+    if not config.train.resume or begun is None:
         return None
     done = Checkpoints(folder, config.checkpoint.keep).latest_step() or 0
     total_steps = total_steps or config.train.steps
-    if not total_steps and (recorded.train.steps, recorded.train.epochs) == (0, config.train.epochs):
+    if not total_steps and (begun.train.steps, begun.train.epochs) == (0, config.train.epochs):
         total_steps = summary.get("steps", 0)
     if 0 < total_steps < done:
         asked = f"--train.steps {config.train.steps}" if config.train.steps else f"--train.epochs {config.train.epochs}"
@@ -151,7 +160,7 @@ def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:
 def _recorded(folder: Path) -> RunConfig | None:
     """The configuration that the run in the folder began with, or was last resumed with."""
     file = folder / CONFIG_FILE
-    return RunConfig.from_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return recorded(file) if file.is_file() else None
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

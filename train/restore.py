@@ -8,7 +8,7 @@ from mhc_jax import LMConfig, interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from train.checkpoint import Checkpoints
-from train.config import DataConfig, RunConfig
+from train.config import DataConfig, RunConfig, faults_of, recorded
 
 
 def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple[RunConfig, Params]:
@@ -47,9 +47,7 @@ def _exported(path: Path, model: LMConfig, params: Params) -> tuple[RunConfig, P
 
 
 def _read_config(file: Path) -> RunConfig:
-    try:
-        config = RunConfig.from_json(file.read_text(errors="replace", encoding="utf-8"))
+    config = recorded(file)
+    with faults_of(file):
         config.validate()
-    except ConfigError as error:
-        raise ConfigError(f"{file}: {error}") from None
     return config

@@ -1,5 +1,7 @@
 """Parameters to and from the state_dict of the PyTorch mirror, without importing PyTorch."""
 
+import math
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +46,8 @@ def from_torch(config: LMConfig, state_dict: Mapping[str, Any]) -> Params:
     arrays = as_numpy(state_dict)
     if config.layers > len(arrays):  # before the names of all layers are spelled out
         raise InteropError(f"the model has {config.layers} layers, but there are only {len(arrays)} tensors")
+    if (count := sum(map(math.prod, jax_shapes(config).values()))) > sys.maxsize // 4:  # NumPy has no such shapes
+        raise InteropError(f"the model has {count:,} parameters, more than any file holds")
     check_floating(arrays)
     account("the weights", torch_shapes(config), {name: value.shape for name, value in arrays.items()})
     flat: dict[str, Any] = {}

@@ -65,7 +65,8 @@ def test_a_tiny_temperature_takes_the_most_likely_token(temperature, options):
         ({"top_k": 2**31}, "top_k must be below"),
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
         ({"top_p": float("nan")}, "top_p must be finite"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number from 1"),
+        ({"max_new_tokens": 10**12}, "max_new_tokens must be a whole number from 1"),
     ],
 )
 def test_impossible_options_are_named(options, fault):

@@ -151,6 +151,13 @@ def test_layers_without_tensors_are_not_spelled_out(exported):
         mhc_jax.load(exported)
 
 
+def test_sizes_that_no_array_has_are_refused(exported):
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps(config | {"width": 2**31 - 1}))
+    with pytest.raises(interop.InteropError, match=r"parameters, more than any file holds"):
+        mhc_jax.load(exported)
+
+
 def test_missing_folder_gives_one_line(tmp_path):
     with pytest.raises(interop.InteropError, match="does not exist"):
         mhc_jax.load(tmp_path / "nothing")

@@ -89,7 +89,8 @@ def test_the_likeliest_token_needs_no_key():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be a whole number from 1"),
+        ({"max_new_tokens": 10**12}, "max_new_tokens must be a whole number from 1"),
         ({"temperature": -0.1}, "temperature must not be negative"),
         ({"top_k": -1}, "top_k must not be negative"),
         ({"top_p": 0.0}, "top_p must lie in"),

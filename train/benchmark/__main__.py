@@ -22,6 +22,7 @@ from train.benchmark import cases, report, topologies, traffic
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from train.data import check_ids, load_corpus
 from train.evaluate import evaluate_split
+from train.memory import TRAINING, check_memory
 from train.outputs import check_folder
 from train.prepare import resolve
 from train.restore import load_run
@@ -92,7 +93,9 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
             raise ConfigError("the model comes from the checkpoint; leave out --model flags, or --checkpoint")
         run, params = load_run(flags.checkpoint)
         model = run.model
-    return flags, resolve(RunConfig(flags.name, "", model, flags.data, flags.optim, flags.train)), params
+    config = resolve(RunConfig(flags.name, "", model, flags.data, flags.optim, flags.train))
+    check_memory(config.model, TRAINING if flags.what == "train" else 1)
+    return flags, config, params
 
 
 def _check_torch(python: str) -> None:

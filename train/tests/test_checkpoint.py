@@ -348,10 +348,10 @@ def test_a_run_directory_is_loaded_with_its_parameters(tmp_path):
     [
         (None, "does not exist"),
         ({}, "neither a run's config.json nor a model.safetensors"),
-        ({"config.json": "{"}, "config.json: RunConfig: not valid JSON"),
+        ({"config.json": "{"}, "config.json: not valid JSON"),
         (
             {"config.json": json.dumps({"trian": {}})},
-            "config.json: RunConfig: unknown field 'trian'; did you mean 'train'",
+            "config.json: unknown field 'trian'; did you mean 'train'",
         ),
         ({"config.json": RunConfig(model=mhc_ssm()).to_json()}, "no good checkpoint in"),
     ],

@@ -86,6 +86,7 @@ def test_command_on_a_name_without_streams(tmp_path, capsys):
         ([], "Missing"),
         (["quickstart", "--data.batch-size", "0"], "batch_size"),
         (["quickstart", "--tokens", "-1"], "tokens must not be negative"),
+        (["quickstart", "--model.layers", "1000000000"], r"parameters take .*choose a smaller --model\.layers"),
     ],
 )
 def test_faults_are_named(argv, fault):
