@@ -91,7 +91,7 @@ class LMConfig(Config):
         super().validate()
         self.require_counts(1, "vocab_size", "max_len", "width", "layers")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
-        self.require(self.norm in ("rms", "ln"), f"norm must be 'rms' or 'ln', got {self.norm!r}")
+        self.require(self.norm in ("rms", "ln"), f"norm must be one of 'rms', 'ln', got {self.norm!r}")
         self.require(self.embed_std > 0, f"embed_std must be positive, got {self.embed_std}")
         with within("ends"):
             self.ends.check(self.residual)

@@ -271,7 +271,7 @@ def test_probes_read_cotangents(tokens):
     ("change", "message"),
     [
         ({"width": 0}, "width must be at least 1"),
-        ({"norm": "batch"}, "norm must be 'rms' or 'ln', got 'batch'"),
+        ({"norm": "batch"}, "norm must be one of 'rms', 'ln', got 'batch'"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"ends": IdentityEndsConfig()}, "a residual of 4 streams needs ends that expand"),
         ({"residual": StaticMHCConfig(projection=SinkhornConfig(iters=0))}, "sinkhorn: iters must be at least 1"),

@@ -44,7 +44,7 @@ TEXTS = st.sampled_from(["", " ", "a" * 10_000, "9" * 5000, "<|endoftext|>", *_S
     max_size=20
 )
 JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | INTEGERS | FLOATS | TEXTS | st.integers() | st.floats(),
+    st.none() | st.booleans() | INTEGERS | FLOATS | TEXTS | st.integers() | st.floats(allow_subnormal=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )

@@ -1,4 +1,4 @@
-"""The worked example of the README: it stands there as it is, trains as a plug-in, and agrees with its twin."""
+"""The worked example of docs/extending.md: it stands there as it is, trains as a plug-in, and agrees with its twin."""
 
 import os
 import subprocess
@@ -12,8 +12,11 @@ EXAMPLES = ROOT / "examples"
 
 
 @pytest.mark.parametrize("name", ["layer_scale.py", "layer_scale_torch.py"])
-def test_readme_shows_the_whole_example(name):
-    assert f"```python\n{(EXAMPLES / name).read_text()}```" in (ROOT / "README.md").read_text()
+def test_the_page_shows_the_whole_example(name):
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    assert f"```python\n{(EXAMPLES / name).read_text()}```" in page
+        encoding="utf-8"
+    )
 
 
 def run(tmp_path, *argv):
