@@ -15,8 +15,6 @@ EXAMPLES = ROOT / "examples"
 def test_the_page_shows_the_whole_example(name):
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     assert f"```python\n{(EXAMPLES / name).read_text()}```" in page
-        encoding="utf-8"
-    )
 
 
 def run(tmp_path, *argv):
