@@ -44,7 +44,7 @@ def terminal(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> str
     if len(_joined(columns).split("\n", 1)[0]) <= width:
         return _joined(columns)
     name, *others = columns
-    name = name.wrapped(width // 3)
+    name = name.wrapped(width // 2)
     tables, room = [[name]], width - name.width - 4
     left = room
     for column in others:

@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from train.console import task
 from train.data.errors import DataError
 
 PACKAGES = (
@@ -97,19 +98,20 @@ def docstrings_by_file(files: dict[str, Path]) -> tuple[dict[str, list[str]], di
     seen: set[bytes] = set()
     found: dict[str, list[str]] = {}
     unreadable = []
-    for name, path in files.items():
-        try:
-            texts = list(docstrings_of(path.read_bytes()))
-        except (SyntaxError, ValueError):
-            unreadable.append(name)
-            continue
-        fresh = []
-        for text in texts:
-            digest = hashlib.sha256(text.encode()).digest()
-            if digest not in seen:
-                seen.add(digest)
-                fresh.append(text)
-        if fresh:
-            found[name] = fresh
+    with task("reading the docstrings of files", len(files), quiet=True) as work:
+        for name, path in work.over(files.items()):
+            try:
+                texts = list(docstrings_of(path.read_bytes()))
+            except (SyntaxError, ValueError):
+                unreadable.append(name)
+                continue
+            fresh = []
+            for text in texts:
+                digest = hashlib.sha256(text.encode()).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    fresh.append(text)
+            if fresh:
+                found[name] = fresh
     record = {"files": len(found), "docstrings": len(seen), "unreadable": unreadable}
     return found, record

@@ -381,9 +381,9 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
         return
     tokens = min(config.train.sample_tokens, config.model.max_len - 1)
     if tokens > 0:
-        text = sample(
-            config, params, corpus.tokenizer, tokens=tokens, temperature=0.8, top_k=50, seed=config.train.seed
-        )
+        options = {"tokens": tokens, "temperature": 0.8, "top_k": 50, "seed": config.train.seed}
+        with task("compiling and drawing a text sample"):
+            text = sample(config, params, corpus.tokenizer, **options)
         (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
         say(f"sample:\n{text}\n")
     # Last: a run with a summary has nothing left to do.

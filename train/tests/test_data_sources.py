@@ -4,6 +4,7 @@ import json
 import datasets
 import pytest
 
+from train import console
 from train.config import DataConfig
 from train.data import DataError, docstrings
 from train.data.sources import WIKITEXT, find_source, held_out
@@ -269,6 +270,16 @@ def test_docstrings_are_kept_once_and_bad_files_recorded(tmp_path):
     found, record = docstrings.docstrings_by_file({name: tmp_path / name for name in sorted(contents)})
     assert found == {"a.py": ["Same.", "Own."]}
     assert record == {"files": 1, "docstrings": 2, "unreadable": ["c.py"]}
+
+
+def test_reading_docstrings_says_how_far_it_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console, "LINE_EVERY_S", 0)
+    files = {name: tmp_path / name for name in ("a.py", "b.py")}
+    for path in files.values():
+        path.write_text('"""Text."""')
+    docstrings.docstrings_by_file(files)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"reading the docstrings of files: {n}/2" for n in (1, 2)]
 
 
 def test_docstring_corpus_of_one_package(monkeypatch):

@@ -75,7 +75,7 @@ def test_run_on_characters_needs_its_text_no_more(tmp_path, capsys):
     assert kept.data.tokenizer == "chars:" + "".join(sorted(set(text)))
     assert kept.model.vocab_size == len(set(text))
     export.export(kept, params, tmp_path / "exported")
-    capsys.readouterr()
+    assert "compiling and drawing a text sample" in capsys.readouterr().err.splitlines()
     for folder in ("run", "exported"):
         sample.main([str(tmp_path / folder), "--prompt", "the ", "--tokens", "8"])
         printed = capsys.readouterr().out

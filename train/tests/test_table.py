@@ -39,6 +39,11 @@ def test_terminal_of_a_small_table_is_the_document():
     assert terminal(ROWS[:1], 200) == markdown(ROWS[:1])
 
 
+def test_names_of_half_the_width_are_not_broken():
+    name = "blocks.mixer.branch.out_proj"
+    assert f"| {name} |" in terminal([{"module": name, "parameters": "kernel (2, 64, 64), " * 4}], 80)
+
+
 def test_width_is_that_of_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     assert terminal(ROWS) == terminal(ROWS, 60)
