@@ -127,7 +127,8 @@ def generate(
     """
     sampling = Sampling(temperature, top_k, top_p, eos_id, vocab_size)
     prompt_BT, key = _checked(config, params, prompt_BT, key, sampling)
-    if not isinstance(max_new_tokens, int | np.integer) or not 1 <= max_new_tokens < 2**31:
+    whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
+    if not whole or not 1 <= max_new_tokens < 2**31:
         raise ConfigError(f"max_new_tokens must be a whole number from 1 to {2**31 - 1}, got {max_new_tokens}")
     new_BT = _generate(config, params, prompt_BT, key, int(max_new_tokens), sampling)
     return jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
@@ -168,9 +169,13 @@ def _stream(config, params, prompt_BT, key, sampling):
 
 def _checked(config, params, prompt_BT, key, sampling):
     """Prompt and key as arrays. Raises ConfigError, see :func:`generate`."""
-    prompt_BT = jnp.asarray(checked_tokens(config.replace(max_len=sys.maxsize), prompt_BT))
     check_params(config, params)
+    prompt_BT = jnp.asarray(checked_tokens(config.replace(max_len=sys.maxsize), prompt_BT))
     sampling.validate()
+    for name, least, most in (("eos_id", 0, config.vocab_size - 1), ("vocab_size", 1, config.vocab_size)):
+        value = getattr(sampling, name)
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{name} must lie in {least}..{most} for this model, got {value}")
     if key is None and sampling.temperature > 0:
         raise ConfigError("sampling needs a key (or temperature 0)")
     return prompt_BT, jax.random.key(0) if key is None else key  # unused: the most likely token is taken

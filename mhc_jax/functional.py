@@ -35,10 +35,16 @@ def init(config: LMConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters as a plain nested dict; block parameters are stacked over layers.
 
     Raises:
-        ConfigError: the configuration contradicts itself.
+        ConfigError: the configuration is none, or contradicts itself.
     """
+    _check_kind(config)
     config.validate()
     return _init(config, key)
+
+
+def _check_kind(config: LMConfig) -> None:
+    if not isinstance(config, LMConfig):
+        raise ConfigError(f"the model must be an LMConfig, as from mhc_jax.models, not {type(config).__name__}")
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -48,6 +54,7 @@ def _init(config: LMConfig, key: jax.Array) -> Params:
 
 def param_shapes(config: LMConfig) -> Params:
     """The parameters' shapes and dtypes as a nested dict of ``jax.ShapeDtypeStruct``; allocates nothing."""
+    _check_kind(config)
     shapes = nnx.to_pure_dict(_abstract(config)[1])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
@@ -122,7 +129,7 @@ def apply(
 
     Raises:
         ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
-            longer than ``max_len``, or positions and segments of another shape.
+            longer than ``max_len``, positions and segments of another shape, or a probe of no activation.
     """
     tokens_BT = checked_tokens(config, tokens_BT)
     if positions is not None:
@@ -130,7 +137,7 @@ def apply(
     if segment_ids is not None:
         segment_ids = _integers("segment_ids", segment_ids, tokens_BT.shape)
     with jax.default_matmul_precision(policy(config.execution.policy).precision):
-        return bind(config, params)(
+        output = bind(config, params)(
             tokens_BT,
             positions=positions,
             segment_ids=segment_ids,
@@ -139,6 +146,9 @@ def apply(
             probes=probes,
             batch_sharding=batch_sharding,
         )
+    if unknown := sorted(set(probes or ()) - set(output.taps)):
+        raise ConfigError(f"no activation has the name of a probe: {listed(unknown)}")
+    return output
 
 
 def checked_tokens(config: LMConfig, tokens_BT: ArrayLike) -> Integers:
@@ -148,6 +158,7 @@ def checked_tokens(config: LMConfig, tokens_BT: ArrayLike) -> Integers:
         ConfigError: they are not (B, T) integers, there are none, they are longer than ``max_len``, or ids whose values
             are known are not in the vocabulary.
     """
+    _check_kind(config)
     tokens_BT = _integers("tokens", tokens_BT, None, config.vocab_size)
     if 0 in tokens_BT.shape:
         raise ConfigError(f"tokens are empty, of shape {tokens_BT.shape}: at least one token is needed")

@@ -57,6 +57,27 @@ def test_parameters_of_another_model_are_refused(path, leaf, message, call, para
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("config", [None, {}, "mhc", CONFIG.mixer])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda config, params: mhc_jax.apply(config, params, TOKENS),
+        lambda config, params: mhc_jax.init(config, jax.random.key(0)),
+        lambda config, params: mhc_jax.generate(config, params, TOKENS, max_new_tokens=1, temperature=0),
+    ],
+)
+def test_what_is_no_model_is_refused(call, config, params):
+    with pytest.raises(mhc_jax.ConfigError, match="the model must be an LMConfig, as from mhc_jax.models, not "):
+        call(config, params)
+
+
+def test_a_probe_that_names_nothing_is_refused(params):
+    with pytest.raises(mhc_jax.ConfigError, match="no activation has the name of a probe: blocks.mixer.stat"):
+        mhc_jax.apply(
+            CONFIG, params, TOKENS, probes={"blocks.mixer.stat": jnp.zeros(CONFIG.layers), "embed": jnp.zeros(())}
+        )
+
+
 @pytest.mark.parametrize(
     ("params", "message"), [({}, r"missing \(20\): blocks.*bias and 15 more"), (None, "not NoneType")]
 )
