@@ -19,6 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from train.config import MeshConfig, RunConfig
+from train.table import terminal
 
 P = PartitionSpec
 AXES = ("data", "fsdp", "tensor")
@@ -219,24 +220,23 @@ def check(config: RunConfig, mesh: Mesh) -> None:
 
 
 def rules_table(params: Any, mesh: Mesh) -> str:
-    """One line per parameter: name, shape, spec, bytes on each device; then the totals.
+    """A row for every parameter: name, shape, spec, bytes altogether and on each device; then the totals.
 
     Args:
         params: nested dict of arrays or shapes.
     """
     specs = param_specs(params, mesh)
-    rows, total, local = [("parameter", "shape", "sharding", "bytes/device")], 0, 0
+    rows: list[dict[str, Any]] = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         spec = specs[dotted(path)]
-        shard = math.prod(NamedSharding(mesh, spec).shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        total, local = total + math.prod(leaf.shape) * leaf.dtype.itemsize, local + shard
-        rows.append((dotted(path), "x".join(map(str, leaf.shape)), _spell(spec), f"{shard:,}"))
-    rows.append(("total", f"{total:,} bytes", f"mesh {dict(mesh.shape)}", f"{local:,}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join(
-        f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>{widths[3]}}"
-        for name, shape, spec, size in rows
-    )
+        shard = math.prod(NamedSharding(mesh, spec).shard_shape(leaf.shape))
+        name, shape = dotted(path), "x".join(map(str, leaf.shape))
+        row = {"parameter": name, "shape": shape, "sharding": _spell(spec)}
+        width = leaf.dtype.itemsize
+        rows.append({**row, "bytes": math.prod(leaf.shape) * width, "bytes/device": shard * width})
+    sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
+    totals = {key: sum(row[key] for row in rows) for key in ("bytes", "bytes/device")}
+    return terminal([*rows, {"parameter": f"total on {sizes}", **totals}])
 
 
 def _spell(spec: PartitionSpec) -> str:

@@ -181,22 +181,25 @@ def fake_mesh(data, fsdp, tensor, per_process):
     return types.SimpleNamespace(devices=devices.reshape(data, fsdp, tensor), shape={"tensor": tensor})
 
 
-def test_the_table_lists_every_parameter_with_its_bytes_per_device():
+def test_the_table_lists_every_parameter_with_its_bytes_per_device(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     shapes = param_shapes(ADAPTERS)
     table = sharding.rules_table(shapes, mesh_of(2, 2, 2))
-    lines = table.splitlines()
-    assert len(lines) == 2 + len(jax.tree.leaves(shapes))
-    [line] = [line for line in lines if line.startswith("blocks.mixer.branch.in_proj.kernel ")]
-    assert line.split() == [
-        "blocks.mixer.branch.in_proj.kernel",
-        "8x512x1024",
-        "(-,",
-        "fsdp,",
-        "tensor)",
-        f"{8 * 512 * 1024:,}",
-    ]
-    per_device = [int(line.split()[-1].replace(",", "")) for line in lines[1:]]
-    assert per_device[-1] == sum(per_device[:-1])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert len(rows) == 3 + len(jax.tree.leaves(shapes))
+    [row] = [row for row in rows if row[0] == "blocks.mixer.branch.in_proj.kernel"]
+    size = 8 * 512 * 1024
+    assert row[1:] == ["8x512x1024", "(-, fsdp, tensor)", f"{4 * size:,}", f"{size:,}"]
+    assert rows[-1][0] == "total on data 2, fsdp 2, tensor 2"
+    for column in (3, 4):
+        numbers = [int(row[column].replace(",", "")) for row in rows[2:]]
+        assert numbers[-1] == sum(numbers[:-1])
+
+
+def test_the_table_fits_a_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    table = sharding.rules_table(param_shapes(ADAPTERS), mesh_of(2, 2, 2))
+    assert max(map(len, table.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
