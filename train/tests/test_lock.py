@@ -68,17 +68,18 @@ def test_of_two_that_start_at_once_in_one_new_folder_one_wins(tmp_path, monkeypa
     """Both have found the folder free; the other one claims it, and is done, before this one does."""
     config = tiny_run(tmp_path)
     folder = run_folder(config)
+    theirs = config.replace(name="the other's").to_json()
 
     def overtaken(path):
         monkeypatch.undo()
-        for name in ("config.json", "metrics.jsonl"):
-            (folder / name).write_text("the other's")
+        (folder / "config.json").write_text(theirs)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
         return lock.take(path)
 
     monkeypatch.setattr(lock, "take", overtaken)
     with pytest.raises(ConfigError, match="already holds a run"):
         run(config)
-    assert (folder / "config.json").read_text() == "the other's"
+    assert (folder / "config.json").read_text() == theirs
     lock.refuse_held(folder)
 
 
