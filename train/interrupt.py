@@ -20,6 +20,7 @@ ASK_EVERY = 16  # items; several processes wait for each other whenever they ask
 
 _raising = False
 _ending = threading.Lock()
+_repeated = threading.Semaphore(0)  # signals on their way that are no further ones
 
 
 class Interrupted(KeyboardInterrupt):
@@ -65,8 +66,20 @@ def take_back() -> None:
 
 @contextlib.contextmanager
 def raising() -> Iterator[None]:
-    """Inside, the first signal raises :class:`Interrupted` in the main thread."""
+    """Inside, the first signal raises :class:`Interrupted` in the main thread.
+
+    Where Python drops any exception, as in a callback of the garbage collector, it is raised a moment later.
+    """
     global _raising
+    hook = sys.unraisablehook
+
+    def dropped(what: "sys.UnraisableHookArgs") -> None:
+        if isinstance(what.exc_value, Interrupted):
+            _repeat(what.exc_value.number)
+        else:
+            hook(what)
+
+    sys.unraisablehook = dropped
     before = {number: signal.signal(number, _raise) for number in SIGNALS}
     _raising, interrupted = True, False
     try:
@@ -75,6 +88,7 @@ def raising() -> Iterator[None]:
         interrupted = True
         raise
     finally:
+        sys.unraisablehook = hook
         _raising = interrupted  # the watcher may hear of that signal only after this
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -142,12 +156,19 @@ def _raise(number: int, frame: object) -> NoReturn:
     raise Interrupted(number)
 
 
+def _repeat(number: int) -> None:
+    _repeated.release()
+    main = threading.main_thread().ident
+    assert main is not None  # it is running
+    threading.Timer(0.01, signal.pthread_kill, [main, number]).start()
+
+
 def _watch(arrived: int) -> None:
     """Hears of every signal at once; a handler waits until the main thread is back from what it calls."""
     first = True
     while True:
         number = os.read(arrived, 1)[0]
-        if number in SIGNALS:
+        if number in SIGNALS and not _repeated.acquire(blocking=False):
             if not (first and _raising):
                 _end(number)
             first = False

@@ -51,6 +51,35 @@ def test_the_first_signal_raises_and_the_handlers_come_back():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_a_signal_is_not_lost_where_python_drops_exceptions():
+    class Dropping:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hook = sys.unraisablehook
+    with pytest.raises(Interrupted) as stop, interrupt.raising():
+        Dropping()
+        time.sleep(5)
+    assert stop.value.number == signal.SIGTERM
+    assert sys.unraisablehook is hook
+
+
+def test_a_command_whose_signal_came_to_a_collector_ends_in_one_line(tmp_path):
+    (tmp_path / "dropping.py").write_text(
+        "import gc, os, signal, time\n"
+        "def callback(phase, info):\n"
+        "    gc.callbacks.remove(callback)\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "gc.callbacks.append(callback)\n"
+        "gc.collect()\n"
+        "time.sleep(5)\n"
+        "os._exit(3)\n"
+    )
+    argv = ["train", "quickstart", "--import", "dropping", "--run-dir", str(tmp_path / "run")]
+    ended = call(tmp_path, argv)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (143, "", "interrupted\n")
+
+
 def test_an_inner_advice_stays():
     with pytest.raises(Interrupted, match="^inner$"), interrupt.advising("outer"), interrupt.advising("inner"):
         raise Interrupted(signal.SIGINT)
