@@ -15,7 +15,7 @@ def test_two_processes_equal_one_and_hand_over_to_one(tmp_path):
     run(config.replace(run_dir=str(tmp_path / "alone")))
 
     outs = finish(*start_two(tmp_path, "together", signal_at=(35, signal.SIGTERM)), status=143)
-    assert "mesh {'data': 2, 'fsdp': 1, 'tensor': 1}" in outs[0]
+    assert "total on data 2, fsdp 1," in outs[0]
     assert "interrupted: saved step" in outs[0]
     assert outs[1].count("step") == 1, "besides why it ended, only process 0 reports"
 

@@ -56,10 +56,14 @@ def test_a_signal_is_not_lost_where_python_drops_exceptions():
         def __del__(self):
             os.kill(os.getpid(), signal.SIGTERM)
 
+    def dropped_and_waited():
+        with interrupt.raising():
+            Dropping()
+            time.sleep(5)
+
     hook = sys.unraisablehook
-    with pytest.raises(Interrupted) as stop, interrupt.raising():
-        Dropping()
-        time.sleep(5)
+    with pytest.raises(Interrupted) as stop:
+        dropped_and_waited()
     assert stop.value.number == signal.SIGTERM
     assert sys.unraisablehook is hook
 
