@@ -145,7 +145,7 @@ def _scores(run: str, flags: Flags, argv: list[str]) -> dict[str, float]:
     data = cli.parse(Flags, argv, prog=PROG, default=Flags((run,), data=config.data)).data
     config = config.replace(data=data)
     config.validate()
-    corpus = load_corpus(data, needed=(flags.split,), also=())
+    corpus = load_corpus(data, needed=(flags.split,))
     tokens, n_bytes = split_of(corpus, flags.split)
     check_ids(tokens, config.model.vocab_size, f"the {flags.split} tokens")
     found = evaluate_split(config, params, tokens, n_bytes)

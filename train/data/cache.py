@@ -1,4 +1,4 @@
-"""Token arrays on disk, found again by what they were made from."""
+"""Arrays of tokens, or of text, on disk, found again by what they were made from."""
 
 import contextlib
 import json
@@ -51,7 +51,7 @@ def cached_arrays(folder: Path, key: str, make: Callable[[], Made]) -> Made:
         except (FileNotFoundError, NotADirectoryError):
             pass
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("token cache %s is damaged (%s) and is made again", manifest, error)
+            log.warning("cache %s is damaged (%s) and is made again", manifest, error)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):  # better refused now than when the arrays are made
             pass

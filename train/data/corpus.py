@@ -39,8 +39,8 @@ class Corpus:
         train_bytes, validation_bytes: UTF-8 bytes of the text the tokens stand for. An end token stands
             for none, so bits per byte are bits per byte of text.
         tokenizer: what made the tokens.
-        fingerprint: SHA-256 of the tokens of all splits and of the tokenizer.
-        test: the test split, if there is one; ``max_eval_tokens`` cuts it too.
+        fingerprint: SHA-256 of the tokens of all splits that are loaded and of the tokenizer.
+        test: the test split, if there is one and it is asked for; ``max_eval_tokens`` cuts it too.
         test_bytes: its bytes.
         record: JSON-compatible: files or versions that the text comes from, and documents, bytes and tokens that are
             used of each split; of shards, also SHA-256 of each.
@@ -58,7 +58,7 @@ class Corpus:
 
 
 def load_corpus(
-    config: DataConfig, *, needed: Sequence[str] = ("train", "validation"), also: Sequence[str] = ("test",)
+    config: DataConfig, *, needed: Sequence[str] = ("train", "validation"), also: Sequence[str] = ()
 ) -> Corpus:
     """Finds token shards, or text, which it encodes if the cache does not hold its tokens yet; and gives the tokens.
 

@@ -8,6 +8,9 @@ takes as long as all the rest.
 """
 
 import ast
+import contextlib
+import dataclasses
+import gc
 import hashlib
 import importlib.metadata
 import platform
@@ -18,8 +21,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from train.console import task
+from train.data.cache import cached_arrays
 from train.data.errors import DataError
+from train.data.files import sha256_json
+
+# Changes whenever the same files would give other docstrings.
+READING_VERSION = 1
 
 PACKAGES = (
     "datasets",
@@ -93,12 +103,71 @@ def docstrings_of(source: bytes) -> Iterator[str]:
         waiting.extend(reversed(inner))
 
 
+@dataclasses.dataclass(frozen=True)
+class Docstrings:
+    """All docstrings of a corpus, in order.
+
+    Attributes:
+        names: of the files that hold one.
+        counts: how many each of them holds, int64.
+        ends: where each docstring ends in ``text``, int64.
+        text: UTF-8, uint8.
+    """
+
+    names: list[str]
+    counts: np.ndarray
+    ends: np.ndarray
+    text: np.ndarray
+
+    def of(self, chosen: np.ndarray) -> Iterator[str]:
+        """The docstrings of the chosen files: bool, one for each name."""
+        (places,) = np.nonzero(np.repeat(chosen, self.counts))
+        for place in places:
+            start = self.ends[place - 1] if place else 0
+            yield self.text[start : self.ends[place]].tobytes().decode()
+
+
+def cached_docstrings(files: dict[str, Path], digest: str, folder: Path) -> Docstrings:
+    """The docstrings of ``files``, out of the cache in ``folder`` if it holds them.
+
+    Args:
+        digest: SHA-256 of the names and contents of ``files``.
+    """
+
+    def make():
+        found = docstrings_by_file(files)[0]
+        texts = [text.encode() for some in found.values() for text in some]
+        arrays = {
+            "counts": np.array([len(some) for some in found.values()], np.int64),
+            "ends": np.cumsum([len(text) for text in texts], dtype=np.int64),
+            "text": np.frombuffer(b"".join(texts), np.uint8),
+        }
+        return arrays, {"files": list(found)}
+
+    # What of a file can be parsed, and how a docstring's indentation is removed, is up to the version of Python.
+    key = sha256_json(["docstrings", READING_VERSION, platform.python_version(), digest])
+    arrays, record = cached_arrays(folder, key, make)
+    return Docstrings(record["files"], **arrays)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Syntax trees are many objects and no cycle: looking for one takes as long as parsing."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def docstrings_by_file(files: dict[str, Path]) -> tuple[dict[str, list[str]], dict[str, Any]]:
     """Docstrings by file, in order, each text only where it comes first; and a record of what was read."""
     seen: set[bytes] = set()
     found: dict[str, list[str]] = {}
     unreadable = []
-    with task("reading the docstrings of files", len(files), quiet=True) as work:
+    with _no_collection(), task("reading the docstrings of files", len(files), quiet=True) as work:
         for name, path in work.over(files.items()):
             try:
                 texts = list(docstrings_of(path.read_bytes()))

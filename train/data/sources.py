@@ -15,6 +15,7 @@ import numpy as np
 from mhc_jax.registry import did_you_mean
 from train.config import DataConfig
 from train.data import docstrings, fineweb
+from train.data.cache import cache_folder
 from train.data.errors import DataError
 from train.data.files import sha256_file, sha256_json
 from train.data.hub import hub_folder
@@ -76,7 +77,7 @@ def find_source(config: DataConfig, needed: Sequence[str] = ("train", "validatio
     if name == "docstrings":
         if config.text_column != "text":
             raise wanted.fault(f"it has no columns; leave --data.text-column out, got {config.text_column!r}")
-        return _docstrings(config.validation_fraction)
+        return _docstrings(config)
     if name in WIKITEXT:
         return _files(config, wanted, needed, _given(config.path) or _wikitext_folder(name))
     if on_hub:
@@ -147,22 +148,21 @@ def held_out(keys: Iterable[bytes], fraction: float) -> np.ndarray:
     return places.reshape(-1) < count
 
 
-def _docstrings(fraction: float) -> Source:
+def _docstrings(config: DataConfig) -> Source:
     files, versions = docstrings.python_files()
+    digest, fraction = _digests(files), config.validation_fraction
 
     @functools.cache
-    def by_file() -> dict[str, list[str]]:
-        return docstrings.docstrings_by_file(files)[0]
+    def found() -> docstrings.Docstrings:
+        return docstrings.cached_docstrings(files, digest, cache_folder(config.cache_dir))
 
     def read(validation: bool, last_cut: LastCut) -> Iterator[Piece]:
-        away = held_out((hashlib.sha256(name.encode()).digest() for name in by_file()), fraction)
-        for texts, is_away in zip(by_file().values(), away):
-            if is_away == validation:
-                yield from map(Piece, texts)
+        away = held_out((hashlib.sha256(name.encode()).digest() for name in found().names), fraction)
+        return map(Piece, found().of(away == validation))
 
     splits = {"train": functools.partial(read, False), "validation": functools.partial(read, True)}
     size = sum(path.stat().st_size for path in files.values())
-    return Source("docstrings", sha256_json([_digests(files), fraction]), splits, {"versions": versions}, size)
+    return Source("docstrings", sha256_json([digest, fraction]), splits, {"versions": versions}, size)
 
 
 def _given(path: str) -> Path | None:

@@ -115,7 +115,7 @@ def run(
         resuming = config.train.resume and checkpoints.latest_step() is not None
         if resuming:
             state, position, meta = checkpoints.restore(abstract)
-            _check_corpus(meta, corpus, folder)
+            _check_corpus(meta["corpus"], corpus, config, folder)
             data.set_state(position)
             say(f"resumed {folder} at step {int(state.step)}")
         else:
@@ -338,8 +338,9 @@ def _claim(config: RunConfig) -> Iterator[Path]:
         yield folder
 
 
-def _check_corpus(meta: dict[str, Any], corpus: Corpus, folder: Path) -> None:
-    if meta["corpus"] != corpus.fingerprint:
+def _check_corpus(begun: str, corpus: Corpus, config: RunConfig, folder: Path) -> None:
+    # Runs of earlier versions began with the test split, too, where there was one.
+    if begun != corpus.fingerprint and begun != load_corpus(config.data, also=("test",)).fingerprint:
         raise ConfigError(
             f"cannot resume {folder}: the text or its tokenizer is not what the run began with; "
             "give the same data, or choose another --run-dir"

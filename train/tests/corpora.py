@@ -28,3 +28,13 @@ def refused(config, *parts, **options):
     assert "\n" not in message
     for part in parts:
         assert part in message, message
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip_a_byte(path):
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)

@@ -12,7 +12,7 @@ from train.config import DataConfig
 from train.data import (
     load_corpus,
 )
-from train.tests.corpora import TEXT, cache_files, refused, text_config
+from train.tests.corpora import TEXT, cache_files, flip_a_byte, refused, text_config, truncate
 
 
 @pytest.fixture
@@ -97,16 +97,6 @@ def test_fingerprint_of_earlier_versions(config):
         load_corpus(config.replace(tokenizer="gpt2", max_eval_tokens=9)).fingerprint
         == "3885b479acfce3b34ab4a43b173d4467cd48df53a0e74a0976603e4852f1b13a"
     )
-
-
-def truncate(path):
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def flip_a_byte(path):
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])

@@ -151,8 +151,9 @@ def test_splits_not_asked_for(tmp_path):
         datasets.Dataset.from_dict({"text": [f"the {split} row"]}).to_parquet(str(tmp_path / f"{split}-0.parquet"))
     config = DataConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     refused(config, "holds no train split")
-    assert load_corpus(config, needed=("validation",), also=()).test is None
-    corpus = load_corpus(config, needed=("validation",))
+    assert load_corpus(config, needed=("validation",)).test is None
+    assert [file.name.partition("-")[2] for file in cache_files(config, ".npy")] == ["validation.npy"]
+    corpus = load_corpus(config, needed=("validation",), also=("test",))
     assert (len(corpus.train), corpus.train_bytes) == (0, 0)
     assert corpus.test is not None
     assert corpus.tokenizer.decode(corpus.test.tolist()) == "the test row"

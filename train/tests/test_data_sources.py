@@ -1,13 +1,15 @@
 import hashlib
 import json
+from pathlib import Path
 
 import datasets
 import pytest
 
 from train import console
 from train.config import DataConfig
-from train.data import DataError, docstrings
+from train.data import DataError, docstrings, load_corpus
 from train.data.sources import WIKITEXT, find_source, held_out
+from train.tests.corpora import cache_files, flip_a_byte, truncate
 
 
 def write_parquet(folder, **splits):
@@ -282,7 +284,7 @@ def test_reading_docstrings_says_how_far_it_is(tmp_path, monkeypatch, capsys):
     assert [line.split(",")[0] for line in lines] == [f"reading the docstrings of files: {n}/2" for n in (1, 2)]
 
 
-def test_docstring_corpus_of_one_package(monkeypatch):
+def test_docstring_corpus_of_one_package(tmp_path, monkeypatch):
     monkeypatch.setattr(docstrings, "PACKAGES", ("optax",))
     files, versions = docstrings.python_files()
     assert list(files) == sorted(files)
@@ -292,9 +294,9 @@ def test_docstring_corpus_of_one_package(monkeypatch):
     # The whole standard library takes seconds to parse; the rest of the way needs only some of it.
     few = {name: path for name, path in files.items() if name.startswith(("python/json/", "optax/"))}
     monkeypatch.setattr(docstrings, "python_files", lambda: (few, versions))
-    source = find_source(DataConfig())
+    config = DataConfig(cache_dir=str(tmp_path))
+    source = find_source(config)
     rows = documents(source)
-    assert rows == documents(find_source(DataConfig()))
     assert source.record == {"versions": versions}
     assert source.size == sum(path.stat().st_size for path in few.values())
     assert list(rows) == ["train", "validation"]
@@ -308,14 +310,71 @@ def test_docstring_corpus_of_one_package(monkeypatch):
     assert any(text.startswith("Simple JSON <https://json.org> decoder") for text in everything)
 
 
+@pytest.fixture
+def few_docstrings(tmp_path, monkeypatch):
+    """The docstring corpus of three files, cached, and the configuration that reads it."""
+    files = {f"{name}.py": tmp_path / f"{name}.py" for name in "abc"}
+    for path in files.values():
+        path.write_text(f'"""Module {path.stem}."""\ndef f(): """Of {path.stem}: naïve."""', encoding="utf-8")
+    monkeypatch.setattr(docstrings, "python_files", lambda: (files, {}))
+    return DataConfig(cache_dir=str(tmp_path / "cache"), tokenizer="bytes")
+
+
+def read_once(config, monkeypatch):
+    """The corpus from what is cached, none of its files read."""
+    with monkeypatch.context() as patched:
+        patched.setattr(docstrings, "docstrings_by_file", None)
+        return documents(find_source(config))
+
+
+def test_docstrings_are_read_once_for_all_tokenizers_and_limits(few_docstrings, monkeypatch):
+    config = few_docstrings
+    assert len(load_corpus(config).train) == 48
+    with monkeypatch.context() as patched:
+        patched.setattr(docstrings, "docstrings_by_file", None)
+        assert len(load_corpus(config.replace(max_train_tokens=5)).train) == 5
+        assert load_corpus(config.replace(tokenizer="chars")).train_bytes == load_corpus(config).train_bytes
+        more = documents(find_source(config.replace(validation_fraction=0.6)))
+    assert sorted(len(rows) for rows in more.values()) == [2, 4]
+    assert {*more["train"], *more["validation"]} == {
+        text for n in "abc" for text in (f"Module {n}.", f"Of {n}: naïve.")
+    }
+
+
+def test_changed_files_have_other_docstrings(few_docstrings, tmp_path, monkeypatch):
+    before = documents(find_source(few_docstrings))
+    (tmp_path / "b.py").write_text('"""Changed."""')
+    after = documents(find_source(few_docstrings))
+    assert "Changed." in after["train"] + after["validation"]
+    assert after != before
+    assert read_once(few_docstrings, monkeypatch) == after
+    monkeypatch.setattr(docstrings.platform, "python_version", lambda: "3.99.0")
+    with pytest.raises(TypeError):  # the files would be read again
+        read_once(few_docstrings, monkeypatch)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])
+@pytest.mark.parametrize("suffix", ["-text.npy", "-ends.npy", "-counts.npy", ".json"])
+def test_damaged_cache_of_docstrings_is_made_again(damage, suffix, few_docstrings):
+    before = documents(find_source(few_docstrings))
+    (path,) = cache_files(few_docstrings, suffix)
+    intact = path.read_bytes()
+    damage(path)
+    assert documents(find_source(few_docstrings)) == before
+    assert path.read_bytes() == intact
+
+
 def test_docstring_corpus_names_a_missing_package(monkeypatch):
     monkeypatch.setattr(docstrings, "PACKAGES", ("no-such-package-here",))
     refused("pip install no-such-package-here", source="docstrings")
 
 
 @pytest.mark.slow
-def test_whole_docstring_corpus():
-    rows = {split: [piece.text for piece in read(len)] for split, read in find_source(DataConfig()).splits.items()}
+def test_whole_docstring_corpus(tmp_path):
+    rows = {
+        split: [piece.text for piece in read(len)]
+        for split, read in find_source(DataConfig(cache_dir=str(tmp_path))).splits.items()
+    }
     sizes = {split: sum(len(text.encode()) for text in texts) for split, texts in rows.items()}
     assert 9e6 < sum(sizes.values()) < 20e6
     assert 0.02 < sizes["validation"] / sum(sizes.values()) < 0.1

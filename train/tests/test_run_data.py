@@ -9,7 +9,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from train import evaluate, export, sample
 from train.config import DataConfig, OptimConfig, TrainConfig
-from train.data import load_tokenizer
+from train.data import load_corpus, load_tokenizer
 from train.data.fineweb import shard_name
 from train.data.shards import write_shard
 from train.loop.run import run
@@ -60,6 +60,36 @@ def test_vocabulary_of_the_model_and_of_the_shards(on_shards):
     assert resolve(follow).model.vocab_size == 50_257
     with pytest.raises(ConfigError, match=r"model.vocab_size 50256 is smaller than the 50257 tokens of"):
         resolve(on_shards.replace(model=on_shards.model.replace(vocab_size=50_256)))
+
+
+def test_only_the_splits_of_training_are_encoded(tmp_path, monkeypatch, capsys):
+    config, folder = tiny_run(tmp_path), tmp_path / "splits"
+    folder.mkdir()
+    text = (tmp_path / "corpus.txt").read_text()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.txt").write_text(text)
+    config = config.replace(data=config.data.replace(source=str(folder)), train=config.train.replace(steps=2))
+
+    def encoded():
+        return sorted(file.stem.partition("-")[2] for file in (tmp_path / "cache").glob("*.npy"))
+
+    run(config)
+    assert encoded() == ["train", "validation"]
+    evaluate.main([str(tmp_path / "run"), "--split", "test", "--json"])
+    assert encoded() == ["test", "train", "validation"]
+
+    # A run whose record counts the test split, as earlier versions recorded it, goes on with the same text only.
+    earlier = config.replace(run_dir=str(tmp_path / "earlier"))
+    with monkeypatch.context() as patched:
+        patched.setattr("train.loop.run.load_corpus", lambda data: load_corpus(data, also=("test",)))
+        run(earlier)
+    further = earlier.replace(train=config.train.replace(steps=4, resume=True))
+    (folder / "test.txt").write_text("another line\n" + text)
+    with pytest.raises(ConfigError, match="is not what the run began with"):
+        run(further)
+    (folder / "test.txt").write_text(text)
+    assert run(further).summary["steps"] == 4
+    assert "resumed" in capsys.readouterr().out
 
 
 def test_run_on_characters_needs_its_text_no_more(tmp_path, capsys):
