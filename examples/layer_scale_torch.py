@@ -4,7 +4,6 @@ import torch
 
 from torch_ref.config import register
 from torch_ref.nn.residual import Residual
-from torch_ref.nn.taps import no_tap
 
 
 @register("residual", "layer_scale")
@@ -15,8 +14,8 @@ class LayerScale(Residual):
         super().__init__()
         self.gain = torch.nn.Parameter(torch.ones(width))
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         return state, None
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         return state + self.gain * y

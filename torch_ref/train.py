@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ref.config import as_record, one_of
-from torch_ref.nn.lm import LM, weighted_diversity
+from torch_ref.nn.lm import LM, total_penalty, weighted_diversity
 from torch_ref.ops.loss import IGNORE
 
 # Matrices of dynamic topologies: they map the streams to coefficients.
@@ -92,8 +92,9 @@ def train_step(
     accumulate: int = 1,
     stream_diversity: float = 0.0,
     segment_ids: Tensor | None = None,
+    progress: float | None = None,
 ) -> Tensor:
-    """One optimizer step; returns the cross-entropy before it, without the diversity term.
+    """One optimizer step; returns the cross-entropy before it, without the diversity term and penalties.
 
     Args:
         tokens_BT, targets_BT: the whole batch; targets of -100 do not count.
@@ -101,6 +102,7 @@ def train_step(
         clip: largest global gradient norm (scaled by ``clip / (norm + 1e-6)``); 0 for no clipping.
         accumulate: micro-batches that the batch is cut into, weighted by their number of targets.
         stream_diversity: coefficient of the diversity term.
+        progress: 0 at the start of training, 1 at its end.
 
     Raises:
         ValueError: a batch that ``accumulate`` does not divide, or diversity without streams.
@@ -115,9 +117,13 @@ def train_step(
     segments = [None] * accumulate if segment_ids is None else segment_ids.chunk(accumulate)
     loss = torch.zeros_like(model.embed.tokens[0, 0])
     for tokens, labels, ids in zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), segments, strict=True):
-        total, count, diversity = model.loss_terms(tokens, labels, segment_ids=ids)
+        penalties: dict[str, list[Tensor]] = {}
+        total, count, diversity = model.loss_terms(
+            tokens, labels, segment_ids=ids, progress=progress, penalties=penalties
+        )
         part = total / targets
-        (part + count * weighted_diversity(diversity, stream_diversity) / targets).backward()
+        extra = weighted_diversity(diversity, stream_diversity) + total_penalty(penalties)
+        (part + count * extra / targets).backward()
         loss += part.detach()
     if clip > 0:
         nn.utils.clip_grad_norm_(model.parameters(), clip)

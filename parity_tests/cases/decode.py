@@ -65,11 +65,10 @@ def _jax(config, weights: Arrays, tokens: np.ndarray, dtype: DType) -> Values:
 @torch.no_grad()
 def _torch(config, weights: Arrays, tokens: np.ndarray, dtype: DType, sample: int) -> Values:
     module, ids = to_module(config, jitter(weights, sample), dtype), torch.from_numpy(tokens)
-    prompt, cache = module.prefill(ids[:, :PROMPT], module.init_cache(len(ids)))
-    logits = [prompt]
-    for token in ids[:, PROMPT:].T:
-        one, cache = module.step(token, cache)
-        logits.append(one[:, None])
+    logits, cache = [], module.init_cache(len(ids))
+    for piece_BT in (ids[:, :PROMPT], *ids[:, PROMPT:].split(1, 1)):
+        piece_BTV, cache = module.extend(piece_BT, cache)
+        logits.append(piece_BTV)
     return _values(torch.cat(logits, 1), module(ids))
 
 

@@ -21,7 +21,7 @@ from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
 from parity_tests.taps import in_dtype, to_module, to_params
-from torch_ref.nn.taps import no_tap
+from torch_ref.nn.scope import Scope
 
 # A part as a function of (model, arrays) that returns named outputs, once in each framework.
 Part = Callable[[Any, dict[str, Any]], dict[str, Any]]
@@ -115,8 +115,7 @@ def _mixer_jax(model, arrays):
 
 
 def _mixer_torch(model, arrays):
-    branch = model.blocks[0].mixer.branch
-    y, _ = branch(arrays["u"], branch.init_state(BATCH, TIME), segment_ids=arrays["segment_ids"])
+    y, _ = model.blocks[0].mixer.branch(arrays["u"], None, Scope(_positions(), arrays["segment_ids"]))
     return {"y": y}
 
 
@@ -129,12 +128,15 @@ def _site_jax(model, arrays):
 
 
 def _site_torch(model, arrays):
-    site = model.blocks[0].mixer
+    site, scope = model.blocks[0].mixer, Scope(_positions())
     before = site.residual.begin(arrays["state"])
-    u, _ = site.residual.pre(before)
-    memory = site.branch.init_state(BATCH * site.residual.branches, TIME)
-    state, _ = site(before, lambda x: site.branch(x, memory), tap=no_tap)
+    u, _ = site.residual.pre(before, scope)
+    state, _ = site(before, lambda x, inside: site.branch(x, None, inside), scope)
     return {"u": u, "state": streams_of(state)}
+
+
+def _positions():
+    return torch.arange(TIME).expand(BATCH, TIME)
 
 
 def _ends(model, arrays):

@@ -13,11 +13,13 @@ from torch_ref.nn.block import Block, Site
 from torch_ref.nn.layers import Norm
 from torch_ref.nn.residual import StreamAdapters
 from torch_ref.nn.residual.base import State, streams_of, with_streams
+from torch_ref.nn.scope import Scope
 from torch_ref.nn.stack import run_stack
-from torch_ref.nn.taps import Tap, no_tap, recorder, under
 from torch_ref.nn.value_residual import ValueResidual
 from torch_ref.ops import streams
 from torch_ref.ops.loss import cross_entropy
+
+_INTEGERS = (torch.int32, torch.int64)
 
 
 class Embed(nn.Module):
@@ -69,16 +71,28 @@ class LM(nn.Module):
         Raises:
             ValueError: tokens that are not a (B, T) integer tensor, empty, or longer than ``max_len``.
         """
-        tap = no_tap if taps is None else recorder(taps)
-        state, _ = self._stack(tokens_BT, self.init_cache(len(tokens_BT)), positions, segment_ids, tap)
-        return self._head(state, tap)
+        scope = self._scope(tokens_BT, positions, segment_ids, taps=taps)
+        state, _ = self._stack(tokens_BT, None, scope)
+        return self._head(state, scope)
 
     def loss_terms(
-        self, tokens_BT: Tensor, targets_BT: Tensor, *, segment_ids: Tensor | None = None
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        segment_ids: Tensor | None = None,
+        progress: float | None = None,
+        penalties: dict[str, list[Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Summed cross-entropy, number of targets that count, and stream diversity (None without streams)."""
-        state, _ = self._stack(tokens_BT, self.init_cache(len(tokens_BT)), None, segment_ids, no_tap)
-        total, count = cross_entropy(self._head(state, no_tap), targets_BT)
+        """Summed cross-entropy, number of targets that count, and stream diversity (None without streams).
+
+        Args:
+            progress: 0 at the start of training, 1 at its end.
+            penalties: filled with the auxiliary losses of the parts; see :func:`total_penalty`.
+        """
+        scope = self._scope(tokens_BT, None, segment_ids, progress=progress, penalties=penalties)
+        state, _ = self._stack(tokens_BT, None, scope)
+        total, count = cross_entropy(self._head(state, scope), targets_BT)
         return total, count, None if self.stream_count is None else streams.diversity(streams_of(state))
 
     def loss(
@@ -88,14 +102,18 @@ class LM(nn.Module):
         stream_diversity: float = 0.0,
         *,
         segment_ids: Tensor | None = None,
+        progress: float | None = None,
     ) -> Tensor:
-        """Mean cross-entropy over targets other than -100, plus ``stream_diversity`` times that term.
+        """Mean cross-entropy over targets other than -100, plus ``stream_diversity`` times that term and penalties.
 
         Raises:
             ValueError: the term is asked for, but the residual has no streams.
         """
-        total, count, diversity = self.loss_terms(tokens_BT, targets_BT, segment_ids=segment_ids)
-        return total / count + weighted_diversity(diversity, stream_diversity)
+        penalties: dict[str, list[Tensor]] = {}
+        total, count, diversity = self.loss_terms(
+            tokens_BT, targets_BT, segment_ids=segment_ids, progress=progress, penalties=penalties
+        )
+        return total / count + weighted_diversity(diversity, stream_diversity) + total_penalty(penalties)
 
     def stream_diversity(self, tokens_BT: Tensor) -> Tensor:
         """See :func:`torch_ref.ops.streams.diversity`, of the state that the collapse reads.
@@ -105,63 +123,92 @@ class LM(nn.Module):
         """
         if self.stream_count is None:
             raise ValueError("stream diversity needs a residual with streams")
-        state, _ = self._stack(tokens_BT, self.init_cache(len(tokens_BT)), None, None, no_tap)
+        state, _ = self._stack(tokens_BT, None, self._scope(tokens_BT, None, None))
         return streams.diversity(streams_of(state))
 
-    def init_cache(self, batch: int) -> dict[str, Any]:
-        """Decoding state before the first token: every layer's mixer state, and the position."""
-        return {"layers": [block.init_memory(batch, self.max_len) for block in self.blocks], "position": 0}
+    def init_cache(self, batch: int, max_len: int | None = None, start_B: Tensor | None = None) -> dict[str, Any]:
+        """The decoding state before the first column: every layer's mixer state, the column and ``start_B``.
 
-    def prefill(self, tokens_BT: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Logits (B, T, V) of tokens that follow ``cache``, and the cache after them."""
-        state, cache = self._stack(tokens_BT, cache, None, None, no_tap)
-        return self._head(state, no_tap), cache
+        Args:
+            max_len: columns that mixers whose state grows, such as attention, have room for; by default the model's.
+            start_B: (B,) column of each row's first token; what is fed before it is padding, and what it gives means
+                nothing. So rows of unequal length are aligned at their ends.
 
-    def step(self, token_B: Tensor, cache: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Logits (B, V) after one token that follows ``cache``, and the cache after it."""
-        logits_B1V, cache = self.prefill(token_B[:, None], cache)
-        return logits_B1V[:, 0], cache
+        Raises:
+            ValueError: ``max_len < 1``, a ``start_B`` that is not ``batch`` integers, or a negative one.
+        """
+        max_len = self.max_len if max_len is None else max_len
+        if max_len < 1:
+            raise ValueError(f"max_len of a cache must be at least 1, got {max_len}")
+        if start_B is not None and (start_B.shape != (batch,) or start_B.dtype not in _INTEGERS or (start_B < 0).any()):
+            raise ValueError(f"start_B must hold a column, 0 or more, for each of {batch} rows, got {start_B}")
+        layers = [block.init_memory(batch, max_len) for block in self.blocks]
+        return {"layers": layers, "column": 0, "start_B": start_B}
 
-    def _stack(
-        self,
-        tokens_BT: Tensor,
-        cache: dict[str, Any],
-        positions: Tensor | None,
-        segment_ids: Tensor | None,
-        tap: Tap,
-    ) -> tuple[State, dict[str, Any]]:
-        start = cache["position"]
-        self._check(tokens_BT, start)
-        end = start + tokens_BT.shape[1]
-        where = self.embed.positions[start:end] if positions is None else self.embed.positions[positions]
-        x_BTD = F.dropout(F.embedding(tokens_BT, self.embed.tokens) + where, self.rate, self.training)
-        state = self.blocks[0].mixer.residual.begin(tap("expand", self.ends.expand(tap("embed", x_BTD))))
-        state, layers = run_stack(
-            self.blocks, state, cache["layers"], segment_ids=segment_ids, tap=under("blocks", tap)
-        )
-        return state, {"layers": layers, "position": end}
+    def extend(
+        self, tokens_BT: Tensor, cache: dict[str, Any], *, taps: dict[str, Tensor] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Logits (B, T, V) of tokens that follow those of ``cache``, and the cache after them.
 
-    def _head(self, state: State, tap: Tap) -> Tensor:
+        Past the last learned position, states of fixed size go on at that position.
+
+        Args:
+            cache: from :meth:`init_cache` or an earlier call; it is not changed.
+            taps: see :meth:`forward`.
+
+        Raises:
+            ValueError: tokens as in :meth:`forward`, or more than the cache has room for.
+        """
+        self._check(tokens_BT)
+        (B, T), column, start_B = tokens_BT.shape, cache["column"], cache["start_B"]
+        positions_BT = (column + torch.arange(T, device=tokens_BT.device)).expand(B, T)
+        if start_B is not None:
+            positions_BT = positions_BT - start_B[:, None]
+        scope = Scope(positions_BT.clamp(0, self.max_len - 1), column=column, start_B=start_B, taps=taps)
+        state, layers = self._stack(tokens_BT, cache["layers"], scope)
+        return self._head(state, scope), {"layers": layers, "column": column + T, "start_B": start_B}
+
+    def _scope(self, tokens_BT: Tensor, positions: Tensor | None, segments: Tensor | None, **facts: Any) -> Scope:
+        """The scope of a whole sequence."""
+        self._check(tokens_BT)
+        if tokens_BT.shape[1] > self.max_len:
+            raise ValueError(
+                f"a sequence of {tokens_BT.shape[1]} tokens is longer than max_len {self.max_len}; "
+                "shorten it, or train with a larger max_len"
+            )
+        if positions is None:
+            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand(tokens_BT.shape)
+        return Scope(positions, segments, **facts)
+
+    def _stack(self, tokens_BT: Tensor, memories: list[Any] | None, scope: Scope) -> tuple[State, list[Any] | None]:
+        """The residual state after the last layer, and the mixers' states after the last token."""
+        x_BTD = F.embedding(tokens_BT, self.embed.tokens) + F.embedding(scope.positions_BT, self.embed.positions)
+        x_BTD = scope.tap("embed", F.dropout(x_BTD, self.rate, self.training))
+        state = self.blocks[0].mixer.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
+        return run_stack(self.blocks, state, memories, scope / "blocks")
+
+    def _head(self, state: State, scope: Scope) -> Tensor:
         if self.norm_streams:
-            state = with_streams(state, tap("normalised", self.final_norm(streams_of(state))))
+            state = with_streams(state, scope.tap("normalised", self.final_norm(streams_of(state))))
             hidden_BTD = self.ends.collapse(state)
         else:
-            hidden_BTD = self.final_norm(tap("collapse", self.ends.collapse(state)))
-        return tap("logits", F.linear(tap("hidden", hidden_BTD), self.embed.tokens))
+            hidden_BTD = self.final_norm(scope.tap("collapse", self.ends.collapse(state)))
+        return scope.tap("logits", F.linear(scope.tap("hidden", hidden_BTD), self.embed.tokens))
 
-    def _check(self, tokens_BT: Tensor, start: int) -> None:
-        if tokens_BT.ndim != 2 or tokens_BT.dtype not in (torch.int32, torch.int64):
+    @staticmethod
+    def _check(tokens_BT: Tensor) -> None:
+        if tokens_BT.ndim != 2 or tokens_BT.dtype not in _INTEGERS:
             raise ValueError(
                 "tokens must be a (batch, time) tensor of int32 or int64, "
                 f"got shape {tuple(tokens_BT.shape)} and dtype {tokens_BT.dtype}"
             )
         if tokens_BT.shape[1] == 0:
             raise ValueError("tokens are empty: at least one token is needed")
-        if start + tokens_BT.shape[1] > self.max_len:
-            raise ValueError(
-                f"a sequence of {start + tokens_BT.shape[1]} tokens is longer than max_len {self.max_len}; "
-                "shorten it, or train with a larger max_len"
-            )
+
+
+def total_penalty(penalties: dict[str, list[Tensor]]) -> Tensor | float:
+    """Sum over the names of auxiliary losses of the mean over the calls that gave one."""
+    return sum((torch.stack(values).mean() for values in penalties.values()), 0.0)
 
 
 def weighted_diversity(diversity: Tensor | None, coefficient: float) -> Tensor | float:

@@ -1,4 +1,4 @@
-"""Causal softmax attention over several heads."""
+"""Softmax attention over several heads."""
 
 import torch
 import torch.nn.functional as F
@@ -11,29 +11,47 @@ def causal_attention(
     v_BSHK: Tensor,
     *,
     start: int | None = None,
+    start_B: Tensor | None = None,
     segment_ids: Tensor | None = None,
+    causal: bool = True,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Every query attends to the keys up to its own position; scores are divided by sqrt(K).
+    """``softmax(q k' / sqrt(K)) v``, where query t sees the keys up to its own column.
 
     Args:
         q_BTHK: queries (B, T, H, K).
-        k_BSHK, v_BSHK: keys and values; S = T unless ``start`` is given.
-        start: position of the first query among the keys; keys after a query's position are not seen.
-        segment_ids: (B, T); tokens of different segments do not see each other (S = T).
+        k_BSHK, v_BSHK: keys and values of G heads; S = T unless ``start`` is given. G divides H: query head h uses head
+            ``h // (H // G)``.
+        start: column of the first query among the keys.
+        start_B: (B,) column of each row's first token; keys before it are seen by their own query alone.
+        segment_ids: (B, T); tokens of different segments do not see each other. Keys before ``start`` belong to the
+            first query's segment.
+        causal: False lets a query see later keys too.
         dropout: probability with which each attention probability is dropped.
 
     Returns:
         (B, T, H, K).
+
+    Raises:
+        ValueError: T differs from S without ``start``, or G does not divide H.
     """
-    queries, keys = q_BTHK.shape[1], k_BSHK.shape[1]
-    if start is None and queries != keys:
-        raise ValueError(f"{queries} queries and {keys} keys: give the position of the first query as start")
+    (T, H), (S, G) = q_BTHK.shape[1:3], k_BSHK.shape[1:3]
+    if start is None and T != S:
+        raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")
+    if H % G:
+        raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
     heads_first = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
-    if start is None and segment_ids is None:
-        return F.scaled_dot_product_attention(*heads_first, is_causal=True, dropout_p=dropout).transpose(1, 2)
-    position = torch.arange(queries, device=q_BTHK.device) + (start or 0)
-    visible = torch.arange(keys, device=q_BTHK.device) <= position[:, None]
+    options = {"dropout_p": dropout, "enable_gqa": H != G}
+    if start is None and start_B is None and segment_ids is None:
+        return F.scaled_dot_product_attention(*heads_first, is_causal=causal, **options).transpose(1, 2)
+    start = start or 0
+    keys_S = torch.arange(S, device=q_BTHK.device)
+    queries_T1 = (torch.arange(T, device=q_BTHK.device) + start)[:, None]
+    visible = keys_S <= queries_T1 if causal else torch.ones(T, S, dtype=torch.bool, device=q_BTHK.device)
+    if start_B is not None:
+        visible = visible & ((keys_S >= start_B[:, None, None, None]) | (keys_S == queries_T1))
     if segment_ids is not None:
-        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
-    return F.scaled_dot_product_attention(*heads_first, attn_mask=visible, dropout_p=dropout).transpose(1, 2)
+        before_BS = segment_ids[:, :1].expand(-1, start)
+        key_ids_BS = torch.cat([before_BS, segment_ids], 1)[:, :S]
+        visible = visible & (segment_ids[:, None, :, None] == key_ids_BS[:, None, None, :])
+    return F.scaled_dot_product_attention(*heads_first, attn_mask=visible, **options).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Whole models: initialisation, decoding, segments, dropout, dtypes, taps, errors."""
+"""Whole models: initialisation, segments, dropout, dtypes, taps, errors."""
 
 import json
 import math
@@ -87,24 +87,6 @@ def test_default_initial_values():
     gains = torch.cat([block.mixer.residual.gamma_pre.flatten() for block in model.blocks])
     assert gains.mean().item() == pytest.approx(1.0, abs=0.15)
     assert gains.std().item() == pytest.approx(0.5, abs=0.15)
-
-
-@pytest.mark.parametrize("form", ["default", "original"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_decoding_equals_the_full_forward(variant, form):
-    model = perturbed(config(variant, form, mixer={"form": "chunked", "chunk": 4}))
-    batch = tokens()
-    full = model(batch)
-    first, cache = model.prefill(batch[:, :5], model.init_cache(2))
-    sizes = [{name: value.shape for name, value in layer.items()} for layer in cache["layers"]]
-    logits = [first]
-    for t in range(5, 12):
-        step, cache = model.step(batch[:, t], cache)
-        logits.append(step[:, None])
-    torch.testing.assert_close(torch.cat(logits, 1), full)
-    assert sizes == [{name: value.shape for name, value in layer.items()} for layer in cache["layers"]]
-    with pytest.raises(ValueError, match="13 tokens is longer than max_len 12"):
-        model.step(batch[:, 0], cache)
 
 
 @pytest.mark.parametrize("mixer_form", ["sequential", "associative", "chunked"])

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from torch_ref.config import as_record, implementation
+from torch_ref.nn.scope import Scope
 from torch_ref.tests.hyper_golden import EXPRESSED, digest, fill, our_parameters, to_packed, to_streams
 
 torch.set_num_threads(1)
 WIDTH = 8
+POSITIONS = torch.arange(3).expand(2, 3)
+SCOPE = Scope(POSITIONS)
 
 
 def build(axis, config, *args):
@@ -46,9 +49,9 @@ def test_site_replays_the_golden_numbers(name):
     x = fill(case["x"], 50).requires_grad_()
     state = to_streams(x, case["streams"]) if packed else x
     taps = {}
-    read, ctx = module.pre(state, tap=lambda name, value: taps.setdefault(name, value))
+    read, ctx = module.pre(state, Scope(POSITIONS, taps=taps))
     y = fill(case["y"], 60)
-    out = module.post(state, y.unflatten(0, (module.branches, -1)) if module.branches > 1 else y, ctx)
+    out = module.post(state, y.unflatten(0, (module.branches, -1)) if module.branches > 1 else y, ctx, SCOPE)
     check(case, module, x, read, to_packed(out) if packed else out)
     for tap in {"post", "res"} & set(case["golden"]):
         theirs = taps[f"h_{tap}"] if tap == "post" else taps["h_res"].mT
@@ -143,8 +146,8 @@ def perturbed(module, std=0.3):
 
 
 def run(module, state, branch=torch.sin):
-    u, ctx = module.pre(state)
-    return u, module.post(state, branch(u), ctx)
+    u, ctx = module.pre(state, SCOPE)
+    return u, module.post(state, branch(u), ctx, SCOPE)
 
 
 @pytest.mark.parametrize("streams", [1, 4])
@@ -156,7 +159,7 @@ def test_starts_as_a_plain_residual(name, streams):
     for site in (0, 5):
         module = build("residual", config, site, 8).double()
         state = module.begin(ends.expand(x))
-        u, ctx = module.pre(state)
+        u, ctx = module.pre(state, SCOPE)
         views = u if module.views > 1 or module.branches > 1 else u[None]
         if name == "gated":  # half the read, normalised: the branch's norm makes them equal
             expected = 0.5 * x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -164,7 +167,7 @@ def test_starts_as_a_plain_residual(name, streams):
             expected = x
         torch.testing.assert_close(views, expected.expand_as(views), atol=2e-5, rtol=0)
         y = torch.sin(u if module.branches > 1 or module.views == 1 else u[0])
-        after = ends.collapse(module.post(state, y, ctx))
+        after = ends.collapse(module.post(state, y, ctx, SCOPE))
         torch.testing.assert_close(after, x + torch.sin(expected), atol=2e-5, rtol=0)
 
 
@@ -198,9 +201,9 @@ def test_frac_connections_against_the_papers_formula():
 def test_one_result_for_all_streams_equals_one_for_each(name):
     module = perturbed(build("residual", CONFIGS[name], 1, 4))
     state = module.begin(random(2, 3, 4, WIDTH))
-    _, ctx = module.pre(state)
+    _, ctx = module.pre(state, SCOPE)
     y = random(2, 3, WIDTH, seed=1)
-    shared, own = (module.post(state, value, ctx) for value in (y, y[:, :, None].repeat(1, 1, 4, 1)))
+    shared, own = (module.post(state, value, ctx, SCOPE) for value in (y, y[:, :, None].repeat(1, 1, 4, 1)))
     torch.testing.assert_close(own, shared)
 
 
@@ -212,15 +215,15 @@ def test_tokens_do_not_see_each_other_and_taps_are_what_acts(name):
     other = h.clone()
     other[:, -1] += 1
     taps = {}
-    u, ctx = module.pre(module.begin(h), tap=lambda name, value: taps.setdefault(name, value))
-    moved, _ = module.pre(module.begin(other))
+    u, ctx = module.pre(module.begin(h), Scope(POSITIONS, taps=taps))
+    moved, _ = module.pre(module.begin(other), SCOPE)
     assert torch.equal(u[..., :2, :], moved[..., :2, :])
     missing = {"gated": {"h_pre", "h_res"}, "hc_tokenbender": {"h_res"}, "ihc": {"h_res"}}.get(name, set())
     assert list(taps) == [key for key in ("h_pre", "h_post", "h_res") if key not in missing]
     if module.views > 1 or name in ("gated", "frac") or name.startswith("multi_branch"):
         return
     taps.setdefault("h_res", torch.eye(4, dtype=torch.float64))
-    after = module.post(module.begin(h), u.sin(), ctx)
+    after = module.post(module.begin(h), u.sin(), ctx, SCOPE)
     after = after["streams"] if isinstance(after, dict) else after
     pre, post, res = (taps[key].expand(2, 3, *[4] * n) for key, n in (("h_pre", 1), ("h_post", 1), ("h_res", 2)))
     torch.testing.assert_close(u, torch.einsum("btn,btnd->btd", pre, h))
@@ -235,10 +238,10 @@ def test_single_pass_reads_with_the_weights_of_the_site_before():
     h = random(2, 3, 4, WIDTH)
     u, after = run(site, site.begin(h))
     torch.testing.assert_close(u, h.mean(2))
-    _, ctx = plain.pre(h)
-    torch.testing.assert_close(after["streams"], plain.post(h, u.sin(), ctx))
+    _, ctx = plain.pre(h, SCOPE)
+    torch.testing.assert_close(after["streams"], plain.post(h, u.sin(), ctx, SCOPE))
     torch.testing.assert_close(after["read"], plain.coefficients(h)[0])
-    second, _ = site.pre(after)
+    second, _ = site.pre(after, SCOPE)
     torch.testing.assert_close(second, (after["read"][..., None] * after["streams"]).sum(2))
     torch.testing.assert_close(build("ends", COPY | {"collapse": "carried"}, 4).collapse(after), second)
 
@@ -269,14 +272,14 @@ def test_published_initial_values():
 def test_fractions_of_hyper_connections_at_initialisation():
     x = random(2, 3, 4, WIDTH)
     module = build("residual", HC | {"fractions": 2}, 5, 8).double()
-    u, ctx = module.pre(x)
+    u, ctx = module.pre(x, SCOPE)
     assert torch.equal(u, x[:, :, 1])  # every fraction of stream 5 mod 4
-    assert torch.equal(module.post(x, torch.zeros_like(u), ctx), x)
+    assert torch.equal(module.post(x, torch.zeros_like(u), ctx, SCOPE), x)
     y = random(2, 3, WIDTH, seed=1)
-    written = module.post(torch.zeros_like(x), y, ctx)
+    written = module.post(torch.zeros_like(x), y, ctx, SCOPE)
     torch.testing.assert_close(written, y.unflatten(-1, (2, -1)).sum(2).repeat(1, 1, 2)[:, :, None].expand_as(x))
     published = build("residual", HC | {"streams": 1, "fractions": 4, "fraction_init": "published"}, 0, 8).double()
-    u, _ = published.pre(x[:, :, :1])
+    u, _ = published.pre(x[:, :, :1], SCOPE)
     assert torch.equal(u, x[:, :, 0, [0, 1, 0, 1, 0, 1, 4, 5]])  # fractions 0, 0, 0, 2
     equal = [build("residual", HC | {"fraction_init": rule, "views": 2}, 3, 8) for rule in ("identity", "published")]
     assert torch.equal(equal[0].static_alpha, equal[1].static_alpha)

@@ -59,19 +59,19 @@ def train(spec: Spec) -> Step:
 
 
 def decode(spec: Spec) -> Step:
-    """Greedy decoding of ``spec["tokens"]`` new tokens after a prompt, prefill included."""
+    """Greedy decoding of ``spec["tokens"]`` new tokens after a prompt, the prompt included."""
     model = load(spec).eval()
     prompt = torch.randint(len(model.embed.tokens), (spec["batch"], spec["prompt"]), device=DEVICE)
-    advance = torch.compile(model.step) if spec["compile"] else model.step
+    advance = torch.compile(model.extend) if spec["compile"] else model.extend
 
     @torch.inference_mode()
     def step():
         with autocast(spec):
-            logits, cache = model.prefill(prompt, model.init_cache(len(prompt)))
-            token = logits[:, -1].argmax(-1)
+            logits, cache = model.extend(prompt, model.init_cache(len(prompt), spec["prompt"] + spec["tokens"]))
+            token_B1 = logits[:, -1:].argmax(-1)
             for _ in range(spec["tokens"] - 1):
-                logits, cache = advance(token, cache)
-                token = logits.argmax(-1)
+                logits, cache = advance(token_B1, cache)
+                token_B1 = logits.argmax(-1)
         synchronise()
 
     return step

@@ -1,5 +1,6 @@
-"""Channel mixers, one per file: they map every token's (B, T, D) alone; built as ``Mixer(config, width, sites)``."""
+"""Channel mixers, one per file: they map every token's (B, T, D) alone."""
 
+from torch_ref.nn.channel.base import ChannelMixer
 from torch_ref.nn.channel.gelu_mlp import GeluMLP
 
-__all__ = ["GeluMLP"]
+__all__ = ["ChannelMixer", "GeluMLP"]

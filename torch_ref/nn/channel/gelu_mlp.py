@@ -1,20 +1,19 @@
 """The two-layer perceptron of GPT-2."""
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from torch_ref.config import one_of, register
+from torch_ref.nn.channel.base import ChannelMixer
 from torch_ref.nn.layers import linear
-from torch_ref.nn.taps import Tap, no_tap
+from torch_ref.nn.scope import Scope
 
 _APPROXIMATION = {"erf": "none", "tanh": "tanh"}
 
 
 @register("channel", "gelu_mlp")
-class GeluMLP(nn.Module):
+class GeluMLP(ChannelMixer):
     """``down(GELU(up(x)))``; the GELU exact (``"erf"``) or by its tanh approximation."""
-
-    views = 1
 
     def __init__(self, config, width: int, sites: int):
         super().__init__()
@@ -25,5 +24,5 @@ class GeluMLP(nn.Module):
         self.up_proj = linear(width, hidden, config.init_std, config.bias)
         self.down_proj = linear(hidden, width, config.init_std / sites**0.5, config.bias)
 
-    def forward(self, u_BTD: Tensor, *, tap: Tap = no_tap) -> Tensor:
-        return self.down_proj(tap("hidden", F.gelu(self.up_proj(u_BTD), approximate=self.approximate)))
+    def forward(self, u_BTD: Tensor, scope: Scope) -> Tensor:
+        return self.down_proj(scope.tap("hidden", F.gelu(self.up_proj(u_BTD), approximate=self.approximate)))

@@ -1,52 +1,90 @@
-"""Causal multi-head attention with a key-value cache."""
+"""Multi-head attention with a key-value cache: causal or not, grouped heads, rotary positions, normalised heads."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_ref.config import register
-from torch_ref.nn.layers import linear
-from torch_ref.nn.mixers.base import Mixer, own_values
-from torch_ref.nn.taps import no_tap
+from torch_ref.config import one_of, register
+from torch_ref.nn.layers import Norm, linear
+from torch_ref.nn.mixers.base import Mixer
 from torch_ref.ops.attention import causal_attention
+from torch_ref.ops.rotary import LAYOUTS, rotate
 
 
 @register("mixer", "attention")
 class Attention(Mixer):
-    """``out(softmax(q k' / sqrt(K)) v)``.
+    """``out(softmax(q k' / sqrt(K)) v)`` with H heads of queries and G heads of keys and values.
 
-    The state is ``{"k", "v": (B, length, H, K)}``: what was seen so far, nothing at first.
+    Queries and keys are normalised, then rotated, if the configuration says so. The state is ``{"k", "v": (B, columns
+    so far, G, K), "max_len"}``, its keys rotated.
     """
 
     def __init__(self, config, width: int, sites: int):
         super().__init__()
-        if config.heads < 1 or width % config.heads:
+        head_width, kv_heads = getattr(config, "head_width", None), getattr(config, "kv_heads", None)
+        if config.heads < 1 or (head_width is None and width % config.heads):
             raise ValueError(f"heads {config.heads} must divide the width {width}")
         if config.views not in (1, 3):
             raise ValueError(f"attention takes 1 or 3 views, not {config.views}")
-        self.heads, self.rate, self.views, self.width = config.heads, config.dropout, config.views, width
-        self.q_proj = linear(width, width, config.init_std, config.bias)
-        self.k_proj = linear(width, width, config.init_std, config.bias)
-        self.v_proj = linear(width, width, config.init_std, config.bias)
-        self.out_proj = linear(width, width, config.init_std / sites**0.5, config.bias)
+        self.heads, self.rate, self.views = config.heads, config.dropout, config.views
+        self.head_width = width // config.heads if head_width is None else head_width
+        self.kv_heads = config.heads if kv_heads is None else kv_heads
+        if self.head_width < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ValueError(
+                f"attention: kv_heads {self.kv_heads} must divide heads {self.heads}, "
+                f"and head_width {self.head_width} be at least 1"
+            )
+        self.causal = getattr(config, "causal", True)
+        self.rotary = one_of("rotary layout", getattr(config, "rotary", "none"), ("none", *LAYOUTS))
+        if self.rotary != "none" and self.head_width % 2:
+            raise ValueError(f"rotary positions need heads of even width, got {self.head_width}")
+        self.rotary_base = getattr(config, "rotary_base", 10000.0)
+        inner, carried = self.heads * self.head_width, self.kv_heads * self.head_width
+        self.q_proj = linear(width, inner, config.init_std, config.bias)
+        self.k_proj = linear(width, carried, config.init_std, config.bias)
+        self.v_proj = linear(width, carried, config.init_std, config.bias)
+        self.out_proj = linear(inner, width, config.init_std / sites**0.5, config.bias)
+        normalised = getattr(config, "qk_norm", False)
+        self.q_norm = Norm(self.head_width, "rms") if normalised else None
+        self.k_norm = Norm(self.head_width, "rms") if normalised else None
 
-    def init_state(self, batch: int, max_len: int) -> dict[str, Tensor]:
-        empty = self.q_proj.weight.new_zeros(batch, 0, self.heads, self.width // self.heads)
-        return {"k": empty, "v": empty}
+    def init_state(self, batch: int, max_len: int) -> dict[str, Any]:
+        if not self.causal:
+            raise ValueError("attention that is not causal sees later tokens: it cannot decode")
+        empty = self.q_proj.weight.new_zeros(batch, 0, self.kv_heads, self.head_width)
+        return {"k": empty, "v": empty, "max_len": max_len}
 
-    def forward(self, u_BTD, state, *, segment_ids=None, values=own_values, tap=no_tap):
+    def forward(self, u_BTD, state, scope):
         q_in, k_in, v_in = u_BTD if self.views == 3 else (u_BTD, u_BTD, u_BTD)
-        q, k, v = (
-            x.unflatten(-1, (self.heads, -1)) for x in (self.q_proj(q_in), self.k_proj(k_in), values(self.v_proj(v_in)))
-        )
-        start = state["k"].shape[1]
-        if start:
-            k, v = torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
+        q = self._placed(self.q_proj(q_in), self.heads, self.q_norm, scope.positions_BT)
+        k = self._placed(self.k_proj(k_in), self.kv_heads, self.k_norm, scope.positions_BT)
+        v = scope.values(self.v_proj(v_in)).unflatten(-1, (self.kv_heads, -1))
+        start = None
+        if state is not None:
+            end = scope.column + q.shape[1]
+            if end > state["max_len"]:
+                raise ValueError(f"a cache of max_len {state['max_len']} has no room for {end} tokens; make it longer")
+            if scope.column:
+                start, k, v = scope.column, torch.cat([state["k"], k], 1), torch.cat([state["v"], v], 1)
+            state = state | {"k": k, "v": v}
         y = causal_attention(
             q,
             k,
             v,
-            start=start or None,
-            segment_ids=segment_ids,
+            start=start,
+            start_B=scope.start_B,
+            segment_ids=scope.segments_BT,
+            causal=self.causal,
             dropout=self.rate if self.training else 0.0,
         )
-        return self.out_proj(tap("attended", y.flatten(2))), {"k": k, "v": v}
+        return self.out_proj(scope.tap("attended", y.flatten(2))), state
+
+    def _placed(self, x_BTM: Tensor, heads: int, norm: Norm | None, positions_BT: Tensor) -> Tensor:
+        """Queries or keys as they meet, (B, T, heads, K)."""
+        x_BTHK = x_BTM.unflatten(-1, (heads, -1))
+        if norm is not None:
+            x_BTHK = norm(x_BTHK)
+        if self.rotary == "none":
+            return x_BTHK
+        return rotate(x_BTHK, positions_BT, base=self.rotary_base, layout=self.rotary)

@@ -1,22 +1,14 @@
 """The contract of a sequence mixer: how tokens exchange information."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from torch_ref.nn.taps import Tap, no_tap
-
-ValueHook = Callable[[Tensor], Tensor]
-
-
-def own_values(v_BTD: Tensor) -> Tensor:
-    """No value residual."""
-    return v_BTD
+from torch_ref.nn.scope import Scope
 
 
 class Mixer(nn.Module):
-    """Maps (B, T, D) to (B, T, D) causally, after a state of fixed size.
+    """Maps (B, T, D) to (B, T, D), in pieces by way of a state or at once.
 
     Built as ``Mixer(config, width, sites)``, with the number of residual sites of the whole model.
 
@@ -27,24 +19,18 @@ class Mixer(nn.Module):
     views: int = 1
 
     def init_state(self, batch: int, max_len: int) -> Any:
-        """State before the first token, for sequences of at most ``max_len`` tokens."""
+        """The state before the first token, for sequences of at most ``max_len`` columns."""
         raise NotImplementedError
 
-    def forward(
-        self,
-        u_BTD: Tensor,
-        state: Any,
-        *,
-        segment_ids: Tensor | None = None,
-        values: ValueHook = own_values,
-        tap: Tap = no_tap,
-    ) -> tuple[Tensor, Any]:
-        """The output, and the state after the last token.
+    def forward(self, u_BTD: Tensor, state: Any, scope: Scope) -> tuple[Tensor, Any]:
+        """The output (B, T, D), and the state after the last token.
+
+        What the mixer carries from token to token, (B, T, D) or as wide as it needs, passes ``scope.values`` once.
+        Tokens before ``scope.start_B`` are padding: what they give means nothing, but no other token sees them.
 
         Args:
             u_BTD: normalised input.
-            state: from :meth:`init_state` or an earlier call.
-            segment_ids: (B, T); tokens of different segments do not see each other.
-            values: what is carried from token to token, (B, T, D), passes through it once.
+            state: from :meth:`init_state` or an earlier call; None processes the whole sequence from an empty past,
+                and None comes back.
         """
         raise NotImplementedError

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from torch_ref.config import one_of, register
 from torch_ref.nn.layers import CausalConv
-from torch_ref.nn.mixers.base import Mixer, own_values
-from torch_ref.nn.taps import no_tap
+from torch_ref.nn.mixers.base import Mixer
 from torch_ref.ops.diag_ssm import diag_ssm
 
 
@@ -55,24 +54,28 @@ class DiagonalSSM(Mixer):
         like = self.ssm.b
         return {"inputs": like.new_zeros(batch, self.taps - 1, self.width), "ssm": like.new_zeros(batch, self.width)}
 
-    def forward(self, u_BTD, state, *, segment_ids=None, values=own_values, tap=no_tap):
+    def forward(self, u_BTD, state, scope):
+        before = self.init_state(len(u_BTD), 0) if state is None else state
+        padding_BT, segments_BT = scope.padding_BT(), scope.segments_BT
         x_BTD, gate_BTD = self.in_proj(u_BTD).chunk(2, -1)
-        x_BTD = values(x_BTD)
-        inputs = torch.cat([state["inputs"], x_BTD], 1)[:, x_BTD.shape[1] :]
-        x_BTD = tap("conv", F.silu(self.conv(x_BTD, state["inputs"], segment_ids)))
+        # Zeros leave the filter and the recurrence as empty as they start.
+        x_BTD = _without(padding_BT, scope.values(x_BTD))
+        inputs_BJD = torch.cat([before["inputs"], x_BTD], 1)[:, x_BTD.shape[1] :]
+        x_BTD = scope.tap("conv", F.silu(self.conv(x_BTD, before["inputs"], segments_BT)))
         ssm = self.ssm
         y_BTD, s_BD = diag_ssm(
-            x_BTD,
+            _without(padding_BT, x_BTD),
             ssm.logit_a,
             ssm.b,
             ssm.c,
             ssm.d,
-            state["ssm"],
-            reset_BT=None if segment_ids is None else _segment_starts(segment_ids),
+            before["ssm"],
+            reset_BT=None if segments_BT is None else _segment_starts(segments_BT),
             form=self._form(u_BTD.device.type),
             chunk=self.chunk,
         )
-        return self.out_proj(tap("ssm", y_BTD) * gate_BTD.sigmoid()), {"inputs": inputs, "ssm": s_BD}
+        y_BTD = self.out_proj(scope.tap("ssm", y_BTD) * gate_BTD.sigmoid())
+        return y_BTD, None if state is None else {"inputs": inputs_BJD, "ssm": s_BD}
 
     def _form(self, device: str) -> str:
         if self.form != "auto":
@@ -83,3 +86,8 @@ class DiagonalSSM(Mixer):
 def _segment_starts(segment_ids: Tensor) -> Tensor:
     """(B, T) true at the first token of every segment but the first, whose state is the initial one."""
     return F.pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0))
+
+
+def _without(padding_BT: Tensor | None, x_BTD: Tensor) -> Tensor:
+    """``x`` with zeros for padding."""
+    return x_BTD if padding_BT is None else x_BTD.masked_fill(padding_BT[..., None], 0)

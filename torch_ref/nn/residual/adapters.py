@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from torch_ref.nn.layers import Norm
 from torch_ref.nn.residual.base import Residual, streams_of, with_streams
-from torch_ref.nn.taps import no_tap
 from torch_ref.ops.adapter import stream_adapter
 
 
@@ -46,13 +45,13 @@ class StreamAdapters(Residual):
         )
         return F.dropout(adapted, self.rate, self.training)
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         h_BTND = streams_of(state)
-        state = with_streams(state, tap("adapted", h_BTND + self._adapt(h_BTND, self.gamma_pre, per_stream=True)))
-        u_BTD, ctx = self.inner.pre(state, tap=tap)
+        state = with_streams(state, scope.tap("adapted", h_BTND + self._adapt(h_BTND, self.gamma_pre, per_stream=True)))
+        u_BTD, ctx = self.inner.pre(state, scope)
         return u_BTD, (state, ctx)
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         state, ctx = ctx
-        y_BTND = tap("y_streams", y[..., None, :] + self._adapt(y, self.gamma_post, per_stream=False))
-        return self.inner.post(state, y_BTND, ctx, tap=tap)
+        y_BTND = scope.tap("y_streams", y[..., None, :] + self._adapt(y, self.gamma_post, per_stream=False))
+        return self.inner.post(state, y_BTND, ctx, scope)

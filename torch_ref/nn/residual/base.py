@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_ref.nn.taps import Tap, no_tap
+from torch_ref.nn.scope import Scope
 
 State = Any
 
@@ -42,11 +42,15 @@ class Residual(nn.Module):
         """The state before the first site, from the expanded streams."""
         return h
 
-    def pre(self, state: State, *, tap: Tap = no_tap) -> tuple[Tensor, Any]:
-        """What the branch reads, (B, T, D), and the context that :meth:`post` needs."""
+    def pre(self, state: State, scope: Scope) -> tuple[Tensor, Any]:
+        """What the branch reads, (B, T, D), and the context that :meth:`post` needs.
+
+        Args:
+            state: from :meth:`begin` or the site before.
+        """
         raise NotImplementedError
 
-    def post(self, state: State, y: Tensor, ctx: Any, *, tap: Tap = no_tap) -> State:
+    def post(self, state: State, y: Tensor, ctx: Any, scope: Scope) -> State:
         """The state after the branch has returned ``y``: (B, T, D), or (B, T, N, D) if it differs by stream."""
         raise NotImplementedError
 

@@ -5,7 +5,6 @@ import torch
 from torch_ref.config import register
 from torch_ref.nn.residual.checks import at_least_one, fraction_width
 from torch_ref.nn.residual.hyper_connections import AlphaBeta, StreamNorm
-from torch_ref.nn.taps import no_tap
 from torch_ref.ops import streams
 
 
@@ -26,14 +25,14 @@ class FracConnections(AlphaBeta):
         super().__init__(torch.eye(m).repeat(1, 2), torch.ones(m), (d,), norm, config.tanh)
         self.fractions = m
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         x_BTMd = streams.split_streams(state, self.fractions)
         alpha, beta = self.alpha_beta(x_BTMd, self.static_beta)
         pre, res = alpha.mT.chunk(2, -2)
-        u_BTMd = streams.mix(x_BTMd, tap("h_pre", pre))
-        return u_BTMd.flatten(-2), (tap("h_post", beta), tap("h_res", res))
+        u_BTMd = streams.mix(x_BTMd, scope.tap("h_pre", pre))
+        return u_BTMd.flatten(-2), (scope.tap("h_post", beta), scope.tap("h_res", res))
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         post, res = ctx
         x_BTMd, y_BTMd = (streams.split_streams(x, self.fractions) for x in (state, y))
         return (streams.mix(x_BTMd, res) + streams.write(y_BTMd, post, per_stream=True)).flatten(-2)

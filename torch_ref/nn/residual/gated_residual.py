@@ -7,7 +7,6 @@ from torch import nn
 from torch_ref.config import register
 from torch_ref.nn.residual.base import Residual
 from torch_ref.nn.residual.checks import at_least_one
-from torch_ref.nn.taps import no_tap
 from torch_ref.ops import streams
 from torch_ref.ops.hyper import stream_gate
 
@@ -31,10 +30,10 @@ class GatedResidual(Residual):
         self.up = nn.Parameter(torch.zeros(n * width, config.rank))
         self.inject = nn.Parameter(torch.zeros(n, n * width))
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         u_BTD, x_BTM = stream_gate(state, self.gate_scale, self.down, self.up, eps=self.norm_eps)
         post_BTN = 2 * (F.linear(x_BTM, self.inject) / self.stream_count).sigmoid()
-        return u_BTD, tap("h_post", post_BTN)
+        return u_BTD, scope.tap("h_post", post_BTN)
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         return state + streams.write(y, ctx, per_stream=y.ndim == state.ndim)

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch_ref.config import one_of, register
 from torch_ref.nn.residual.base import Residual
 from torch_ref.nn.residual.checks import at_least_one, fraction_width
-from torch_ref.nn.taps import no_tap
 from torch_ref.ops import streams
 from torch_ref.ops.hyper import dynamic_weights
 from torch_ref.ops.norm import layer_norm, unit_rms_norm
@@ -95,16 +94,16 @@ class HyperConnections(AlphaBeta):
         post = beta[..., 0] if F == 1 else beta.unflatten(-2, (F, S)).mT.flatten(-2)
         return pre[..., 0, :] if V * F == 1 else pre, post, res
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         rows_BTRd = self._rows(state)
         pre, post, res = self.coefficients(rows_BTRd)
-        pre, post = tap("h_pre", pre), tap("h_post", post)
-        ctx = post, tap("h_res", res) if self.mixed else None
+        pre, post = scope.tap("h_pre", pre), scope.tap("h_post", post)
+        ctx = post, scope.tap("h_res", res) if self.mixed else None
         read = streams.mix(rows_BTRd, pre[..., None, :] if self.views * self.fractions == 1 else pre)
         u_BTVD = read.unflatten(-2, (self.fractions, self.views)).transpose(-3, -2).flatten(-2)
         return u_BTVD.movedim(-2, 0) if self.views > 1 else u_BTVD[..., 0, :], ctx
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         post, res_RR = ctx
         post_FSF = post[..., None, :, None] if self.fractions == 1 else post.unflatten(-1, (self.fractions, -1)).mT
         y_BTSFd = (y if y.ndim == state.ndim else y[..., None, :]).unflatten(-1, (self.fractions, -1))

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from torch_ref.nn.residual.base import Residual
-from torch_ref.nn.taps import Tap, no_tap
+from torch_ref.nn.scope import Scope
 from torch_ref.ops import streams
 
 
@@ -18,20 +18,20 @@ class MHC(Residual):
         """
         raise NotImplementedError
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         pre_N, post_N, res_NN = self.coefficients(state)
-        u_BTD = streams.read(state, tap("h_pre", pre_N))
-        return u_BTD, (tap("h_post", post_N), tap_mixing(res_NN, tap))
+        u_BTD = streams.read(state, scope.tap("h_pre", pre_N))
+        return u_BTD, (scope.tap("h_post", post_N), tap_mixing(res_NN, scope))
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         post_N, res_NN = ctx
         mixed = state if res_NN is None else streams.mix(state, res_NN)
         return mixed + streams.write(y, post_N, per_stream=y.ndim == state.ndim)
 
 
-def tap_mixing(res_NN: Tensor | None, tap: Tap) -> Tensor | None:
+def tap_mixing(res_NN: Tensor | None, scope: Scope) -> Tensor | None:
     """An identity is not mixed with, and not recorded."""
-    return None if res_NN is None else tap("h_res", res_NN)
+    return None if res_NN is None else scope.tap("h_res", res_NN)
 
 
 def leaning_read(streams: int, site: int, lean: float) -> Tensor:

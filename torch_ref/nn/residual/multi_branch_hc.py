@@ -6,7 +6,6 @@ from torch import Tensor
 from torch_ref.config import one_of, register
 from torch_ref.nn.residual.checks import at_least_one
 from torch_ref.nn.residual.hyper_connections import AlphaBeta, StreamNorm
-from torch_ref.nn.taps import no_tap
 from torch_ref.ops import streams
 
 
@@ -26,13 +25,13 @@ class MultiBranchHC(AlphaBeta):
         super().__init__(alpha, torch.full((S, I), write), (width, I), StreamNorm(width, "rms"), tanh=True)
         self.stream_count, self.branches = S, I
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         alpha_BTSC, beta_BTSI = self.alpha_beta(state, self.static_beta)
         pre_BTIS, res_BTSS = alpha_BTSC.mT.split((self.branches, self.stream_count), -2)
-        u = streams.mix(state, tap("h_pre", pre_BTIS)).movedim(-2, 0)
-        return u if self.branches > 1 else u[0], (tap("h_post", beta_BTSI.mT), tap("h_res", res_BTSS))
+        u = streams.mix(state, scope.tap("h_pre", pre_BTIS)).movedim(-2, 0)
+        return u if self.branches > 1 else u[0], (scope.tap("h_post", beta_BTSI.mT), scope.tap("h_res", res_BTSS))
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         post_BTIS, res_BTSS = ctx
         runs = y if self.branches > 1 else y[None]
         return streams.mix(state, res_BTSS) + sum(

@@ -2,7 +2,6 @@
 
 from torch_ref.config import register
 from torch_ref.nn.residual.base import Residual, StreamEnds
-from torch_ref.nn.taps import no_tap
 
 
 @register("residual", "plain")
@@ -14,10 +13,10 @@ class PlainResidual(Residual):
     def __init__(self, config, width: int, site: int, sites: int):
         super().__init__()
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         return state, None
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         return state + y
 
 

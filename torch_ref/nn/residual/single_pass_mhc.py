@@ -3,7 +3,6 @@
 from torch_ref.config import register
 from torch_ref.nn.residual.dynamic_mhc import DynamicMHC
 from torch_ref.nn.residual.mhc import tap_mixing
-from torch_ref.nn.taps import no_tap
 from torch_ref.ops import streams
 
 
@@ -18,11 +17,11 @@ class SinglePassMHC(DynamicMHC):
     def begin(h):
         return {"streams": h, "read": h.new_full(h.shape[:-1], 1 / h.shape[-2])}
 
-    def pre(self, state, *, tap=no_tap):
+    def pre(self, state, scope):
         next_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
-        u_BTD = streams.read(state["streams"], tap("h_pre", state["read"]))
-        return u_BTD, (next_BTN, (tap("h_post", post_BTN), tap_mixing(res_BTNN, tap)))
+        u_BTD = streams.read(state["streams"], scope.tap("h_pre", state["read"]))
+        return u_BTD, (next_BTN, (scope.tap("h_post", post_BTN), tap_mixing(res_BTNN, scope)))
 
-    def post(self, state, y, ctx, *, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         next_BTN, ctx = ctx
-        return {"streams": super().post(state["streams"], y, ctx, tap=tap), "read": next_BTN}
+        return {"streams": super().post(state["streams"], y, ctx, scope), "read": next_BTN}

@@ -1,0 +1,19 @@
+"""The contract of a channel mixer: what happens to every token alone."""
+
+from torch import Tensor, nn
+
+from torch_ref.nn.scope import Scope
+
+
+class ChannelMixer(nn.Module):
+    """Maps (B, T, D) to (B, T, D), every token alone; built as ``ChannelMixer(config, width, sites)``.
+
+    Attributes:
+        views: inputs it takes; with V > 1 the input is (V, B, T, D).
+    """
+
+    views: int = 1
+
+    def forward(self, u_BTD: Tensor, scope: Scope) -> Tensor:
+        """The output (B, T, D) of normalised inputs."""
+        raise NotImplementedError
