@@ -9,9 +9,10 @@ import itertools
 
 from mhc_jax.models import gpt2, nanogpt
 from mhc_jax.models.gpt import Form, Topology
-from mhc_jax.nn.lm import Execution, LMConfig
+from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, StaticMHCConfig
+from mhc_jax.nn.stack import Execution
 from mhc_jax.registry import register
 from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 

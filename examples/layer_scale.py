@@ -5,7 +5,6 @@ import dataclasses
 from mhc_jax.models.topologies import Topology
 from mhc_jax.nn.init import Init, ones
 from mhc_jax.nn.residual import Residual, ResidualConfig
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.registry import register
 
 
@@ -15,10 +14,10 @@ class LayerScale(Residual):
     def __init__(self, width: int, init: Init):
         self.gain = init("gain", ones, width)
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         return state, None
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         return state + self.gain[...].astype(state.dtype) * y.astype(state.dtype)
 
 

@@ -1,4 +1,4 @@
-"""Decoding with a cache: prefill a prompt, then one token after another in constant time each.
+"""Decoding with a cache: a prompt at once, then one token after another in constant time each.
 
 Past ``max_len`` a model whose mixers carry a state of fixed size goes on with that state, at the last learned position;
 one whose memory is full sees the last ``max_len`` tokens, as nanoGPT does, computed anew for every token.
@@ -16,35 +16,67 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mhc_jax.config import Config, ConfigError
-from mhc_jax.functional import Params, bind, check_params, checked_tokens
-from mhc_jax.nn.lm import LMConfig
-from mhc_jax.precision import policy
+from mhc_jax.config import Config, ConfigError, check_name
+from mhc_jax.functional import Params, bind, check_params, checked_tokens, precision
+from mhc_jax.nn.model import ModelConfig
+from mhc_jax.nn.scope import Scope
 
 Cache = dict[str, Any]
 
 
-def init_cache(config: LMConfig, params: Params, batch: int) -> Cache:
-    """The cache before the first token: ``{"layers": mixer states with a leading axis L, "position": int32}``."""
-    return bind(config, params).init_cache(batch)
+def init_cache(
+    config: ModelConfig, params: Params, batch: int, *, max_len: int | None = None, start_B: ArrayLike | None = None
+) -> Cache:
+    """The cache before the first token.
+
+    Args:
+        config, params: the model.
+        batch: B.
+        max_len: tokens that it has room for; ``config.max_len`` if omitted.
+        start_B: for rows of unequal length that end together, the column of each row's first token; what lies before
+            it is padding that no token sees.
+
+    Returns:
+        ``{"state": of the model, "column": of the next token, "capacity": max_len, "start_B": as given}``.
+    """
+    max_len = config.max_len if max_len is None else max_len
+    return {
+        "state": bind(config, params).init_state(batch, max_len),
+        "column": jnp.zeros((), jnp.int32),
+        "capacity": jnp.asarray(max_len, jnp.int32),
+        "start_B": None if start_B is None else jnp.asarray(start_B, jnp.int32),
+    }
 
 
-def prefill(config: LMConfig, params: Params, tokens_BT: ArrayLike, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Logits (B, T, V) of tokens that follow those in ``cache``, and the cache after them.
+def extend(config: ModelConfig, params: Params, tokens_BT: ArrayLike, cache: Cache) -> tuple[jax.Array, Cache]:
+    """Logits (B, T, V) of tokens that follow those in ``cache``, and the cache after them; a prompt or one token.
 
     Raises:
-        ConfigError: parameters that are not the model's, or tokens that are not (B, T) integers inside the vocabulary
-            or longer than ``config.max_len``.
+        ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
+            longer than ``config.max_len``, or a cache that is known to have no room for them.
     """
-    tokens_BT = checked_tokens(config, tokens_BT)
-    with jax.default_matmul_precision(policy(config.execution.policy).precision):
-        return bind(config, params).prefill(tokens_BT, cache)
+    tokens_BT = jnp.asarray(checked_tokens(config, tokens_BT))
+    end = cache["column"] + tokens_BT.shape[1]
+    if not isinstance(end, jax.core.Tracer) and end > cache["capacity"] and not _goes_on(config, params):
+        raise ConfigError(f"a cache of {cache['capacity']} tokens cannot hold {end}; give init_cache a larger max_len")
+    model, hidden_BTD, cache = _advance(config, params, tokens_BT, cache)
+    with precision(config):
+        return model.logits(hidden_BTD), cache
 
 
-def step(config: LMConfig, params: Params, token_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Logits (B, V) after one more token each, and the cache after it. The caller minds ``config.max_len``."""
-    with jax.default_matmul_precision(policy(config.execution.policy).precision):
-        return bind(config, params).step(token_B, cache)
+def _advance(config, params, tokens_BT, cache):
+    """The bound model, its hidden states for the tokens, and the cache after them."""
+    T, start_B = tokens_BT.shape[1], cache["start_B"]
+    scope = Scope(_positions(cache["column"] + jnp.arange(T), start_B), column=cache["column"], start_B=start_B)
+    model = bind(config, params)
+    with precision(config):
+        hidden_BTD, state = model(tokens_BT, cache["state"], scope)
+    return model, hidden_BTD, cache | {"state": state, "column": cache["column"] + T}
+
+
+def _positions(columns_T, start_B):
+    """Counted from each row's first token, (B, T); (1, T) where all rows begin at column 0."""
+    return columns_T[None] if start_B is None else jnp.maximum(columns_T - start_B[:, None], 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,76 +131,89 @@ def _kept(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
 
 
 def generate(
-    config: LMConfig,
+    config: ModelConfig,
     params: Params,
-    prompt_BT: jax.Array,
+    prompt_BT: ArrayLike,
     *,
     max_new_tokens: int,
+    lengths_B: ArrayLike | None = None,
     key: jax.Array | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    eos_id: int | None = None,
-    vocab_size: int | None = None,
+    **sampling: Any,
 ) -> jax.Array:
     """Continues every prompt by ``max_new_tokens`` tokens, also beyond ``config.max_len``.
 
     Args:
-        prompt_BT: token ids (B, T), all of the same length.
+        config, params: the model.
+        prompt_BT: token ids (B, T).
+        max_new_tokens: how many.
+        lengths_B: how many tokens of each row are its prompt, 1 to T; what follows them is not looked at. All T if
+            omitted. At temperature 0 every row gives what it gives alone.
         key: randomness; needed unless ``temperature`` is 0.
-        temperature, top_k, top_p, eos_id, vocab_size: see :class:`Sampling`.
+        sampling: fields of :class:`Sampling`.
 
     Returns:
-        Prompt and continuation, (B, T + max_new_tokens).
+        Prompts and continuations, (B, T + max_new_tokens): those of row b are its first ``lengths_B[b] +
+        max_new_tokens`` tokens, and what follows them is 0.
 
     Raises:
-        ConfigError: parameters that are not the model's, an empty prompt, ids outside the vocabulary, or sampling
-            options out of range.
+        ConfigError: parameters that are not the model's, an empty prompt, ids outside the vocabulary, or options out
+            of range.
     """
-    sampling = Sampling(temperature, top_k, top_p, eos_id, vocab_size)
-    prompt_BT, key = _checked(config, params, prompt_BT, key, sampling)
+    options = _options(sampling)
+    prompt_BT, start_B, key = _checked(config, params, prompt_BT, lengths_B, key, options)
     whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
     if not whole or not 1 <= max_new_tokens < 2**31:
         raise ConfigError(f"max_new_tokens must be a whole number from 1 to {2**31 - 1}, got {max_new_tokens}")
-    new_BT = _generate(config, params, prompt_BT, key, int(max_new_tokens), sampling)
-    return jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
+    new_BT = _generate(config, params, prompt_BT, start_B, key, int(max_new_tokens), options)
+    text_BT = jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
+    return text_BT if start_B is None else _flush_left(text_BT, start_B)
 
 
 def stream(
-    config: LMConfig, params: Params, prompt_BT: jax.Array, *, key: jax.Array | None = None, **sampling: Any
+    config: ModelConfig,
+    params: Params,
+    prompt_BT: ArrayLike,
+    *,
+    lengths_B: ArrayLike | None = None,
+    key: jax.Array | None = None,
+    **sampling: Any,
 ) -> Iterator[jax.Array]:
-    """The tokens (B,) of :func:`generate`, one after another as they are computed, without end.
-
-    Args:
-        sampling: fields of :class:`Sampling`.
+    """The new tokens (B,) of :func:`generate`, one after another as they are computed, without end.
 
     Raises:
         ConfigError: as :func:`generate`, at once.
     """
-    options = Sampling(**sampling)
-    prompt_BT, key = _checked(config, params, prompt_BT, key, options)
-    return _stream(config, params, prompt_BT, key, options)
+    options = _options(sampling)
+    prompt_BT, start_B, key = _checked(config, params, prompt_BT, lengths_B, key, options)
+    return _stream(config, params, prompt_BT, start_B, key, options)
 
 
-def _stream(config, params, prompt_BT, key, sampling):
-    by_step, prompt_BT = _split(config, params, prompt_BT, sys.maxsize)
-    token_B, cache = _first(config, params, prompt_BT, key, sampling)
+def _options(sampling: dict[str, Any]) -> Sampling:
+    fields = {field.name for field in dataclasses.fields(Sampling)}
+    for name in sampling:
+        check_name("sampling option", name, fields)
+    return Sampling(**sampling)
+
+
+def _stream(config, params, prompt_BT, start_B, key, sampling):
+    by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, sys.maxsize)
+    token_B, cache = _first(config, params, prompt_BT, start_B, key, config.max_len, sampling)
     yield token_B
-    tokens, window_BT = [token_B], None
+    tokens, window = [token_B], None
     for index in itertools.count(1):
         if index < by_step:
             token_B, cache = _next(config, params, token_B, cache, key, index, sampling)
             if by_step < sys.maxsize:
                 tokens.append(token_B)
         else:
-            if window_BT is None:
-                window_BT = jnp.concatenate([prompt_BT, jnp.stack(tokens, axis=1)], axis=1)[:, -config.max_len :]
-            window_BT, token_B = _slid(config, params, window_BT, key, index, sampling)
+            if window is None:
+                window = _window(config, prompt_BT, jnp.stack(tokens, axis=1), start_B)
+            window, token_B = _slid(config, params, window, key, index, sampling)
         yield token_B
 
 
-def _checked(config, params, prompt_BT, key, sampling):
-    """Prompt and key as arrays. Raises ConfigError, see :func:`generate`."""
+def _checked(config, params, prompt_BT, lengths_B, key, sampling):
+    """Prompts that end together, where they start, and the key. Raises ConfigError, see :func:`generate`."""
     check_params(config, params)
     prompt_BT = jnp.asarray(checked_tokens(config.replace(max_len=sys.maxsize), prompt_BT))
     sampling.validate()
@@ -178,22 +223,41 @@ def _checked(config, params, prompt_BT, key, sampling):
             raise ConfigError(f"{name} must lie in {least}..{most} for this model, got {value}")
     if key is None and sampling.temperature > 0:
         raise ConfigError("sampling needs a key (or temperature 0)")
-    return prompt_BT, jax.random.key(0) if key is None else key  # unused: the most likely token is taken
+    key = jax.random.key(0) if key is None else key  # unused: the most likely token is taken
+    if lengths_B is None:
+        return prompt_BT, None, key
+    B, T = prompt_BT.shape
+    lengths_B = np.asarray(lengths_B)
+    fits = lengths_B.shape == (B,) and np.issubdtype(lengths_B.dtype, np.integer)
+    if not fits or lengths_B.min() < 1 or lengths_B.max() > T:
+        raise ConfigError(f"lengths_B must be {B} whole numbers from 1 to {T}, one for each prompt")
+    start_B = T - jnp.asarray(lengths_B, jnp.int32)
+    columns_BT = jnp.maximum(jnp.arange(T) - start_B[:, None], 0)
+    return jnp.take_along_axis(prompt_BT, columns_BT, axis=1), start_B, key
 
 
-def _split(config, params, prompt_BT, count):
-    """How many of so many tokens are computed one by one from the cache, and the part of the prompt that is seen."""
+def _flush_left(text_BT, start_B):
+    """Rows that begin together, with zeros after them."""
+    columns_BT = jnp.arange(text_BT.shape[1]) + start_B[:, None]
+    text_BT = jnp.take_along_axis(text_BT, columns_BT, axis=1, mode="clip")
+    return jnp.where(columns_BT < text_BT.shape[1], text_BT, 0)
+
+
+def _split(config, params, prompt_BT, start_B, count):
+    """How many of so many tokens are computed one by one from the cache, and the part of the prompts that is seen."""
     if _goes_on(config, params):
-        return count, prompt_BT
-    prompt_BT = prompt_BT[:, -config.max_len :]
-    return min(count, config.max_len - prompt_BT.shape[1] + 1), prompt_BT
+        return count, prompt_BT, start_B
+    cut = max(prompt_BT.shape[1] - config.max_len, 0)
+    start_B = None if start_B is None else jnp.maximum(start_B - cut, 0)
+    prompt_BT = prompt_BT[:, cut:]
+    return min(count, config.max_len - prompt_BT.shape[1] + 1), prompt_BT, start_B
 
 
-def _goes_on(config: LMConfig, params: Params) -> bool:
-    """Whether the mixers' state is of one size, however long the text."""
+def _goes_on(config: ModelConfig, params: Params) -> bool:
+    """Whether the model's state is of one size, however long the text."""
 
     def shapes(max_len):
-        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: bind(config, params).blocks.init_memory(1, max_len)))
+        return jax.tree.map(jnp.shape, jax.eval_shape(lambda: bind(config, params).init_state(1, max_len)))
 
     return shapes(1) == shapes(2)
 
@@ -213,35 +277,54 @@ def _ended(token_B, next_B, sampling):
     return next_B if sampling.eos_id is None else jnp.where(token_B == sampling.eos_id, sampling.eos_id, next_B)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _first(config, params, prompt_BT, key, sampling):
+def _last_logits(config, model, hidden_BTD):
+    """Logits (B, V) after the last token."""
+    with precision(config):
+        return model.logits(hidden_BTD[:, -1:])[:, 0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _first(config, params, prompt_BT, start_B, key, capacity, sampling):
     """The first token after the prompt, and the cache after the prompt."""
-    with jax.default_matmul_precision(policy(config.execution.policy).precision):
-        model = bind(config, params)
-        logits_BTV, cache = model.prefill(prompt_BT, model.init_cache(prompt_BT.shape[0]))
-    return _draw(logits_BTV[:, -1], key, 0, sampling), cache
+    cache = init_cache(config, params, prompt_BT.shape[0], max_len=capacity, start_B=start_B)
+    model, hidden_BTD, cache = _advance(config, params, prompt_BT, cache)
+    return _draw(_last_logits(config, model, hidden_BTD), key, 0, sampling), cache
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _next(config, params, token_B, cache, key, index, sampling):
     """The token after ``token_B``, and the cache after ``token_B``."""
-    logits_BV, cache = step(config, params, token_B, cache)
-    return _ended(token_B, _draw(logits_BV, key, index, sampling), sampling), cache
+    model, hidden_B1D, cache = _advance(config, params, token_B[:, None], cache)
+    return _ended(token_B, _draw(_last_logits(config, model, hidden_B1D), key, index, sampling), sampling), cache
+
+
+def _window(config, prompt_BT, new_BT, start_B):
+    """The last ``max_len`` tokens, and where they start."""
+    text_BT = jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
+    cut = text_BT.shape[1] - config.max_len
+    return text_BT[:, cut:], None if start_B is None else jnp.maximum(start_B - cut, 0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
-def _slid(config, params, window_BT, key, index, sampling):
+def _slid(config, params, window, key, index, sampling):
     """The window moved on by the token after it, and that token."""
-    with jax.default_matmul_precision(policy(config.execution.policy).precision):
-        logits_BV = bind(config, params).next_logits(window_BT)
-    next_B = _ended(window_BT[:, -1], _draw(logits_BV, key, index, sampling), sampling).astype(window_BT.dtype)
-    return jnp.concatenate([window_BT[:, 1:], next_B[:, None]], axis=1), next_B
+    window_BT, start_B = window
+    columns_T = jnp.arange(window_BT.shape[1])
+    padding = None if start_B is None else (columns_T < start_B[:, None]).astype(jnp.int32)
+    model = bind(config, params)
+    with precision(config):
+        hidden_BTD, _ = model(window_BT, None, Scope(_positions(columns_T, start_B), segments_BT=padding))
+    next_B = _draw(_last_logits(config, model, hidden_BTD), key, index, sampling)
+    next_B = _ended(window_BT[:, -1], next_B, sampling).astype(window_BT.dtype)
+    start_B = None if start_B is None else jnp.maximum(start_B - 1, 0)
+    return (jnp.concatenate([window_BT[:, 1:], next_B[:, None]], axis=1), start_B), next_B
 
 
-@functools.partial(jax.jit, static_argnums=(0, 4, 5))
-def _generate(config, params, prompt_BT, key, count, sampling):
-    by_step, prompt_BT = _split(config, params, prompt_BT, count)
-    first_B, cache = _first(config, params, prompt_BT, key, sampling)
+@functools.partial(jax.jit, static_argnums=(0, 5, 6))
+def _generate(config, params, prompt_BT, start_B, key, count, sampling):
+    by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, count)
+    capacity = prompt_BT.shape[1] + by_step - 1  # the last token is not read any more
+    first_B, cache = _first(config, params, prompt_BT, start_B, key, capacity, sampling)
 
     def from_cache(carry, index):
         token_B, cache = carry
@@ -253,9 +336,9 @@ def _generate(config, params, prompt_BT, key, count, sampling):
     if by_step == count:
         return new_BT
 
-    def from_window(window_BT, index):
-        return _slid(config, params, window_BT, key, index, sampling)
+    def from_window(window, index):
+        return _slid(config, params, window, key, index, sampling)
 
-    window_BT = jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)[:, -config.max_len :]
-    _, slid_TB = jax.lax.scan(from_window, window_BT, jnp.arange(by_step, count))
+    window = _window(config, prompt_BT, new_BT, start_B)
+    _, slid_TB = jax.lax.scan(from_window, window, jnp.arange(by_step, count))
     return jnp.concatenate([new_BT.astype(slid_TB.dtype), slid_TB.T], axis=1)

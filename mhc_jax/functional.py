@@ -4,6 +4,7 @@
 ``jax.linearize`` work on whole models.
 """
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +17,9 @@ from jax.typing import ArrayLike
 
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.init import Init
-from mhc_jax.nn.lm import LM, LMConfig, Output
+from mhc_jax.nn.model import Model, ModelConfig
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.taps import Taps
 from mhc_jax.precision import policy
 from mhc_jax.tree import flatten, listed, misfits
 
@@ -24,14 +27,48 @@ Params = dict[str, Any]
 Integers = jax.Array | np.ndarray
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Hidden:
+    """A forward pass without its logits.
+
+    Attributes:
+        hidden_BTD: input of the head.
+        head_VD: the head, in the compute dtype.
+        penalties: auxiliary losses by name, already weighted.
+        taps: named activations, if asked for; those inside the stack carry a leading layer axis.
+    """
+
+    hidden_BTD: jax.Array
+    head_VD: jax.Array
+    penalties: dict[str, jax.Array]
+    taps: dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Output:
+    """What a forward pass returns.
+
+    Attributes:
+        logits_BTV: next-token logits in the accumulation dtype. Unused outputs cost nothing under jit.
+        hidden_BTD, penalties, taps: as in :class:`Hidden`.
+    """
+
+    logits_BTV: jax.Array
+    hidden_BTD: jax.Array
+    penalties: dict[str, jax.Array]
+    taps: dict[str, jax.Array]
+
+
 @functools.lru_cache(maxsize=256)
-def _abstract(config: LMConfig) -> tuple[Any, Any]:
+def _abstract(config: ModelConfig) -> tuple[Any, Any]:
     """Graph and parameter shapes of the model, without allocating it."""
     config.validate()
-    return nnx.split(nnx.eval_shape(lambda: LM(config, Init(jax.random.key(0)))), nnx.Param)
+    return nnx.split(nnx.eval_shape(lambda: config.build(Init(jax.random.key(0)))), nnx.Param)
 
 
-def init(config: LMConfig, key: jax.Array) -> Params:
+def init(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters as a plain nested dict; block parameters are stacked over layers.
 
     Raises:
@@ -42,24 +79,24 @@ def init(config: LMConfig, key: jax.Array) -> Params:
     return _init(config, key)
 
 
-def _check_kind(config: LMConfig) -> None:
-    if not isinstance(config, LMConfig):
-        raise ConfigError(f"the model must be an LMConfig, as from mhc_jax.models, not {type(config).__name__}")
+def _check_kind(config: ModelConfig) -> None:
+    if not isinstance(config, ModelConfig):
+        raise ConfigError(f"the model must be a ModelConfig, as from mhc_jax.models, not {type(config).__name__}")
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(config: LMConfig, key: jax.Array) -> Params:
-    return nnx.to_pure_dict(nnx.state(LM(config, Init(key)), nnx.Param))
+def _init(config: ModelConfig, key: jax.Array) -> Params:
+    return nnx.to_pure_dict(nnx.state(config.build(Init(key)), nnx.Param))
 
 
-def param_shapes(config: LMConfig) -> Params:
+def param_shapes(config: ModelConfig) -> Params:
     """The parameters' shapes and dtypes as a nested dict of ``jax.ShapeDtypeStruct``; allocates nothing."""
     _check_kind(config)
     shapes = nnx.to_pure_dict(_abstract(config)[1])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
 
-def bind(config: LMConfig, params: Params) -> LM:
+def bind(config: ModelConfig, params: Params) -> Model:
     """The module with these parameters. Runs at trace time only; costs nothing in a compiled function.
 
     Raises:
@@ -74,7 +111,7 @@ def bind(config: LMConfig, params: Params) -> LM:
     return nnx.merge(graph, state)
 
 
-def check_policy(config: LMConfig) -> None:
+def check_policy(config: ModelConfig) -> None:
     """Raises ConfigError if JAX is not in the mode that the numeric policy needs."""
     if config.execution.policy == "float64" and not jax.config.jax_enable_x64:
         raise ConfigError(
@@ -82,7 +119,7 @@ def check_policy(config: LMConfig) -> None:
         )
 
 
-def check_params(config: LMConfig, params: Params) -> None:
+def check_params(config: ModelConfig, params: Params) -> None:
     """Raises ConfigError, naming the first few leaves at fault, unless these can be the parameters of the model."""
     if not isinstance(params, Mapping):
         raise ConfigError(f"the parameters must be a nested dict, as from mhc_jax.init, not {type(params).__name__}")
@@ -98,15 +135,16 @@ def check_params(config: LMConfig, params: Params) -> None:
 
 
 def apply(
-    config: LMConfig,
+    config: ModelConfig,
     params: Params,
     tokens_BT: ArrayLike,
     *,
     positions: ArrayLike | None = None,
     segment_ids: ArrayLike | None = None,
-    dropout_key: jax.Array | None = None,
+    key: jax.Array | None = None,
+    progress: ArrayLike | None = None,
     taps: bool = False,
-    probes: dict[str, jax.Array] | None = None,
+    probes: Mapping[str, jax.Array] | None = None,
     batch_sharding: jax.sharding.Sharding | None = None,
 ) -> Output:
     """One forward pass.
@@ -120,7 +158,8 @@ def apply(
         tokens_BT: token ids, (B, T), T at most ``config.max_len``; an array or nested lists.
         positions: (B, T) absolute positions; 0 .. T-1 if omitted.
         segment_ids: (B, T); mixers keep tokens of different segments apart.
-        dropout_key: switches dropout on.
+        key: switches dropout on.
+        progress: of training, from 0 to 1, for what is annealed; 1 if omitted.
         taps: also return named activations.
         probes: arrays added to the activations of those names; the gradient with respect to a zero
             probe is that activation's cotangent.
@@ -131,27 +170,63 @@ def apply(
         ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
             longer than ``max_len``, positions and segments of another shape, or a probe of no activation.
     """
+    options = positions, segment_ids, key, progress, taps, probes, batch_sharding
+    model, found = _forward(config, params, tokens_BT, *options)
+    with precision(config):
+        logits_BTV = model.logits(found.hidden_BTD)
+    if taps or probes:
+        recorded = Taps(probes or {}, values=found.taps)
+        logits_BTV = recorded("logits", logits_BTV)
+    if unknown := sorted(set(probes or ()) - set(found.taps)):
+        raise ConfigError(f"no activation has the name of a probe: {listed(unknown)}")
+    return Output(logits_BTV, found.hidden_BTD, found.penalties, found.taps)
+
+
+def hidden(
+    config: ModelConfig,
+    params: Params,
+    tokens_BT: ArrayLike,
+    *,
+    positions: ArrayLike | None = None,
+    segment_ids: ArrayLike | None = None,
+    key: jax.Array | None = None,
+    progress: ArrayLike | None = None,
+    batch_sharding: jax.sharding.Sharding | None = None,
+) -> Hidden:
+    """:func:`apply` without the logits, for losses that never hold all of them; the same arguments and errors."""
+    options = positions, segment_ids, key, progress, False, None, batch_sharding
+    return _forward(config, params, tokens_BT, *options)[1]
+
+
+def _forward(config, params, tokens_BT, positions, segment_ids, key, progress, taps, probes, batch_sharding):
     tokens_BT = checked_tokens(config, tokens_BT)
     if positions is not None:
         positions = _integers("positions", positions, tokens_BT.shape, config.max_len)
     if segment_ids is not None:
         segment_ids = _integers("segment_ids", segment_ids, tokens_BT.shape)
-    with jax.default_matmul_precision(policy(config.execution.policy).precision):
-        output = bind(config, params)(
-            tokens_BT,
-            positions=positions,
-            segment_ids=segment_ids,
-            key=dropout_key,
-            taps=taps,
-            probes=probes,
-            batch_sharding=batch_sharding,
-        )
-    if unknown := sorted(set(probes or ()) - set(output.taps)):
-        raise ConfigError(f"no activation has the name of a probe: {listed(unknown)}")
-    return output
+    scope = Scope.over(
+        tokens_BT.shape[1],
+        segments_BT=None if segment_ids is None else jnp.asarray(segment_ids),
+        key=key,
+        progress=None if progress is None else jnp.asarray(progress),
+        taps=Taps(probes or {}) if taps or probes else None,
+        batch_sharding=batch_sharding,
+    )
+    if positions is not None:
+        scope = scope.replace(positions_BT=jnp.asarray(positions))
+    model = bind(config, params)
+    with precision(config):
+        hidden_BTD, _ = model(tokens_BT, None, scope)
+        head_VD = model.head_VD()
+    return model, Hidden(hidden_BTD, head_VD, scope.mean_penalties(), {} if scope.taps is None else scope.taps.values)
 
 
-def checked_tokens(config: LMConfig, tokens_BT: ArrayLike) -> Integers:
+def precision(config: ModelConfig):
+    """A context in which matrix products are as precise as the numeric policy says."""
+    return jax.default_matmul_precision(policy(config.execution.policy).precision)
+
+
+def checked_tokens(config: ModelConfig, tokens_BT: ArrayLike) -> Integers:
     """The tokens as an array.
 
     Raises:

@@ -130,8 +130,8 @@ def _uses(config: LMConfig, module: str) -> int:
 
 
 def _cache_bytes(config: LMConfig) -> int:
-    cache = jax.eval_shape(lambda params: bind(config, params).init_cache(1), param_shapes(config))
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache["layers"]))
+    state = jax.eval_shape(lambda params: bind(config, params).init_state(1, config.max_len), param_shapes(config))
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _size(count: float) -> str:

@@ -85,12 +85,10 @@ def _models():
 
 
 def _decoding():
-    prefill = "mhc_jax.nn.mixers.diagonal_ssm:DiagonalSSM.prefill"
+    mixer = "mhc_jax.nn.mixers.diagonal_ssm:DiagonalSSM.__call__"
     for part, what in (("ssm", "recurrent state"), ("inputs", "convolution's inputs")):
-        yield Mutation(f"stale {what} in the cache", prefill, _stale(part), "decode", ADAPTERS)
-    yield Mutation(
-        "position in the cache does not advance", "mhc_jax.nn.lm:LM.prefill", _stale("position"), "decode", REPAIRED
-    )
+        yield Mutation(f"stale {what} in the cache", mixer, _stale_state(part), "decode", ADAPTERS)
+    yield Mutation("column of the cache does not advance", "mhc_jax.decode:_advance", _stuck, "decode", REPAIRED)
 
 
 def _training():
@@ -180,24 +178,32 @@ def _plain_mean(healthy):
 
 
 def _late_positions(healthy):
-    return lambda self, tokens, positions: healthy(self, tokens, jnp.arange(1, tokens.shape[1] + 1)[None])
+    return lambda self, tokens, positions: healthy(self, tokens, positions + 1)
 
 
 def _unchanged(healthy):
     return lambda self, u_BTD: u_BTD
 
 
-def _stale(part: str) -> Replace:
-    """One part of the cache stays what it was before the tokens."""
+def _stale_state(part: str) -> Replace:
+    """One part of a mixer's state stays what it was before the tokens."""
 
     def replace(healthy):
-        def advance(self, tokens, cache, **options):
-            out, new = healthy(self, tokens, cache, **options)
-            return out, {**new, part: cache[part]}
+        def mixer(self, u, state, scope):
+            y, after = healthy(self, u, state, scope)
+            return y, after if after is None else {**after, part: state[part]}
 
-        return advance
+        return mixer
 
     return replace
+
+
+def _stuck(healthy):
+    def advance(config, params, tokens, cache):
+        *found, after = healthy(config, params, tokens, cache)
+        return *found, {**after, "column": cache["column"]}
+
+    return advance
 
 
 def _late_schedule(healthy):

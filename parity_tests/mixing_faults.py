@@ -25,8 +25,8 @@ def _attention():
     yield op("queries not scaled", path, argument("q_BTHK", lambda q: q * q.shape[-1] ** 0.5))
     yield op("attention ignores segments", path, options(segment_ids=None), "in segments")
     yield op("attention sees one token of the future", path, options(start=5), "after a cache")
-    stale = "mhc_jax.nn.mixers.attention:Attention.prefill"
-    yield Mutation("keys are written over the first ones", stale, _forgets_length, "decode", DEEPSEEK)
+    stale = "mhc_jax.nn.mixers.attention:Attention.__call__"
+    yield Mutation("keys are written over the first ones", stale, _forgets_column, "decode", DEEPSEEK)
 
 
 def _projections():
@@ -56,15 +56,12 @@ def _models():
     yield Mutation("the other GELU", gelu, _other_gelu, "models", GPT)
     values = "mhc_jax.nn.value_residual:ValueResidual.weights"
     yield Mutation("value-residual weights swapped", values, _swapped_values, "models", VALUES)
-    collapse = "mhc_jax.nn.lm:LM._collapse"
+    collapse = "mhc_jax.nn.backbone:Backbone._collapse"
     yield Mutation("final norm before the collapse", collapse, _norm_first, "models", DEEPSEEK)
 
 
-def _forgets_length(healthy):
-    def prefill(self, u, state, **options):
-        return healthy(self, u, state | {"length": jnp.zeros_like(state["length"])}, **options)
-
-    return prefill
+def _forgets_column(healthy):
+    return lambda self, u, state, scope: healthy(self, u, state, scope.replace(column=0))
 
 
 def _one_step_short(healthy):
@@ -109,8 +106,8 @@ def _swapped_values(healthy):
 
 
 def _norm_first(healthy):
-    def collapse(self, state, tap):
+    def collapse(self, state, scope):
         h = streams_of(state).astype(self.policy.accumulate)
-        return tap("hidden", self.ends.collapse(with_streams(state, self.final_norm(h))))
+        return scope.tap("hidden", self.ends.collapse(with_streams(state, self.final_norm(h))))
 
     return collapse

@@ -85,7 +85,7 @@ def replay(case: Golden) -> list[Row]:
     def objective(params):
         output = mhc_jax.apply(config, params, jnp.asarray(tokens))
         total, count = cross_entropy(output.logits_BTV, jnp.asarray(targets))
-        diversity = output.aux.get("stream_diversity", jnp.zeros(()))
+        diversity = output.penalties.get("stream_diversity", jnp.zeros(()))
         return total / count + case.diversity * diversity, (output.logits_BTV, total / count, diversity)
 
     # On CPU, compiling the model takes far longer than running it.

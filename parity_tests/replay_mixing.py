@@ -18,6 +18,8 @@ from flax import nnx
 from mhc_jax import registry
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.residual.base import streams_of
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.taps import Taps
 from mhc_jax.ops import projections, sinkhorn
 from mhc_jax.precision import policy
 from mhc_jax.tree import flatten, unflatten
@@ -98,14 +100,10 @@ def _site(module: Any, case: dict[str, Any], x: jax.Array) -> Values:
     packed, n = case["layout"] == "packed", case["streams"]
     h = _from_packed(x, n) if packed else x
     recorded: Values = {}
-
-    def tap(name: str, value: jax.Array) -> jax.Array:
-        recorded[name] = value
-        return value
-
-    u, ctx = module.pre(h, tap=tap)
+    scope = Scope.over(h.shape[1], taps=Taps(values=recorded))
+    u, ctx = module.pre(h, scope)
     y = jnp.asarray(fill(case["y"], 60))
-    state = module.post(h, y.reshape(module.branches, -1, *y.shape[1:]) if module.branches > 1 else y, ctx, tap=tap)
+    state = module.post(h, y.reshape(module.branches, -1, *y.shape[1:]) if module.branches > 1 else y, ctx, scope)
     out = streams_of(state)
     values = {"read": u.reshape(-1, *u.shape[2:]) if module.branches > 1 else u}
     values["out"] = _to_packed(out) if packed else out

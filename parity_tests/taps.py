@@ -56,7 +56,7 @@ def run_jax(
             total, count = jax_loss.cross_entropy(output.logits_BTV, targets)
             loss = total / count
             if diversity:
-                loss = loss + diversity * output.aux["stream_diversity"]
+                loss = loss + diversity * output.penalties["stream_diversity"]
             return loss, output.taps
 
         if not backward:

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 import mhc_jax
-from mhc_jax.functional import Params, bind
+from mhc_jax.functional import Params, hidden
 from mhc_jax.ops.loss import chunked_cross_entropy
 from mhc_jax.precision import policy
 from train import sharding
@@ -48,11 +48,11 @@ def make_train_step(
     coefficient = config.train.stream_diversity
 
     def objective(params: Params, batch: Batch, key: jax.Array):
-        output, loss_sum, count = _forward(config, params, batch, key, mesh)
+        penalties, loss_sum, count = _forward(config, params, batch, key, mesh)
         sums = {"loss": loss_sum, "tokens": count}
         total = loss_sum
-        if "stream_diversity" in output.aux:
-            sums["stream_diversity"] = count * output.aux["stream_diversity"]
+        if "stream_diversity" in penalties:
+            sums["stream_diversity"] = count * penalties["stream_diversity"]
             total = total + coefficient * sums["stream_diversity"]
         return total, sums
 
@@ -107,22 +107,20 @@ def make_eval_step(
     return eval_step
 
 
-def _forward(config: RunConfig, params: Params, batch: Batch, dropout_key: jax.Array | None, mesh: Mesh | None):
-    """Output of the model, summed loss and number of targets; the logits are never whole."""
+def _forward(config: RunConfig, params: Params, batch: Batch, key: jax.Array | None, mesh: Mesh | None):
+    """Auxiliary losses, summed loss and number of targets; the logits are never whole."""
     params, batch_sharding = sharding.for_step(params, mesh)
     dtypes = policy(config.model.execution.policy)
-    output = mhc_jax.apply(
-        config.model, params, batch["inputs"], dropout_key=dropout_key, batch_sharding=batch_sharding
-    )
+    found = hidden(config.model, params, batch["inputs"], key=key, batch_sharding=batch_sharding)
     with jax.default_matmul_precision(dtypes.precision):
         loss_sum, count = chunked_cross_entropy(
-            output.hidden_BTD.astype(dtypes.compute),
-            bind(config.model, params).head_VD(),
+            found.hidden_BTD.astype(dtypes.compute),
+            found.head_VD,
             batch["targets"],
             chunk=config.train.loss_chunk,
             logits_dtype=dtypes.accumulate,
         )
-    return output, loss_sum, count
+    return found.penalties, loss_sum, count
 
 
 def _sum_over_parts(function: Callable[[Any, Batch], Any], batch: Batch, parts: int) -> Any:

@@ -9,10 +9,10 @@ from flax import nnx
 
 from mhc_jax.nn.channel.base import ChannelMixer
 from mhc_jax.nn.init import Init
-from mhc_jax.nn.layers import Norm, NormName, dropout, fold
-from mhc_jax.nn.mixers.base import Mixer, MixerState, own_values
+from mhc_jax.nn.layers import Norm, NormName, dropout
+from mhc_jax.nn.mixers.base import Mixer, MixerState
 from mhc_jax.nn.residual.base import Residual, State, streams_of, with_streams
-from mhc_jax.nn.taps import Tap, no_tap, under
+from mhc_jax.nn.scope import Scope, own_values
 from mhc_jax.nn.value_residual import ValueMix, ValueResidual
 from mhc_jax.precision import Policy
 
@@ -40,26 +40,22 @@ class Site(nnx.Module):
         self.rate, self.policy = rate, policy
 
     def __call__(
-        self,
-        state: State,
-        run: Callable[[jax.Array], tuple[jax.Array, Any]],
-        *,
-        key: jax.Array | None = None,
-        tap: Tap = no_tap,
+        self, state: State, run: Callable[[jax.Array, Scope], tuple[jax.Array, Any]], scope: Scope
     ) -> tuple[State, Any]:
         """The state after the site, and what else ``run`` returned.
 
         Args:
-            run: the branch as a function of its normalised input.
-            key: switches dropout on.
+            run: the branch as a function of its normalised input and of its scope.
+            scope: of the site.
         """
-        u, ctx = self.residual.pre(state, key=fold(key, 0), tap=under("residual", tap))
-        y, out = run(self._input(tap("u", u)))
+        around = scope / "residual"
+        u, ctx = self.residual.pre(state, around.keyed("pre"))
+        y, out = run(self._input(scope.tap("u", u)), (scope / "branch").repeated(self.residual.branches))
         if self.residual.branches > 1:
             y = jnp.swapaxes(y.reshape(-1, self.residual.branches, *y.shape[1:]), 0, 1)
-        y = tap("y", dropout(y, self.rate, fold(key, 1)))
-        state = self.residual.post(state, y, ctx, key=fold(key, 2), tap=under("residual", tap))
-        return with_streams(state, tap("state", streams_of(state))), out
+        y = scope.tap("y", dropout(y, self.rate, scope.key_of("dropout")))
+        state = self.residual.post(state, y, ctx, around.keyed("post"))
+        return with_streams(state, scope.tap("state", streams_of(state))), out
 
     def _input(self, u: jax.Array) -> jax.Array:
         """What the branch takes: normalised, its views as many as it takes, branches folded into the batch.
@@ -82,52 +78,23 @@ class Block(nnx.Module):
     def __init__(self, mixer: Site, mlp: Site | None, values: ValueResidual | None):
         self.mixer, self.mlp, self.values = mixer, mlp, values
 
-    def __call__(
-        self,
-        carry: Carry,
-        layer: jax.Array,
-        *,
-        positions: jax.Array | None = None,
-        segment_ids: jax.Array | None = None,
-        key: jax.Array | None = None,
-        tap: Tap = no_tap,
-    ) -> Carry:
-        """The whole sequence; ``key`` switches dropout on."""
+    def init_state(self, batch: int, max_len: int) -> MixerState:
+        """The mixer's state before the first token."""
         mixer: Any = self.mixer.branch
-        tokens = {"positions": self._repeat(positions), "segment_ids": self._repeat(segment_ids)}
-        inside = {"key": fold(key, 2), "tap": under("mixer.branch", tap)}
+        return mixer.init_state(batch * self.mixer.residual.branches, max_len)
 
-        def mix(x, values):
-            return mixer(x, values=values, **tokens, **inside), None
-
-        return self._through(carry, layer, mix, key, tap)[0]
-
-    def init_memory(self, batch: int, max_len: int) -> MixerState:
-        """The mixer state before the first token."""
-        return self.mixer.branch.init_state(batch * self.mixer.residual.branches, max_len)
-
-    def prefill(self, carry: Carry, layer: jax.Array, memory: MixerState) -> tuple[Carry, MixerState]:
-        """The whole sequence after the mixer state ``memory``, and the mixer state after it."""
-        return self._through(carry, layer, lambda x, values: self.mixer.branch.prefill(x, memory, values=values))
-
-    def step(self, carry: Carry, layer: jax.Array, memory: MixerState) -> tuple[Carry, MixerState]:
-        """One token: the state has T = 1."""
-
-        def mix(x, values):
-            y_BD, after = self.mixer.branch.step(x[..., 0, :], memory, values=values)
-            return y_BD[:, None], after
-
-        return self._through(carry, layer, mix)
-
-    def _through(self, carry, layer, mix, key=None, tap: Tap = no_tap):
+    def __call__(self, carry: Carry, memory: MixerState | None, scope: Scope) -> tuple[Carry, MixerState | None]:
+        """What the layer hands on, and the mixer's state after the last token; see :class:`Mixer`."""
         state, first = carry
-        values = own_values if self.values is None else ValueMix(self.values.weights(), layer, first)
-        state, memory = self.mixer(state, lambda x: mix(x, values), key=fold(key, 0), tap=under("mixer", tap))
-        if self.mlp is not None:
-            branch, inside = self.mlp.branch, under("mlp.branch", tap)
-            state, _ = self.mlp(state, lambda x: (branch(x, tap=inside), None), key=fold(key, 1), tap=under("mlp", tap))
-        return (state, values.first if isinstance(values, ValueMix) else None), memory
+        values = own_values if self.values is None else ValueMix(self.values.weights(), scope.layer, first)
 
-    def _repeat(self, x_BT: jax.Array | None) -> jax.Array | None:
-        """Branches are folded into the batch, and all of a sequence run over the same tokens."""
-        return None if x_BT is None else jnp.repeat(x_BT, self.mixer.residual.branches, axis=0)
+        mixer: Any = self.mixer.branch
+
+        def mix(x: jax.Array, inside: Scope):
+            return mixer(x, memory, inside.replace(values=values))
+
+        state, memory = self.mixer(state, mix, scope / "mixer")
+        if self.mlp is not None:
+            branch: Any = self.mlp.branch
+            state, _ = self.mlp(state, lambda x, inside: (branch(x, inside), None), scope / "mlp")
+        return (state, values.first if isinstance(values, ValueMix) else None), memory

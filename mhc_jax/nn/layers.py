@@ -58,8 +58,3 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
-
-
-def fold(key: jax.Array | None, data: int | jax.Array) -> jax.Array | None:
-    """``jax.random.fold_in``, passing None through."""
-    return None if key is None else jax.random.fold_in(key, data)

@@ -1,5 +1,6 @@
 """Layers with parameters stacked on a leading axis, walked by ``jax.lax.scan`` or unrolled."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -7,12 +8,32 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.taps import Taps
+from mhc_jax.precision import PolicyName
 
 LayersName = Literal["scan", "unroll"]
 RematName = Literal["none", "block", "dots"]
 
 _REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution(Config):
+    """How the model runs. Nothing here changes its parameters or, beyond rounding, its values.
+
+    Attributes:
+        policy: dtypes; see :mod:`mhc_jax.precision`.
+        layers: ``"scan"`` over stacked layers (compile time constant in depth) or ``"unroll"``.
+        remat: what the backward pass keeps of a layer: ``"none"`` recomputes nothing, ``"block"`` everything inside a
+            layer, ``"dots"`` all but the matrix products.
+    """
+
+    policy: PolicyName = "float32"
+    layers: LayersName = "scan"
+    remat: RematName = "none"
 
 
 def build_stack(build: Callable[[Init], nnx.Module], layers: int, init: Init) -> nnx.Module:
@@ -54,45 +75,53 @@ def sliced(tree: Any, batch_sharding: jax.sharding.Sharding | None) -> Any:
     return tree if batch_sharding is None else jax.lax.with_sharding_constraint(tree, batch_sharding)
 
 
-def run_stack(
-    module: nnx.Module,
-    body: Callable[[Any, Any, Any], tuple[Any, Any]],
-    carry: Any,
-    inputs: Any,
-    *,
-    layers: LayersName,
-    remat: RematName,
-    batch_sharding: jax.sharding.Sharding | None = None,
-) -> tuple[Any, Any]:
-    """``carry, out = body(layer_module, carry, inputs[l])`` for every layer l, as ``lax.scan`` would.
+def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, execution: Execution) -> tuple[Any, Any]:
+    """``carry, states[l] = block_l(carry, states[l], scope_l)`` for every layer l.
+
+    The carry, arrays (B, ...), is held to ``scope.batch_sharding`` before and after every layer: left to itself XLA
+    slices it as the parameters are, and every device then computes the rows of others.
 
     Args:
-        module: from :func:`build_stack`.
-        body: pure in its arguments.
-        inputs: pytree with a leading layer axis.
-        layers: ``"scan"`` compiles one layer, ``"unroll"`` all of them; the values are the same.
-        remat: what the backward pass keeps of a layer: ``"none"`` recomputes nothing, ``"block"``
-            everything inside a layer, ``"dots"`` all but the matrix products.
-        batch_sharding: how the carry, arrays (B, ...), lies on the devices before and after every layer. Left to
-            itself XLA slices it as the parameters are, and every device then computes the rows of others.
+        blocks: from :func:`build_stack`.
+        states: pytree with a leading layer axis, or None.
+        scope: of all layers. Each has a scope with its index, its own key and its own taps and penalties, whose means
+            over the layers are handed on.
 
     Returns:
-        The last carry and the stacked outputs.
+        The last carry, and the states after it, stacked.
     """
-    graph, params = _prepared(*nnx.split(module, nnx.Param))
+    graph, params = _prepared(*nnx.split(blocks, nnx.Param))
+    taps = scope.taps
 
     def step(carry, xs):
-        layer_params, layer_inputs = xs
-        carry, out = body(nnx.merge(graph, layer_params), sliced(carry, batch_sharding), layer_inputs)
-        return sliced(carry, batch_sharding), out
+        layer_params, layer, state, probes = xs
+        recorded = None if taps is None else Taps(probes)
+        inside = scope.at(layer).replace(taps=recorded, penalties={})
+        block = nnx.merge(graph, layer_params)
+        carry, state = block(sliced(carry, scope.batch_sharding), state, inside)
+        values = {} if recorded is None else recorded.values
+        return sliced(carry, scope.batch_sharding), (state, values, inside.mean_penalties())
 
-    if remat != "none":
+    if execution.remat != "none":
         # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
-        step = jax.checkpoint(step, policy=_REMAT_POLICIES[remat], prevent_cse=layers == "unroll")
-    if layers == "scan":
-        return jax.lax.scan(step, carry, (params, inputs))
+        prevent_cse = execution.layers == "unroll"
+        step = jax.checkpoint(step, policy=_REMAT_POLICIES[execution.remat], prevent_cse=prevent_cse)
+    layers = len(jax.tree.leaves(params)[0])
+    xs = params, jnp.arange(layers), states, {} if taps is None else taps.probes_inside()
+    carry, (states, values, penalties) = _walk(step, carry, xs, layers, execution.layers)
+    if taps is not None:
+        taps.record(values)
+    for name, of_layers in penalties.items():
+        scope.penalise(name, jnp.mean(of_layers))
+    return carry, states
+
+
+def _walk(step: Callable, carry: Any, xs: Any, layers: int, how: LayersName) -> tuple[Any, Any]:
+    """``jax.lax.scan(step, carry, xs)``, or the same unrolled."""
+    if how == "scan":
+        return jax.lax.scan(step, carry, xs)
     outputs = []
-    for layer in range(len(jax.tree.leaves(params)[0])):
-        carry, out = step(carry, jax.tree.map(lambda x, layer=layer: x[layer], (params, inputs)))
+    for layer in range(layers):
+        carry, out = step(carry, jax.tree.map(lambda x, layer=layer: x[layer], xs))
         outputs.append(out)
     return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)

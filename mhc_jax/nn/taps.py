@@ -1,38 +1,47 @@
 """Named activations: recorded on request, and perturbed so that their cotangents can be read.
 
-A module calls ``x = tap("name", x)``. By default that is the identity. :class:`Taps` records the
+A module calls ``x = scope.tap("name", x)``. By default that is the identity. :class:`Taps` records the
 value and adds a probe if one is given; the gradient with respect to a zero probe is the cotangent
 of the activation.
 """
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
+from typing import Self
 
 import jax
 
-Tap = Callable[[str, jax.Array], jax.Array]
 
-
-def no_tap(name: str, x: jax.Array) -> jax.Array:
-    """Records nothing."""
-    return x
-
-
+@dataclasses.dataclass(frozen=True)
 class Taps:
-    """Records every tapped activation in ``values``, after adding the probe of that name, if any."""
+    """Records every tapped activation in ``values``, after adding the probe of that name, if any.
 
-    def __init__(self, probes: Mapping[str, jax.Array] | None = None):
-        self.probes = dict(probes or {})
-        self.values: dict[str, jax.Array] = {}
+    Attributes:
+        probes: by full name.
+        prefix: of the names that are tapped through this object, such as ``"blocks.mixer."``.
+        values: by full name; shared by all that :meth:`__truediv__` has made of one.
+    """
+
+    probes: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
+    prefix: str = ""
+    values: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
+
+    def __truediv__(self, name: str) -> Self:
+        """The same recorder with ``name.`` before every name."""
+        return dataclasses.replace(self, prefix=f"{self.prefix}{name}.")
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
+        name = self.prefix + name
         if name in self.probes:
             x = x + self.probes[name]
         self.values[name] = x
         return x
 
+    def probes_inside(self) -> dict[str, jax.Array]:
+        """Probes under this prefix, by their names without it."""
+        inside = {name: probe for name, probe in self.probes.items() if name.startswith(self.prefix)}
+        return {name.removeprefix(self.prefix): probe for name, probe in inside.items()}
 
-def under(prefix: str, tap: Tap) -> Tap:
-    """``tap`` with ``prefix.`` before every name."""
-    if tap is no_tap:
-        return tap
-    return lambda name, x: tap(f"{prefix}.{name}", x)
+    def record(self, values: Mapping[str, jax.Array]) -> None:
+        """Takes over activations that were recorded elsewhere, by names without this prefix."""
+        self.values.update({self.prefix + name: x for name, x in values.items()})

@@ -17,6 +17,7 @@ def causal_attention(
     v_BSHK: Float[Array, "B S H K"],
     *,
     start: Int[Array, ""] | int | None = None,
+    first_B: Int[Array, " B"] | None = None,
     segment_ids: Int[Array, "B T"] | None = None,
     keep_BHTS: Float[Array, "B H T S"] | None = None,
     implementation: AttentionName = "xla",
@@ -26,10 +27,11 @@ def causal_attention(
     Args:
         q_BTHK, k_BSHK, v_BSHK: queries, keys and values; S = T unless ``start`` is given.
         start: position of the first query among the keys, which may then be a longer cache; later keys are not seen.
+        first_B: keys before it are padding that no query sees; a query before it sees itself alone, and means nothing.
         segment_ids: tokens of different segments do not see each other (S = T).
         keep_BHTS: multiplies the probabilities (dropout: 0 or 1 / (1 - rate)).
-        implementation: ``"cudnn"`` is the fused kernel of NVIDIA GPUs in bfloat16; it takes neither ``start`` nor
-            ``keep_BHTS``.
+        implementation: ``"cudnn"`` is the fused kernel of NVIDIA GPUs in bfloat16; it takes none of
+            ``start``, ``first_B`` and ``keep_BHTS``.
 
     Raises:
         ValueError: an unknown implementation, T differs from S without ``start``, or cuDNN is asked for what it
@@ -42,11 +44,14 @@ def causal_attention(
         raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")
     same_BTS = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]
     if implementation == "cudnn":
-        if start is not None or keep_BHTS is not None:
-            raise ValueError("cudnn attention takes neither start nor keep_BHTS; use implementation 'xla'")
+        if not (start is first_B is keep_BHTS is None):
+            raise ValueError("cudnn attention takes none of start, first_B and keep_BHTS; use implementation 'xla'")
         mask = None if same_BTS is None else same_BTS[:, None]
         return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=True, implementation="cudnn")
-    visible = jnp.arange(S) <= (0 if start is None else start) + jnp.arange(T)[:, None]
+    queries_T1 = (0 if start is None else start) + jnp.arange(T)[:, None]
+    visible = jnp.arange(S) <= queries_T1
+    if first_B is not None:
+        visible = visible & ((jnp.arange(S) >= first_B[:, None, None]) | (jnp.arange(S) == queries_T1))[:, None]
     if same_BTS is not None:
         visible = visible & same_BTS[:, None]
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)

@@ -13,7 +13,8 @@ from mhc_jax import decode, registry
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
-from mhc_jax.nn.lm import Execution, LMConfig
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.attention import causal_attention
 from mhc_jax.ops.loss import chunked_cross_entropy
 from mhc_jax.ops.norm import layer_norm, rms_norm, unit_rms_norm
@@ -27,7 +28,7 @@ TAPS = {
     "conv": BFLOAT16, "ssm": FLOAT32, "hidden": FLOAT32, "collapse": FLOAT32, "normalised": FLOAT32, "logits": FLOAT32,
     "mlp.branch.hidden": BFLOAT16,
 }  # fmt: skip
-CACHE = {"k": BFLOAT16, "v": BFLOAT16, "length": jnp.dtype("int32"), "inputs": BFLOAT16, "ssm": FLOAT32}
+CACHE = {"k": BFLOAT16, "v": BFLOAT16, "inputs": BFLOAT16, "ssm": FLOAT32}
 # What may be done to a parameter before it is cast.
 MOVES = {
     "convert_element_type", "slice", "squeeze", "reshape", "transpose", "gather", "scan", "jit", "pjit", "copy",
@@ -80,7 +81,7 @@ def test_every_activation_has_the_dtype_of_its_kind(topology, mixer):
     for name, tap in output.taps.items():
         kind = "mlp.branch.hidden" if name.endswith("mlp.branch.hidden") else name.split(".")[-1]
         assert tap.dtype == TAPS[kind], name
-    assert {x.dtype for x in output.aux.values()} <= {FLOAT32}
+    assert {x.dtype for x in output.penalties.values()} <= {FLOAT32}
     # Exponentials, roots and statistics lose most in bfloat16.
     delicate = {"exp", "log", "sqrt", "rsqrt", "log1p", "reduce_max", "cumsum", "argmax"}
     rough = {
@@ -105,7 +106,7 @@ def test_what_decoding_keeps_has_the_dtype_of_its_kind(mixer):
     config = cell("mhc", mixer)
     cache = jax.eval_shape(lambda params: decode.init_cache(config, params, 2), param_shapes(config))
     found = {path[-1].key: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(cache)}
-    assert found.pop("position") == jnp.int32
+    assert found.pop("column") == found.pop("capacity") == jnp.int32
     assert found == {name: CACHE[name] for name in found}
 
 

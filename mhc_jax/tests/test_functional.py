@@ -9,7 +9,7 @@ import mhc_jax
 from mhc_jax import decode
 from mhc_jax.functional import bind, param_shapes
 from mhc_jax.models import mhc_ssm
-from mhc_jax.nn.lm import Execution
+from mhc_jax.nn.stack import Execution
 
 CONFIG = mhc_ssm("mhc", vocab_size=11, max_len=7, width=4, layers=2)
 TOKENS = np.arange(10).reshape(2, 5)
@@ -44,7 +44,7 @@ CALLS = {
     "apply": lambda params: mhc_jax.apply(CONFIG, params, TOKENS),
     "traced": lambda params: jax.eval_shape(lambda: mhc_jax.apply(CONFIG, params, TOKENS)),
     "generate": lambda params: mhc_jax.generate(CONFIG, params, TOKENS, max_new_tokens=1, temperature=0),
-    "prefill": lambda params: decode.prefill(CONFIG, params, TOKENS, {}),
+    "init_cache": lambda params: decode.init_cache(CONFIG, params, 2),
     "bind": lambda params: bind(CONFIG, params),
 }
 
@@ -67,7 +67,7 @@ def test_parameters_of_another_model_are_refused(path, leaf, message, call, para
     ],
 )
 def test_what_is_no_model_is_refused(call, config, params):
-    with pytest.raises(mhc_jax.ConfigError, match="the model must be an LMConfig, as from mhc_jax.models, not "):
+    with pytest.raises(mhc_jax.ConfigError, match="the model must be a ModelConfig, as from mhc_jax.models, not "):
         call(config, params)
 
 

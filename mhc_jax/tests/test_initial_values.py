@@ -17,6 +17,8 @@ from mhc_jax.nn.init import Init, normal, uniform
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
 from mhc_jax.nn.residual import DynamicMHCConfig
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.taps import Taps
 from mhc_jax.precision import policy
 
 FLOAT32 = policy("float32")
@@ -214,9 +216,10 @@ def taps_of(name, streams):
     residual, taps = topologies.topology(name).residual, {}
     module = residual.build(WIDTH, FLOAT32, Init(jax.random.key(0), index=1, sites=6))
     h = jnp.zeros((1, 1, streams, WIDTH))
-    module.pre(residual.begin(h), tap=lambda tap, x: taps.setdefault(tap, np.asarray(x)))
+    module.pre(residual.begin(h), Scope.over(1, taps=Taps(values=taps)))
     # All are of one token, whatever leading axes they have.
-    return {tap: x.reshape(x.shape[-2:] if tap == "h_res" or name == "multi_branch" else -1) for tap, x in taps.items()}
+    shapes = {tap: x.shape[-2:] if tap == "h_res" or name == "multi_branch" else -1 for tap, x in taps.items()}
+    return {tap: np.asarray(x).reshape(shapes[tap]) for tap, x in taps.items()}
 
 
 @pytest.mark.parametrize("name", COEFFICIENTS)

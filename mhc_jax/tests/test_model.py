@@ -13,7 +13,7 @@ from mhc_jax import decode, registry
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm, topologies, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
-from mhc_jax.nn.lm import Execution, LMConfig
+from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.residual import (
     DenseEndsConfig,
     IdentityEndsConfig,
@@ -21,11 +21,11 @@ from mhc_jax.nn.residual import (
     StaticMHCConfig,
     StreamAdaptersConfig,
 )
+from mhc_jax.nn.stack import Execution
 
 SMALL = {"vocab_size": 29, "max_len": 12, "width": 8, "layers": 3}
 forward = jax.jit(mhc_jax.apply, static_argnames=("config", "taps"))
-prefill = jax.jit(decode.prefill, static_argnums=0)
-step = jax.jit(decode.step, static_argnums=0)
+extend = jax.jit(decode.extend, static_argnums=0)
 VARIANTS = list(itertools.product(("baseline", "mhc", "adapters"), ("default", "original")))
 
 
@@ -81,17 +81,17 @@ class TestContract:
         taps = forward(config, perturbed(config), tokens, taps=True).taps
         assert taps["blocks.mixer.state"].shape[1:] == taps["expand"].shape
 
-    def test_prefill_and_steps_equal_the_full_pass(self, topology, mixer, tokens):
+    def test_extending_equals_the_full_pass(self, topology, mixer, tokens):
         config = cell(topology, mixer)
         params = perturbed(config)
         full = forward(config, params, tokens).logits_BTV
         for cut in (1, 5):
             cache = decode.init_cache(config, params, 2)
-            logits, cache = prefill(config, params, tokens[:, :cut], cache)
+            logits, cache = extend(config, params, tokens[:, :cut], cache)
             np.testing.assert_allclose(logits, full[:, :cut], rtol=1e-4, atol=1e-4)
             for t in range(cut, 12):
-                logits, cache = step(config, params, tokens[:, t], cache)
-                np.testing.assert_allclose(logits, full[:, t], rtol=1e-4, atol=1e-4)
+                logits, cache = extend(config, params, tokens[:, t : t + 1], cache)
+                np.testing.assert_allclose(logits[:, 0], full[:, t], rtol=1e-4, atol=1e-4)
 
     def test_segments_do_not_see_each_other(self, topology, mixer, tokens):
         """The rows are cut at different places: segments and positions of one cannot stand for the other's."""
@@ -194,7 +194,7 @@ def test_dropout_only_acts_with_a_key(tokens):
     plain = forward(config, params, tokens).logits_BTV
     silent = config.replace(dropout=0.0, adapters=StreamAdaptersConfig(rank=3))
     np.testing.assert_array_equal(plain, forward(silent, params, tokens).logits_BTV)
-    noisy = [forward(config, params, tokens, dropout_key=jax.random.key(i)).logits_BTV for i in (0, 0, 1)]
+    noisy = [forward(config, params, tokens, key=jax.random.key(i)).logits_BTV for i in (0, 0, 1)]
     np.testing.assert_array_equal(noisy[0], noisy[1])
     assert (noisy[0] != noisy[2]).any()
     assert (noisy[0] != plain).any()

@@ -11,10 +11,12 @@ import mhc_jax
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.init import Init
-from mhc_jax.nn.layers import dropout, fold
-from mhc_jax.nn.lm import Execution, LMConfig
+from mhc_jax.nn.layers import dropout
+from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import StreamAdaptersConfig
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.attention import causal_attention
 from mhc_jax.precision import policy
 
@@ -35,8 +37,6 @@ def test_dropout_is_off_without_a_key_or_a_rate():
     x = jnp.arange(6.0)
     assert dropout(x, 0.5, None) is x
     assert dropout(x, 0.0, KEY) is x
-    assert fold(None, 3) is None
-    assert fold(KEY, 3) == jax.random.fold_in(KEY, 3)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.75])
@@ -44,11 +44,11 @@ def test_attention_drops_probabilities_and_keeps_their_expectation(rate):
     config = AttentionConfig(heads=2, dropout=rate)
     attention = config.build(8, policy("float32"), Init(KEY))
     q = jnp.zeros((50, 16, 2, 4))
-    keep = attention._keep(q, KEY)
+    keep = attention._keep(q, q, KEY)
     assert keep.shape == (50, 2, 16, 16)
     np.testing.assert_allclose((keep > 0).mean(), 1 - rate, atol=0.02)
     np.testing.assert_allclose(jnp.unique(keep), [0, 1 / (1 - rate)], rtol=1e-6)
-    assert attention._keep(q, None) is None
+    assert attention._keep(q, q, None) is None
     # Every query sees 16 equal keys whose values are 1: on average dropout changes nothing.
     ones = jnp.ones((50, 16, 2, 4))
     last = causal_attention(q, ones, ones, keep_BHTS=keep)[:, -1]
@@ -56,7 +56,8 @@ def test_attention_drops_probabilities_and_keeps_their_expectation(rate):
     assert last.std() > 0.05
     # The module hands the mask on.
     u = jax.random.normal(KEY, (2, 16, 8))
-    assert not np.allclose(attention(u, key=KEY), attention(u))
+    noisy, silent = (attention(u, None, Scope.over(16, key=key))[0] for key in (KEY, None))
+    assert not np.allclose(noisy, silent)
 
 
 CONFIG = LMConfig(
@@ -87,7 +88,7 @@ def drawn(topology):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.random, "bernoulli", record)
-        mhc_jax.apply(config, params, TOKENS, dropout_key=KEY)
+        mhc_jax.apply(config, params, TOKENS, key=KEY)
     return draws
 
 
@@ -103,7 +104,7 @@ def test_masks_differ_by_layer_site_and_row():
     """In the compiled scan over layers too; a dropped activation is exactly 0."""
     config = CONFIG.replace(execution=Execution(layers="scan"), mixer=AttentionConfig(heads=2), dropout=0.4)
     params = mhc_jax.init(config, KEY)
-    forward = jax.jit(lambda key: mhc_jax.apply(config, params, TOKENS, dropout_key=key, taps=True).taps)
+    forward = jax.jit(lambda key: mhc_jax.apply(config, params, TOKENS, key=key, taps=True).taps)
     taps = forward(KEY)
     branches = [taps[f"blocks.{site}.y"][layer] for site in ("mixer", "mlp") for layer in range(2)]
     masks = [x == 0 for x in (taps["embed"], *branches)]

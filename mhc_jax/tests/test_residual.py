@@ -26,6 +26,8 @@ from mhc_jax.nn.residual import (
     StaticMHCConfig,
 )
 from mhc_jax.nn.residual.base import streams_of
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.taps import Taps
 from mhc_jax.precision import policy
 
 FLOAT32 = policy("float32")
@@ -60,8 +62,8 @@ def site(config, index=1, *, perturbed=False):
 def passed(config, h, y, *, index=1, perturbed=False):
     """The state after a site whose branch returns ``y``, what it read, and its taps."""
     module, taps = site(config, index, perturbed=perturbed), {}
-    u, ctx = module.pre(h, tap=lambda name, x: taps.setdefault(name, x))
-    return module.post(h, y, ctx), u, taps
+    u, ctx = module.pre(h, scope := Scope.over(1, taps=Taps(values=taps)))
+    return module.post(h, y, ctx, scope), u, taps
 
 
 def output(config, y):
@@ -74,8 +76,8 @@ def test_coefficients_are_float32_in_bfloat16_models(name):
     config, taps = topologies.topology(name).residual, {}
     module = config.build(WIDTH, policy("bfloat16"), Init(jax.random.key(0), sites=6))
     state = config.begin(draw(0, 1, 2, config.stream_count, WIDTH))
-    _, ctx = module.pre(state, tap=lambda name, x: taps.setdefault(name, x))
-    state = module.post(state, output(config, draw(1, 1, 2, WIDTH)).astype(jnp.bfloat16), ctx)
+    _, ctx = module.pre(state, scope := Scope.over(2, taps=Taps(values=taps)))
+    state = module.post(state, output(config, draw(1, 1, 2, WIDTH)).astype(jnp.bfloat16), ctx, scope)
     assert taps
     assert {x.dtype for x in [*taps.values(), *jax.tree.leaves(state)]} == {np.dtype("float32")}
 

@@ -49,11 +49,11 @@ def _jax(config, weights: Arrays, tokens: np.ndarray, dtype: DType) -> Values:
 
         def by_token(params, tokens):
             cache = decode.init_cache(config, params, tokens.shape[0])
-            prompt, cache = decode.prefill(config, params, tokens[:, :PROMPT], cache)
+            prompt, cache = decode.extend(config, params, tokens[:, :PROMPT], cache)
 
             def step(cache, token):
-                logits, cache = decode.step(config, params, token, cache)
-                return cache, logits
+                logits, cache = decode.extend(config, params, token[:, None], cache)
+                return cache, logits[:, 0]
 
             _, rest = jax.lax.scan(step, cache, tokens[:, PROMPT:].T)
             return jnp.concatenate([prompt, jnp.swapaxes(rest, 0, 1)], axis=1)

@@ -13,6 +13,7 @@ from flax import nnx
 
 from mhc_jax import interop, registry
 from mhc_jax.functional import bind
+from mhc_jax.nn import scope as jax_scope
 from mhc_jax.nn.lm import LM
 from mhc_jax.nn.residual import CopyEndsConfig
 from mhc_jax.nn.residual.base import streams_of
@@ -21,7 +22,7 @@ from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
 from parity_tests.taps import in_dtype, to_module, to_params
-from torch_ref.nn.scope import Scope
+from torch_ref.nn import scope as torch_scope
 
 # A part as a function of (model, arrays) that returns named outputs, once in each framework.
 Part = Callable[[Any, dict[str, Any]], dict[str, Any]]
@@ -111,24 +112,25 @@ def _first_layer(model: LM):
 
 def _mixer_jax(model, arrays):
     branch = _first_layer(model).mixer.branch
-    return {"y": branch(arrays["u"], segment_ids=arrays["segment_ids"])}
+    return {"y": branch(arrays["u"], None, jax_scope.Scope.over(TIME, segments_BT=arrays["segment_ids"]))[0]}
 
 
 def _mixer_torch(model, arrays):
-    y, _ = model.blocks[0].mixer.branch(arrays["u"], None, Scope(_positions(), arrays["segment_ids"]))
+    y, _ = model.blocks[0].mixer.branch(arrays["u"], None, torch_scope.Scope(_positions(), arrays["segment_ids"]))
     return {"y": y}
 
 
 def _site_jax(model, arrays):
     site = _first_layer(model).mixer
     before = model.config.residual.begin(arrays["state"])
-    u, _ = site.residual.pre(before)
-    state, _ = site(before, lambda x: (site.branch(x), None))
+    scope = jax_scope.Scope.over(arrays["state"].shape[1])
+    u, _ = site.residual.pre(before, scope)
+    state, _ = site(before, lambda x, inside: site.branch(x, None, inside), scope)
     return {"u": u, "state": streams_of(state)}
 
 
 def _site_torch(model, arrays):
-    site, scope = model.blocks[0].mixer, Scope(_positions())
+    site, scope = model.blocks[0].mixer, torch_scope.Scope(_positions())
     before = site.residual.begin(arrays["state"])
     u, _ = site.residual.pre(before, scope)
     state, _ = site(before, lambda x, inside: site.branch(x, None, inside), scope)

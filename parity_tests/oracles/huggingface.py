@@ -20,8 +20,10 @@ from mhc_jax.nn.residual import (
     IdentityProjectionConfig,
     ResidualConfig,
 )
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.taps import Taps
 from parity_tests.compare import Case
-from parity_tests.oracles.modules import BATCH, TIME, Recorded, beside, ours
+from parity_tests.oracles.modules import BATCH, TIME, beside, ours
 
 N, WIDTH, EPS, NORM_EPS, ITERS, MAGNITUDE = 4, 6, 1e-6, 1e-5, 20, 2.0
 STREAMS, BRANCH = (BATCH, TIME, N, WIDTH), (BATCH, TIME, WIDTH)
@@ -98,9 +100,9 @@ def _site(config: DynamicMHCConfig, arrays):
 def _run(config: ResidualConfig, params: dict[str, Any], arrays):
     """What is read, the taps, and the state after the site."""
     residual = ours(lambda policy, init: config.build(WIDTH, policy, init), params, arrays["x"].dtype)
-    tap = Recorded()
-    collapsed, ctx = residual.pre(arrays["x"], tap=tap)
-    return collapsed, tap.values, residual.post(arrays["x"], arrays["y"], ctx, tap=tap)
+    scope = Scope.over(arrays["x"].shape[1], taps=(taps := Taps()))
+    collapsed, ctx = residual.pre(arrays["x"], scope)
+    return collapsed, taps.values, residual.post(arrays["x"], arrays["y"], ctx, scope)
 
 
 def _gated_torch(module, arrays):

@@ -18,6 +18,7 @@ from mhc_jax.nn.residual import (
     ResidualConfig,
     SinkhornConfig,
 )
+from mhc_jax.nn.scope import Scope
 from parity_tests.compare import Case
 from parity_tests.oracles.modules import BATCH, TIME, beside, ours
 
@@ -117,8 +118,9 @@ def _site(config: ResidualConfig, translate: Callable[[Any, Any], dict[str, Any]
     def run(arrays):
         x, y = arrays["x"], arrays["y"]
         residual = ours(lambda policy, init: config.build(WIDTH, policy, init), translate(config, arrays), x.dtype)
-        read, ctx = residual.pre(x)
-        return {"read": read, "state": residual.post(x, y, ctx)}
+        scope = Scope.over(x.shape[1])
+        read, ctx = residual.pre(x, scope)
+        return {"read": read, "state": residual.post(x, y, ctx, scope)}
 
     return run
 

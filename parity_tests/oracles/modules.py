@@ -87,14 +87,3 @@ def ours(build: Callable[[Any, Init], nnx.Module], params: Mapping[str, Any], dt
     state = jax.tree.map(lambda leaf: leaf, state)
     nnx.replace_by_pure_dict(state, dict(params))
     return nnx.merge(graph, state)
-
-
-class Recorded:
-    """A tap that keeps what it sees."""
-
-    def __init__(self):
-        self.values: dict[str, jax.Array] = {}
-
-    def __call__(self, name: str, x: jax.Array) -> jax.Array:
-        self.values[name] = x
-        return x

@@ -79,7 +79,7 @@ def test_equals_a_step_written_out_with_whole_logits(coefficient, batch, step, s
     def objective(params):
         output = mhc_jax.apply(config.model, params, batch["inputs"])
         total, count = cross_entropy(output.logits_BTV, batch["targets"])
-        diversity = output.aux.get("stream_diversity", 0.0)
+        diversity = output.penalties.get("stream_diversity", 0.0)
         return total / count + coefficient * diversity, (total / count, diversity)
 
     (_, (loss, diversity)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(start.params)
@@ -159,9 +159,7 @@ def test_every_micro_batch_of_every_step_drops_by_a_key_of_its_own(accumulate, b
 
     @jax.jit
     def mean(inputs, targets, key):
-        total, count = cross_entropy(
-            mhc_jax.apply(config.model, state.params, inputs, dropout_key=key).logits_BTV, targets
-        )
+        total, count = cross_entropy(mhc_jax.apply(config.model, state.params, inputs, key=key).logits_BTV, targets)
         return total / count
 
     parts = [{name: x[part::accumulate] for name, x in same.items()} for part in range(accumulate)]

@@ -8,7 +8,7 @@ from flax import nnx
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
-from mhc_jax.nn.taps import Tap, no_tap
+from mhc_jax.nn.scope import Scope
 from mhc_jax.precision import Policy
 
 
@@ -21,7 +21,7 @@ class ChannelMixer(nnx.Module):
 
     views: int = 1
 
-    def __call__(self, u_BTD: jax.Array, *, tap: Tap = no_tap) -> jax.Array:
+    def __call__(self, u_BTD: jax.Array, scope: Scope) -> jax.Array:
         raise NotImplementedError
 
 

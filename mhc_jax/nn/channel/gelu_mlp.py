@@ -8,7 +8,6 @@ import jax
 from mhc_jax.nn.channel.base import ChannelMixer, ChannelMixerConfig
 from mhc_jax.nn.init import Init, normal, zeros
 from mhc_jax.nn.layers import Dense
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -50,6 +49,6 @@ class GeluMLP(ChannelMixer):
         scaled = normal(config.init_std * init.sites**-0.5)
         self.down_proj = Dense(hidden, width, init / "down_proj", kernel=scaled, bias=bias)
 
-    def __call__(self, u_BTD, *, tap=no_tap):
+    def __call__(self, u_BTD, scope):
         hidden = self.up_proj(u_BTD.astype(self.policy.compute))
-        return self.down_proj(tap("hidden", jax.nn.gelu(hidden, approximate=self.config.activation == "tanh")))
+        return self.down_proj(scope.tap("hidden", jax.nn.gelu(hidden, approximate=self.config.activation == "tanh")))

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, normal, zeros
 from mhc_jax.nn.layers import Dense
-from mhc_jax.nn.mixers.base import Mixer, MixerConfig, own_values
-from mhc_jax.nn.taps import no_tap
+from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.ops.attention import AttentionName, causal_attention
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -59,7 +58,7 @@ class AttentionConfig(MixerConfig):
 
 
 class Attention(Mixer):
-    """``out(softmax(q k' / sqrt(K)) v)``. The state is ``{"k", "v": (B, max_len, H, K), "length": int32}``."""
+    """``out(softmax(q k' / sqrt(K)) v)``. The state is ``{"k", "v": (B, max_len, H, K)}``, by column of the cache."""
 
     def __init__(self, config: AttentionConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy, self.width, self.views = config, policy, width, config.views
@@ -76,27 +75,27 @@ class Attention(Mixer):
     def init_state(self, batch, max_len):
         shape = (batch, max_len, self.config.heads, self.width // self.config.heads)
         k, v = (jnp.zeros(shape, self.policy.compute) for _ in range(2))
-        return {"k": k, "v": v, "length": jnp.zeros((), jnp.int32)}
+        return {"k": k, "v": v}
 
-    def __call__(self, u_BTD, *, positions=None, segment_ids=None, values=own_values, key=None, tap=no_tap):
-        q, k, v = self._project(u_BTD, values)
+    def __call__(self, u_BTD, state, scope):
+        q, k, v = self._project(u_BTD, scope.values)
+        if state is not None:
+            k, v = (
+                jax.lax.dynamic_update_slice_in_dim(state[name], new, scope.column, axis=1)
+                for name, new in (("k", k), ("v", v))
+            )
+            state = {"k": k, "v": v}
         y = causal_attention(
             q,
             k,
             v,
-            segment_ids=segment_ids,
-            keep_BHTS=self._keep(q, key),
-            implementation=self.config.implementation,
+            start=None if state is None else scope.column,
+            first_B=scope.start_B,
+            segment_ids=scope.segments_BT,
+            keep_BHTS=self._keep(q, k, scope.key_of("probabilities")),
+            implementation=self.config.implementation if state is None else "xla",
         )
-        return self.out_proj(tap("attended", y.reshape(*y.shape[:2], -1)))
-
-    def prefill(self, u_BTD, state, *, values=own_values):
-        q, new_k, new_v = self._project(u_BTD, values)
-        start = state["length"]
-        k = jax.lax.dynamic_update_slice_in_dim(state["k"], new_k, start, axis=1)
-        v = jax.lax.dynamic_update_slice_in_dim(state["v"], new_v, start, axis=1)
-        y = causal_attention(q, k, v, start=start)
-        return self.out_proj(y.reshape(*y.shape[:2], -1)), {"k": k, "v": v, "length": start + q.shape[1]}
+        return self.out_proj(scope.tap("attended", y.reshape(*y.shape[:2], -1))), state
 
     def _project(self, u, values):
         """Queries, keys and values (B, T, H, K)."""
@@ -105,9 +104,9 @@ class Attention(Mixer):
         q, k, v = self.q_proj(q_in), self.k_proj(k_in), values(self.v_proj(v_in))
         return tuple(x.reshape(*x.shape[:2], self.config.heads, -1) for x in (q, k, v))
 
-    def _keep(self, q_BTHK, key):
+    def _keep(self, q_BTHK, k_BSHK, key):
         if key is None or self.config.dropout == 0:
             return None
         B, T, H, _ = q_BTHK.shape
-        keep = jax.random.bernoulli(key, 1 - self.config.dropout, (B, H, T, T))
+        keep = jax.random.bernoulli(key, 1 - self.config.dropout, (B, H, T, k_BSHK.shape[1]))
         return keep.astype(self.policy.accumulate) / (1 - self.config.dropout)

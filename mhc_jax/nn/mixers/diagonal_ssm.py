@@ -11,8 +11,7 @@ from flax import nnx
 from mhc_jax.backend import target_backend
 from mhc_jax.nn.init import Init, constant, normal, ones, uniform, zeros
 from mhc_jax.nn.layers import Dense
-from mhc_jax.nn.mixers.base import Mixer, MixerConfig, own_values
-from mhc_jax.nn.taps import no_tap
+from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.ops.conv import causal_depthwise_conv
 from mhc_jax.ops.diag_ssm import diag_ssm
 from mhc_jax.precision import Policy
@@ -91,41 +90,33 @@ class DiagonalSSM(Mixer):
             "ssm": jnp.zeros((batch, self.width), self.policy.accumulate),
         }
 
-    def __call__(self, u_BTD, *, positions=None, segment_ids=None, values=own_values, key=None, tap=no_tap):
-        return self._run(u_BTD, self.init_state(u_BTD.shape[0], 0), segment_ids, values, tap)[0]
-
-    def prefill(self, u_BTD, state, *, values=own_values):
-        return self._run(u_BTD, state, None, values, no_tap)
-
-    def _run(self, u_BTD, state, segment_ids, values, tap):
+    def __call__(self, u_BTD, state, scope):
         compute, accumulate = self.policy.compute, self.policy.accumulate
+        before = self.init_state(u_BTD.shape[0], 0) if state is None else state
         x_BTD, gate_BTD = jnp.split(self.in_proj(u_BTD.astype(compute)), 2, axis=-1)
-        x_BTD = values(x_BTD)
-        inputs = jnp.concatenate([state["inputs"], x_BTD], axis=1)
+        x_BTD = scope.values(x_BTD)
+        T = x_BTD.shape[1]
+        if (padding_BT := scope.padding_BT(T)) is not None:
+            x_BTD = jnp.where(padding_BT[..., None], 0, x_BTD)  # the convolution then sees an empty past
+        inputs = jnp.concatenate([before["inputs"], x_BTD], axis=1)
         filter_KD, bias_D = self.conv.filter[...].astype(compute), self.conv.bias[...].astype(compute)
-        convolved = causal_depthwise_conv(x_BTD, filter_KD, bias_D, state["inputs"], segment_ids=segment_ids)
-        x_BTD = tap("conv", jax.nn.silu(convolved)).astype(accumulate)
+        convolved = causal_depthwise_conv(x_BTD, filter_KD, bias_D, before["inputs"], segment_ids=scope.segments_BT)
+        x_BTD = scope.tap("conv", jax.nn.silu(convolved)).astype(accumulate)
         y_BTD, s_BD = diag_ssm(
             x_BTD,
             self.ssm.logit_a[...].astype(accumulate),
             self.ssm.b[...].astype(accumulate),
             self.ssm.c[...].astype(accumulate),
             self.ssm.d[...].astype(accumulate),
-            state["ssm"],
-            reset_BT=None if segment_ids is None else _segment_starts(segment_ids),
+            before["ssm"],
+            reset_BT=scope.starts_BT(T),
             form=self._form(),
             chunk=self.config.chunk,
         )
-        y_BTD = tap("ssm", y_BTD).astype(compute) * jax.nn.sigmoid(gate_BTD)
-        kept = self.config.conv_kernel - 1
-        return self.out_proj(y_BTD), {"inputs": inputs[:, inputs.shape[1] - kept :], "ssm": s_BD}
+        y_BTD = self.out_proj(scope.tap("ssm", y_BTD).astype(compute) * jax.nn.sigmoid(gate_BTD))
+        return y_BTD, None if state is None else {"inputs": inputs[:, T:], "ssm": s_BD}
 
     def _form(self):
         if self.config.form != "auto":
             return self.config.form
         return "sequential" if target_backend() == "cpu" else "chunked"
-
-
-def _segment_starts(segment_ids: jax.Array) -> jax.Array:
-    """(B, T) true at the first token of every segment but the first, whose state is the initial one."""
-    return jnp.pad(segment_ids[:, 1:] != segment_ids[:, :-1], ((0, 0), (1, 0)))

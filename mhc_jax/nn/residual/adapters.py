@@ -5,9 +5,8 @@ from typing import Any
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init, normal, ones, zeros
-from mhc_jax.nn.layers import Dense, Norm, NormName, dropout, fold
+from mhc_jax.nn.layers import Dense, Norm, NormName, dropout
 from mhc_jax.nn.residual.base import Residual, streams_of, with_streams
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops.adapter import stream_adapter
 from mhc_jax.precision import Policy
 
@@ -67,16 +66,16 @@ class StreamAdapters(Residual):
         adapted = stream_adapter(x, gamma, down, down_bias, up, up_bias, per_stream=per_stream)
         return dropout(adapted, self.config.dropout, key)
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         h_BTND = streams_of(state)
-        adapted = self._adapt(h_BTND, self.gamma_pre, per_stream=True, key=fold(key, 0))
-        state = with_streams(state, tap("adapted", h_BTND + adapted.astype(h_BTND.dtype)))
-        u_BTD, ctx = self.inner.pre(state, tap=tap)
+        adapted = self._adapt(h_BTND, self.gamma_pre, per_stream=True, key=scope.key_of("adapter"))
+        state = with_streams(state, scope.tap("adapted", h_BTND + adapted.astype(h_BTND.dtype)))
+        u_BTD, ctx = self.inner.pre(state, scope.keyed("inner"))
         return u_BTD, (state, ctx)
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         state, ctx = ctx
-        adapted = self._adapt(y, self.gamma_post, per_stream=False, key=fold(key, 1))
+        adapted = self._adapt(y, self.gamma_post, per_stream=False, key=scope.key_of("adapter"))
         dtype = streams_of(state).dtype
-        y_BTND = tap("y_streams", y[..., None, :].astype(dtype) + adapted.astype(dtype))
-        return self.inner.post(state, y_BTND, ctx, tap=tap)
+        y_BTND = scope.tap("y_streams", y[..., None, :].astype(dtype) + adapted.astype(dtype))
+        return self.inner.post(state, y_BTND, ctx, scope.keyed("inner"))

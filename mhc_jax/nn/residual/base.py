@@ -8,7 +8,7 @@ from flax import nnx
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
-from mhc_jax.nn.taps import Tap, no_tap
+from mhc_jax.nn.scope import Scope
 from mhc_jax.precision import Policy
 
 State = Any
@@ -43,11 +43,11 @@ class Residual(nnx.Module):
     branches: int = 1
     normalised: bool = False
 
-    def pre(self, state: State, *, key: jax.Array | None = None, tap: Tap = no_tap) -> tuple[jax.Array, Any]:
-        """What the branch reads, (B, T, D), and the context that :meth:`post` needs. ``key`` drives dropout."""
+    def pre(self, state: State, scope: Scope) -> tuple[jax.Array, Any]:
+        """What the branch reads, (B, T, D), and the context that :meth:`post` needs."""
         raise NotImplementedError
 
-    def post(self, state: State, y: jax.Array, ctx: Any, *, key: jax.Array | None = None, tap: Tap = no_tap) -> State:
+    def post(self, state: State, y: jax.Array, ctx: Any, scope: Scope) -> State:
         """The state after the branch has returned ``y``: (B, T, D), or (B, T, N, D) if it differs by stream."""
         raise NotImplementedError
 

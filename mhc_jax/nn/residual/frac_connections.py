@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from mhc_jax.nn.init import Init, constant, ones
 from mhc_jax.nn.residual.alpha_beta import AlphaBeta
 from mhc_jax.nn.residual.base import ResidualConfig
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops import streams
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.precision import Policy
@@ -59,15 +58,15 @@ class FracConnections(AlphaBeta):
         if config.dynamic:
             self.add_dynamic_part(init, part, 2 * m, (), rms=False)
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         m = self.config.fractions
         parts = streams.split_streams(state, m)
         alpha, beta = self._coefficients(parts)
         from_part = jnp.swapaxes(alpha, -1, -2)
-        u_BTD = streams.mix(parts, tap("h_pre", from_part[..., :m, :])).reshape(state.shape)
-        return u_BTD, (tap("h_post", beta), tap("h_res", from_part[..., m:, :]))
+        u_BTD = streams.mix(parts, scope.tap("h_pre", from_part[..., :m, :])).reshape(state.shape)
+        return u_BTD, (scope.tap("h_post", beta), scope.tap("h_res", from_part[..., m:, :]))
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         beta, res = ctx
         parts, y_parts = (streams.split_streams(x.astype(state.dtype), self.config.fractions) for x in (state, y))
         written = streams.write(y_parts, beta, per_stream=True)

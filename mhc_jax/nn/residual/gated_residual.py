@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from mhc_jax.nn.init import Init, constant, normal, zeros
 from mhc_jax.nn.residual.base import Residual
 from mhc_jax.nn.residual.mhc import READ_LEAN, StreamsConfig, own_stream, reading_weights
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops import hyper, streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -61,12 +60,12 @@ class GatedResidual(Residual):
         self.up = init("up", zeros, channels, config.rank)
         self.inject = init("inject", zeros, n, channels)
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         leaves = (self.gate_scale, self.down, self.up, self.inject)
         scale_ND, down_RM, up_MR, inject_NM = (leaf[...].astype(self.policy.accumulate) for leaf in leaves)
         u_BTD, x_BTM = hyper.stream_gate(state, scale_ND, down_RM, up_MR, eps=self.config.norm_eps)
         logits_BTN = jnp.einsum("...m,nm->...n", x_BTM, inject_NM) / self.config.streams
-        return u_BTD, tap("h_post", 2 * jax.nn.sigmoid(logits_BTN))
+        return u_BTD, scope.tap("h_post", 2 * jax.nn.sigmoid(logits_BTN))
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         return state + streams.write(y.astype(state.dtype), ctx, per_stream=y.ndim == state.ndim)

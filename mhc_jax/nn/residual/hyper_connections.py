@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from mhc_jax.nn.init import Init, constant, ones
 from mhc_jax.nn.residual.alpha_beta import AlphaBeta
 from mhc_jax.nn.residual.mhc import StreamsConfig, own_stream
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops import streams
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.precision import Policy
@@ -72,17 +71,17 @@ class HyperConnections(AlphaBeta):
         if config.dynamic:
             self.add_dynamic_part(init, width // F, results, (F,), rms=config.norm == "rms")
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         pieces, F = self._pieces(state), self.config.fractions
         read, post, res = self._coefficients(pieces)
         # Without views and fractions the taps are (..., S), as in the other topologies.
-        read = tap("h_pre", read[..., 0, :])[..., None, :] if self.views == F == 1 else tap("h_pre", read)
-        post = tap("h_post", post[..., 0, :])[..., None, :] if F == 1 else tap("h_post", post)
+        read = scope.tap("h_pre", read[..., 0, :])[..., None, :] if self.views == F == 1 else scope.tap("h_pre", read)
+        post = scope.tap("h_post", post[..., 0, :])[..., None, :] if F == 1 else scope.tap("h_post", post)
         u = self._whole(streams.mix(pieces, read))
-        mixed = self._whole(streams.mix(pieces, tap("h_res", res))) if self.config.mixed else state
+        mixed = self._whole(streams.mix(pieces, scope.tap("h_res", res))) if self.config.mixed else state
         return u[..., 0, :] if self.views == 1 else jnp.moveaxis(u, -2, 0), (mixed, post)
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         S, F = self.config.streams, self.config.fractions
         (mixed, weight), y = ctx, y.astype(state.dtype)
         if F == 1:

@@ -9,7 +9,7 @@ from jax.scipy.special import logit
 
 from mhc_jax.nn.init import Init, zeros
 from mhc_jax.nn.residual.base import Residual, ResidualConfig
-from mhc_jax.nn.taps import Tap, no_tap
+from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
 
 # Where sites start: reading weight of their own stream, and how near the identity H_res is, as a logit.
@@ -45,20 +45,20 @@ class MHC(Residual):
         """
         raise NotImplementedError
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         pre_N, post_N, res_NN = self.coefficients(state)
-        u_BTD = streams.read(state, tap("h_pre", pre_N))
-        return u_BTD, (tap("h_post", post_N), tap_mixing(res_NN, tap))
+        u_BTD = streams.read(state, scope.tap("h_pre", pre_N))
+        return u_BTD, (scope.tap("h_post", post_N), tap_mixing(res_NN, scope))
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         post_N, res_NN = ctx
         written = streams.write(y.astype(state.dtype), post_N, per_stream=y.ndim == state.ndim)
         return (state if res_NN is None else streams.mix(state, res_NN)) + written
 
 
-def tap_mixing(res_NN: jax.Array | None, tap: Tap) -> jax.Array | None:
+def tap_mixing(res_NN: jax.Array | None, scope: Scope) -> jax.Array | None:
     """H_res through its tap, if there is one."""
-    return None if res_NN is None else tap("h_res", res_NN)
+    return None if res_NN is None else scope.tap("h_res", res_NN)
 
 
 class UnitGain(nnx.Module):

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from mhc_jax.nn.init import Init, constant
 from mhc_jax.nn.residual.alpha_beta import AlphaBeta
 from mhc_jax.nn.residual.mhc import StreamsConfig
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops import streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -49,16 +48,16 @@ class MultiBranchHC(AlphaBeta):
         self.static_beta = init("static_beta", constant(write), S, I)
         self.add_dynamic_part(init, width, I + S, (I,), rms=True)
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         dtype, I = self.policy.accumulate, self.branches
         static_alpha, static_beta = (leaf[...].astype(dtype) for leaf in (self.static_alpha, self.static_beta))
         alpha, beta = self.dynamic(state, static_alpha, static_beta, tanh=True)
         from_stream = jnp.swapaxes(alpha, -1, -2)
-        reads = streams.mix(state, tap("h_pre", from_stream[..., :I, :]))
+        reads = streams.mix(state, scope.tap("h_pre", from_stream[..., :I, :]))
         u = jnp.moveaxis(reads, -2, 0) if I > 1 else reads[..., 0, :]
-        return u, (tap("h_post", jnp.swapaxes(beta, -1, -2)), tap("h_res", from_stream[..., I:, :]))
+        return u, (scope.tap("h_post", jnp.swapaxes(beta, -1, -2)), scope.tap("h_res", from_stream[..., I:, :]))
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         post_IS, res_SS = ctx
         runs = y.astype(state.dtype) if self.branches > 1 else y.astype(state.dtype)[None]
         written = sum(

@@ -3,17 +3,16 @@
 import dataclasses
 
 from mhc_jax.nn.residual.base import EndsConfig, Residual, ResidualConfig, StreamEnds
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.registry import register
 
 
 class PlainResidual(Residual):
     """State (B, T, D)."""
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         return state, None
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         return state + y.astype(state.dtype)
 
 

@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 from mhc_jax.nn.residual.dynamic_mhc import DynamicMHC, DynamicMHCConfig
 from mhc_jax.nn.residual.mhc import tap_mixing
-from mhc_jax.nn.taps import no_tap
 from mhc_jax.ops import streams
 from mhc_jax.registry import register
 
@@ -31,11 +30,11 @@ class SinglePassMHCConfig(DynamicMHCConfig):
 class SinglePassMHC(DynamicMHC):
     """State: ``"streams"`` (B, T, N, D), and ``"read"`` (B, T, N), the weights with which the next site reads."""
 
-    def pre(self, state, *, key=None, tap=no_tap):
+    def pre(self, state, scope):
         next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
-        u_BTD = streams.read(state["streams"], tap("h_pre", state["read"]))
-        return u_BTD, (next_read_BTN, (tap("h_post", post_BTN), tap_mixing(res_BTNN, tap)))
+        u_BTD = streams.read(state["streams"], scope.tap("h_pre", state["read"]))
+        return u_BTD, (next_read_BTN, (scope.tap("h_post", post_BTN), tap_mixing(res_BTNN, scope)))
 
-    def post(self, state, y, ctx, *, key=None, tap=no_tap):
+    def post(self, state, y, ctx, scope):
         next_read_BTN, ctx = ctx
-        return {"streams": super().post(state["streams"], y, ctx), "read": next_read_BTN}
+        return {"streams": super().post(state["streams"], y, ctx, scope), "read": next_read_BTN}

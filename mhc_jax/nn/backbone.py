@@ -1,0 +1,147 @@
+"""What lies between embedding and head: expand, stack of sites, collapse, norm."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mhc_jax.config import Config, within
+from mhc_jax.nn.block import Block, Carry, Site
+from mhc_jax.nn.channel import ChannelMixerConfig
+from mhc_jax.nn.init import Init
+from mhc_jax.nn.layers import Norm, NormName
+from mhc_jax.nn.mixers import DiagonalSSMConfig, MixerConfig
+from mhc_jax.nn.residual import (
+    EndsConfig,
+    IdentityEndsConfig,
+    PlainConfig,
+    ResidualConfig,
+    StreamAdapters,
+    StreamAdaptersConfig,
+)
+from mhc_jax.nn.residual.base import State, streams_of, with_streams
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.stack import Execution, build_stack, run_stack, sliced
+from mhc_jax.nn.value_residual import ValueResidual, ValueResidualConfig
+from mhc_jax.ops import streams
+from mhc_jax.precision import policy
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig(Config):
+    """A stack of layers as a choice along independent axes.
+
+    Attributes:
+        width: D, of every residual stream.
+        layers: L.
+        dropout: after every branch.
+        norm: ``"rms"`` or ``"ln"``.
+        norm_bias: whether the LayerNorms have biases.
+        norm_streams: normalise each stream and then collapse, as published nanoGPT mHC does: with the sum of n streams
+            its first logits are n times too large. The default collapses first.
+        residual, ends, adapters, mixer: the parts; adapters need a topology with streams.
+        mlp: the channel mixer, a second site of every block; None for blocks of one site.
+        value_residual: lets every layer use the first one's values.
+    """
+
+    width: int = 512
+    layers: int = 8
+    dropout: float = 0.0
+    norm: NormName = "rms"
+    norm_bias: bool = True
+    norm_streams: bool = False
+    residual: ResidualConfig = PlainConfig()
+    ends: EndsConfig = IdentityEndsConfig()
+    adapters: StreamAdaptersConfig | None = None
+    mixer: MixerConfig = DiagonalSSMConfig()
+    mlp: ChannelMixerConfig | None = None
+    value_residual: ValueResidualConfig | None = None
+
+    def validate(self):
+        super().validate()
+        self.require_counts(1, "width", "layers")
+        self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
+        self.require(self.norm in ("rms", "ln"), f"norm must be one of 'rms', 'ln', got {self.norm!r}")
+        with within("ends"):
+            self.ends.check(self.residual)
+        with within("mixer"):
+            self.mixer.check(self.width)
+        self.require(
+            self.adapters is None or (self.residual.stream_count is not None and self.residual.branches == 1),
+            f"adapters need a residual with streams and one branch, not {self.residual.kind!r}",
+        )
+        self.require(
+            self.mixer.views in (1, self.residual.views),
+            f"the mixer takes {self.mixer.views} views, but the residual {self.residual.kind!r} gives "
+            f"{self.residual.views}; set residual.views to {self.mixer.views}, or mixer.views to 1",
+        )
+
+    @property
+    def sites_per_layer(self) -> int:
+        """Residual sites of one block."""
+        return 1 if self.mlp is None else 2
+
+
+class Backbone(nnx.Module):
+    """See :class:`BackboneConfig`. Parameters live under ``ends``, ``blocks`` (stacked) and ``final_norm``."""
+
+    def __init__(self, config: BackboneConfig, execution: Execution, init: Init):
+        self.config, self.execution, self.policy = config, execution, policy(execution.policy)
+        self.ends = config.ends.build(config.width, config.residual.stream_count, self.policy, init / "ends")
+        blocks = Init(init.key, f"{init.path}/blocks", sites=config.layers * config.sites_per_layer)
+        self.blocks = build_stack(self._build_block, config.layers, blocks)
+        self.final_norm = Norm(config.width, config.norm, init / "final_norm", biased=config.norm_bias)
+
+    def _build_block(self, init: Init) -> Block:
+        config = self.config
+        first = init.index * config.sites_per_layer
+        mixer = self._build_site(config.mixer, (init / "mixer").at(first))
+        mlp = None if config.mlp is None else self._build_site(config.mlp, (init / "mlp").at(first + 1))
+        values = None if config.value_residual is None else ValueResidual(config.value_residual, init / "values")
+        return Block(mixer, mlp, values)
+
+    def _build_site(self, part: MixerConfig | ChannelMixerConfig, init: Init) -> Site:
+        config = self.config
+        residual = config.residual.build(config.width, self.policy, init / "residual")
+        if config.adapters is not None:
+            streams_ = config.residual.stream_count
+            assert streams_ is not None  # validate() refuses adapters without streams
+            residual = StreamAdapters(
+                residual, config.adapters, config.width, streams_, config.norm, self.policy, init / "residual"
+            )
+        branch = part.build(config.width, self.policy, init / "branch")
+        return Site(
+            residual, branch, config.width, config.norm, config.dropout, self.policy, init, norm_bias=config.norm_bias
+        )
+
+    def init_state(self, batch: int, max_len: int) -> Any:
+        """The mixers' states before the first token, with a leading layer axis."""
+        memory = self.blocks.init_state(batch, max_len)
+        return jax.tree.map(lambda x: jnp.zeros((self.config.layers, *x.shape), x.dtype), memory)
+
+    def __call__(self, x_BTD: jax.Array, states: Any | None, scope: Scope) -> tuple[jax.Array, Any | None]:
+        """The normalised output (B, T, D), and the mixers' states after the last token; see :class:`Mixer`."""
+        state = self.config.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
+        (state, _), states = run_stack(self.blocks, self._carry(state), states, scope / "blocks", self.execution)
+        if self.config.residual.stream_count is not None:
+            scope.penalise("stream_diversity", streams.diversity(streams_of(state)))
+        return sliced(self._collapse(state, scope), scope.batch_sharding), states
+
+    def _carry(self, state: State) -> Carry:
+        """What the scan over layers begins with."""
+        config = self.config
+        if config.value_residual is None:
+            return state, None
+        B, T = streams_of(state).shape[:2]
+        shape = B * config.residual.branches, T, config.mixer.value_width(config.width)
+        return state, jnp.zeros(shape, self.policy.compute)
+
+    def _collapse(self, state: State, scope: Scope) -> jax.Array:
+        if self.config.norm_streams:
+            h = streams_of(state).astype(self.policy.accumulate)
+            normalised = scope.tap("normalised", self.final_norm(h))
+            return scope.tap("hidden", self.ends.collapse(with_streams(state, normalised)))
+        collapsed = scope.tap("collapse", self.ends.collapse(state))
+        return scope.tap("hidden", self.final_norm(collapsed.astype(self.policy.accumulate)))
