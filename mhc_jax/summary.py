@@ -113,7 +113,8 @@ def summary(config: LMConfig, length: int | None = None) -> Summary:
     if products:
         name = "blocks.mixer.branch, products"
         parts[name] = Part(name, 0, products)
-    parts["head"] = Part("head (the token table)", 0, 2 * config.vocab_size * config.width)
+    if config.head == "tied":
+        parts["head"] = Part("head (the token table)", 0, 2 * config.vocab_size * config.width)
     return Summary(config, length, tuple(parts.values()), _cache_bytes(config))
 
 

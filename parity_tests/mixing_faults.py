@@ -25,6 +25,9 @@ def _attention():
     yield op("queries not scaled", path, argument("q_BTHK", lambda q: q * q.shape[-1] ** 0.5))
     yield op("attention ignores segments", path, options(segment_ids=None), "in segments")
     yield op("attention sees one token of the future", path, options(start=5), "after a cache")
+    yield op("query heads dealt to key heads in turn", path, argument("k_BSGK", lambda k: k[:, :, ::-1]), "grouped")
+    yield op("padding is seen", path, options(start_B=None), "after padding and a cache")
+    yield op("rotations backwards", "rotary.rotate", argument("positions_BT", lambda p: -p), "half")
     stale = "mhc_jax.nn.mixers.attention:Attention.__call__"
     yield Mutation("keys are written over the first ones", stale, _forgets_column, "decode", DEEPSEEK)
 

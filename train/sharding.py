@@ -34,6 +34,7 @@ Rules = tuple[tuple[str, tuple[PartitionSpec, ...]], ...]
 RULES: Rules = (
     (r"embed\.tokens", (P("tensor", "fsdp"), P(None, ("tensor", "fsdp")))),  # (V, D)
     (r"embed\.positions", (P(None, "fsdp"),)),  # (P, D)
+    (r"head\.kernel", (P("fsdp", "tensor"), P(("tensor", "fsdp"), None))),  # (D, V)
     (r"ends\.proj\.kernel", (P(("tensor", "fsdp"), None),)),  # (D, N*D): the streams stay whole
     # (D, 2D), (D, D), (D, F), (D, R): column-wise
     (r".*\.(in_proj|[qkv]_proj|up_proj|down)\.kernel", (P("fsdp", "tensor"),)),
@@ -43,6 +44,7 @@ RULES: Rules = (
     (r".*\.(conv|ssm)\.[a-z_]+", (P(("tensor", "fsdp")),)),  # (K, D), (D): channels of the sliced activations
     (r".*\.gamma_(pre|post)", (P(None, "tensor"),)),  # (N, R)
     (r"(.*\.)?(norm|final_norm)\.(scale|bias)", (P("fsdp"),)),  # (D)
+    (r".*\.[qk]_norm\.scale", (P(),)),  # (K)
     # What mixes streams is small and read by every device whole.
     (r".*\.(residual|values)\.[a-z_.]+|ends\.[a-z_.]+", (P(),)),
 )

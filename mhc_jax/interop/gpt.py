@@ -137,6 +137,19 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
         f"norm {config.norm!r} instead of 'ln'": config.norm != "ln",
         f"LayerNorm {without} bias": config.norm == "ln" and unlike(config.norm_bias),
         "stream adapters": config.adapters is not None,
+        "no learned positions": config.positions != "learned",
+        "a head of its own": config.head != "tied",
+    } | (_newer(mixer) if isinstance(mixer, AttentionConfig) else {})
+
+
+def _newer(mixer: AttentionConfig) -> dict[str, bool]:
+    """What attention has learned since."""
+    return {
+        "rotary positions": mixer.rotary != "none",
+        f"{mixer.groups} heads of keys": mixer.groups != mixer.heads,
+        f"heads of width {mixer.head_width}": mixer.head_width is not None,
+        "normalised queries and keys": mixer.qk_norm,
+        "attention that is not causal": not mixer.causal,
     }
 
 

@@ -1,6 +1,7 @@
-"""The decoder-only language model: embedding, backbone, tied head."""
+"""The language model: embedding, backbone, head."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ from flax import nnx
 
 from mhc_jax.nn.backbone import Backbone, BackboneConfig
 from mhc_jax.nn.init import Init, normal
-from mhc_jax.nn.layers import dropout
+from mhc_jax.nn.layers import Dense, dropout
 from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.stack import sliced
 from mhc_jax.registry import register
@@ -17,21 +18,31 @@ from mhc_jax.registry import register
 @register("model", "lm")
 @dataclasses.dataclass(frozen=True)
 class LMConfig(BackboneConfig, ModelConfig):
-    """A language model: learned positions, a backbone, and a head that is the token table.
+    """A language model: token and position embeddings, a backbone, and a head.
 
     Attributes:
         vocab_size: rows of the token table.
-        max_len: learned absolute positions, and so the longest sequence.
+        max_len: the longest sequence.
+        positions: ``"learned"`` absolute positions, a table of ``max_len`` rows that is added to the tokens', or
+            ``"none"``, for mixers that know the order of tokens themselves.
+        head: ``"tied"``, the token table, or ``"dense"``, a matrix of its own.
+        outputs: rows of the head; ``vocab_size`` if None, else the head must be ``"dense"``.
         dropout: after the embedding sum and after every branch.
         embed_std: standard deviation of both embeddings at initialisation; 1 in the original mHC-SSM,
             whose tied logits then start with a standard deviation of sqrt(D).
     """
 
+    positions: Literal["learned", "none"] = "learned"
+    head: Literal["tied", "dense"] = "tied"
+    outputs: int | None = None
     embed_std: float = 0.02
 
     def validate(self):
         super().validate()
         self.require(self.embed_std > 0, f"embed_std must be positive, got {self.embed_std}")
+        if self.outputs is not None:
+            self.require_counts(1, "outputs")
+            self.require(self.head == "dense", "outputs other than the vocabulary need head 'dense'")
 
     @property
     def causal(self):
@@ -42,20 +53,27 @@ class LMConfig(BackboneConfig, ModelConfig):
 
 
 class Embed(nnx.Module):
-    """Token table (V, D), also the output head, and learned absolute positions (max_len, D)."""
+    """Token table (V, D), also the head if that is tied, and learned absolute positions (max_len, D), if any."""
 
     def __init__(self, config: LMConfig, init: Init):
         draw = normal(config.embed_std)
         self.tokens = init("tokens", draw, config.vocab_size, config.width)
-        self.positions = init("positions", draw, config.max_len, config.width)
+        learned = config.positions == "learned"
+        self.positions = init("positions", draw, config.max_len, config.width) if learned else None
 
 
 class LM(Backbone, Model):
-    """See :class:`LMConfig`. The backbone's parameters, and the tables under ``embed``."""
+    """See :class:`LMConfig`. The backbone's parameters, the tables under ``embed``, and ``head`` (D, V) if not tied."""
 
     def __init__(self, config: LMConfig, init: Init):
         self.embed = Embed(config, init / "embed")
+        self.head = None if config.head == "tied" else self._build_head(config, init / "head")
         super().__init__(config, config.execution, init)
+
+    @staticmethod
+    def _build_head(config: LMConfig, init: Init) -> Dense:
+        rows = config.outputs or config.vocab_size
+        return Dense(config.width, rows, init, kernel=normal(config.embed_std), bias=False)
 
     def __call__(self, tokens_BT, state, scope):
         embedded_BTD = sliced(self._embed(tokens_BT, scope.positions_BT), scope.batch_sharding)
@@ -65,8 +83,11 @@ class LM(Backbone, Model):
     def _embed(self, tokens_BT: jax.Array, positions_BT: jax.Array) -> jax.Array:
         """Sum of both. Past the last learned position, which only a state of fixed size reaches, it stays."""
         dtype = self.policy.accumulate
-        where = jnp.take(self.embed.positions[...], positions_BT, axis=0, mode="clip")
-        return jnp.take(self.embed.tokens[...], tokens_BT, axis=0).astype(dtype) + where.astype(dtype)
+        x_BTD = jnp.take(self.embed.tokens[...], tokens_BT, axis=0).astype(dtype)
+        if self.embed.positions is None:
+            return x_BTD
+        return x_BTD + jnp.take(self.embed.positions[...], positions_BT, axis=0, mode="clip").astype(dtype)
 
     def head_VD(self):
-        return self.embed.tokens[...].astype(self.policy.compute)
+        table_VD = self.embed.tokens[...] if self.head is None else self.head.kernel[...].T
+        return table_VD.astype(self.policy.compute)

@@ -1,4 +1,4 @@
-"""Causal softmax attention over several heads."""
+"""Softmax attention over several heads."""
 
 from typing import Literal, get_args
 
@@ -13,11 +13,12 @@ AttentionName = Literal["xla", "cudnn"]
 
 def causal_attention(
     q_BTHK: Float[Array, "B T H K"],
-    k_BSHK: Float[Array, "B S H K"],
-    v_BSHK: Float[Array, "B S H K"],
+    k_BSGK: Float[Array, "B S G K"],
+    v_BSGK: Float[Array, "B S G K"],
     *,
     start: Int[Array, ""] | int | None = None,
-    first_B: Int[Array, " B"] | None = None,
+    start_B: Int[Array, " B"] | None = None,
+    causal: bool = True,
     segment_ids: Int[Array, "B T"] | None = None,
     keep_BHTS: Float[Array, "B H T S"] | None = None,
     implementation: AttentionName = "xla",
@@ -25,38 +26,46 @@ def causal_attention(
     """``softmax(q k' / sqrt(K)) v``, where query t sees the keys up to its own position (Vaswani et al. 2017, eq. 1).
 
     Args:
-        q_BTHK, k_BSHK, v_BSHK: queries, keys and values; S = T unless ``start`` is given.
+        q_BTHK: queries.
+        k_BSGK, v_BSGK: keys and values, S = T unless ``start`` is given. G divides H: query head h uses head
+            ``h // (H // G)`` (grouped queries, arXiv 2305.13245).
         start: position of the first query among the keys, which may then be a longer cache; later keys are not seen.
-        first_B: keys before it are padding that no query sees; a query before it sees itself alone, and means nothing.
+        start_B: keys before it are padding that no query sees; a query before it sees itself alone, and means nothing.
+        causal: False lets every query see later keys too.
         segment_ids: tokens of different segments do not see each other (S = T).
         keep_BHTS: multiplies the probabilities (dropout: 0 or 1 / (1 - rate)).
         implementation: ``"cudnn"`` is the fused kernel of NVIDIA GPUs in bfloat16; it takes none of
-            ``start``, ``first_B`` and ``keep_BHTS``.
+            ``start``, ``start_B`` and ``keep_BHTS``.
 
     Raises:
-        ValueError: an unknown implementation, T differs from S without ``start``, or cuDNN is asked for what it
-            cannot do.
+        ValueError: an unknown implementation, T differs from S without ``start``, G does not divide H, or cuDNN is
+            asked for what it cannot do.
     """
     if implementation not in get_args(AttentionName):
         raise ValueError(unknown("implementation of attention", implementation, get_args(AttentionName)))
-    T, S = q_BTHK.shape[1], k_BSHK.shape[1]
+    (B, T, H, K), (S, G) = q_BTHK.shape, k_BSGK.shape[1:3]
+    if H % G:
+        raise ValueError(f"{G} heads of keys do not divide {H} heads of queries")
     if start is None and T != S:
         raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")
     same_BTS = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]
     if implementation == "cudnn":
-        if not (start is first_B is keep_BHTS is None):
-            raise ValueError("cudnn attention takes none of start, first_B and keep_BHTS; use implementation 'xla'")
+        if not (start is start_B is keep_BHTS is None):
+            raise ValueError("cudnn attention takes none of start, start_B and keep_BHTS; use implementation 'xla'")
         mask = None if same_BTS is None else same_BTS[:, None]
-        return jax.nn.dot_product_attention(q_BTHK, k_BSHK, v_BSHK, mask=mask, is_causal=True, implementation="cudnn")
+        return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=causal, implementation="cudnn")
     queries_T1 = (0 if start is None else start) + jnp.arange(T)[:, None]
-    visible = jnp.arange(S) <= queries_T1
-    if first_B is not None:
-        visible = visible & ((jnp.arange(S) >= first_B[:, None, None]) | (jnp.arange(S) == queries_T1))[:, None]
+    visible = jnp.arange(S) <= (queries_T1 if causal else S)
+    if start_B is not None:
+        visible = visible & ((jnp.arange(S) >= start_B[:, None, None]) | (jnp.arange(S) == queries_T1))[:, None]
     if same_BTS is not None:
         visible = visible & same_BTS[:, None]
     dtype = jnp.promote_types(q_BTHK.dtype, jnp.float32)
-    scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=dtype) * q_BTHK.shape[-1] ** -0.5
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+    q_BTGRK = q_BTHK.reshape(B, T, G, H // G, K)
+    scores = jnp.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK, preferred_element_type=dtype) * K**-0.5
+    scores_BHTS = scores.reshape(B, H, T, S)
+    weights = jax.nn.softmax(jnp.where(visible, scores_BHTS, -jnp.inf), axis=-1)
     if keep_BHTS is not None:
         weights = weights * keep_BHTS
-    return jnp.einsum("bhts,bshk->bthk", weights.astype(v_BSHK.dtype), v_BSHK)
+    weights = weights.reshape(scores.shape).astype(v_BSGK.dtype)
+    return jnp.einsum("bgrts,bsgk->btgrk", weights, v_BSGK).reshape(q_BTHK.shape)

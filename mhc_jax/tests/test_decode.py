@@ -11,6 +11,7 @@ import mhc_jax
 from mhc_jax import ConfigError, decode
 from mhc_jax.decode import sample_token, stream
 from mhc_jax.models import mhc_ssm, nanogpt
+from mhc_jax.nn.mixers import AttentionConfig
 
 LOGITS = jnp.array([1.0, 3.0, 2.0, 3.0, 0.0])
 MODELS = {
@@ -118,3 +119,57 @@ def test_a_stream_gives_the_tokens_of_generate_one_by_one(name):
     whole = mhc_jax.generate(model, params, prompt, max_new_tokens=12, **options)
     streamed = list(itertools.islice(stream(model, params, prompt, **options), 12))
     np.testing.assert_array_equal(whole[:, 3:], jnp.stack(streamed, axis=1))
+
+
+UNEQUAL = {
+    **MODELS,
+    "adapters": mhc_ssm("adapters", vocab_size=17, max_len=8, width=8, layers=2),
+    "rotary, over mhc": MODELS["positions are learned"].replace(
+        mixer=AttentionConfig(heads=4, kv_heads=2, rotary="half", qk_norm=True), positions="none", head="dense"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_prompts_of_unequal_length_give_what_each_gives_alone(name):
+    """Also past the longest sequence, where a window slides over some rows sooner than over others."""
+    model, lengths, new = UNEQUAL[name], [5, 1, 3], 9
+    params = mhc_jax.init(model.replace(embed_std=1.0), jax.random.key(1))
+    prompts = jax.random.randint(jax.random.key(2), (3, 5), 0, 17)
+    options = {"max_new_tokens": new, "temperature": 0.0}
+    found = mhc_jax.generate(model, params, prompts, lengths_B=lengths, **options)
+    streamed = stream(model, params, prompts, lengths_B=jnp.asarray(lengths), temperature=0.0)
+    streamed = np.stack(list(itertools.islice(streamed, new)), axis=1)
+    for row, length in enumerate(lengths):
+        alone = mhc_jax.generate(model, params, prompts[row : row + 1, :length], **options)[0]
+        np.testing.assert_array_equal(found[row, : length + new], alone)
+        np.testing.assert_array_equal(streamed[row], alone[length:])
+        assert not found[row, length + new :].any()
+
+
+@pytest.mark.parametrize("lengths", [[0, 1], [1], [1, 4], [1.0, 2.0], 3])
+def test_lengths_that_are_none_are_refused(lengths):
+    model = MODELS["state of one size"]
+    params = mhc_jax.init(model, jax.random.key(0))
+    with pytest.raises(ConfigError, match="lengths_B must be 2 whole numbers from 1 to 3"):
+        mhc_jax.generate(model, params, jnp.ones((2, 3), int), lengths_B=lengths, max_new_tokens=1, temperature=0.0)
+
+
+def test_a_cache_is_as_long_as_asked_and_refuses_more():
+    model = MODELS["positions are learned"]
+    params = mhc_jax.init(model, jax.random.key(0))
+    cache = decode.init_cache(model, params, 1, max_len=3)
+    assert {leaf.shape[2] for leaf in jax.tree.leaves(cache["state"])} == {3}
+    _, cache = decode.extend(model, params, jnp.ones((1, 2), int), cache)
+    with pytest.raises(ConfigError, match="a cache of 3 tokens cannot hold 4"):
+        decode.extend(model, params, jnp.ones((1, 2), int), cache)
+
+
+def test_options_that_do_not_exist_and_models_that_see_ahead_are_refused():
+    model = MODELS["positions are learned"]
+    params = mhc_jax.init(model, jax.random.key(0))
+    with pytest.raises(ConfigError, match="temprature.*temperature"):
+        mhc_jax.generate(model, params, jnp.ones((1, 2), int), max_new_tokens=1, temprature=0.0)
+    both_ways = model.replace(mixer=model.mixer.replace(causal=False))
+    with pytest.raises(ConfigError, match="cannot continue a text"):
+        mhc_jax.generate(both_ways, params, jnp.ones((1, 2), int), max_new_tokens=1, temperature=0.0)

@@ -14,6 +14,7 @@ from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm, topologies, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import (
     DenseEndsConfig,
     IdentityEndsConfig,
@@ -46,16 +47,22 @@ def tokens():
     return jax.random.randint(jax.random.key(7), (2, 12), 0, SMALL["vocab_size"])
 
 
+# Attention in its other forms, one with the order of tokens from rotations alone, over plain and streamed topologies.
+FORMS = {
+    "rotary half": {"heads": 4, "kv_heads": 2, "rotary": "half", "qk_norm": True},
+    "rotary interleaved": {"heads": 2, "kv_heads": 1, "head_width": 6, "rotary": "interleaved", "bias": False},
+}
 TINY_MIXERS = {"attention": {"heads": 2}}
 
 
 def cell(topology, mixer):
     """A tiny model of that topology and mixer; attention comes with an MLP in a second site of every block."""
-    config = LMConfig(
-        **SMALL,
-        mixer=registry.get("mixer", mixer)(**TINY_MIXERS.get(mixer, {})),
-        mlp=GeluMLPConfig(hidden=8) if mixer == "attention" else None,
-    )
+    if mixer in FORMS:
+        parts = {"mixer": AttentionConfig(**FORMS[mixer]), "positions": "none", "head": "dense", "outputs": 31}
+    else:
+        parts = {"mixer": registry.get("mixer", mixer)(**TINY_MIXERS.get(mixer, {}))}
+    mlp = None if mixer == "diagonal_ssm" else GeluMLPConfig(hidden=8)
+    config = LMConfig(**SMALL, **parts, mlp=mlp)
     config = with_topology(config, topology)
     return config if config.adapters is None else config.replace(adapters=StreamAdaptersConfig(rank=3))
 
@@ -63,6 +70,9 @@ def cell(topology, mixer):
 # Every topology with one mixer, and every mixer with a plain and a streamed topology. (The parity matrix has them all.)
 CELLS = {(topology, "attention") for topology in registry.names("topology")}
 CELLS |= {(topology, mixer) for topology in ("plain", "mhc") for mixer in registry.names("mixer")}
+
+
+CELLS |= {(topology, form) for topology in ("plain", "mhc", "multi_branch", "value_residual") for form in FORMS}
 
 
 @pytest.mark.parametrize(("topology", "mixer"), sorted(CELLS))

@@ -203,7 +203,14 @@ def test_mean_loss_of_nothing_is_nan():
 
 
 OMITTED = {
-    "attention.causal_attention": {"start": None, "segment_ids": None, "keep_BHTS": None, "implementation": "xla"},
+    "attention.causal_attention": {
+        "start": None,
+        "start_B": None,
+        "causal": True,
+        "segment_ids": None,
+        "keep_BHTS": None,
+        "implementation": "xla",
+    },
     "conv.causal_depthwise_conv": {"history_BJD": None, "segment_ids": None},
     "diag_scan.diagonal_scan": {"s0_BD": None, "form": "sequential", "chunk": 64},
     "diag_ssm.diag_ssm": {"s0_BD": None, "reset_BT": None, "form": "sequential", "chunk": 64},
@@ -221,6 +228,7 @@ OMITTED = {
     "sinkhorn.sinkhorn_deepseek": {"eps": 1e-6},
     "sinkhorn.implicit_sinkhorn": {"temperature": 1.0},
     "sinkhorn.solve_laplacian": {"floor": 1e-30},
+    "rotary.rotate": {"base": 10000.0, "layout": "half"},
 }
 
 

@@ -24,6 +24,8 @@ def cases() -> Iterator[Case]:
         "mhc 2, ln, chunked",
         "adapters 4, rms",
         "gpt over deepseek_v4, value residual",
+        "llama, grouped, normalised heads",
+        "wide heads over mhc, value residual",
     )
     for system in (SYSTEMS[name] for name in names):
         yield decoding("decode", system.name, system.config, weights(system.config), batch(system.config)["tokens"])

@@ -69,19 +69,26 @@ def _coefficients():
 
 
 def _attention():
-    heads = draw(q_BTHK=(B, T, H, K), k_BSHK=(B, T, H, K), v_BSHK=(B, T, H, K))
+    heads = draw(q_BTHK=(B, T, H, K), k_BSGK=(B, T, H, K), v_BSGK=(B, T, H, K))
     segments = np.array([[0, 0, 0, 1, 1, 2, 2], [4, 4, 4, 4, 4, 5, 5]])
     path = "attention.causal_attention"
     yield op(path, "", heads)
     yield op(path, "in segments", heads | {"segment_ids": segments})
     yield op(path, "after a cache", heads | draw(q_BTHK=(B, 3, H, K)), start=4)
+    yield op(path, "grouped", heads | draw(q_BTHK=(B, T, 2 * H, K)))
+    yield op(path, "both ways, in segments", heads | {"segment_ids": segments}, causal=False)
+    padded = {"start_B": np.arange(B) + 2}
+    yield op(path, "after padding and a cache", heads | padded | draw(q_BTHK=(B, 3, H, K)), start=4)
+    positions = {"positions_BT": np.array([[0, 1, 2, 3, 4, 5, 6], [7, 9, 900, 0, 1, 2, 3]])}
+    for layout in ("half", "interleaved"):
+        yield op("rotary.rotate", layout, draw(x_BTHK=(B, T, H, 6)) | positions, layout=layout, base=100.0)
     kept = {"keep_BHTS": (np.random.default_rng(9).random((B, H, T, T)) > 0.3).astype(np.float32) / 0.7}
     yield op(path, "with dropped probabilities", heads | kept, torch=_dropped_attention)
 
 
 def _dropped_attention(arrays):
     """The mirror draws its own dropout, so the given one is written out."""
-    q, k, v = (arrays[name].transpose(1, 2) for name in ("q_BTHK", "k_BSHK", "v_BSHK"))
+    q, k, v = (arrays[name].transpose(1, 2) for name in ("q_BTHK", "k_BSGK", "v_BSGK"))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     hidden = scores.new_ones(scores.shape[-2:]).triu(1).bool()
     weights = F.softmax(scores.masked_fill(hidden, float("-inf")), -1) * arrays["keep_BHTS"]

@@ -61,6 +61,16 @@ def tiny_gpt(topology: str = "plain", *, bias: bool = True, activation="tanh", *
     return with_topology(config, topology).replace(**changes)
 
 
+LLAMA = AttentionConfig(heads=4, kv_heads=2, rotary="half", rotary_base=100.0, qk_norm=True, bias=False)
+WIDE = AttentionConfig(heads=3, kv_heads=1, head_width=4, rotary="interleaved")
+
+
+def _llama(mixer: AttentionConfig, topology: str = "plain", **changes) -> LMConfig:
+    """No table of positions, and a head of its own and of another size."""
+    changes = {"mixer": mixer, "positions": "none", "head": "dense", "outputs": VOCAB + 2} | changes
+    return tiny_gpt(topology, **changes)
+
+
 SYSTEMS = {
     system.name: system
     for system in (
@@ -79,6 +89,9 @@ SYSTEMS = {
             ),
             0.1,
         ),
+        System("llama, grouped, normalised heads", _llama(LLAMA)),
+        System("wide heads over mhc, value residual", _llama(WIDE, "mhc", value_residual=ValueResidualConfig())),
+        System("encoder", _llama(AttentionConfig(heads=2, rotary="half", causal=False))),
         System("gpt over deepseek_v4, value residual", tiny_gpt("deepseek_v4", value_residual=ValueResidualConfig())),
     )
 }

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_ref.config import as_record, implementation, register
+from torch_ref.config import as_record, implementation, one_of, register
 from torch_ref.nn import channel, mixers  # noqa: F401  (importing a package registers its kinds)
 from torch_ref.nn.block import Block, Site
-from torch_ref.nn.layers import Norm
+from torch_ref.nn.layers import Norm, linear
 from torch_ref.nn.residual import StreamAdapters
 from torch_ref.nn.residual.base import State, streams_of, with_streams
 from torch_ref.nn.scope import Scope
@@ -23,17 +23,25 @@ _INTEGERS = (torch.int32, torch.int64)
 
 
 class Embed(nn.Module):
-    """Token table (V, D), also the output head, and learned absolute positions (max_len, D)."""
+    """Token table (V, D), also the output head if that is tied, and learned absolute positions (max_len, D), if any."""
 
-    def __init__(self, vocab_size: int, max_len: int, width: int, std: float):
+    def __init__(self, vocab_size: int, max_len: int, width: int, std: float, learned: bool):
         super().__init__()
         self.tokens = nn.Parameter(std * torch.randn(vocab_size, width))
-        self.positions = nn.Parameter(std * torch.randn(max_len, width))
+        self.positions = nn.Parameter(std * torch.randn(max_len, width)) if learned else None
+
+    def forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
+        """The sum of both, (B, T, D); positions past the last learned one share it."""
+        x_BTD = F.embedding(tokens_BT, self.tokens)
+        if self.positions is None:
+            return x_BTD
+        return x_BTD + F.embedding(positions_BT.clamp(max=len(self.positions) - 1), self.positions)
 
 
 @register("model", "lm")
 class LM(nn.Module):
-    """See :func:`build`. Parameters live under ``embed``, ``ends``, ``blocks.{l}`` and ``final_norm``.
+    """See :func:`build`. Parameters live under ``embed``, ``ends``, ``blocks.{l}``, ``final_norm`` and, if
+    the head is not tied, ``head``.
 
     Dropout follows ``train()`` and ``eval()``, in decoding too.
     """
@@ -46,7 +54,13 @@ class LM(nn.Module):
             if getattr(config, name) < 1:
                 raise ValueError(f"lm: {name} must be at least 1, got {getattr(config, name)}")
         self.max_len, self.rate, self.norm_streams = config.max_len, config.dropout, config.norm_streams
-        self.embed = Embed(config.vocab_size, config.max_len, config.width, config.embed_std)
+        learned = one_of("positions", getattr(config, "positions", "learned"), ("learned", "none")) == "learned"
+        self.embed = Embed(config.vocab_size, config.max_len, config.width, config.embed_std, learned)
+        self.head, outputs = None, getattr(config, "outputs", None)
+        if one_of("head", getattr(config, "head", "tied"), ("tied", "dense")) == "dense":
+            self.head = linear(config.width, outputs or config.vocab_size, config.embed_std, bias=False)
+        elif outputs is not None:
+            raise ValueError("lm: outputs other than the vocabulary need head 'dense'")
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
         self.stream_count = self.blocks[0].mixer.residual.stream_count
         self.ends = implementation("ends", config.ends)(config.ends, config.width, self.stream_count)
@@ -164,7 +178,7 @@ class LM(nn.Module):
         positions_BT = (column + torch.arange(T, device=tokens_BT.device)).expand(B, T)
         if start_B is not None:
             positions_BT = positions_BT - start_B[:, None]
-        scope = Scope(positions_BT.clamp(0, self.max_len - 1), column=column, start_B=start_B, taps=taps)
+        scope = Scope(positions_BT.clamp(min=0), column=column, start_B=start_B, taps=taps)
         state, layers = self._stack(tokens_BT, cache["layers"], scope)
         return self._head(state, scope), {"layers": layers, "column": column + T, "start_B": start_B}
 
@@ -182,7 +196,7 @@ class LM(nn.Module):
 
     def _stack(self, tokens_BT: Tensor, memories: list[Any] | None, scope: Scope) -> tuple[State, list[Any] | None]:
         """The residual state after the last layer, and the mixers' states after the last token."""
-        x_BTD = F.embedding(tokens_BT, self.embed.tokens) + F.embedding(scope.positions_BT, self.embed.positions)
+        x_BTD = self.embed(tokens_BT, scope.positions_BT)
         x_BTD = scope.tap("embed", F.dropout(x_BTD, self.rate, self.training))
         state = self.blocks[0].mixer.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
         return run_stack(self.blocks, state, memories, scope / "blocks")
@@ -193,7 +207,8 @@ class LM(nn.Module):
             hidden_BTD = self.ends.collapse(state)
         else:
             hidden_BTD = self.final_norm(scope.tap("collapse", self.ends.collapse(state)))
-        return scope.tap("logits", F.linear(scope.tap("hidden", hidden_BTD), self.embed.tokens))
+        table_VD = self.embed.tokens if self.head is None else self.head.weight
+        return scope.tap("logits", F.linear(scope.tap("hidden", hidden_BTD), table_VD))
 
     @staticmethod
     def _check(tokens_BT: Tensor) -> None:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 def causal_attention(
     q_BTHK: Tensor,
-    k_BSHK: Tensor,
-    v_BSHK: Tensor,
+    k_BSGK: Tensor,
+    v_BSGK: Tensor,
     *,
     start: int | None = None,
     start_B: Tensor | None = None,
@@ -20,7 +20,7 @@ def causal_attention(
 
     Args:
         q_BTHK: queries (B, T, H, K).
-        k_BSHK, v_BSHK: keys and values of G heads; S = T unless ``start`` is given. G divides H: query head h uses head
+        k_BSGK, v_BSGK: keys and values of G heads; S = T unless ``start`` is given. G divides H: query head h uses head
             ``h // (H // G)``.
         start: column of the first query among the keys.
         start_B: (B,) column of each row's first token; keys before it are seen by their own query alone.
@@ -35,12 +35,12 @@ def causal_attention(
     Raises:
         ValueError: T differs from S without ``start``, or G does not divide H.
     """
-    (T, H), (S, G) = q_BTHK.shape[1:3], k_BSHK.shape[1:3]
+    (T, H), (S, G) = q_BTHK.shape[1:3], k_BSGK.shape[1:3]
     if start is None and T != S:
         raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")
     if H % G:
         raise ValueError(f"{H} query heads are not a multiple of {G} key heads")
-    heads_first = (x.transpose(1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
+    heads_first = (x.transpose(1, 2) for x in (q_BTHK, k_BSGK, v_BSGK))
     options = {"dropout_p": dropout, "enable_gqa": H != G}
     if start is None and start_B is None and segment_ids is None:
         return F.scaled_dot_product_attention(*heads_first, is_causal=causal, **options).transpose(1, 2)

@@ -1,14 +1,16 @@
-"""Causal multi-head attention with a key-value cache (GPT-2's; positions come with the embedding)."""
+"""Multi-head attention with a key-value cache: GPT-2's, LLaMA's, Qwen3's."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, normal, zeros
-from mhc_jax.nn.layers import Dense
+from mhc_jax.nn.layers import Dense, Norm
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.ops.attention import AttentionName, causal_attention
+from mhc_jax.ops.rotary import rotate
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -19,16 +21,29 @@ class AttentionConfig(MixerConfig):
     """Multi-head attention.
 
     Attributes:
-        heads: H; divides the width.
+        heads: H, of queries.
+        kv_heads: G, of keys and values; divides H, and is H if None (grouped queries, arXiv 2305.13245).
+        head_width: K; the width over H if None.
         bias: whether the four projections have biases.
         init_std: standard deviation of the projections; that of the output is divided by the square root of the number
             of sites, as in GPT-2.
+        rotary: turns queries and keys by their positions, in pairs of channels; see :mod:`mhc_jax.ops.rotary`. With
+            ``"none"`` positions come with the embedding.
+        rotary_base: of the angles.
+        qk_norm: RMSNorm of every query and key over its head, before they are turned (Qwen3).
+        causal: False lets every token see later ones; such a model cannot decode.
         dropout: of the attention probabilities.
         views: 1, or 3 when queries, keys and values are to be read apart by a topology of three views.
         implementation: see :func:`mhc_jax.ops.attention.causal_attention`; decoding always runs ``"xla"``.
     """
 
     heads: int = 12
+    kv_heads: int | None = None
+    head_width: int | None = None
+    rotary: Literal["none", "half", "interleaved"] = "none"
+    rotary_base: float = 10000.0
+    qk_norm: bool = False
+    causal: bool = True
     bias: bool = True
     init_std: float = 0.02
     dropout: float = 0.0
@@ -37,7 +52,11 @@ class AttentionConfig(MixerConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.heads >= 1, f"heads must be at least 1, got {self.heads}")
+        for name in ("heads", "kv_heads", "head_width"):
+            if getattr(self, name) is not None:
+                self.require_counts(1, name)
+        self.require(self.heads % self.groups == 0, f"kv_heads {self.groups} must divide heads {self.heads}")
+        self.require(self.rotary_base > 0, f"rotary_base must be positive, got {self.rotary_base}")
         self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.views in (1, 3), f"views must be 1 or 3 (queries, keys, values), got {self.views}")
@@ -46,39 +65,59 @@ class AttentionConfig(MixerConfig):
             "implementation 'cudnn' has no dropout of probabilities; use 'xla' or dropout 0",
         )
 
+    @property
+    def groups(self) -> int:
+        """G, heads of keys and values."""
+        return self.kv_heads or self.heads
+
+    def width_of_head(self, width: int) -> int:
+        """K, in a model of that width."""
+        return self.head_width or width // self.heads
+
     def check(self, width):
-        self.require(width % self.heads == 0, f"heads {self.heads} must divide the width {width}")
+        whole = self.head_width is not None or width % self.heads == 0
+        self.require(whole, f"heads {self.heads} must divide the width {width}, or head_width be given")
+        head = self.width_of_head(width)
+        self.require(self.rotary == "none" or head % 2 == 0, f"rotary positions need an even head width, got {head}")
+
+    def value_width(self, width):
+        return self.groups * self.width_of_head(width)
 
     def product_flops(self, width, length):
         """Scores with all keys and the sum of all values."""
-        return 4 * width * length
+        return 4 * self.heads * self.width_of_head(width) * length
 
     def build(self, width, policy, init):
         return Attention(self, width, policy, init)
 
 
 class Attention(Mixer):
-    """``out(softmax(q k' / sqrt(K)) v)``. The state is ``{"k", "v": (B, max_len, H, K)}``, by column of the cache."""
+    """``out(softmax(q k' / sqrt(K)) v)``. The state is ``{"k", "v": (B, max_len, G, K)}``, by column of the cache;
+    its keys are turned."""
 
     def __init__(self, config: AttentionConfig, width: int, policy: Policy, init: Init):
-        self.config, self.policy, self.width, self.views = config, policy, width, config.views
+        self.config, self.policy, self.views = config, policy, config.views
+        self.head_width = config.width_of_head(width)
+        queries, values = config.heads * self.head_width, config.value_width(width)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            Dense(width, width, init / name, kernel=normal(std), bias=zeros if config.bias else False)
-            for name, std in (
-                ("q_proj", config.init_std),
-                ("k_proj", config.init_std),
-                ("v_proj", config.init_std),
-                ("out_proj", config.init_std * init.sites**-0.5),
+            Dense(inputs, outputs, init / name, kernel=normal(std), bias=zeros if config.bias else False)
+            for name, inputs, outputs, std in (
+                ("q_proj", width, queries, config.init_std),
+                ("k_proj", width, values, config.init_std),
+                ("v_proj", width, values, config.init_std),
+                ("out_proj", queries, width, config.init_std * init.sites**-0.5),
             )
         )
+        self.q_norm = Norm(self.head_width, "rms", init / "q_norm") if config.qk_norm else None
+        self.k_norm = Norm(self.head_width, "rms", init / "k_norm") if config.qk_norm else None
 
     def init_state(self, batch, max_len):
-        shape = (batch, max_len, self.config.heads, self.width // self.config.heads)
+        shape = (batch, max_len, self.config.groups, self.head_width)
         k, v = (jnp.zeros(shape, self.policy.compute) for _ in range(2))
         return {"k": k, "v": v}
 
     def __call__(self, u_BTD, state, scope):
-        q, k, v = self._project(u_BTD, scope.values)
+        q, k, v = self._project(u_BTD, scope)
         if state is not None:
             k, v = (
                 jax.lax.dynamic_update_slice_in_dim(state[name], new, scope.column, axis=1)
@@ -90,23 +129,33 @@ class Attention(Mixer):
             k,
             v,
             start=None if state is None else scope.column,
-            first_B=scope.start_B,
+            start_B=scope.start_B,
+            causal=self.config.causal,
             segment_ids=scope.segments_BT,
             keep_BHTS=self._keep(q, k, scope.key_of("probabilities")),
             implementation=self.config.implementation if state is None else "xla",
         )
         return self.out_proj(scope.tap("attended", y.reshape(*y.shape[:2], -1))), state
 
-    def _project(self, u, values):
-        """Queries, keys and values (B, T, H, K)."""
+    def _project(self, u, scope):
+        """Queries (B, T, H, K), and keys and values (B, T, G, K)."""
         inputs = u.astype(self.policy.compute)
         q_in, k_in, v_in = inputs if self.views == 3 else (inputs,) * 3
-        q, k, v = self.q_proj(q_in), self.k_proj(k_in), values(self.v_proj(v_in))
-        return tuple(x.reshape(*x.shape[:2], self.config.heads, -1) for x in (q, k, v))
+        q, k, v = self.q_proj(q_in), self.k_proj(k_in), scope.values(self.v_proj(v_in))
+        q, k, v = (x.reshape(*x.shape[:2], -1, self.head_width) for x in (q, k, v))
+        return self._placed(q, self.q_norm, scope), self._placed(k, self.k_norm, scope), v
 
-    def _keep(self, q_BTHK, k_BSHK, key):
+    def _placed(self, x_BTHK, norm, scope):
+        """Queries or keys as they meet: normalised, and turned by their positions."""
+        if norm is not None:
+            x_BTHK = norm(x_BTHK.astype(self.policy.accumulate)).astype(self.policy.compute)
+        if self.config.rotary == "none":
+            return x_BTHK
+        return rotate(x_BTHK, scope.positions_BT, base=self.config.rotary_base, layout=self.config.rotary)
+
+    def _keep(self, q_BTHK, k_BSGK, key):
         if key is None or self.config.dropout == 0:
             return None
         B, T, H, _ = q_BTHK.shape
-        keep = jax.random.bernoulli(key, 1 - self.config.dropout, (B, H, T, k_BSHK.shape[1]))
+        keep = jax.random.bernoulli(key, 1 - self.config.dropout, (B, H, T, k_BSGK.shape[1]))
         return keep.astype(self.policy.accumulate) / (1 - self.config.dropout)
