@@ -33,12 +33,13 @@ def checkpoint_cases(config: LMConfig, params: Params) -> Iterator[Case]:
     weights = {name: x.astype(np.float32) for name, x in interop.to_torch(config, params).items()}
     tokens = _tokens(config)
     batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
-    diversity = 0.0 if config.residual.stream_count is None else 0.1
+    if config.residual.stream_count is not None:
+        config = config.replace(stream_diversity=0.1)
     yield Case(
         tier="checkpoint",
         name="forward and backward",
-        jax=functools.partial(run_jax, config, weights, batch, diversity),
-        torch=functools.partial(run_torch, config, weights, batch, diversity),
+        jax=functools.partial(run_jax, config, weights, batch),
+        torch=functools.partial(run_torch, config, weights, batch),
     )
     yield decoding("checkpoint", "decoding", config, weights, batch["tokens"])
 

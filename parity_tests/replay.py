@@ -82,6 +82,9 @@ def replay(case: Golden) -> list[Row]:
     tokens, targets = (np.random.RandomState(seed).randint(0, VOCAB, (2, case.time)) for seed in (0, 1))
     targets[0, : case.ignored] = -100
 
+    if config.residual.stream_count is not None:
+        config = config.replace(stream_diversity=1.0)  # left unweighted, and weighted here
+
     def objective(params):
         output = mhc_jax.apply(config, params, jnp.asarray(tokens))
         total, count = cross_entropy(output.logits_BTV, jnp.asarray(targets))

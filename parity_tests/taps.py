@@ -21,8 +21,8 @@ from mhc_jax.nn.lm import LMConfig
 from mhc_jax.ops import loss as jax_loss
 from parity_tests.compare import DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
+from torch_ref.nn.lm import total_penalty
 from torch_ref.ops import loss as torch_loss
-from torch_ref.ops import streams as torch_streams
 
 
 def in_dtype(config: LMConfig, dtype: DType) -> LMConfig:
@@ -42,9 +42,7 @@ def to_module(config: LMConfig, weights: Arrays, dtype: DType) -> Any:
     return module
 
 
-def run_jax(
-    config: LMConfig, weights: Arrays, batch: Arrays, diversity: float, dtype: DType, *, backward: bool = True
-) -> Values:
+def run_jax(config: LMConfig, weights: Arrays, batch: Arrays, dtype: DType, *, backward: bool = True) -> Values:
     """``forward <tap>``, ``forward loss``; with ``backward`` also ``backward <tap>`` and ``gradient <parameter>``."""
     with jax_precision(dtype):
         config = in_dtype(config, dtype)
@@ -54,10 +52,7 @@ def run_jax(
         def objective(params, probes):
             output = mhc_jax.apply(config, params, tokens, taps=True, probes=probes)
             total, count = jax_loss.cross_entropy(output.logits_BTV, targets)
-            loss = total / count
-            if diversity:
-                loss = loss + diversity * output.penalties["stream_diversity"]
-            return loss, output.taps
+            return total / count + sum(output.penalties.values()), output.taps
 
         if not backward:
             loss, taps = jit(lambda params: objective(params, None), dtype)(params)
@@ -90,7 +85,6 @@ def run_torch(
     config: LMConfig,
     weights: Arrays,
     batch: Arrays,
-    diversity: float,
     dtype: DType,
     sample: int = 0,
     *,
@@ -102,12 +96,10 @@ def run_torch(
     """
     module = to_module(config, jitter(weights, sample), dtype)
     taps: dict[str, torch.Tensor] = {}
-    logits = module(torch.from_numpy(batch["tokens"]), taps=taps)
+    penalties: dict[str, list[torch.Tensor]] = {}
+    logits = module(torch.from_numpy(batch["tokens"]), taps=taps, penalties=penalties)
     total, count = torch_loss.cross_entropy(logits, torch.from_numpy(batch["targets"]))
-    loss = total / count
-    if diversity:
-        last = "mixer" if config.mlp is None else "mlp"
-        loss = loss + diversity * torch_streams.diversity(taps[f"blocks.{config.layers - 1}.{last}.state"])
+    loss = total / count + total_penalty(penalties)
     values = {f"forward {name}": x.detach() for name, x in taps.items()} | {"forward loss": loss.detach()}
     if backward:
         loss.backward()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ref.config import as_record, one_of
-from torch_ref.nn.lm import LM, total_penalty, weighted_diversity
+from torch_ref.nn.lm import LM, total_penalty
 from torch_ref.ops.loss import IGNORE
 
 # Matrices of dynamic topologies: they map the streams to coefficients.
@@ -90,22 +90,20 @@ def train_step(
     lr: float | None = None,
     clip: float = 0.0,
     accumulate: int = 1,
-    stream_diversity: float = 0.0,
     segment_ids: Tensor | None = None,
     progress: float | None = None,
 ) -> Tensor:
-    """One optimizer step; returns the cross-entropy before it, without the diversity term and penalties.
+    """One optimizer step; returns the cross-entropy before it, without auxiliary losses.
 
     Args:
         tokens_BT, targets_BT: the whole batch; targets of -100 do not count.
         lr: learning rate of this step; the optimizer's own if omitted.
         clip: largest global gradient norm (scaled by ``clip / (norm + 1e-6)``); 0 for no clipping.
         accumulate: micro-batches that the batch is cut into, weighted by their number of targets.
-        stream_diversity: coefficient of the diversity term.
         progress: 0 at the start of training, 1 at its end.
 
     Raises:
-        ValueError: a batch that ``accumulate`` does not divide, or diversity without streams.
+        ValueError: a batch that ``accumulate`` does not divide.
     """
     if len(tokens_BT) % accumulate:
         raise ValueError(f"a batch of {len(tokens_BT)} is not a multiple of accumulate {accumulate}")
@@ -118,12 +116,9 @@ def train_step(
     loss = torch.zeros_like(model.embed.tokens[0, 0])
     for tokens, labels, ids in zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), segments, strict=True):
         penalties: dict[str, list[Tensor]] = {}
-        total, count, diversity = model.loss_terms(
-            tokens, labels, segment_ids=ids, progress=progress, penalties=penalties
-        )
+        total, count = model.loss_terms(tokens, labels, segment_ids=ids, progress=progress, penalties=penalties)
         part = total / targets
-        extra = weighted_diversity(diversity, stream_diversity) + total_penalty(penalties)
-        (part + count * extra / targets).backward()
+        (part + count * total_penalty(penalties) / targets).backward()
         loss += part.detach()
     if clip > 0:
         nn.utils.clip_grad_norm_(model.parameters(), clip)

@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from mhc_jax.config import Config, ConfigError, FieldError, read_json, within
 from mhc_jax.models import mhc_ssm
@@ -133,7 +133,6 @@ class TrainConfig(Config):
         steps: optimizer steps; 0 to follow ``epochs``.
         accumulate: micro-batches per optimizer step, weighted by their number of targets.
         loss_chunk: tokens of each sequence whose logits exist at once.
-        stream_diversity: coefficient of the stream-diversity term of mHC-SSM.
         eval_every: optimizer steps between evaluations; 0 for only at the end.
         eval_batches: batches of the evaluations by which the best checkpoint is chosen; 0 for the whole validation
             split, which is measured at the end in any case.
@@ -147,7 +146,6 @@ class TrainConfig(Config):
     steps: int = 0
     accumulate: int = 1
     loss_chunk: int = 128
-    stream_diversity: float = 0.0
     eval_every: int = 500
     eval_batches: int = 0
     max_nonfinite: int = 10
@@ -161,7 +159,6 @@ class TrainConfig(Config):
         self.require_counts(0, "steps", "eval_every", "eval_batches", "sample_tokens")
         # Keys of JAX have 32 bits of seed: one more, and another seed would give the same run.
         self.require(0 <= self.seed < 2**32, f"seed must lie in 0 .. {2**32 - 1}, got {self.seed}")
-        self.require(self.stream_diversity >= 0, f"stream_diversity must not be negative, got {self.stream_diversity}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,6 +247,10 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    @classmethod
+    def from_dict(cls, data):
+        return super().from_dict(_renamed(data))
+
     def validate(self):
         # The data first: the model's open sizes follow from it, and with them its faults.
         with within("data"):
@@ -263,10 +264,6 @@ class RunConfig(Config):
             self.data.batch_size % self.train.accumulate == 0,
             f"data.batch_size {self.data.batch_size} is not a multiple of train.accumulate {self.train.accumulate}",
         )
-        self.require(
-            self.train.stream_diversity == 0 or self.model.residual.stream_count is not None,
-            "train.stream_diversity needs a residual with streams",
-        )
 
 
 def recorded(file: Path) -> RunConfig:
@@ -277,6 +274,16 @@ def recorded(file: Path) -> RunConfig:
     """
     with faults_of(file):
         return RunConfig.from_dict(read_json(file))
+
+
+def _renamed(data: Any) -> Any:
+    """The fields of an older run under the names that they have now."""
+    train = data.get("train") if isinstance(data, dict) else None
+    if not isinstance(train, dict) or "stream_diversity" not in train:
+        return data
+    moved = {"stream_diversity": train["stream_diversity"]}
+    train = {name: value for name, value in train.items() if name not in moved}
+    return data | {"model": data.get("model", {}) | moved, "train": train}
 
 
 @contextlib.contextmanager

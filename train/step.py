@@ -35,26 +35,21 @@ def make_train_step(
 
     Without ``mesh`` the step is for one device. ``batch`` holds ``inputs`` and ``targets``, int32 (B, T); B is a
     multiple of ``train.accumulate``. Micro-batches are weighted by their number of targets, so the step equals the one
-    on the whole batch, but for the stream-diversity term, which is not additive over sequences: it is the weighted mean
+    on the whole batch, but for auxiliary losses, which are not additive over sequences: theirs is the weighted mean
     over micro-batches.
 
     A step whose loss, gradient, update or resulting parameters are not finite changes nothing but the counters, so
     the parameters and the optimizer state are finite at all times.
 
-    Metrics: ``loss`` (mean nats per token, without the diversity term), ``lr``, ``grad_norm`` (before clipping),
+    Metrics: ``loss`` (mean nats per token, without auxiliary losses), ``lr``, ``grad_norm`` (before clipping),
     ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this step), ``skipped`` (steps skipped
-    so far), ``consecutive_skipped``, and ``stream_diversity`` for topologies with streams.
+    so far), ``consecutive_skipped``, and every auxiliary loss by its name, weighted.
     """
-    coefficient = config.train.stream_diversity
 
     def objective(params: Params, batch: Batch, key: jax.Array):
         penalties, loss_sum, count = _forward(config, params, batch, key, mesh)
-        sums = {"loss": loss_sum, "tokens": count}
-        total = loss_sum
-        if "stream_diversity" in penalties:
-            sums["stream_diversity"] = count * penalties["stream_diversity"]
-            total = total + coefficient * sums["stream_diversity"]
-        return total, sums
+        weighted = {name: count * value for name, value in penalties.items()}
+        return loss_sum + sum(weighted.values()), {"loss": loss_sum, "tokens": count, **weighted}
 
     def gradients(params: Params, batch: Batch, key: jax.Array):
         """Gradients of the mean, and the means."""

@@ -1,5 +1,7 @@
 """Every configuration resolves to what its golden file says, and is what its name promises."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,13 @@ def test_golden_file_is_current(name):
     assert config.to_json() == golden, "if the change is meant, run: python -m configs"
     assert RunConfig.from_json(golden) == config
     assert config.name == name
+
+
+def test_a_run_of_older_days_is_read():
+    """Its fields have other names by now, and some did not exist."""
+    text = (Path(__file__).parents[2] / "train" / "tests" / "run_of_2026_11.json").read_text()
+    config = configs.load("mhc_ssm_adapters")
+    assert RunConfig.from_json(text) == config.replace(model=config.model.replace(stream_diversity=0.25))
 
 
 def test_golden_files_have_no_orphans():

@@ -44,6 +44,8 @@ class BackboneConfig(Config):
         residual, ends, adapters, mixer: the parts; adapters need a topology with streams.
         mlp: the channel mixer, a second site of every block; None for blocks of one site.
         value_residual: lets every layer use the first one's values.
+        stream_diversity: coefficient of mHC-SSM's auxiliary loss on streams that are not orthogonal to each other; see
+            :func:`mhc_jax.ops.streams.diversity`.
     """
 
     width: int = 512
@@ -58,12 +60,18 @@ class BackboneConfig(Config):
     mixer: MixerConfig = DiagonalSSMConfig()
     mlp: ChannelMixerConfig | None = None
     value_residual: ValueResidualConfig | None = None
+    stream_diversity: float = 0.0
 
     def validate(self):
         super().validate()
         self.require_counts(1, "width", "layers")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.norm in ("rms", "ln"), f"norm must be one of 'rms', 'ln', got {self.norm!r}")
+        self.require(self.stream_diversity >= 0, f"stream_diversity must not be negative, got {self.stream_diversity}")
+        self.require(
+            self.stream_diversity == 0 or self.residual.stream_count is not None,
+            f"stream_diversity needs a residual with streams, not {self.residual.kind!r}",
+        )
         with within("ends"):
             self.ends.check(self.residual)
         with within("mixer"):
@@ -125,8 +133,9 @@ class Backbone(nnx.Module):
         """The normalised output (B, T, D), and the mixers' states after the last token; see :class:`Mixer`."""
         state = self.config.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
         (state, _), states = run_stack(self.blocks, self._carry(state), states, scope / "blocks", self.execution)
-        if self.config.residual.stream_count is not None:
-            scope.penalise("stream_diversity", streams.diversity(streams_of(state)))
+        if self.config.stream_diversity:
+            diversity = streams.diversity(streams_of(state))
+            scope.penalise("stream_diversity", self.config.stream_diversity * diversity)
         return sliced(self._collapse(state, scope), scope.batch_sharding), states
 
     def _carry(self, state: State) -> Carry:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from mhc_jax import LMConfig, registry
+from mhc_jax import registry
+from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.residual import StreamAdaptersConfig
 from mhc_jax.tests.ranges import ANY, COUNT, NATURAL, POSITIVE, RATE, SHARE, check
 
@@ -25,7 +26,8 @@ PARTS = {
         "identity_mix": RATE,
     },
     "attention": {
-        "heads": COUNT, "views": {"1 or 3": lambda x: x in (1, 3)}, "init_std": POSITIVE, "dropout": RATE,
+        "heads": COUNT, "rotary_base": POSITIVE, "views": {"1 or 3": lambda x: x in (1, 3)}, "init_std": POSITIVE,
+        "dropout": RATE,
     },
     "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
     "gelu_mlp": {"hidden": NATURAL, "init_std": POSITIVE},
@@ -53,7 +55,7 @@ def test_numbers_of_every_part(axis, kind):
 
 def test_numbers_of_the_model_and_of_adapters():
     sizes = dict.fromkeys(("vocab_size", "max_len", "layers"), COUNT)
-    check(LMConfig(), sizes | {"width": COUNT, "dropout": RATE, "embed_std": POSITIVE})
+    check(mhc_ssm(), sizes | {"width": COUNT, "dropout": RATE, "embed_std": POSITIVE, "stream_diversity": NATURAL})
     check(StreamAdaptersConfig(), {"rank": COUNT, "dropout": RATE})
 
 

@@ -19,11 +19,10 @@ Arrays = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """A model, and the coefficient of its stream-diversity term in the loss."""
+    """A model under a name."""
 
     name: str
     config: LMConfig
-    diversity: float = 0.0
 
     @property
     def covers(self) -> frozenset[str]:
@@ -76,18 +75,21 @@ SYSTEMS = {
     for system in (
         System("baseline, original, rms", tiny("baseline", "original", "rms")),
         System("baseline, ln, associative", tiny("baseline", "default", "ln", conv=4, scan="associative")),
-        System("mhc 4, original, rms", tiny("mhc", "original", "rms"), 0.1),
+        System("mhc 4, original, rms", tiny("mhc", "original", "rms", stream_diversity=0.1)),
         System("mhc 1, original, ln", tiny("mhc", "original", "ln", streams=1, conv=1)),
         System("mhc 2, ln, chunked", tiny("mhc", "default", "ln", streams=2, conv=1, scan="chunked")),
-        System("adapters 2, original, ln", tiny("adapters", "original", "ln", streams=2), 0.1),
+        System("adapters 2, original, ln", tiny("adapters", "original", "ln", streams=2, stream_diversity=0.1)),
         System("adapters 4, rms", tiny("adapters", "default", "rms")),
         System("gpt", tiny_gpt()),
         System(
             "gpt over mhc, constrained value residual",
             tiny_gpt(
-                "mhc_original", bias=False, activation="erf", value_residual=ValueResidualConfig(constrained=True)
+                "mhc_original",
+                bias=False,
+                activation="erf",
+                value_residual=ValueResidualConfig(constrained=True),
+                stream_diversity=0.1,
             ),
-            0.1,
         ),
         System("llama, grouped, normalised heads", _llama(LLAMA)),
         System("wide heads over mhc, value residual", _llama(WIDE, "mhc", value_residual=ValueResidualConfig())),

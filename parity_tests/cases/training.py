@@ -37,8 +37,9 @@ def cases() -> Iterator[Case]:
     for name, optim in OPTIMIZERS.items():
         yield optimizer(name, SYSTEMS["mhc 4, original, rms"], optim)
     yield trajectory("mhc, original settings", SYSTEMS["mhc 4, original, rms"], ORIGINAL, TrainConfig())
-    diverse = TrainConfig(accumulate=2, stream_diversity=0.1)
-    yield trajectory("adapters, default settings", SYSTEMS["adapters 4, rms"], OptimConfig(lr=1e-2), diverse)
+    system = SYSTEMS["adapters 4, rms"]
+    diverse = System(system.name, system.config.replace(stream_diversity=0.1))
+    yield trajectory("adapters, default settings", diverse, OptimConfig(lr=1e-2), TrainConfig(accumulate=2))
 
 
 def optimizer(name: str, system: System, optim: OptimConfig) -> Case:
@@ -170,7 +171,6 @@ def _train_torch(
             lr=torch_train.learning_rate(optim, index, STEPS),
             clip=optim.clip,
             accumulate=settings.accumulate,
-            stream_diversity=settings.stream_diversity,
         )
         losses.append(float(loss))
     values = {f"params {name}": x.detach().numpy() for name, x in module.named_parameters()}

@@ -53,7 +53,8 @@ class LM(nn.Module):
         for name in ("vocab_size", "max_len", "width", "layers"):
             if getattr(config, name) < 1:
                 raise ValueError(f"lm: {name} must be at least 1, got {getattr(config, name)}")
-        self.max_len, self.rate, self.norm_streams = config.max_len, config.dropout, config.norm_streams
+        self.max_len: int = config.max_len
+        self.rate, self.norm_streams = config.dropout, config.norm_streams
         learned = one_of("positions", getattr(config, "positions", "learned"), ("learned", "none")) == "learned"
         self.embed = Embed(config.vocab_size, config.max_len, config.width, config.embed_std, learned)
         self.head, outputs = None, getattr(config, "outputs", None)
@@ -63,6 +64,9 @@ class LM(nn.Module):
             raise ValueError("lm: outputs other than the vocabulary need head 'dense'")
         self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
         self.stream_count = self.blocks[0].mixer.residual.stream_count
+        self.stream_diversity = getattr(config, "stream_diversity", 0.0)
+        if self.stream_diversity and self.stream_count is None:
+            raise ValueError("stream_diversity needs a residual with streams")
         self.ends = implementation("ends", config.ends)(config.ends, config.width, self.stream_count)
         self.final_norm = Norm(config.width, config.norm, config.norm_bias)
 
@@ -73,6 +77,7 @@ class LM(nn.Module):
         taps: dict[str, Tensor] | None = None,
         positions: Tensor | None = None,
         segment_ids: Tensor | None = None,
+        penalties: dict[str, list[Tensor]] | None = None,
     ) -> Tensor:
         """Logits (B, T, V).
 
@@ -81,11 +86,12 @@ class LM(nn.Module):
             taps: filled with named activations, whose ``.grad`` ``backward()`` then keeps.
             positions: (B, T) absolute positions; 0 .. T-1 if omitted.
             segment_ids: (B, T); mixers keep tokens of different segments apart.
+            penalties: filled with auxiliary losses; see :func:`total_penalty`.
 
         Raises:
             ValueError: tokens that are not a (B, T) integer tensor, empty, or longer than ``max_len``.
         """
-        scope = self._scope(tokens_BT, positions, segment_ids, taps=taps)
+        scope = self._scope(tokens_BT, positions, segment_ids, taps=taps, penalties=penalties)
         state, _ = self._stack(tokens_BT, None, scope)
         return self._head(state, scope)
 
@@ -97,8 +103,8 @@ class LM(nn.Module):
         segment_ids: Tensor | None = None,
         progress: float | None = None,
         penalties: dict[str, list[Tensor]] | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Summed cross-entropy, number of targets that count, and stream diversity (None without streams).
+    ) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy, and the number of targets that count.
 
         Args:
             progress: 0 at the start of training, 1 at its end.
@@ -106,39 +112,22 @@ class LM(nn.Module):
         """
         scope = self._scope(tokens_BT, None, segment_ids, progress=progress, penalties=penalties)
         state, _ = self._stack(tokens_BT, None, scope)
-        total, count = cross_entropy(self._head(state, scope), targets_BT)
-        return total, count, None if self.stream_count is None else streams.diversity(streams_of(state))
+        return cross_entropy(self._head(state, scope), targets_BT)
 
     def loss(
         self,
         tokens_BT: Tensor,
         targets_BT: Tensor,
-        stream_diversity: float = 0.0,
         *,
         segment_ids: Tensor | None = None,
         progress: float | None = None,
     ) -> Tensor:
-        """Mean cross-entropy over targets other than -100, plus ``stream_diversity`` times that term and penalties.
-
-        Raises:
-            ValueError: the term is asked for, but the residual has no streams.
-        """
+        """Mean cross-entropy over targets other than -100, plus the auxiliary losses."""
         penalties: dict[str, list[Tensor]] = {}
-        total, count, diversity = self.loss_terms(
+        total, count = self.loss_terms(
             tokens_BT, targets_BT, segment_ids=segment_ids, progress=progress, penalties=penalties
         )
-        return total / count + weighted_diversity(diversity, stream_diversity) + total_penalty(penalties)
-
-    def stream_diversity(self, tokens_BT: Tensor) -> Tensor:
-        """See :func:`torch_ref.ops.streams.diversity`, of the state that the collapse reads.
-
-        Raises:
-            ValueError: the residual has no streams.
-        """
-        if self.stream_count is None:
-            raise ValueError("stream diversity needs a residual with streams")
-        state, _ = self._stack(tokens_BT, None, self._scope(tokens_BT, None, None))
-        return streams.diversity(streams_of(state))
+        return total / count + total_penalty(penalties)
 
     def init_cache(self, batch: int, max_len: int | None = None, start_B: Tensor | None = None) -> dict[str, Any]:
         """The decoding state before the first column: every layer's mixer state, the column and ``start_B``.
@@ -199,7 +188,10 @@ class LM(nn.Module):
         x_BTD = self.embed(tokens_BT, scope.positions_BT)
         x_BTD = scope.tap("embed", F.dropout(x_BTD, self.rate, self.training))
         state = self.blocks[0].mixer.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
-        return run_stack(self.blocks, state, memories, scope / "blocks")
+        state, memories = run_stack(self.blocks, state, memories, scope / "blocks")
+        if self.stream_diversity:
+            scope.penalise("stream_diversity", self.stream_diversity * streams.diversity(streams_of(state)))
+        return state, memories
 
     def _head(self, state: State, scope: Scope) -> Tensor:
         if self.norm_streams:
@@ -224,15 +216,6 @@ class LM(nn.Module):
 def total_penalty(penalties: dict[str, list[Tensor]]) -> Tensor | float:
     """Sum over the names of auxiliary losses of the mean over the calls that gave one."""
     return sum((torch.stack(values).mean() for values in penalties.values()), 0.0)
-
-
-def weighted_diversity(diversity: Tensor | None, coefficient: float) -> Tensor | float:
-    """``coefficient * diversity``; ValueError if it is wanted and there is none."""
-    if coefficient == 0:
-        return 0.0
-    if diversity is None:
-        raise ValueError("stream_diversity needs a residual with streams")
-    return coefficient * diversity
 
 
 def _block(config: Any, layer: int) -> Block:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import torch_ref
+from torch_ref.ops import streams
 from torch_ref.ops.diag_ssm import diag_ssm, pole
 from torch_ref.ops.sinkhorn import sinkhorn_rows_then_columns
 from torch_ref.tests import golden
@@ -35,15 +36,22 @@ def prepared(case, dtype):
     config, T, coefficient, ignored = golden.CASES[case]
     logits, grads = golden.golden_arrays(case)
     names = {name: golden.our_name(name, config["adapters"] is not None) for name in grads}
-    model = golden.filled(torch_ref.build(config), names).to(dtype)
+    model = golden.filled(torch_ref.build(config | {"stream_diversity": coefficient}), names).to(dtype)
     tokens, targets = golden.batch(T, ignored)
-    return model, tokens, targets, coefficient, logits, grads, names
+    return model, tokens, targets, logits, grads, names
+
+
+def stream_diversity(model, tokens):
+    """Of the streams that the collapse reads."""
+    taps: dict[str, torch.Tensor] = {}
+    model(tokens, taps=taps)
+    return streams.diversity(taps[f"blocks.{len(model.blocks) - 1}.mixer.state"])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("case", golden.CASES)
 def test_logits_loss_and_all_gradients(case, dtype):
-    model, tokens, targets, coefficient, logits, grads, names = prepared(case, dtype)
+    model, tokens, targets, logits, grads, names = prepared(case, dtype)
     summary = golden.SUMMARY[case]
     assert sum(p.numel() for p in model.parameters()) == summary["params"]
     ours = model(tokens)
@@ -51,10 +59,11 @@ def test_logits_loss_and_all_gradients(case, dtype):
     assert close(ours, logits)
     assert ours.mean().item() == pytest.approx(summary["logits_mean"], abs=1e-6)
     assert ours.std(correction=0).item() == pytest.approx(summary["logits_std"], rel=1e-6)
-    assert model.loss(tokens, targets).item() == pytest.approx(summary["loss"], rel=1e-6)
+    total, count = model.loss_terms(tokens, targets)
+    assert (total / count).item() == pytest.approx(summary["loss"], rel=1e-6)
     if model.stream_count is not None:
-        assert model.stream_diversity(tokens).item() == pytest.approx(summary["div"], abs=1e-6)
-    model.loss(tokens, targets, coefficient).backward()
+        assert stream_diversity(model, tokens).item() == pytest.approx(summary["div"], abs=1e-6)
+    model.loss(tokens, targets).backward()
     parameters = dict(model.named_parameters())
     assert {names[name] for name in grads} == set(parameters)
     wrong = [name for name, grad in grads.items() if not close(parameters[names[name]].grad, grad)]
@@ -65,11 +74,9 @@ def test_logits_loss_and_all_gradients(case, dtype):
 
 @pytest.mark.parametrize("case", golden.CASES)
 def test_four_training_steps(case):
-    model, tokens, targets, coefficient, *_ = prepared(case, torch.float32)
+    model, tokens, targets, *_ = prepared(case, torch.float32)
     optimizer = make_optimizer(model, ORIGINAL_OPTIMIZER)
-    losses = [
-        float(train_step(model, optimizer, tokens, targets, clip=1.0, stream_diversity=coefficient)) for _ in range(4)
-    ]
+    losses = [float(train_step(model, optimizer, tokens, targets, clip=1.0)) for _ in range(4)]
     assert losses == pytest.approx(golden.SUMMARY[case]["train_losses"], rel=2e-6)
 
 

@@ -90,11 +90,11 @@ def test_schedule():
 def test_accumulation_weights_micro_batches_by_their_targets(diversity):
     gradients, losses = [], []
     for accumulate in (1, 2):
-        model, tokens, targets = model_and_batch(form="original")
+        model, tokens, targets = model_and_batch(form="original", stream_diversity=diversity)
         targets[:2, 1:] = -100
         tokens[2:], targets[2:, 1:] = tokens[:2], targets[:2, :1]  # equal states, so equal diversity terms
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-        step = train_step(model, optimizer, tokens, targets, accumulate=accumulate, stream_diversity=diversity)
+        step = train_step(model, optimizer, tokens, targets, accumulate=accumulate)
         losses.append(step)
         gradients.append([p.grad.clone() for p in model.parameters()])
     torch.testing.assert_close(losses[0], losses[1])
@@ -130,11 +130,11 @@ def test_learns_a_batch_by_heart(variant):
 
 
 def test_compiling_changes_neither_values_nor_names():
-    model, tokens, targets = model_and_batch("mhc", layers=1)
-    names, logits, loss = list(model.state_dict()), model(tokens), model.loss(tokens, targets, 0.1)
+    model, tokens, targets = model_and_batch("mhc", layers=1, stream_diversity=0.1)
+    names, logits, loss = list(model.state_dict()), model(tokens), model.loss(tokens, targets)
     compile_model(model, backend="aot_eager")
     assert list(model.state_dict()) == names
     torch.testing.assert_close(model(tokens), logits)
-    torch.testing.assert_close(model.loss(tokens, targets, 0.1), loss)
+    torch.testing.assert_close(model.loss(tokens, targets), loss)
     optimizer = make_optimizer(model, OPTIM)
     assert [train_step(model, optimizer, tokens, targets).item() for _ in range(3)][-1] < loss.item()

@@ -63,7 +63,7 @@ def tiny(tmp_path):
             ["mhc_ssm", "--data.batch-size", "15", "--train.accumulate", "2"],
             "--data.batch-size 15 is not a multiple of --train.accumulate 2",
         ),
-        (["mhc_ssm_baseline", "--train.stream-diversity", "1"], "--train.stream-diversity needs a residual with"),
+        (["mhc_ssm_baseline", "--model.stream-diversity", "1"], "--model.stream-diversity needs a residual with"),
         (["mhc_ssm", "--optim.lr", "inf"], "--optim.lr must be finite, got inf"),
         (["mhc_ssm", "--optim.eps", "1e-60"], "--optim.eps must be at least 1.2e-38"),
         (["mhc_ssm", "--train.seed", str(2**63)], "--train.seed must fit 64 bits"),

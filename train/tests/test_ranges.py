@@ -11,7 +11,7 @@ PARTS = {
         "warmup_steps": NATURAL, "decay_steps": NATURAL, "final_lr": UPPER, "value_lr": NATURAL, "residual_lr": NATURAL,
     },
     "TrainConfig": {
-        "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT, "loss_chunk": COUNT, "stream_diversity": NATURAL,
+        "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT, "loss_chunk": COUNT,
         "eval_every": NATURAL, "eval_batches": NATURAL, "max_nonfinite": COUNT, "seed": NATURAL,
         "sample_tokens": NATURAL,
     },

@@ -71,8 +71,7 @@ def test_equals_a_step_written_out_with_whole_logits(coefficient, batch, step, s
     config = CONFIG
     if coefficient:
         config = config.replace(
-            model=mhc_ssm(vocab_size=31, max_len=12, width=8, layers=1),
-            train=config.train.replace(stream_diversity=coefficient),
+            model=mhc_ssm(vocab_size=31, max_len=12, width=8, layers=1, stream_diversity=coefficient),
         )
         start, step = init_state(config, optimizer_of(config)), compiled(config)
 
@@ -80,7 +79,7 @@ def test_equals_a_step_written_out_with_whole_logits(coefficient, batch, step, s
         output = mhc_jax.apply(config.model, params, batch["inputs"])
         total, count = cross_entropy(output.logits_BTV, batch["targets"])
         diversity = output.penalties.get("stream_diversity", 0.0)
-        return total / count + coefficient * diversity, (total / count, diversity)
+        return total / count + diversity, (total / count, diversity)
 
     (_, (loss, diversity)), grads = jax.jit(jax.value_and_grad(objective, has_aux=True))(start.params)
     updates, _ = optimizer_of(config).update(grads, start.opt_state, start.params)
