@@ -118,6 +118,13 @@ class Config:
             self.require(value >= least, f"{field} {bound}, got {value}")
             self.require(value < 2**31, f"{field} must be below 2**31, got {value}")
 
+    def parts(self) -> Iterator["Config"]:
+        """This record and, recursively, the records it holds."""
+        yield self
+        for field in dataclasses.fields(self):
+            if isinstance(value := getattr(self, field.name), Config):
+                yield from value.parts()
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)

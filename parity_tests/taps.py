@@ -16,8 +16,8 @@ import mhc_jax
 import torch_ref
 from mhc_jax import interop
 from mhc_jax.functional import Params
-from mhc_jax.interop.names import STACKED
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.interop.names import is_stacked, of_layer
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.ops import loss as jax_loss
 from parity_tests.compare import DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
@@ -25,24 +25,24 @@ from torch_ref.nn.lm import total_penalty
 from torch_ref.ops import loss as torch_loss
 
 
-def in_dtype(config: LMConfig, dtype: DType) -> LMConfig:
+def in_dtype(config: ModelConfig, dtype: DType) -> ModelConfig:
     """The model under the policy of that dtype."""
     return config.replace(execution=config.execution.replace(policy=dtype))
 
 
-def to_params(config: LMConfig, weights: Arrays, dtype: DType) -> Params:
+def to_params(config: ModelConfig, weights: Arrays, dtype: DType) -> Params:
     """JAX's parameters of the mirror's weights."""
     return interop.from_torch(config, cast(weights, dtype))
 
 
-def to_module(config: LMConfig, weights: Arrays, dtype: DType) -> Any:
+def to_module(config: ModelConfig, weights: Arrays, dtype: DType) -> Any:
     """The mirror with these weights, a ``torch_ref.LM``."""
     module = torch_ref.build(config).to(getattr(torch, dtype)).eval()
     module.load_state_dict({name: torch.from_numpy(x.copy()) for name, x in cast(weights, dtype).items()})
     return module
 
 
-def run_jax(config: LMConfig, weights: Arrays, batch: Arrays, dtype: DType, *, backward: bool = True) -> Values:
+def run_jax(config: ModelConfig, weights: Arrays, batch: Arrays, dtype: DType, *, backward: bool = True) -> Values:
     """``forward <tap>``, ``forward loss``; with ``backward`` also ``backward <tap>`` and ``gradient <parameter>``."""
     with jax_precision(dtype):
         config = in_dtype(config, dtype)
@@ -73,16 +73,16 @@ def _forward(loss: jax.Array, taps: Mapping[str, jax.Array]) -> dict[str, np.nda
 def _split_layers(taps: Mapping[str, jax.Array]) -> dict[str, np.ndarray]:
     values = {}
     for name, stacked in taps.items():
-        if not name.startswith(STACKED):
+        if not is_stacked(name):
             values[name] = np.asarray(stacked)
             continue
         for layer, x in enumerate(np.asarray(stacked)):
-            values[f"{STACKED}{layer}.{name.removeprefix(STACKED)}"] = x
+            values[of_layer(name, layer)] = x
     return values
 
 
 def run_torch(
-    config: LMConfig,
+    config: ModelConfig,
     weights: Arrays,
     batch: Arrays,
     dtype: DType,

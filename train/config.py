@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mhc_jax.config import Config, ConfigError, FieldError, read_json, within
 from mhc_jax.models import mhc_ssm
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 
 # Of float32, in which everything is trained.
 SMALLEST, LARGEST = 1.2e-38, 3.4e38
@@ -239,7 +239,7 @@ class RunConfig(Config):
 
     name: str = "mhc_ssm"
     run_dir: str = ""
-    model: LMConfig = mhc_ssm(vocab_size=0, max_len=0)
+    model: ModelConfig = mhc_ssm(vocab_size=0, max_len=0)
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

@@ -14,6 +14,8 @@ import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
+from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.model import ModelConfig
 from train import cli, figures, sharding, streams, target
 from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
 from train.console import task
@@ -57,7 +59,7 @@ class Flags:
     picture: str = ""
     html: str = ""
     tokens: int = 2048
-    model: mhc_jax.LMConfig = mhc_jax.LMConfig()
+    model: ModelConfig = mhc_ssm()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

@@ -7,13 +7,13 @@ import jax
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 
 # Parameters, their gradients, and the two moments of AdamW.
 TRAINING = 4
 
 
-def check_memory(model: LMConfig, copies: int) -> None:
+def check_memory(model: ModelConfig, copies: int) -> None:
     """Refuses a model whose float32 parameters, so many times, are more than all memory there is.
 
     Args:
@@ -43,7 +43,7 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
 
 
-def _flag(model: LMConfig, parameter: str) -> str:
+def _flag(model: ModelConfig, parameter: str) -> str:
     """The flag of which that parameter's size is the likeliest to be too large."""
     if parameter == "embed.tokens" and model.vocab_size > model.width:
         return "--model.vocab-size"

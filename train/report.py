@@ -79,14 +79,8 @@ def render(findings: Findings) -> str:
 
 
 def _header(findings: Findings, titles: Sequence[str]) -> str:
-    model, summary = findings.config.model, findings.summary
-    count = model.residual.stream_count
-    words = [
-        f"{model.layers} layers of width {model.width}",
-        f"residual {model.residual.kind}" + (f", {count} streams" if count else ""),
-        f"mixer {model.mixer.kind}" + (f" and {model.mlp.kind}" if model.mlp else ""),
-        f"data {findings.config.data.source}",
-    ]
+    summary = findings.summary
+    words = [*findings.config.model.description, f"data {findings.config.data.source}"]
     found = {
         "validation loss": summary.get("val_loss"),
         "perplexity": summary.get("val_ppl"),

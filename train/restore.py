@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Literal
 
 import mhc_jax
-from mhc_jax import LMConfig, interop
+from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
+from mhc_jax.nn.model import ModelConfig
 from train.checkpoint import Checkpoints
 from train.config import DataConfig, RunConfig, faults_of, recorded
 
@@ -37,7 +38,7 @@ def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple
     return config, checkpoints.restore_params(param_shapes(config.model), which)
 
 
-def _exported(path: Path, model: LMConfig, params: Params) -> tuple[RunConfig, Params]:
+def _exported(path: Path, model: ModelConfig, params: Params) -> tuple[RunConfig, Params]:
     if (path / "run.json").is_file():
         return _read_config(path / "run.json").replace(model=model), params
     data = DataConfig(seq_len=model.max_len)

@@ -142,9 +142,8 @@ def mixes(config: RunConfig) -> bool:
 def check(config: RunConfig) -> None:
     """Raises ConfigError if statistics are asked for of a model that mixes nothing."""
     if config.log.streams_every and not mixes(config):
-        raise ConfigError(
-            f"log.streams_every needs a residual that mixes streams, not {config.model.residual.kind!r}; set it to 0"
-        )
+        parts = ", ".join(config.model.description)
+        raise ConfigError(f"log.streams_every needs a model that mixes streams, not this one ({parts}); set it to 0")
 
 
 def measure(config: RunConfig, params: Params, tokens_BT: np.ndarray) -> Record:

@@ -1,7 +1,7 @@
 """Canonical parameter names, and how each maps to the PyTorch mirror's name and memory layout.
 
-In JAX the parameters of all layers are stacked under ``blocks.<path>``, layer axis first; in PyTorch
-layer l owns ``blocks.<l>.<path>``. A leaf is translated by its own name alone, see :data:`_RULES`.
+In JAX the parameters of all layers are stacked under ``blocks.<path>``, layer axis first, wherever ``blocks`` stands in
+the name; in PyTorch layer l owns ``blocks.<l>.<path>``. A leaf is translated by its own name alone, see :data:`_RULES`.
 """
 
 import dataclasses
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from mhc_jax.functional import param_shapes
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.tree import flatten
 
-STACKED = "blocks."
+STACK = "blocks"
 
 Layout = Callable[[np.ndarray], np.ndarray]
 
@@ -50,26 +50,36 @@ class Entry:
     to_jax: Layout
 
 
-def jax_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+def is_stacked(name: str) -> bool:
+    """Whether a parameter or an activation of that dotted name has a leading layer axis."""
+    return STACK in name.split(".")[:-1]
+
+
+def of_layer(name: str, layer: int) -> str:
+    """The name of one layer's slice of what is stacked under ``name``."""
+    before, after = f".{name}".split(f".{STACK}.", 1)
+    return f"{before}.{STACK}.{layer}.{after}".removeprefix(".")
+
+
+def jax_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Canonical path to shape, for every parameter of the model."""
     return {path: leaf.shape for path, leaf in flatten(param_shapes(config)).items()}
 
 
-def torch_shapes(config: LMConfig) -> dict[str, tuple[int, ...]]:
+def torch_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """The mirror's name to shape, for every tensor of its state_dict."""
     abstract = ((entry, np.broadcast_to(np.float32(0), entry.shape)) for entry in entries(config))
     return {entry.torch_name: entry.to_torch(leaf).shape for entry, leaf in abstract}
 
 
-def entries(config: LMConfig) -> Iterator[Entry]:
+def entries(config: ModelConfig) -> Iterator[Entry]:
     """The PyTorch tensors that stand for the parameters of the model."""
     for path, shape in jax_shapes(config).items():
         parent, _, leaf = path.rpartition(".")
         rule = _RULES.get(leaf, _Rule(leaf, _same, _same))
-        torch_path = f"{parent}.{rule.name}"
-        if not path.startswith(STACKED):
+        torch_path = f"{parent}.{rule.name}".removeprefix(".")
+        if not is_stacked(path):
             yield Entry(torch_path, path, None, tuple(shape), rule.to_torch, rule.to_jax)
             continue
         for layer in range(shape[0]):
-            torch_name = f"{STACKED}{layer}.{torch_path.removeprefix(STACKED)}"
-            yield Entry(torch_name, path, layer, tuple(shape[1:]), rule.to_torch, rule.to_jax)
+            yield Entry(of_layer(torch_path, layer), path, layer, tuple(shape[1:]), rule.to_torch, rule.to_jax)

@@ -8,7 +8,7 @@ import numpy as np
 from mhc_jax import registry
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 
 AXIS = "original"
 
@@ -23,17 +23,17 @@ class Original:
     model_type: str | None = None
 
     @staticmethod
-    def read(state_dict: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[LMConfig, Params]:
+    def read(state_dict: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[ModelConfig, Params]:
         """See :func:`from_original`."""
         raise NotImplementedError
 
     @staticmethod
-    def write(config: LMConfig, params: Params) -> dict[str, np.ndarray]:
+    def write(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
         """See :func:`to_original`."""
         raise NotImplementedError
 
 
-def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> tuple[LMConfig, Params]:
+def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> tuple[ModelConfig, Params]:
     """The model, in its ``original`` form, and the parameters that a published checkpoint holds.
 
     Args:
@@ -51,7 +51,7 @@ def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> t
     return reader.read(state_dict, hints)
 
 
-def to_original(system: str, config: LMConfig, params: Params) -> dict[str, np.ndarray]:
+def to_original(system: str, config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
     """Inverse of :func:`from_original`: the original's state_dict as NumPy arrays.
 
     Raises:

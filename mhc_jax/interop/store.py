@@ -14,7 +14,7 @@ from mhc_jax.config import ConfigError, parse_json, read_json
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.torch_weights import check_finite, from_torch, to_torch
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.tree import listed
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -24,7 +24,7 @@ DIGEST = "sha256"
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
 
-def save(directory: str | os.PathLike[str], config: LMConfig, params: Params) -> None:
+def save(directory: str | os.PathLike[str], config: ModelConfig, params: Params) -> None:
     """Writes the model into ``directory``, which appears whole or not at all; an earlier export is replaced.
 
     Raises:
@@ -34,7 +34,7 @@ def save(directory: str | os.PathLike[str], config: LMConfig, params: Params) ->
     write_folder(directory, to_torch(config, params), config.to_json(), ours=_holds_model)
 
 
-def load(directory: str | os.PathLike[str]) -> tuple[LMConfig, Params]:
+def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     """The model that :func:`save` wrote.
 
     Raises:
@@ -54,9 +54,9 @@ def load(directory: str | os.PathLike[str]) -> tuple[LMConfig, Params]:
         raise InteropError(f"{directory / WEIGHTS}: {error}") from None
 
 
-def _read_config(path: Path) -> LMConfig:
+def _read_config(path: Path) -> ModelConfig:
     try:
-        config = LMConfig.from_dict(parse_json(path.read_bytes()))
+        config = ModelConfig.from_dict(parse_json(path.read_bytes()))
         config.validate()
     except ConfigError as error:
         raise InteropError(f"{path}: {error}") from None

@@ -11,12 +11,12 @@ import numpy as np
 
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError, account
-from mhc_jax.interop.names import entries, jax_shapes, torch_shapes
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.interop.names import entries, is_stacked, jax_shapes, torch_shapes
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.tree import flatten, listed, readable, unflatten
 
 
-def to_torch(config: LMConfig, params: Params) -> dict[str, np.ndarray]:
+def to_torch(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
     """The state_dict of the mirror: unstacked layers, PyTorch names and layouts, dtypes kept.
 
     The arrays are contiguous copies, so that ``torch.from_numpy`` may own them.
@@ -33,7 +33,7 @@ def to_torch(config: LMConfig, params: Params) -> dict[str, np.ndarray]:
     return state_dict
 
 
-def from_torch(config: LMConfig, state_dict: Mapping[str, Any]) -> Params:
+def from_torch(config: ModelConfig, state_dict: Mapping[str, Any]) -> Params:
     """Inverse of :func:`to_torch`: bitwise, as JAX arrays of the same dtypes.
 
     Args:
@@ -44,8 +44,9 @@ def from_torch(config: LMConfig, state_dict: Mapping[str, Any]) -> Params:
         InteropError: missing, unexpected or wrongly shaped keys, or a dtype that cannot be kept.
     """
     arrays = as_numpy(state_dict)
-    if config.layers > len(arrays):  # before the names of all layers are spelled out
-        raise InteropError(f"the model has {config.layers} layers, but there are only {len(arrays)} tensors")
+    layers = max((shape[0] for path, shape in jax_shapes(config).items() if is_stacked(path)), default=0)
+    if layers > len(arrays):  # before the names of all of them are spelled out
+        raise InteropError(f"the model has {layers} layers, but there are only {len(arrays)} tensors")
     if (count := sum(map(math.prod, jax_shapes(config).values()))) > sys.maxsize // 4:  # NumPy has no such shapes
         raise InteropError(f"the model has {count:,} parameters, more than any file holds")
     check_floating(arrays)

@@ -45,6 +45,15 @@ class LMConfig(BackboneConfig, ModelConfig):
             self.require(self.head == "dense", "outputs other than the vocabulary need head 'dense'")
 
     @property
+    def description(self):
+        streams = self.residual.stream_count
+        return (
+            f"{self.layers} layers of width {self.width}",
+            f"residual {self.residual.kind}" + (f", {streams} streams" if streams else ""),
+            f"mixer {self.mixer.kind}" + (f" and {self.mlp.kind}" if self.mlp else ""),
+        )
+
+    @property
     def causal(self):
         return self.mixer.causal
 

@@ -69,6 +69,11 @@ class ModelConfig(Config):
         self.require_counts(1, "vocab_size", "max_len")
 
     @property
+    def description(self) -> tuple[str, ...]:
+        """What it is made of, in a few words each."""
+        return (self.kind or type(self).__name__,)
+
+    @property
     def causal(self) -> bool:
         """Whether no token's output depends on a later one: what next-token training and decoding need."""
         raise NotImplementedError

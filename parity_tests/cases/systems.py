@@ -10,6 +10,7 @@ from mhc_jax.models import mhc_ssm, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.nn.value_residual import ValueResidualConfig
 
 VOCAB, POSITIONS, WIDTH, LAYERS, BATCH, TIME = 13, 9, 5, 2, 2, 7
@@ -22,15 +23,12 @@ class System:
     """A model under a name."""
 
     name: str
-    config: LMConfig
+    config: ModelConfig
 
     @property
     def covers(self) -> frozenset[str]:
         """The registered parts of the model."""
-        config = self.config
-        parts = {"residual": config.residual, "mixer": config.mixer, "ends": config.ends, "channel": config.mlp}
-        parts["projection"] = getattr(config.residual, "projection", None)
-        return frozenset(f"{axis}:{part.kind}" for axis, part in parts.items() if part is not None)
+        return frozenset(f"{part.axis}:{part.kind}" for part in self.config.parts() if part.axis and part.kind)
 
 
 def tiny(variant, form, norm, *, streams=4, conv=3, scan="auto", **changes) -> LMConfig:
@@ -99,7 +97,7 @@ SYSTEMS = {
 }
 
 
-def weights(config: LMConfig) -> Arrays:
+def weights(config: ModelConfig) -> Arrays:
     """Random values everywhere, so that no part is inert, symmetric or an identity; by the mirror's names."""
     rng = np.random.default_rng(1)
     return {name: _draw(rng, name, shape) for name, shape in torch_shapes(config).items()}
@@ -111,7 +109,7 @@ def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.nda
     return np.asarray(float(gain) + scale * rng.standard_normal(shape), np.float32)
 
 
-def batch(config: LMConfig, time: int = TIME) -> Arrays:
+def batch(config: ModelConfig, time: int = TIME) -> Arrays:
     """Random tokens and targets, some of which do not count."""
     rng = np.random.default_rng(2)
     tokens, targets = rng.integers(0, config.vocab_size, (2, BATCH, time))

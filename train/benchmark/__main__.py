@@ -16,7 +16,8 @@ import configs
 import mhc_jax
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.model import ModelConfig
 from train import cli
 from train.benchmark import cases, report, topologies, traffic
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
@@ -69,7 +70,7 @@ class Flags:
     torch: bool = True
     torch_python: str = sys.executable
     out: str = "benchmarks/results"
-    model: LMConfig = LMConfig()
+    model: ModelConfig = mhc_ssm()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()

@@ -12,7 +12,7 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from mhc_jax.models.topologies import AXIS, topology, with_topology
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.summary import flops_per_token
 from train.benchmark.cases import Row, Table
 from train.benchmark.jax_worker import TOTAL_STEPS, random_batch
@@ -38,13 +38,13 @@ class Variant:
 
     topology: str
     streams: int | None
-    model: LMConfig
+    model: ModelConfig
 
     def __str__(self):
         return self.topology if self.streams is None else f"{self.topology} with {self.streams} streams"
 
 
-def variants(model: LMConfig, names: Sequence[str], counts: Sequence[int]) -> tuple[list[Variant], list[str]]:
+def variants(model: ModelConfig, names: Sequence[str], counts: Sequence[int]) -> tuple[list[Variant], list[str]]:
     """The model over every topology but the plain one, with every number of streams, and notes on what cannot be.
 
     Args:

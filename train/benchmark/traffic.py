@@ -13,7 +13,7 @@ import numpy as np
 import mhc_jax
 from mhc_jax.functional import param_shapes
 from mhc_jax.models.topologies import with_topology
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.precision import policy
 from train.benchmark import hlo
 from train.benchmark.cases import Row, Table
@@ -75,7 +75,7 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int]) -> Tab
     return rows, [*_notes(config), *notes]
 
 
-def site(config: RunConfig, model: LMConfig) -> dict[str, float]:
+def site(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     """Traffic and kernels of one site, its branch included.
 
     Returns:
@@ -91,7 +91,7 @@ def site(config: RunConfig, model: LMConfig) -> dict[str, float]:
     return {"forward": forward[0], "both": both[0], "both (XLA)": both[1], "kernels": both[2]}
 
 
-def _added(config: RunConfig, model: LMConfig, *, backward: bool) -> np.ndarray:
+def _added(config: RunConfig, model: ModelConfig, *, backward: bool) -> np.ndarray:
     """What a layer adds to an unrolled stack: bytes, XLA's bytes, kernels."""
 
     def counts(layers: int) -> np.ndarray:
@@ -103,7 +103,7 @@ def _added(config: RunConfig, model: LMConfig, *, backward: bool) -> np.ndarray:
     return (counts(DEEP) - counts(SHALLOW)) / (DEEP - SHALLOW)
 
 
-def _compiled(config: RunConfig, model: LMConfig, backward: bool):
+def _compiled(config: RunConfig, model: ModelConfig, backward: bool):
     shape = config.data.batch_size, config.data.seq_len
     tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
     cotangent = jax.ShapeDtypeStruct((*shape, model.width), policy(model.execution.policy).accumulate)

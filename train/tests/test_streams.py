@@ -121,7 +121,7 @@ def test_trackers_receive_distributions(tmp_path, monkeypatch):
 
 def test_nothing_to_look_at_is_said(tmp_path):
     config = tiny_run(tmp_path)
-    with pytest.raises(ConfigError, match="log.streams_every needs a residual that mixes streams, not 'plain'"):
+    with pytest.raises(ConfigError, match=r"needs a model that mixes streams, not this one \(.*residual plain"):
         run(config.replace(log=config.log.replace(streams_every=5)))
     with pytest.raises(ConfigError, match="streams_every must not be negative"):
         run(streamed(tmp_path).replace(log=config.log.replace(streams_every=-1)))
