@@ -1,0 +1,245 @@
+"""Every command and every Python block of the README and of docs/: what can run does, the rest is parsed.
+
+A block of commands runs from its first line to its last in one folder, as a reader would type it; the blocks of Python
+of a page share their names.
+"""
+
+import argparse
+import contextlib
+import copy
+import importlib
+import importlib.util
+import inspect
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import datasets
+import jax
+import pytest
+import torch
+
+import mhc_jax
+import train
+from mhc_jax import interop, registry
+from mhc_jax.interop.deepseek_v4 import site_to_deepseek_v4
+from mhc_jax.models import mhc_ssm, nanogpt
+from train import cli, target
+from train.tests.documents import PAGES, ROOT, blocks, calls, recipes, sessions, split
+
+SMALL = {
+    "--model.width": "48",
+    "--model.layers": "1",
+    "--data.seq-len": "32",
+    "--data.batch-size": "2",
+    "--data.max-eval-tokens": "200",
+    "--train.accumulate": "1",
+    "--train.steps": "2",
+    "--train.sample-tokens": "4",
+    "--train.loss-chunk": "16",
+}
+# How a command differs here from what stands on the page, by how it begins: the first that fits counts, and what fits
+# none runs as it stands. Flags and words get other values, the first of PLACES is put where the page leaves it to the
+# reader, and a reason says why a command is only parsed.
+HERE = {
+    "python -m train.benchmark": "times processes against each other for minutes",
+    "python -m parity_tests": "compares for minutes to hours",
+    "python -m mutants": "hours",
+    "python -m train.inspect gpt2": "compiles for a machine that is not here, which takes its plug-in",
+    "python -m train.inspect gpt2_1b3@mhc": "the same",
+    "python -m train.inspect NAME": "the same",
+    "python -m train.prepare_fineweb --out shards --max-tokens": "reads from the Hub",
+    "python -m train.prepare_fineweb": {"--shard-tokens": "400"},
+    "python -m train.export RUN runs/gpt2": {"RUN": "runs/plain"},
+    "python -m train.sample": {"--tokens": "4"},
+    "python -m train --resume": {"--train.steps": "4"},
+    "python -m train --config": {"--train.steps": "2"},
+    "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
+    "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
+    "python -m train quickstart@mhc_lite": SMALL | {"--data.source": "notes.txt"},
+    "python -m train": SMALL,
+}
+PLACES = {
+    "FOLDER_OF_PARQUET": "wikitext",
+    "FILE_OR_FOLDER": "notes.txt",
+    "FILE": "notes.txt",
+    "RUN": "runs/mixed",
+    "NAME": "quickstart",
+    "MACHINE": "h100:1",
+}
+# Python at a size that a test affords.
+SMALLER = {
+    "width=128, layers=4": "width=16, layers=2",
+    'configs.load("quickstart")': "smaller(configs.load('quickstart'))",
+}
+
+
+class Parsed(Exception):
+    """The flags of a command are its own, and the configuration that it names exists."""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with all that the pages take for granted."""
+    folder = tmp_path_factory.mktemp("reader")
+    text = "".join(f"Line {i} of a small text.\n" for i in range(400))
+    for name in ("notes.txt", "input.txt"):
+        (folder / name).write_text(text)
+    (folder / "split").mkdir()
+    for name in ("train", "validation", "test"):
+        (folder / "split" / f"{name}.txt").write_text(text)
+    (folder / "wikitext").mkdir()
+    for name in ("train", "validation", "test"):
+        rows = datasets.Dataset.from_dict({"text": text.splitlines(keepends=True)})
+        rows.to_parquet(folder / "wikitext" / f"{name}-00000-of-00001.parquet")
+    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        for name, run in (("gpt2@mhc", "runs/mixed"), ("gpt2", "runs/plain")):
+            execute(f"python -m train {name} --data.source split --run-dir {run}")
+        execute("python -m train.export runs/plain gpt2_folder --format huggingface")
+    for system, make, file in (("mhc_ssm", mhc_ssm, "mhc_ssm.pt"), ("nanogpt", nanogpt, "ckpt.pt")):
+        config = make(form="original", vocab_size=11, max_len=8, width=12, layers=1)
+        weights = interop.to_original(system, config, mhc_jax.init(config, jax.random.key(0)))
+        model = {name: torch.tensor(value) for name, value in weights.items()}
+        torch.save({"model": model, "config": {"n_head": 6}} if system == "nanogpt" else model, folder / file)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done():
+    """What has run: a command that stands on two pages runs once."""
+    return set()
+
+
+@pytest.fixture
+def reader(place, monkeypatch):
+    """In that folder, with what the examples register forgotten afterwards."""
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+    monkeypatch.setattr(registry, "_REGISTRY", copy.deepcopy(registry._REGISTRY))
+    for name in ("examples", "docs"):
+        shutil.copytree(ROOT / name, place / name, dirs_exist_ok=True)
+    known = set(sys.modules)
+    yield place
+    for name in {"layer_scale", "layer_scale_torch"} - known:
+        sys.modules.pop(name, None)
+
+
+def rule(command):
+    """What of :data:`HERE` counts for it."""
+    if "--help" in command or command == "python -m train":
+        return {}
+    return next((value for start, value in HERE.items() if begins(command, start)), {})
+
+
+def begins(command, start):
+    """Whether its first words are these."""
+    return f"{command} ".startswith(f"{start} ")
+
+
+def changed(words, values):
+    """``words`` with what ``values`` and :data:`PLACES` say instead, flags that are missing at the end."""
+    flags = {word: value for word, value in values.items() if word.startswith("--")}
+    plain = PLACES | {word: value for word, value in values.items() if word not in flags}
+    new = [flags.get(before) or plain.get(word, word) for before, word in zip(["", *words], words)]
+    return new + [word for flag, value in flags.items() if flag not in words for word in (flag, value)]
+
+
+def main_of(module):
+    """The function of ``python -m module``."""
+    package = importlib.util.find_spec(module).submodule_search_locations is not None
+    return importlib.import_module(f"{module}.__main__" if package else module).main
+
+
+def execute(command, *, parse_only=False):
+    """Runs a command in this process, or stops it when its flags are read; an end like that of ``--help`` is fine."""
+    environment, words = split(command)
+    assert words[:2] == ["python", "-m"], f"not a command in Python: {command}"
+    how = rule(shlex.join(words))
+    with pytest.MonkeyPatch.context() as patch:
+        if "PYTHONPATH" in environment:
+            patch.syspath_prepend(environment["PYTHONPATH"])
+        argv = changed(words[3:], how if isinstance(how, dict) else {})
+        patch.setattr(sys, "argv", [words[2], *argv])
+        main = main_of(words[2])
+        if parse_only or isinstance(how, str):
+            patch.setattr(cli, "parse", stopping(cli.parse))
+            patch.setattr(argparse.ArgumentParser, "parse_args", stopping(argparse.ArgumentParser.parse_args))
+            patch.setattr(target, "prepare_environment", lambda: None)
+        try:
+            main(*[argv][: len(inspect.signature(main).parameters)])  # that of mutants reads sys.argv
+        except Parsed:
+            pass
+        except BaseException as fault:
+            fault.add_note(f"in: {command}")
+            if not (isinstance(fault, SystemExit) and not fault.code):
+                raise
+
+
+def stopping(parse):
+    def parse_and_stop(*arguments, **options):
+        parse(*arguments, **options)
+        raise Parsed
+
+    return parse_and_stop
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_commands_of_a_page(page, reader, done, tmp_path):
+    for session in sessions(page):
+        for command in session:
+            if command in done:
+                continue
+            done.add(command)
+            environment, words = split(command)
+            if words[0] == "make":
+                subprocess.run(["make", "-n", "-C", str(ROOT), *words[1:]], check=True, stdout=subprocess.DEVNULL)
+            elif words[0].endswith(".sh"):
+                for call in calls(changed(words, {}), environment, tmp_path):
+                    execute(call, parse_only=True)
+            else:
+                # More devices than one take a process of their own.
+                execute(command, parse_only="XLA_FLAGS" in environment)
+
+
+@pytest.mark.parametrize("command", recipes())
+def test_the_commands_of_the_makefile_are_known(command, reader):
+    if "-m pytest" not in command:
+        execute(command, parse_only=True)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_python_of_a_page(page, reader, monkeypatch):
+    monkeypatch.syspath_prepend(str(reader / "examples"))
+    site = {"phi": torch.ones(24, 8), "bias": torch.ones(24), "alpha": torch.ones(3)}
+    names = {"smaller": smaller, **site_to_deepseek_v4(**site)}
+    for block in blocks(page, "python"):
+        for written, instead in SMALLER.items():
+            block = block.replace(written, instead)
+        exec(compile(block, str(page), "exec"), names)
+    for made in ("exported", "folder", "runs/quickstart"):
+        shutil.rmtree(reader / made, ignore_errors=True)
+
+
+@pytest.mark.slow
+def test_the_command_for_several_devices(reader):
+    (command,) = [line for page in PAGES for session in sessions(page) for line in session if "XLA_FLAGS" in line]
+    environment, words = split(command)
+    argv = [*changed(words[1:], SMALL | {"--data.source": "notes.txt", "--data.batch-size": "8"})]
+    settings = os.environ | environment | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, *argv], env=settings, check=True, timeout=600)
+
+
+def smaller(config):
+    """A configuration with :data:`SMALL` on a small text."""
+    flags = [word for item in (SMALL | {"--data.source": "notes.txt"}).items() for word in item]
+    return cli.parse(train.config.RunConfig, flags, prog="", default=config)
+
+
+def test_every_rule_is_still_needed():
+    shown = [shlex.join(split(command)[1]) for page in PAGES for session in sessions(page) for command in session]
+    shown += recipes()
+    for start in HERE:
+        assert any(begins(command, start) for command in shown), f"no page says {start}"
