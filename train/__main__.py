@@ -19,7 +19,6 @@ from train.config import RunConfig
 from train.config_file import read_config, read_run
 from train.console import show_log
 from train.launch import DistributedConfig, join, use_compile_cache
-from train.loop.run import NonFiniteError, run
 from train.prepare import run_folder
 
 PROG = "python -m train"
@@ -111,6 +110,9 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
         default=Command(start.plugins, start.distributed, config),
         markers=(tyro.conf.AvoidSubcommands,),
     )
+    # Not before: what trains takes seconds to load.
+    from train.loop.run import NonFiniteError, run
+
     config = _resumed(start.resume, command.run) if start.resume else command.run
     use_compile_cache()
     resume_command = shlex.join([*_typed_before(argv), *_resuming(start, config)])

@@ -5,19 +5,21 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tyro
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from mhc_jax.config import ConfigError
-from train import cli, figures
+from train import cli
 from train.config import RunConfig, recorded
 from train.metrics import METRICS_FILE, SUMMARY_FILE, read_metrics, read_summary
 from train.outputs import check_file
 from train.prepare import CONFIG_FILE
 from train.table import terminal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMNS = {
     "val_loss": "loss",
@@ -57,32 +59,60 @@ def mean_row(runs: Sequence[Path]) -> dict[str, Any]:
     return mean
 
 
-def draw_curves(groups: Mapping[str, Sequence[Path]]) -> Figure:
-    """Loss by training tokens, the runs of a group in one colour.
+def corpus(config: RunConfig) -> str:
+    """The text that a run learns and is judged on, in words."""
+    return "/".join(filter(None, (config.data.source, config.data.subset)))
+
+
+# What makes losses of two runs two measures: a column of the table, where it differs.
+MEASURES = {"data": corpus, "tokenizer": lambda config: config.data.tokenizer.partition(":")[0]}
+
+
+def measures(configs: Mapping[str, Sequence[RunConfig]]) -> dict[str, dict[str, str]]:
+    """By label, those of :data:`MEASURES` in which not all runs are alike."""
+    found = {
+        label: {title: ", ".join(dict.fromkeys(map(tell, group))) for title, tell in MEASURES.items()}
+        for label, group in configs.items()
+    }
+    differ = [title for title in MEASURES if len({row[title] for row in found.values()}) > 1]
+    return {label: {title: row[title] for title in differ} for label, row in found.items()}
+
+
+def draw_curves(groups: Mapping[str, Sequence[Path]]) -> "Figure":
+    """Loss by training tokens, the runs of a group in one colour, and a plot for each corpus.
 
     Where tokenizers differ, a token is not the same amount of text: bits per byte of validation text are drawn then.
     """
+    from train import figures
+
     configs = {run: read_config(run) for runs in groups.values() for run in runs}
     comparable = len({config.data.tokenizer for config in configs.values()}) == 1
     key, unit = ("val_loss", "nats per token") if comparable else ("val_bpb", "bits per byte")
-    figure = figures.new_figure(8, 5)
-    axes = figure.subplots()
+    corpora = list(dict.fromkeys(map(corpus, configs.values())))
+    figure = figures.new_figure(8, 1.5 + 3.5 * len(corpora))
+    grid = dict(zip(corpora, figure.subplots(len(corpora), 1, sharex=True, squeeze=False)[:, 0]))
     for index, (label, runs) in enumerate(groups.items()):
+        named = set()
         for run in runs:
             colour, lines = f"C{index % 10}", read_metrics(run / METRICS_FILE)
-            per_step = configs[run].data.batch_size * configs[run].data.seq_len
+            axes, per_step = grid[corpus(configs[run])], configs[run].data.batch_size * configs[run].data.seq_len
             if comparable:
                 _plot(axes, lines, "loss", per_step, color=colour, linewidth=0.6, alpha=0.5)
-            _plot(axes, lines, key, per_step, color=colour, marker="o", markersize=4, label=label)
-            label = None  # one entry in the legend for the whole group
-    title = f"Validation {'loss, training loss thin' if comparable else 'text of different tokenizers'}"
-    axes.set(xlabel="training tokens", ylabel=unit, title=title)
-    axes.xaxis.set_major_formatter(figures.COUNTS)
-    axes.legend()
+            # One entry in a legend for the whole group.
+            words = None if axes in named else label
+            _plot(axes, lines, key, per_step, color=colour, marker="o", markersize=4, label=words)
+            named.add(axes)
+    for name, axes in grid.items():
+        axes.set(ylabel=unit, title=name if len(grid) > 1 else "")
+        axes.xaxis.set_major_formatter(figures.COUNTS)
+        axes.legend()
+    axes.set_xlabel("training tokens")
+    text = "text of different tokenizers" if not comparable else "loss, training loss thin"
+    figure.suptitle(f"Validation {text}{'; corpora are not to be compared with each other' * (len(grid) > 1)}")
     return figure
 
 
-def _plot(axes: Axes, lines: Sequence[Mapping[str, Any]], key: str, per_step: int, **style: Any) -> None:
+def _plot(axes: "Axes", lines: Sequence[Mapping[str, Any]], key: str, per_step: int, **style: Any) -> None:
     points = [(line["step"] * per_step, line[key]) for line in lines if line.get(key) is not None]
     if points:
         axes.plot(*zip(*points), **style)
@@ -125,6 +155,8 @@ class Flags:
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.compare")
+    from train import figures
+
     runs = [Path(run) for run in flags.runs]
     if not runs:
         raise ConfigError("give at least one run directory: python -m train.compare RUN RUN ...")
@@ -135,8 +167,9 @@ def main(argv: list[str]) -> None:
     picture = check_file("--picture", flags.picture or folder / "compare.png")
     rows = [mean_row(group) if flags.mean else summary_row(run) for run, group in groups.items()]
     named = dict(zip(names, groups.values()))
+    apart = measures({name: [*map(read_config, group)] for name, group in named.items()})
     figures.save_png(lambda: draw_curves(named), picture)
-    rows = [{"runs" if flags.mean else "run": name, **row} for name, row in zip(names, rows)]
+    rows = [{"runs" if flags.mean else "run": name, **apart[name], **row} for name, row in zip(names, rows)]
     print(f"Runs of {folder}", terminal(rows), f"Curves drawn in {picture}", sep="\n\n")
 
 

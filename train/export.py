@@ -20,7 +20,6 @@ from mhc_jax.functional import Params
 from train import cli
 from train.config import RunConfig
 from train.data import load_tokenizer
-from train.data.exchange import tokenizer_files
 from train.outputs import check_folder
 from train.restore import load_run
 
@@ -48,6 +47,8 @@ def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_j
 
 def _huggingface_files(config: RunConfig) -> dict[str, str]:
     """What lets transformers read and continue text: the tokenizer, and how generation ends."""
+    from train.data.exchange import tokenizer_files
+
     tokenizer, model = load_tokenizer(config.data.tokenizer), config.model
     unused = list(range(tokenizer.vocab_size, model.vocab_size))
     generation = {

@@ -1,15 +1,17 @@
 """From the configuration that was asked for to the one that runs, and the folder it may write to."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import check_policy
 from train import lock
-from train.checkpoint import Checkpoints
 from train.config import RunConfig, recorded
 from train.data import load_tokenizer, with_characters
 from train.metrics import METRICS_FILE, SUMMARY_FILE, read_summary
+
+if TYPE_CHECKING:
+    from train.checkpoint import Checkpoints
 
 CONFIG_FILE = "config.json"
 
@@ -73,7 +75,7 @@ def refuse_overwrite(config: RunConfig) -> None:
 def _stopped_before_its_first_step(folder: Path) -> bool:
     metrics = folder / METRICS_FILE
     traces = (folder / SUMMARY_FILE).exists() or (metrics.exists() and metrics.stat().st_size > 0)
-    return not traces and not Checkpoints(folder, keep=1).steps()
+    return not traces and not _checkpoints(folder).steps()
 
 
 def resolve(config: RunConfig) -> RunConfig:
@@ -144,7 +146,7 @@ def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:
     begun, summary = _recorded(folder), read_summary(folder) or {}
     if not config.train.resume or begun is None:
         return None
-    done = Checkpoints(folder, config.checkpoint.keep).latest_step() or 0
+    done = _checkpoints(folder).latest_step() or 0
     total_steps = total_steps or config.train.steps
     if not total_steps and (begun.train.steps, begun.train.epochs) == (0, config.train.epochs):
         total_steps = summary.get("steps", 0)
@@ -155,6 +157,12 @@ def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:
             "give at least as many, or choose another --run-dir"
         )
     return summary if done and done == total_steps == summary.get("steps") else None
+
+
+def _checkpoints(folder: Path) -> "Checkpoints":
+    from train.checkpoint import Checkpoints
+
+    return Checkpoints(folder, keep=1)
 
 
 def _recorded(folder: Path) -> RunConfig | None:

@@ -8,7 +8,6 @@ from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.nn.model import ModelConfig
-from train.checkpoint import Checkpoints
 from train.config import DataConfig, RunConfig, faults_of, recorded
 
 
@@ -33,6 +32,8 @@ def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple
     if not (path / "config.json").is_file():
         problem = "has neither a run's config.json nor a model.safetensors" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {problem}; give a run directory or an exported folder")
+    from train.checkpoint import Checkpoints
+
     config = _read_config(path / "config.json")
     checkpoints = Checkpoints(path, config.checkpoint.keep)
     return config, checkpoints.restore_params(param_shapes(config.model), which)

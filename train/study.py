@@ -16,22 +16,24 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tyro
-from matplotlib.figure import Figure
 
 import configs
 from configs.mhc_ssm import parameter_count
 from mhc_jax.config import ConfigError
 from mhc_jax.models import with_topology
-from train import cli, figures, interrupt
+from train import cli, interrupt
 from train.config import RunConfig
 from train.console import say
 from train.metrics import read_metrics
 from train.outputs import check_folder
 from train.table import markdown, terminal
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MATCHED = "plain_matched"
 _REPORTED = ("val_loss", "params", "tokens", "tokens_per_second", "seconds")
@@ -238,12 +240,14 @@ def _mean(record: Mapping[str, Any]) -> float:
     return statistics.fmean(summary["val_loss"] for summary in record["seeds"].values())
 
 
-def draw(records: Sequence[Mapping[str, Any]], out: Path, title: str) -> Figure:
+def draw(records: Sequence[Mapping[str, Any]], out: Path, title: str) -> "Figure":
     """A small picture a row: its validation loss minus that of the first row, seed by seed, over steps.
 
     The line is the mean over seeds and the band their span; the grey band is the span of the first row's own seeds
     around their mean, so a difference within it may be noise.
     """
+    from train import figures
+
     curves = [_curves(record, out) for record in records]
     steps = sorted(set.intersection(*(set(by_step) for row in curves for by_step in row.values())))
     losses = np.array([[[by_step[step] for step in steps] for by_step in row.values()] for row in curves])
@@ -294,6 +298,8 @@ def main(argv: list[str]) -> None:
     (out / "study.md").write_text(markdown(rows) + "\n", encoding="utf-8")
     source = Path(_resolved(flags.name, flags.train_flags.split()).data.source).name
     title = f"{flags.name} on {source}, {len(flags.seeds)} seeds"
+    from train import figures
+
     figures.save_png(lambda: draw(records, out, title), out / "study.png")
     print(terminal(rows), "", f"Differences drawn in {out / 'study.png'}", sep="\n")
 

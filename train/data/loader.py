@@ -6,14 +6,17 @@ rest shorter than a window is dropped. Every host makes the same global batches 
 
 import sys
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
 
 from mhc_jax.config import ConfigError
 from train.config import DataConfig
 from train.data.errors import DataError
 from train.data.tokens import Tokens
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 
@@ -57,7 +60,9 @@ def steps_per_epoch(tokens: Tokens, config: DataConfig) -> int:
     return windows // config.batch_size
 
 
-def train_batches(tokens: Tokens, config: DataConfig, *, host: int = 0, hosts: int = 1) -> grain.DatasetIterator[Batch]:
+def train_batches(
+    tokens: Tokens, config: DataConfig, *, host: int = 0, hosts: int = 1
+) -> "grain.DatasetIterator[Batch]":
     """Batches without end.
 
     Of packed windows, each epoch visits all in another order and drops the last, short batch. Random windows start at
@@ -81,12 +86,16 @@ def train_batches(tokens: Tokens, config: DataConfig, *, host: int = 0, hosts: i
     rows = _host_rows(config, host, hosts)
     if config.seed < 0:
         raise ConfigError(f"data.seed must not be negative, got {config.seed}")
+    import grain
+
     make = _random if config.windows == "random" else _shuffled
     # Windows come from memory in microseconds: threads and buffers would only cost.
     return iter(make(tokens, config, rows).to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)))
 
 
-def _shuffled(tokens: Tokens, config: DataConfig, rows: slice) -> grain.MapDataset[Batch]:
+def _shuffled(tokens: Tokens, config: DataConfig, rows: slice) -> "grain.MapDataset[Batch]":
+    import grain
+
     # Grain shuffles epoch e with seed + e; spread, so that neighbouring seeds do not share epochs.
     seed = int(np.random.SeedSequence(config.seed).generate_state(1)[0])
     return (
@@ -98,7 +107,9 @@ def _shuffled(tokens: Tokens, config: DataConfig, rows: slice) -> grain.MapDatas
     )
 
 
-def _random(tokens: Tokens, config: DataConfig, rows: slice) -> grain.MapDataset[Batch]:
+def _random(tokens: Tokens, config: DataConfig, rows: slice) -> "grain.MapDataset[Batch]":
+    import grain
+
     def batch(step: int) -> Batch:
         # Seeded by the step, so that any of them can be the first after a restart; drawn whole, so that hosts agree.
         draws = np.random.default_rng([config.seed, step])

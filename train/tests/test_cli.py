@@ -13,7 +13,7 @@ from mhc_jax.nn.mixers import AttentionConfig
 from train import cli
 from train.flags import FOREIGN, flags_of
 from train.launch import DistributedConfig, join
-from train.loop.run import NonFiniteError
+from train.loop import run as loop
 from train.tests.runs import tiny_run
 
 
@@ -107,6 +107,37 @@ def test_the_real_command_fails_the_same_way(tmp_path):
     assert result.stderr == "error: unknown flag --optim.lrr; did you mean --optim.lr?\n"
 
 
+HELP = """
+import contextlib, importlib, io, sys
+HEAVY = {"matplotlib", "orbax", "grain", "tokenizers", "tensorstore", "datasets", "pyarrow", "transformers", "torch"}
+for words in sys.argv[1:]:
+    module, *flags = words.split()
+    sys.argv = [module, *flags]
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module(module).main(flags)
+    if loaded := HEAVY & {*sys.modules}:
+        sys.exit(f"{words} loads {sorted(loaded)}")
+"""
+HELPED = (
+    "train.__main__",
+    "train.__main__ quickstart --help",
+    "train.__main__ quickstart --help-all",
+    *(f"train.{name} --help" for name in ("evaluate", "sample", "export", "compare", "study", "prepare_fineweb")),
+    "train.inspect --help",
+    "train.inspect quickstart --help",
+    "train.benchmark.__main__ --help",
+    "parity_tests.__main__ --help",
+)
+
+
+def test_help_loads_nothing_that_only_work_needs():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", HELP, *HELPED], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_a_name_the_configurations_are_listed(monkeypatch, capsys):
     for argv in ([], ["--help"], ["-h"]):
         assert call(monkeypatch, *argv) == 0
@@ -132,7 +163,7 @@ def test_help_all_shows_every_flag_with_its_type(name, monkeypatch, capsys):
 
 def test_flags_change_the_configuration_they_name(monkeypatch, tiny):
     seen = []
-    monkeypatch.setattr(command, "run", lambda config, resume_command: seen.append((config, resume_command)))
+    monkeypatch.setattr(loop, "run", lambda config, resume_command: seen.append((config, resume_command)))
     flags = ["--optim.lr", "0.5", "--model.mixer.conv-kernel", "5", "--train.resume", "False"]
     assert call(monkeypatch, "tiny_for_test", *flags) == 0
     (config, resume_command), expected = (
@@ -160,7 +191,7 @@ def test_a_plain_name_is_what_the_list_is_about(monkeypatch, capsys):
 def started(monkeypatch):
     """Configurations and resume commands of the runs that the command would start."""
     seen = []
-    monkeypatch.setattr(command, "run", lambda config, resume_command: seen.append((config, resume_command)))
+    monkeypatch.setattr(loop, "run", lambda config, resume_command: seen.append((config, resume_command)))
     return seen
 
 
@@ -273,7 +304,7 @@ def test_plugin_registers_a_configuration(monkeypatch, tmp_path):
     )
     monkeypatch.syspath_prepend(tmp_path)
     seen = []
-    monkeypatch.setattr(command, "run", lambda config, resume_command: seen.append(config.name))
+    monkeypatch.setattr(loop, "run", lambda config, resume_command: seen.append(config.name))
     try:
         assert call(monkeypatch, "--import", "my_lab", "my_lab_run", "--optim.lr", "1") == 0
         assert seen == ["my_lab_run"]
@@ -283,9 +314,9 @@ def test_plugin_registers_a_configuration(monkeypatch, tmp_path):
 
 def test_a_run_that_is_no_longer_finite_exits_with_status_3(monkeypatch, tiny, capsys):
     def diverge(config, resume_command):
-        raise NonFiniteError("4 steps in a row")
+        raise loop.NonFiniteError("4 steps in a row")
 
-    monkeypatch.setattr(command, "run", diverge)
+    monkeypatch.setattr(loop, "run", diverge)
     assert call(monkeypatch, "tiny_for_test") == 3
     assert capsys.readouterr().err == "error: 4 steps in a row\n"
 

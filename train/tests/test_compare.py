@@ -7,9 +7,9 @@ from train import compare
 from train.config import DataConfig, RunConfig
 
 
-def finished_run(folder, ppl, *, metrics=True, loss=5.0, tokenizer="bytes"):
+def finished_run(folder, ppl, *, metrics=True, loss=5.0, tokenizer="bytes", source="docstrings"):
     folder.mkdir(parents=True)
-    config = RunConfig(data=DataConfig(tokenizer=tokenizer, batch_size=2, seq_len=8))
+    config = RunConfig(data=DataConfig(source=source, tokenizer=tokenizer, batch_size=2, seq_len=8))
     (folder / "config.json").write_text(config.to_json())
     summary = {"val_loss": loss, "val_ppl": ppl, "val_bpb": 1.5, "params": 1234, "tokens_per_second": None}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -59,6 +59,24 @@ def test_curves_of_different_tokenizers_are_bits_per_byte_over_tokens(tmp_path, 
     marked = [line for line in axes.lines if line.get_marker() == "o"]
     assert [line.get_xydata().tolist() for line in marked] == [[[32, last]]] * 2  # 2 steps of 2 x 8 tokens
     assert [text.get_text() for text in axes.get_legend().texts] == ["a", "b"]
+
+
+def test_runs_on_different_corpora_stand_apart(tmp_path, capsys):
+    runs = [finished_run(tmp_path / name, 9.0, source=source) for name, source in zip("abc", ["x", "y", "x"])]
+    first, second = compare.draw_curves({name: [tmp_path / name] for name in "abc"}).axes
+    assert [axes.get_title() for axes in (first, second)] == ["x", "y"]
+    legends = [[text.get_text() for text in axes.get_legend().texts] for axes in (first, second)]
+    assert legends == [["a", "c"], ["b"]]
+    compare.main(runs)
+    _, _, header, _, *rows = capsys.readouterr().out.splitlines()
+    assert header.split()[1:4:2] == ["run", "data"]
+    assert [row.split()[3] for row in rows[:3]] == ["x", "y", "x"]
+
+
+def test_what_runs_share_is_no_column(tmp_path):
+    bytes_, gpt2 = (RunConfig(data=DataConfig(tokenizer=name)) for name in ("bytes", "gpt2"))
+    assert compare.measures({"a": [bytes_], "b": [bytes_]}) == {"a": {}, "b": {}}
+    assert compare.measures({"a": [bytes_], "b": [gpt2]}) == {"a": {"tokenizer": "bytes"}, "b": {"tokenizer": "gpt2"}}
 
 
 @pytest.mark.parametrize("argv", [[], ["{}/nowhere"], ["{}/damaged"]])
