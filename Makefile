@@ -9,6 +9,7 @@ help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(VENV)/.installed: pyproject.toml
+	@echo "installing JAX, Flax and what else pyproject.toml names into $(VENV): about a minute"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable .
@@ -16,11 +17,13 @@ $(VENV)/.installed: pyproject.toml
 
 # torch comes first and pinned, so that nothing pulls another build of it.
 $(VENV)/.installed-test: $(VENV)/.installed
+	@echo "installing PyTorch and what else the tests need into $(VENV): some minutes"
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
+	@echo "installing ruff and pyright into $(VENV)"
 	$(BIN)/pip install --quiet --editable '.[lint]'
 	touch $@
 
@@ -37,6 +40,7 @@ test-all: $(VENV)/.installed-test  ## the same with the slow studies
 
 # Apart from the other tests: jax[tpu] beside torch is an environment nobody trains in.
 test-aot:  ## compile a tiny model of each family for TPUs that are not here
+	@echo "installing JAX and the compiler of TPUs into $(VENV)-aot: about a minute"
 	$(PYTHON) -m venv $(VENV)-aot
 	$(VENV)-aot/bin/pip install --quiet --editable '.[tpu]' pytest
 	$(VENV)-aot/bin/python -m pytest -q -m aot train/tests/test_aot.py

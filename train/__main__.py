@@ -7,7 +7,9 @@ of the run is gone, 130 or 143 stopped by SIGINT or SIGTERM, which save what was
 import dataclasses
 import importlib
 import shlex
+import shutil
 import sys
+import textwrap
 from typing import Annotated
 
 import tyro
@@ -17,14 +19,16 @@ from mhc_jax.config import ConfigError
 from train import cli, interrupt, peers
 from train.config import RunConfig
 from train.config_file import read_config, read_run
-from train.console import show_log
+from train.console import say, show_log
 from train.launch import DistributedConfig, join, use_compile_cache
 from train.prepare import run_folder
 
 PROG = "python -m train"
 USAGE = f"""usage: {PROG} NAME [--flags]            a configuration of the list
        {PROG} --config FILE [--flags]   a run's config.json, or TOML
-       {PROG} --resume RUN [--flags]    on from the last checkpoint of a run's folder"""
+       {PROG} --resume RUN [--flags]    on from its last checkpoint"""
+# Where the words of a list begin.
+INDENT = 30
 
 COMMON = {
     "--train.steps": "optimizer steps; 0 to follow --train.epochs",
@@ -120,6 +124,7 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
     try:
         with interrupt.advising("interrupted before a step was trained; the same command starts again"):
             run(config, resume_command=resume_command)
+        say(_next(argv, config))
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
@@ -139,6 +144,21 @@ def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
     if start.config:
         return f"{PROG} --config {shlex.quote(start.config)}", read_config(start.config), flags
     return f"{PROG} {name}", configs.load(name), flags
+
+
+def _next(argv: list[str], config: RunConfig) -> str:
+    """What to do with a finished run, a command a line."""
+    *python, _ = _typed_before(argv)
+    folder = run_folder(config)
+    more = round(1.5 * config.train.steps) if config.train.steps else 0
+    further = ["--train.steps", str(more)] if more else ["--train.epochs", str(config.train.epochs + 1)]
+    commands = (
+        ["train.sample", str(folder), "--interactive"],
+        ["train.evaluate", str(folder)],
+        ["train.inspect", str(folder), "--html", str(folder / "report.html")],
+        ["train", "--resume", str(folder), *further],
+    )
+    return "\n".join(["next:", *(f"  {shlex.join([*python, *command])}" for command in commands)])
 
 
 def _resumed(folder: str, config: RunConfig) -> RunConfig:
@@ -173,14 +193,19 @@ def _load(plugin: str) -> None:
 
 
 def _list() -> str:
-    width = max(map(len, configs.names()))
-    return "\n".join(f"  {name:<{width}}  {configs.describe(name)}" for name in configs.names())
+    return "\n".join(_entry(name, configs.describe(name)) for name in configs.names())
+
+
+def _entry(name: str, words: str) -> str:
+    """A line of a list in the width of the terminal: long words are broken, and stand under a long name."""
+    blank = " " * INDENT
+    words = textwrap.fill(words, shutil.get_terminal_size().columns, initial_indent=blank, subsequent_indent=blank)
+    return f"  {name}\n{words}" if len(name) > INDENT - 4 else f"  {name:<{INDENT - 2}}{words.lstrip()}"
 
 
 def _help(prog: str, config: RunConfig) -> str:
     """The flags that are used most, with the values that they start from."""
-    width = max(map(len, COMMON))
-    lines = [f"  {flag:<{width}}  {words} ({_value(config, flag)})" for flag, words in COMMON.items()]
+    lines = [_entry(flag, f"{words} ({_value(config, flag)})") for flag, words in COMMON.items()]
     return f"usage: {prog} [--flags]\n\n" + "\n".join(lines) + f"\n\nAll flags: {prog} --help-all"
 
 

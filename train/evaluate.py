@@ -145,10 +145,13 @@ def _scores(run: str, flags: Flags, argv: list[str]) -> dict[str, float]:
     data = cli.parse(Flags, argv, prog=PROG, default=Flags((run,), data=config.data)).data
     config = config.replace(data=data)
     config.validate()
-    corpus = load_corpus(data, needed=(flags.split,))
-    tokens, n_bytes = split_of(corpus, flags.split)
-    check_ids(tokens, config.model.vocab_size, f"the {flags.split} tokens")
-    found = evaluate_split(config, params, tokens, n_bytes)
+    try:
+        corpus = load_corpus(data, needed=(flags.split,))
+        tokens, n_bytes = split_of(corpus, flags.split)
+        check_ids(tokens, config.model.vocab_size, f"the {flags.split} tokens")
+        found = evaluate_split(config, params, tokens, n_bytes)
+    except ConfigError as error:  # of several runs, this one
+        raise ConfigError(f"{run}: {error}") from None
     if "wikitext" in data.source.lower():
         found["word_ppl"] = word_ppl(found["loss"], tokens, corpus.tokenizer)
     return found

@@ -76,22 +76,24 @@ def stream_sheet(recorded: Record, sites: Sequence[str], title: str) -> Figure:
     columns = min(len(sites), 8 if len(sites) <= 16 else 16)
     grid_rows = math.ceil(len(sites) / columns)
     tile = 13 / columns
-    heights = [1.1 + 0.06 * len(strip(recorded[name])[1]) for name in strips] + [4.6, (tile + 0.25) * grid_rows + 0.3]
+    strip_heights = [1.1 + 0.06 * len(strip(recorded[name])[1]) for name in strips]
+    heights = [sum(strip_heights)] * bool(strips) + [4.6, (tile + 0.25) * grid_rows + 0.3]
     figure = new_figure(13, sum(heights) + 0.4)
     figure.suptitle(title, fontsize=14)
     *for_strips, for_curves, for_grid = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for part, name in zip(for_strips, strips):
-        _draw_strip(part, *strip(recorded[name]), sites, f"H_{name[2:]}")
+    for part in for_strips:
+        rows = part.subplots(len(strips), 1, squeeze=False, height_ratios=strip_heights)[:, 0]
+        for axes, name in zip(rows, strips):
+            _draw_strip(axes, *strip(recorded[name]), sites, f"H_{name[2:]}")
     draw_depth(for_curves.subplots(2, 3), recorded, sites)
     _draw_grid(for_grid, h_res, sites, grid_rows, columns)
     return figure
 
 
-def _draw_strip(figure, image: np.ndarray, names: Sequence[str], sites: Sequence[str], title: str) -> None:
-    axes = figure.subplots()
+def _draw_strip(axes: Axes, image: np.ndarray, names: Sequence[str], sites: Sequence[str], title: str) -> None:
     scale = colours(image)
     axes.imshow(image, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
-    figure.colorbar(scale, ax=axes, pad=0.01)
+    axes.figure.colorbar(scale, ax=axes, pad=0.01)
     axes.set_ylabel("stream")
     axes.set_yticks(range(len(names)) if len(names) <= 16 else [], names if len(names) <= 16 else [])
     axes.set_title(title, loc="left")

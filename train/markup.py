@@ -133,20 +133,26 @@ def strip(image: np.ndarray, streams: Sequence[str], sites: Sequence[str], scale
     """A row for each stream, a column for each site; below, the layers, and the kinds of sites if there is room."""
     shown = len(sites) <= 16
     rows = []
+    title = f'<th class="axis up" rowspan={len(streams)}>stream</th>'
     for stream, values in zip(streams, image, strict=True):
         cells = (
             _cell(value, scale, f"{name} of {site}, stream {stream}: {value:.4f}", shown=shown)
             for site, value in zip(sites, values, strict=True)
         )
-        rows.append(f"<tr><th>{stream}</th>{''.join(cells)}</tr>")
+        rows.append(f"<tr>{title}<th>{stream}</th>{''.join(cells)}</tr>")
+        title = ""
     layers = list(dict.fromkeys(site.split()[0] for site in sites))
     each, every = len(sites) // len(layers), -(-len(layers) // 24)
     marks = (layer if index % every == 0 else "" for index, layer in enumerate(layers))
-    rows.append(f"<tr><th></th>{''.join(f'<th colspan={each}>{mark}</th>' for mark in marks)}</tr>")
-    if shown and each > 1:
+    if named := shown and each > 1:
         kinds = "".join(f"<th>{escape(site.split()[1])}</th>" for site in sites)
-        rows.insert(-1, f"<tr><th></th>{kinds}</tr>")
-    return f'<div class="wide"><table class="heat strip">{"".join(rows)}</table></div>'
+        rows.append(f"<tr><th></th><th></th>{kinds}</tr>")
+    rows.append(f"<tr><th></th><th></th>{''.join(f'<th colspan={each}>{mark}</th>' for mark in marks)}</tr>")
+    words = "site: kind and layer" if named else "layer"
+    rows.append(f'<tr><th></th><th></th><th class="axis" colspan={len(sites)}>{words}</th></tr>')
+    # A column that is narrower than a number scrolls instead.
+    width = f"min-width:{min(3 + 2 * len(sites), 32)}rem"
+    return f'<div class="wide"><table class="heat strip" style="{width}">{"".join(rows)}</table></div>'
 
 
 def matrices(h: np.ndarray, sites: Sequence[str], scale: ScalarMappable) -> str:
@@ -163,7 +169,11 @@ def matrices(h: np.ndarray, sites: Sequence[str], scale: ScalarMappable) -> str:
         )
         body = "".join(f"<tr>{row}</tr>" for row in rows)
         figures.append(f'<figure><figcaption>{escape(site)}</figcaption><table class="heat">{body}</table></figure>')
-    return f'<div class="grid {"large" if shown else "small"}">{"".join(figures)}</div>'
+    grid = f'<div class="grid {"large" if shown else "small"}">{"".join(figures)}</div>'
+    return (
+        f'<div class="axes"><span class="axis up">to stream</span>{grid}<span></span>'
+        '<span class="axis">from stream</span></div>'
+    )
 
 
 def _cell(value: float, scale: ScalarMappable, words: str, *, shown: bool) -> str:

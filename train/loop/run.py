@@ -39,6 +39,7 @@ from train.restore import load_run
 from train.sample import sample
 from train.state import TrainState
 from train.step import init_state, make_eval_step
+from train.table import text
 
 PACKAGES = ("mhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -151,7 +152,8 @@ def run(
         def validate(state: TrainState, name: str, batches: int) -> dict[str, float]:
             """Scores, with ``name`` before their names, on so many batches of the validation split, 0 for all of it."""
             every = eval_batches(corpus.validation, config.data, host=host, hosts=hosts)
-            count = min(filter(None, (batches, eval_count(corpus.validation, config.data))))
+            whole_split = eval_count(corpus.validation, config.data)
+            count = min(batches or whole_split, whole_split)
             some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(every, count))
             bytes_per_token = corpus.validation_bytes / len(corpus.validation)
             often = int(state.step) < total_steps
@@ -160,7 +162,9 @@ def run(
             found = summarise(*sums, bytes_per_token)
             scores = {f"{name}_{score}": found[score] for score in ("loss", "ppl", "bpb")}
             log.write(int(state.step), scores)
-            say(f"step {int(state.step)}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+            loss, ppl, bpb = f"{found['loss']:.4f}", text(found["ppl"]), f"{found['bpb']:.4f}"
+            part = "whole split" if count == whole_split else f"{count} batch{'es' * (count > 1)}"
+            say(f"step {int(state.step)}  val_loss {loss}  val_ppl {ppl}  val_bpb {bpb}  ({part})")
             return found
 
         def look_at_streams(state: TrainState) -> None:
@@ -354,9 +358,10 @@ def _introduce(
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(
         f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}\n"
-        f"data: {config.data.source}, {len(corpus.train):,} training and {len(corpus.validation):,} validation tokens "
-        f"of {corpus.tokenizer.name}; unigram perplexity {unigram_ppl:.2f}\n"
-        f"{total_steps} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
+        f"data: {config.data.source}, tokenizer {corpus.tokenizer.name}\n"
+        f"{len(corpus.train):,} training and {len(corpus.validation):,} validation tokens, "
+        f"unigram perplexity {text(unigram_ppl)}\n"
+        f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
     )
     if config.optim.warmup_steps >= total_steps:
         say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
@@ -384,14 +389,16 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
     if tokens > 0:
         options = {"tokens": tokens, "temperature": 0.8, "top_k": 50, "seed": config.train.seed}
         with task("compiling and drawing a text sample"):
-            text = sample(config, params, corpus.tokenizer, **options)
-        (folder / "sample.txt").write_text(text + "\n", encoding="utf-8")
-        say(f"sample:\n{text}\n")
+            words = sample(config, params, corpus.tokenizer, **options)
+        (folder / "sample.txt").write_text(words + "\n", encoding="utf-8")
+        say(f"sample:\n{words}\n")
     # Last: a run with a summary has nothing left to do.
     with replacing(folder / SUMMARY_FILE) as file:
         file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""
     say(
-        f"validation loss {summary['val_loss']:.4f}, perplexity {summary['val_ppl']:.2f} (unigram model "
-        f"{summary['unigram_ppl']:.2f}), {summary['val_bpb']:.4f} bits per byte{speed}; written to {folder}"
+        f"validation loss {summary['val_loss']:.4f}, perplexity {text(summary['val_ppl'])} "
+        f"(unigram model {text(summary['unigram_ppl'])})\n"
+        f"{summary['val_bpb']:.4f} bits per byte{speed}\n"
+        f"written to {folder}"
     )

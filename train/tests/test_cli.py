@@ -1,6 +1,7 @@
 """The command: what it lists, how it fails, and what it loads."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -142,7 +143,26 @@ def test_without_a_name_the_configurations_are_listed(monkeypatch, capsys):
     for argv in ([], ["--help"], ["-h"]):
         assert call(monkeypatch, *argv) == 0
         out = capsys.readouterr().out
-        assert all(f"  {name} " in out for name in configs.names())
+        assert all(re.search(rf"^  {name}\s", out, re.MULTILINE) for name in configs.names())
+
+
+@pytest.mark.parametrize("argv", [[], ["quickstart", "--help"]])
+def test_lists_fit_the_terminal(argv, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert call(monkeypatch, *argv) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
+
+
+def test_a_finished_run_names_the_next_commands(monkeypatch, tiny, capsys):
+    monkeypatch.setattr(loop, "run", lambda config, resume_command: None)
+    monkeypatch.setattr(sys, "orig_argv", ["venv/bin/python", "-m", "train", "tiny_for_test"])
+    assert call(monkeypatch, "tiny_for_test") == 0
+    title, *commands = capsys.readouterr().out.splitlines()
+    assert title == "next:"
+    assert [command.split()[:3] for command in commands] == [
+        ["venv/bin/python", "-m", module] for module in ("train.sample", "train.evaluate", "train.inspect", "train")
+    ]
+    assert commands[-1].endswith(f"-m train --resume {tiny.run_dir} --train.steps {tiny.train.steps * 3 // 2}")
 
 
 @pytest.mark.parametrize("name", configs.names())

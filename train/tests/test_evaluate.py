@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import mhc_jax
 from mhc_jax.config import ConfigError
 from train import evaluate
+from train.config import RunConfig
 from train.data import load_corpus, load_tokenizer
 from train.tests.tiny import tiny_export
 
@@ -98,6 +100,19 @@ def test_command_prints_the_same_numbers(tiny, capsys):
 def test_faults_are_named_before_anything_is_compiled(tiny, argv, fault):
     with pytest.raises(ConfigError, match=fault):
         evaluate.main([str(tiny[2]), *argv])
+
+
+def test_of_several_runs_the_one_at_fault_is_named(tiny, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny[2], other)
+    config = RunConfig.from_json((other / "run.json").read_text())
+    split = tmp_path / "split"
+    split.mkdir()
+    for name in ("train", "validation", "test"):
+        shutil.copy(config.data.source, split / f"{name}.txt")
+    (other / "run.json").write_text(config.replace(data=config.data.replace(source=str(split))).to_json())
+    with pytest.raises(ConfigError, match=f"^{tiny[2]}: .* no test split"):
+        evaluate.main([str(other), str(tiny[2]), "--split", "test"])
 
 
 def test_missing_run_is_one_line(tmp_path, monkeypatch, capsys):

@@ -1,6 +1,8 @@
 """The loop: what a run writes, refuses and survives."""
 
 import collections
+import contextlib
+import io
 import json
 import logging
 import math
@@ -44,10 +46,17 @@ def done(tmp_path_factory):
 
     logger = logging.getLogger("jax")
     handlers, logger.handlers, logger.propagate = logger.handlers, [Count()], False
-    with jax.log_compiles():
+    printed = io.StringIO()
+    with jax.log_compiles(), contextlib.redirect_stdout(printed):
         summary = run(config).summary
     logger.handlers, logger.propagate = handlers, True
-    return types.SimpleNamespace(config=config, folder=folder / "run", summary=summary, compiled=compiled)
+    return types.SimpleNamespace(
+        config=config,
+        folder=folder / "run",
+        summary=summary,
+        compiled=compiled,
+        printed=printed.getvalue().splitlines(),
+    )
 
 
 def extended(done, **changes):
@@ -59,6 +68,12 @@ def test_loss_falls_below_the_unigram_model(done):
     assert done.summary["val_ppl"] < 0.5 * done.summary["unigram_ppl"]
     losses = [line["loss"] for line in read_metrics(done.folder / "metrics.jsonl") if "loss" in line]
     assert losses[-1] < losses[0] - 3
+
+
+def test_what_a_run_prints_fits_a_terminal(done):
+    own = [line.replace(str(done.folder.parent), "folder") for line in done.printed]
+    assert max(map(len, own)) <= 80
+    assert not any(re.search(r"ppl \d+\.\d{4}", line) for line in own)
 
 
 def test_training_and_evaluation_steps_compile_once(done):

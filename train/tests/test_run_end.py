@@ -1,6 +1,9 @@
 """Scores, the end of a run, and what a run that was stopped there or before its first step goes on with."""
 
+import contextlib
+import io
 import os
+import re
 import shutil
 import signal
 import types
@@ -43,7 +46,15 @@ def done(tmp_path_factory):
     """A finished run: its configuration, folder and summary."""
     folder = tmp_path_factory.mktemp("done")
     config = config_in(folder)
-    return types.SimpleNamespace(config=config, folder=folder / "run", summary=run(config).summary)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        summary = run(config).summary
+    return types.SimpleNamespace(config=config, folder=folder / "run", summary=summary, printed=printed.getvalue())
+
+
+def test_scores_say_how_much_of_the_split_they_are_of(done):
+    found = re.findall(r"^step (\d+)  val_loss .*\((.*)\)$", done.printed, re.MULTILINE)
+    assert found == [("4", "1 batch"), ("8", "1 batch"), ("12", "1 batch"), ("12", "whole split")]
 
 
 @pytest.fixture
