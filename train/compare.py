@@ -107,8 +107,8 @@ def draw_curves(groups: Mapping[str, Sequence[Path]]) -> "Figure":
         axes.xaxis.set_major_formatter(figures.COUNTS)
         axes.legend()
     axes.set_xlabel("training tokens")
-    text = "text of different tokenizers" if not comparable else "loss, training loss thin"
-    figure.suptitle(f"Validation {text}{'; corpora are not to be compared with each other' * (len(grid) > 1)}")
+    title = "Validation loss, training loss thin" if comparable else "Validation text of different tokenizers"
+    figure.suptitle(title + "; losses of different corpora do not compare" * (len(grid) > 1))
     return figure
 
 

@@ -167,7 +167,8 @@ def draw_steps(figure: Figure, steps: Sequence[int], records: Sequence[Record], 
     for axes in grid[-1]:
         axes.set_xlabel("step")
     kinds = ", ".join(f"{kind} {words}" for kind, words in zip(kinds, ("solid", "dashed")))
-    figure.colorbar(scale, ax=grid, pad=0.01, aspect=50, label=f"site, through depth; {kinds}")
+    ticks = MaxNLocator(10, integer=True)
+    figure.colorbar(scale, ax=grid, pad=0.01, aspect=50, ticks=ticks, label=f"site, through depth; {kinds}")
 
 
 def _kind(site: str) -> str:

@@ -167,3 +167,21 @@ def test_a_sheet_names_its_axes_its_sites_and_its_numbers():
     texts = {text.get_text() for text in sheet.findobj(Text)}
     assert {"H_res of each site: to stream", "from stream", "the title", *names} <= texts
     assert {f"{value:.2f}" for value in np.ravel(one["h_res"])} <= texts
+
+
+def test_heat_maps_of_the_page_name_their_axes_and_fit_a_narrow_window():
+    sites = ["0 mixer", "0 mlp"]
+    scale = figures.colours(np.ones((4, 2)))
+    strip = markup.strip(np.ones((4, 2)), list("0123"), sites, scale, "H_pre")
+    assert re.findall(r'class="axis[^>]*>([^<]+)<', strip) == ["stream", "site: kind and layer"]
+    assert float(re.search(r"min-width:([\d.]+)rem", strip)[1]) * 16 < 360
+    squares = markup.matrices(np.ones((2, 4, 4)), sites, scale)
+    assert re.findall(r'class="axis[^>]*>([^<]+)<', squares) == ["to stream", "from stream"]
+
+
+def test_the_colour_bars_of_a_sheet_stand_below_each_other():
+    with figures.theme("light"):
+        sheet = figures.stream_sheet(recorded(4, 4), ["0 mixer", "0 mlp", "1 mixer", "1 mlp"], "title")
+        sheet.canvas.draw()
+    bars = [axes.get_position().x0 for axes in sheet.axes if axes.get_label() == "<colorbar>"][:2]
+    assert bars[0] == pytest.approx(bars[1], abs=1e-6)
