@@ -155,11 +155,9 @@ def run(
             whole_split = eval_count(corpus.validation, config.data)
             count = min(batches or whole_split, whole_split)
             some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(every, count))
-            bytes_per_token = corpus.validation_bytes / len(corpus.validation)
-            often = int(state.step) < total_steps
-            with task(f"evaluating {count} validation batches", count, quiet=often) as work:
+            with task(f"evaluating {count} validation batches", count, quiet=int(state.step) < total_steps) as work:
                 sums = evaluate(eval_step, state.params, work.over(interrupt.between(some)))
-            found = summarise(*sums, bytes_per_token)
+            found = summarise(*sums, corpus.validation_bytes / len(corpus.validation))
             scores = {f"{name}_{score}": found[score] for score in ("loss", "ppl", "bpb")}
             log.write(int(state.step), scores)
             loss, ppl, bpb = f"{found['loss']:.4f}", text(found["ppl"]), f"{found['bpb']:.4f}"
@@ -359,9 +357,8 @@ def _introduce(
     say(
         f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}\n"
         f"data: {config.data.source}, tokenizer {corpus.tokenizer.name}\n"
-        f"{len(corpus.train):,} training and {len(corpus.validation):,} validation tokens, "
-        f"unigram perplexity {text(unigram_ppl)}\n"
-        f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
+        f"{len(corpus.train):,} training and {len(corpus.validation):,} validation tokens, unigram perplexity "
+        f"{text(unigram_ppl)}\n{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
     )
     if config.optim.warmup_steps >= total_steps:
         say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
@@ -399,6 +396,5 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
     say(
         f"validation loss {summary['val_loss']:.4f}, perplexity {text(summary['val_ppl'])} "
         f"(unigram model {text(summary['unigram_ppl'])})\n"
-        f"{summary['val_bpb']:.4f} bits per byte{speed}\n"
-        f"written to {folder}"
+        f"{summary['val_bpb']:.4f} bits per byte{speed}\nwritten to {folder}"
     )

@@ -181,7 +181,9 @@ def test_heat_maps_of_the_page_name_their_axes_and_fit_a_narrow_window():
 
 def test_the_colour_bars_of_a_sheet_stand_below_each_other():
     with figures.theme("light"):
-        sheet = figures.stream_sheet(recorded(4, 4), ["0 mixer", "0 mlp", "1 mixer", "1 mlp"], "title")
+        # Numbers of other length beside one of them.
+        one = recorded(4, 4) | {"h_post": (1e4 * np.array(recorded(4, 4)["h_post"])).tolist()}
+        sheet = figures.stream_sheet(one, ["0 mixer", "0 mlp", "1 mixer", "1 mlp"], "title")
         sheet.canvas.draw()
     bars = [axes.get_position().x0 for axes in sheet.axes if axes.get_label() == "<colorbar>"][:2]
     assert bars[0] == pytest.approx(bars[1], abs=1e-6)
