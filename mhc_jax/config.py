@@ -8,12 +8,13 @@ Records are usable as static arguments of ``jax.jit`` and as cache keys.
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
 import numbers
 import sys
 import types
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -39,6 +40,20 @@ class FieldError(ConfigError):
         self.fault = fault
         self.fields = fields
         self.path: tuple[str, ...] = ()
+
+
+class UnknownFieldError(FieldError):
+    """A field that the record does not have.
+
+    Attributes:
+        name: of the field.
+        near: whether the message names one that the record has.
+    """
+
+    def __init__(self, record: str, name: str, fields: Collection[str]):
+        nearest = registry.did_you_mean(name, fields)
+        super().__init__(record, f"unknown field {shown(name)}{nearest}")
+        self.name, self.near = str(name), bool(nearest)
 
 
 @contextlib.contextmanager
@@ -126,7 +141,12 @@ class Config:
                 yield from value.parts()
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with some fields changed."""
+        """A copy with some fields changed.
+
+        Raises:
+            TypeError: one is no field of the record; the message says which is nearest.
+        """
+        check_changes(self.replace, type(self), changes)
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,8 +178,7 @@ class Config:
         known = {field.name for field in dataclasses.fields(cls)}
         for name in data:
             if name not in known:
-                fault = f"unknown field {shown(name)}{registry.did_you_mean(name, known)}"
-                raise FieldError(cls.__name__, fault)
+                raise UnknownFieldError(cls.__name__, name, known)
         return cls(**{name: _parse(cls, name, hints[name], value) for name, value in data.items()})
 
     @classmethod
@@ -178,6 +197,19 @@ class Config:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def check_changes(function: Callable[..., Any], record: type[Config], changes: Collection[str]) -> None:
+    """Checks keywords of ``function`` that are to change fields of ``record``.
+
+    Raises:
+        TypeError: one is no field; the message says which field, or argument of the function, is nearest.
+    """
+    fields = {field.name for field in dataclasses.fields(record)}
+    for name in changes:
+        if name not in fields:
+            near = registry.did_you_mean(name, sorted({*fields, *inspect.signature(function).parameters} - {"changes"}))
+            raise TypeError(f"{function.__name__}() takes no {name!r}{near}")
 
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:

@@ -161,14 +161,15 @@ def apply(
         key: switches dropout on.
         progress: of training, from 0 to 1, for what is annealed; 1 if omitted.
         taps: also return named activations.
-        probes: arrays added to the activations of those names; the gradient with respect to a zero
+        probes: arrays added to the activations of those names, of their shapes; the gradient with respect to a zero
             probe is that activation's cotangent.
         batch_sharding: of arrays (B, ...) on several devices. Embedding, streams and hidden states are held to it,
             between layers and in the backward pass; what is sliced differently has to move.
 
     Raises:
         ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
-            longer than ``max_len``, positions and segments of another shape, or a probe of no activation.
+            longer than ``max_len``, positions and segments of another shape, or a probe of no activation or of another
+            shape than its activation.
     """
     options = positions, segment_ids, key, progress, taps, probes, batch_sharding
     model, found = _forward(config, params, tokens_BT, *options)
@@ -179,6 +180,11 @@ def apply(
         logits_BTV = recorded("logits", logits_BTV)
     if unknown := sorted(set(probes or ()) - set(found.taps)):
         raise ConfigError(f"no activation has the name of a probe: {listed(unknown)}")
+    for name, probe in (probes or {}).items():
+        if jnp.shape(probe) != found.taps[name].shape:
+            raise ConfigError(
+                f"the probe {name!r} is of shape {jnp.shape(probe)}, its activation of shape {found.taps[name].shape}"
+            )
     return Output(logits_BTV, found.hidden_BTD, found.penalties, found.taps)
 
 

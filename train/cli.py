@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -38,7 +38,7 @@ def parse(
     switches = [flag for flag, hint in known.items() if hint is bool]
     argv = flags.switches_spelled(argv, switches)
     start = tyro.MISSING_NONPROP if default is None else default
-    with _one_line_faults(argv, [*known, *map(flags.negated, switches), "--help"]):
+    with _one_line_faults(argv, known, [*map(flags.negated, switches), "--help"]):
         return tyro.cli(record, args=argv, prog=prog, config=list(markers), default=start)
 
 
@@ -64,12 +64,15 @@ def parse_known(record: type[T], argv: Sequence[str]) -> tuple[T, list[str]]:
     Raises:
         ConfigError: a value of the wrong type.
     """
-    with _one_line_faults(argv):
+    with _one_line_faults(argv, dict(flags.flags_of(record))):
         return tyro.cli(record, args=list(argv), return_unknown_args=True, add_help=False)
 
 
 @contextlib.contextmanager
-def _one_line_faults(argv: Sequence[str], known: Sequence[str] | None = None) -> Iterator[None]:
+def _one_line_faults(
+    argv: Sequence[str], known: Mapping[str, Any], others: Sequence[str] | None = None
+) -> Iterator[None]:
+    """Faults of tyro as one line; unknown flags are those that are neither ``known`` nor, unless None, ``others``."""
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -78,9 +81,9 @@ def _one_line_faults(argv: Sequence[str], known: Sequence[str] | None = None) ->
         if not exit.code:
             raise
         given = [argument for argument in argv if argument.startswith("--")]
-        unknown = [flag for flag in given if known is not None and flags.normal(flag) not in known]
-        fault = flags.instead_of(unknown[0], known or ()) if unknown else _one_line(complaint.getvalue())
-        raise ConfigError(fault) from None
+        unknown = [flag for flag in given if others is not None and flags.normal(flag) not in (*known, *others)]
+        fault = flags.instead_of(unknown[0], [*known, *(others or ())]) if unknown else flags.misfit(argv, known)
+        raise ConfigError(fault or _one_line(complaint.getvalue())) from None
 
 
 def _one_line(box: str) -> str:
@@ -88,7 +91,8 @@ def _one_line(box: str) -> str:
     lines = [line.strip("│ \t") for line in box.splitlines()]
     rules = [i for i, line in enumerate(lines) if line.startswith(("╭─", "───", "╰─", "---"))]
     first, second = [*rules, len(lines)][:2]
-    return f"{' '.join(lines[first + 1 : second]).strip().rstrip('.')}; see --help"
+    fault = " ".join(lines[first + 1 : second]).strip().rstrip(".")
+    return f"{fault.replace('Unrecognized options:', 'no flag takes')}; see --help"
 
 
 def text(argument: str, flag: str) -> str:

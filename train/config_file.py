@@ -1,13 +1,16 @@
 """The configuration of a run from a file: what a run has written, or what a person has, as JSON or TOML."""
 
+import contextlib
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import configs
 from mhc_jax import registry
-from mhc_jax.config import ConfigError, read_json
+from mhc_jax.config import ConfigError, UnknownFieldError, read_json
 from train.config import RunConfig, faults_of, recorded
+from train.flags import flags_of, instead_of_field
 from train.prepare import CONFIG_FILE
 
 
@@ -28,8 +31,9 @@ def read_config(path: str | Path) -> RunConfig:
         raise ConfigError(f"{path}: expected fields with values, as in a run's {CONFIG_FILE}")
     name = given.get("name")
     known = isinstance(name, str) and name.partition("@")[0] in configs.names()
-    with faults_of(path):
-        config = RunConfig.from_dict(_merged((configs.load(name) if known else RunConfig()).to_dict(), given))
+    base = configs.load(name) if known else RunConfig()
+    with faults_of(path), _fields_of_any_record(path, base):
+        config = RunConfig.from_dict(_merged(base.to_dict(), given))
     return config.replace(train=config.train.replace(resume=False))
 
 
@@ -50,6 +54,18 @@ def read_run(folder: str | Path) -> RunConfig:
         raise ConfigError(f"--resume {folder}: {path} {what}{registry.did_you_mean(path.name, names)}{beside}")
     config = recorded(file)
     return config.replace(run_dir=str(folder), train=config.train.replace(resume=True))
+
+
+@contextlib.contextmanager
+def _fields_of_any_record(path: Path, base: RunConfig) -> Iterator[None]:
+    """Inside, an unknown field that is like none of its record is answered with one of another, as flags are."""
+    try:
+        yield
+    except UnknownFieldError as error:
+        if error.near:
+            raise
+        flags = [flag for flag, _ in flags_of(base)]
+        raise ConfigError(f"{path}: {instead_of_field((*error.path, error.name), flags)}") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 import dataclasses
 import difflib
+import itertools
 import re
 import typing
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import tyro
 
 from mhc_jax.config import FieldError
+from mhc_jax.registry import listed, shown
+
+NUMBERS = {int: "be a whole number", float: "be a number"}
 
 # What other projects (nanoGPT, Hugging Face, torchtitan, Levanter) call what is called otherwise here: the last part of
 # the flag, and our flag or a sentence. A flag that differs only in what stands before its last part needs no entry.
@@ -110,7 +114,8 @@ def flags_of(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         value = getattr(record, field.name, field.default)
         if dataclasses.is_dataclass(value):
             yield from flags_of(value, f"{flag}." if name else prefix)
-        elif tyro.conf.Positional not in marks:
+        # A part that is left out has no flags, nor can it be put in by one.
+        elif tyro.conf.Positional not in marks and not any(map(dataclasses.is_dataclass, typing.get_args(hint))):
             yield f"--{flag}", hint
 
 
@@ -145,20 +150,79 @@ def normal(flag: str) -> str:
 
 def instead_of(flag: str, known: Collection[str]) -> str:
     """What to say about a flag that there is not: ours of that meaning, or else the nearest."""
+    return f"unknown flag {flag.partition('=')[0][:60]}{_ours(flag, known) or '; --help shows the flags'}"
+
+
+def instead_of_field(path: Sequence[str], known: Collection[str]) -> str:
+    """:func:`instead_of` for a field of a file, in the words of a file: ``unknown field train.lr: use optim.lr``."""
+
+    def field(flag: re.Match) -> str:
+        return flag[1].replace("-", "_")
+
+    name = ".".join(path)
+    return f"unknown field {name[:60]}{re.sub(r'--([a-z]+[.][a-z.-]+)', field, _ours(f'--{name}', known))}"
+
+
+def _ours(flag: str, known: Collection[str]) -> str:
+    """The end of a message: our flag that is meant, or the nearest ones; empty where none is near."""
     word = normal(flag).lower().lstrip("-")
     last = word.rpartition(".")[2]
     if answer := FOREIGN.get(last):
         ours = answer.split()[0]
         if ours in known or not ours.startswith("--") or ours == "--resume":
-            return f"unknown flag {flag.partition('=')[0]}: {'use ' if ours.startswith('--') else ''}{answer}"
+            return f": {'use ' if ours.startswith('--') else ''}{answer}"
     ours = [name for name in known if name.lstrip("-").rpartition(".")[2] == last]
     if not ours:
         ours = difflib.get_close_matches(f"--{word}"[:100], list(known), n=1)
     if not ours:
         tails = {name.lstrip("-").rpartition(".")[2]: name for name in known}
         ours = [tails[tail] for tail in difflib.get_close_matches(last[:100], list(tails), n=1)]
-    say = f"; did you mean {' or '.join(sorted(ours)[:3])}?" if ours else "; --help shows the flags"
-    return f"unknown flag {flag.partition('=')[0][:60]}{say}"
+    return f"; did you mean {' or '.join(sorted(ours)[:3])}?" if ours else ""
+
+
+def misfit(argv: Sequence[str], known: Mapping[str, Any]) -> str | None:
+    """What to say about the first value that is not of its flag's type, or missing; None if there is none such.
+
+    Args:
+        known: types by flag, as from :func:`flags_of`.
+    """
+    found = {}
+    for argument, following in itertools.zip_longest(argv, argv[1:]):
+        flag, equals, value = normal(argument), *argument.partition("=")[1:]
+        if flag not in known:
+            continue
+        if not equals:
+            value = following if following is not None and not following.startswith("--") else None
+        if fault := _misfit(flag, known[flag], value):
+            found.setdefault(known[flag] is bool, fault)
+    # What follows a switch may be an argument of its own, so that anything else is blamed first.
+    return found.get(False) or found.get(True)
+
+
+def _misfit(flag: str, hint: Any, value: str | None) -> str | None:
+    if hint is bool:
+        off = negated(flag)
+        return value and f"{flag} is a switch, which is given alone, or as {off}; got {shown(value)}"
+    if value is None:
+        return f"{flag} needs a value"
+    if value == "None" and type(None) in typing.get_args(hint):
+        return None
+    kinds = [kind for kind in typing.get_args(hint) or (hint,) if kind is not type(None)]
+    if typing.get_origin(hint) is typing.Literal:
+        takes, fits = f"be one of {listed(kinds)}", value in kinds
+    elif len(kinds) == 1 and kinds[0] in NUMBERS:
+        takes, fits = NUMBERS[kinds[0]], _is(kinds[0], value)
+    else:
+        return None
+    return None if fits else f"{flag} must {takes}, got {shown(value)}"
+
+
+def _is(kind: type, value: str) -> bool:
+    try:
+        kind(value)
+    except ValueError:
+        return False
+    return True
 
 
 def spelled(error: FieldError) -> str:

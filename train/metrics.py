@@ -162,8 +162,8 @@ class WeightsAndBiases:
 def check_sinks(config: LogConfig) -> None:
     """Raises ConfigError if a package that ``config`` asks for is not installed."""
     for asked, flag, package in (
-        (config.tensorboard, "log.tensorboard", "tensorboardX"),
-        (config.wandb, "log.wandb", "wandb"),
+        (config.tensorboard, "--log.tensorboard", "tensorboardX"),
+        (config.wandb, "--log.wandb", "wandb"),
     ):
         if asked and importlib.util.find_spec(package) is None:
             raise ConfigError(f"{flag} needs {package}, which is not installed: pip install 'mhc-jax[tracking]'")

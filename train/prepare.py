@@ -42,7 +42,7 @@ FREE_ON_A_HOST = ("data.path", "data.cache_dir", "log.progress")
 def must_agree(config: RunConfig) -> dict[str, Any]:
     """What all processes of a run must be started with alike, by flag."""
     fields = _flat(config.to_dict())
-    return {f"--{name.replace('_', '-')}": fields[name] for name in sorted({*fields} - {*FREE_ON_A_HOST})}
+    return {_flag(name): fields[name] for name in sorted({*fields} - {*FREE_ON_A_HOST})}
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -102,8 +102,8 @@ def resolve(config: RunConfig) -> RunConfig:
     check_policy(config.model)
     if config.model.vocab_size < tokenizer.vocab_size:
         raise ConfigError(
-            f"model.vocab_size {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
-            f"data.tokenizer {tokenizer.name!r}; leave it at 0 to follow the tokenizer"
+            f"--model.vocab-size {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
+            f"--data.tokenizer {tokenizer.name}; leave it at 0 to follow the tokenizer"
         )
     return config
 
@@ -128,7 +128,7 @@ def check_resumes(config: RunConfig) -> None:
         free = any(name == field or name.startswith(f"{field}.") for field in FREE_ON_RESUME)
         if not free and before.get(name) != now.get(name):
             raise ConfigError(
-                f"cannot resume {folder}: {name} was {before.get(name)!r} and is now {now.get(name)!r}; "
+                f"cannot resume {folder}: {_flag(name)} was {before.get(name)!r} and is now {now.get(name)!r}; "
                 "give the run's own value, or choose another --run-dir"
             )
 
@@ -169,6 +169,10 @@ def _recorded(folder: Path) -> RunConfig | None:
     """The configuration that the run in the folder began with, or was last resumed with."""
     file = folder / CONFIG_FILE
     return recorded(file) if file.is_file() else None
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -215,8 +215,8 @@ def check(config: RunConfig, mesh: Mesh) -> None:
     slices, accumulate = _slices(BATCH_SPEC[0], mesh), config.train.accumulate
     if config.data.batch_size % (slices * accumulate):
         raise ConfigError(
-            f"data.batch_size {config.data.batch_size} is not a multiple of mesh data x fsdp ({slices}) x "
-            f"train.accumulate ({accumulate}); choose a multiple of {slices * accumulate}"
+            f"--data.batch-size {config.data.batch_size} is not a multiple of mesh data x fsdp ({slices}) x "
+            f"--train.accumulate ({accumulate}); choose a multiple of {slices * accumulate}"
         )
     param_specs(param_shapes(config.model), mesh)
 

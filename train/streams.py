@@ -143,7 +143,7 @@ def check(config: RunConfig) -> None:
     """Raises ConfigError if statistics are asked for of a model that mixes nothing."""
     if config.log.streams_every and not mixes(config):
         parts = ", ".join(config.model.description)
-        raise ConfigError(f"log.streams_every needs a model that mixes streams, not this one ({parts}); set it to 0")
+        raise ConfigError(f"--log.streams-every needs a model that mixes streams, not this one ({parts}); set it to 0")
 
 
 def measure(config: RunConfig, params: Params, tokens_BT: np.ndarray) -> Record:

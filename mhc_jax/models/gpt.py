@@ -8,7 +8,7 @@ streams); ``"default"`` is the paper's HC and an mHC that learns, both equal to 
 
 from typing import Any, Literal, get_args
 
-from mhc_jax.config import check_name
+from mhc_jax.config import check_changes, check_name
 from mhc_jax.models import topologies
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
@@ -81,10 +81,12 @@ def nanogpt(
 
     Raises:
         ConfigError: no such topology, form or value residual; the message says which is nearest.
+        TypeError: no such field; so does it.
     """
     check_name("topology of nanogpt", topology, get_args(Topology))
     check_name("form of nanogpt", form, get_args(Form))
     check_name("value_residual", value_residual, get_args(ValueResidual))
+    check_changes(nanogpt, LMConfig, changes)
     original = form == "original"
     residual = _TOPOLOGIES[topology, form]
     config = LMConfig(
@@ -116,8 +118,10 @@ def gpt2(size: Size = "124M", residual: ResidualConfig = PlainConfig(), **change
 
     Raises:
         ConfigError: no such size; the message says which is nearest.
+        TypeError: no such field; so does it.
     """
     check_name("size of gpt2", size, get_args(Size))
+    check_changes(gpt2, LMConfig, changes)
     layers, heads, width = SIZES[size]
     config = LMConfig(
         vocab_size=50257,

@@ -8,7 +8,7 @@ adapters that begin as the identity.
 
 from typing import Any, Literal, get_args
 
-from mhc_jax.config import check_name
+from mhc_jax.config import check_changes, check_name
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.residual import (
@@ -43,9 +43,11 @@ def mhc_ssm(variant: Variant = "mhc", form: Form = "default", **changes: Any) ->
 
     Raises:
         ConfigError: no such variant or form; the message says which is nearest.
+        TypeError: no such field; so does it.
     """
     check_name("variant of mhc_ssm", variant, get_args(Variant))
     check_name("form of mhc_ssm", form, get_args(Form))
+    check_changes(mhc_ssm, LMConfig, changes)
     original = form == "original"
     plain = variant == "baseline"
     config = LMConfig(

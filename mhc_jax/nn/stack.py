@@ -107,7 +107,7 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
         prevent_cse = execution.layers == "unroll"
         step = jax.checkpoint(step, policy=_REMAT_POLICIES[execution.remat], prevent_cse=prevent_cse)
     layers = len(jax.tree.leaves(params)[0])
-    xs = params, jnp.arange(layers), states, {} if taps is None else taps.probes_inside()
+    xs = params, jnp.arange(layers), states, {} if taps is None else taps.probes_inside(layers)
     carry, (states, values, penalties) = _walk(step, carry, xs, layers, execution.layers)
     if taps is not None:
         taps.record(values)

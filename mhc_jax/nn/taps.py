@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from typing import Self
 
 import jax
+import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
 class Taps:
-    """Records every tapped activation in ``values``, after adding the probe of that name, if any.
+    """Records every tapped activation in ``values``, after adding the probe of that name and shape, if any.
 
     Attributes:
         probes: by full name.
@@ -32,15 +33,16 @@ class Taps:
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         name = self.prefix + name
-        if name in self.probes:
+        # One of another shape is refused by `mhc_jax.apply`, which knows both as a person does, layers included.
+        if name in self.probes and jnp.shape(self.probes[name]) == x.shape:
             x = x + self.probes[name]
         self.values[name] = x
         return x
 
-    def probes_inside(self) -> dict[str, jax.Array]:
-        """Probes under this prefix, by their names without it."""
+    def probes_inside(self, layers: int) -> dict[str, jax.Array]:
+        """Probes under this prefix with so many layers as their first axis, by their names without it."""
         inside = {name: probe for name, probe in self.probes.items() if name.startswith(self.prefix)}
-        return {name.removeprefix(self.prefix): probe for name, probe in inside.items()}
+        return {name.removeprefix(self.prefix): x for name, x in inside.items() if jnp.shape(x)[:1] == (layers,)}
 
     def record(self, values: Mapping[str, jax.Array]) -> None:
         """Takes over activations that were recorded elsewhere, by names without this prefix."""

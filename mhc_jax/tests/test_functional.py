@@ -1,5 +1,7 @@
 """The functional interface: what it refuses, and that its checks leave JAX's transformations alone."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import mhc_jax
 from mhc_jax import decode
 from mhc_jax.functional import bind, param_shapes
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import gpt2, mhc_ssm, nanogpt
 from mhc_jax.nn.stack import Execution
 
 CONFIG = mhc_ssm("mhc", vocab_size=11, max_len=7, width=4, layers=2)
@@ -76,6 +78,39 @@ def test_a_probe_that_names_nothing_is_refused(params):
         mhc_jax.apply(
             CONFIG, params, TOKENS, probes={"blocks.mixer.stat": jnp.zeros(CONFIG.layers), "embed": jnp.zeros(())}
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("embed", (), (2, 5, 4)),
+        ("embed", (2, 5, 3), (2, 5, 4)),
+        ("hidden", (2, 1, 4), (2, 5, 4)),
+        ("blocks.mixer.u", (3, 2, 5, 4), (2, 2, 5, 4)),
+        ("blocks.mixer.u", (2, 5, 4), (2, 2, 5, 4)),
+        ("blocks.mixer.u", (2, 2, 5, 1), (2, 2, 5, 4)),
+    ],
+)
+def test_a_probe_of_another_shape_is_refused(name, shape, wanted, params):
+    message = re.escape(f"the probe {name!r} is of shape {shape}, its activation of shape {wanted}")
+    with pytest.raises(mhc_jax.ConfigError, match=message):
+        mhc_jax.apply(CONFIG, params, TOKENS, probes={name: jnp.zeros(shape)})
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: mhc_ssm("adapters", widht=8), r"mhc_ssm\(\) takes no 'widht'; did you mean 'width'\?"),
+        (lambda: mhc_ssm(varient="mhc"), r"mhc_ssm\(\) takes no 'varient'; did you mean 'variant'\?"),
+        (lambda: nanogpt("mhc", haeds=8), r"nanogpt\(\) takes no 'haeds'; did you mean 'heads'\?"),
+        (lambda: gpt2(max_length=8), r"gpt2\(\) takes no 'max_length'; did you mean 'max_len'\?"),
+        (lambda: gpt2(zzzz=8), r"gpt2\(\) takes no 'zzzz'$"),
+        (lambda: CONFIG.replace(layrs=2), r"replace\(\) takes no 'layrs'; did you mean 'layers'\?"),
+    ],
+)
+def test_a_mistyped_keyword_names_the_nearest(call, says):
+    with pytest.raises(TypeError, match=says):
+        call()
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def _clear_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"cannot use the token cache {folder} ({error}); choose another: --data.cache_dir") from None
+        raise DataError(f"cannot use the token cache {folder} ({error}); choose another: --data.cache-dir") from None
 
 
 def _array_path(folder: Path, key: str, name: str) -> Path:

@@ -137,7 +137,7 @@ def _encoded(
             pieces = work.over(source.splits[split](tokenizer.last_cut), size=lambda piece: len(piece.text))
             tokens, record = pack(pieces, tokenizer, limit=limit, folder=folder)
         if record["bytes"] == 0:
-            raise DataError(f"data.source {source.name}: the {split} split holds no text")
+            raise DataError(f"--data.source {source.name}: the {split} split holds no text")
         log.info("encoded %s: %s tokens in %.1f s", what, f"{len(tokens):,}", time.perf_counter() - start)
         return {split: tokens}, record
 

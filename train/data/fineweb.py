@@ -98,12 +98,12 @@ def load_splits(
             not GPT-2's.
     """
     if tokenizer.name != "gpt2":
-        raise DataError(f"data.source {NAME} holds tokens of gpt2; data.tokenizer {tokenizer.name!r} cannot read them")
+        raise DataError(f"--data.source {NAME} holds tokens of gpt2, which {tokenizer.name} cannot read; give gpt2")
     if config.subset or config.text_column != "text":
-        raise DataError(f"data.source {NAME} holds tokens; leave --data.subset and --data.text-column out")
+        raise DataError(f"--data.source {NAME} holds tokens; leave --data.subset and --data.text-column out")
     for split in needed:
         if split not in FIRST:
-            raise DataError(f"data.source {NAME} has no {split} split, only {' and '.join(FIRST)}")
+            raise DataError(f"--data.source {NAME} has no {split} split, only {' and '.join(FIRST)}")
     folder = _folder(config, needed)
     written = _written(folder)
     limits = {"train": config.max_train_tokens, "validation": config.max_eval_tokens}
@@ -125,7 +125,7 @@ def _folder(config: DataConfig, needed: Sequence[str]) -> Path:
     if config.path:
         folder = Path(config.path).expanduser()
         if not folder.is_dir():
-            raise DataError(f"data.path {config.path}: no such folder; {ADVICE}")
+            raise DataError(f"--data.path {config.path}: no such folder; {ADVICE}")
         return folder
     some = [shard_name("train", number) for number in range(1, config.train_shards + 1)]
     wanted = {"validation": ["fineweb_val_*.bin"], "train": some or ["fineweb_train_*.bin"]}

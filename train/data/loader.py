@@ -55,7 +55,7 @@ def steps_per_epoch(tokens: Tokens, config: DataConfig) -> int:
     if windows < config.batch_size:
         raise DataError(
             f"{len(tokens)} training tokens make {windows} windows of {config.seq_len}, fewer than one batch of "
-            f"{config.batch_size}; use more text, or a smaller data.seq_len or data.batch_size"
+            f"{config.batch_size}; use more text, or a smaller --data.seq-len or --data.batch-size"
         )
     return windows // config.batch_size
 
@@ -85,7 +85,7 @@ def train_batches(
     steps_per_epoch(tokens, config)
     rows = _host_rows(config, host, hosts)
     if config.seed < 0:
-        raise ConfigError(f"data.seed must not be negative, got {config.seed}")
+        raise ConfigError(f"--data.seed must not be negative, got {config.seed}")
     import grain
 
     make = _random if config.windows == "random" else _shuffled
@@ -134,7 +134,7 @@ def eval_batches(tokens: Tokens, config: DataConfig, *, host: int = 0, hosts: in
     if len(windows) == 0:
         raise DataError(
             f"{len(tokens)} tokens to evaluate on do not fill one window of {config.seq_len} and its target; "
-            "use more text or a smaller data.seq_len"
+            "use more text or a smaller --data.seq-len"
         )
     return (_eval_batch(windows, start, config, rows) for start in range(0, len(windows), config.batch_size))
 
@@ -165,6 +165,6 @@ def _rows_of(batch: Batch, rows: slice) -> Batch:
 
 def _host_rows(config: DataConfig, host: int, hosts: int) -> slice:
     if config.batch_size % hosts:
-        raise ConfigError(f"data.batch_size {config.batch_size} is not a multiple of the {hosts} hosts")
+        raise ConfigError(f"--data.batch-size {config.batch_size} is not a multiple of the {hosts} hosts")
     share = config.batch_size // hosts
     return slice(host * share, (host + 1) * share)

@@ -65,14 +65,14 @@ def find_source(config: DataConfig, needed: Sequence[str] = ("train", "validatio
     name = config.source
     wanted = Wanted(name, config.subset, config.text_column)
     if name == fineweb.NAME:
-        raise DataError(f"data.source {name} holds tokens of gpt2, not text; set data.tokenizer to gpt2")
+        raise DataError(f"--data.source {name} holds tokens of gpt2, not text; give --data.tokenizer gpt2")
     if name in NAMED and config.subset:
         raise wanted.fault(f"it has no subsets; leave --data.subset out, got {config.subset!r}")
     on_hub = is_hub_id(name)
     if config.path and name not in WIKITEXT and not on_hub:
         raise DataError(
-            f"data.path is for WikiText, {fineweb.NAME} and data sets of the Hub, not for data.source {name!r}; "
-            "give the path itself as data.source"
+            f"--data.path is for WikiText, {fineweb.NAME} and data sets of the Hub, not for --data.source {name}; "
+            "give the path itself as --data.source"
         )
     if name == "docstrings":
         if config.text_column != "text":
@@ -108,8 +108,8 @@ def local_place(wanted: Wanted) -> Path:
     if "/" in wanted.source or path.suffix:
         raise wanted.fault("no such file or folder")
     raise DataError(
-        f"unknown data.source {wanted.source!r}{did_you_mean(wanted.source, NAMED)}; known: {', '.join(NAMED)}, "
-        "the path of a file or folder of text, or OWNER/NAME of a data set of the Hub"
+        f"unknown {wanted.flags}source {wanted.source!r}{did_you_mean(wanted.source, NAMED)}; "
+        f"known: {', '.join(NAMED)}, the path of a file or folder of text, or OWNER/NAME of a data set of the Hub"
     )
 
 
@@ -169,7 +169,7 @@ def _given(path: str) -> Path | None:
     """The folder that ``DataConfig.path`` names."""
     folder = Path(path).expanduser()
     if path and not folder.is_dir():
-        raise DataError(f"data.path {path}: no such folder")
+        raise DataError(f"--data.path {path}: no such folder")
     return folder if path else None
 
 

@@ -127,14 +127,14 @@ def test_failed_write_leaves_nothing_behind(config, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(np, "save", full)
-        refused(config, "cannot use the token cache", "No space left", "--data.cache_dir")
+        refused(config, "cannot use the token cache", "No space left", "--data.cache-dir")
     assert os.listdir(config.cache_dir) == []
     assert len(load_corpus(config).train) > 0
 
 
 def test_cache_folder_that_is_a_file(config, tmp_path):
     (tmp_path / "cache").write_text("in the way")
-    refused(config, "cannot use the token cache", "--data.cache_dir")
+    refused(config, "cannot use the token cache", "--data.cache-dir")
 
 
 def test_default_cache_folder(config, tmp_path, monkeypatch):

@@ -189,7 +189,7 @@ def test_too_few_tokens():
 
 def test_batches_that_cannot_be_shared():
     for call in (train_batches, eval_batches):
-        with pytest.raises(ConfigError, match=r"data\.batch_size 4 is not a multiple of the 3 hosts"):
+        with pytest.raises(ConfigError, match=r"--data\.batch-size 4 is not a multiple of the 3 hosts"):
             call(TOKENS, CONFIG, host=0, hosts=3)
 
 

@@ -221,8 +221,8 @@ def test_missing_shards_and_folders(config, tmp_path):
 
 
 def test_other_tokenizers_are_refused(config):
-    refused(lambda: load_corpus(config.replace(tokenizer="bytes")), "tokens of gpt2", "'bytes'")
-    refused(lambda: load_corpus(config.replace(tokenizer="chars")), "tokens of gpt2", "set data.tokenizer to gpt2")
+    refused(lambda: load_corpus(config.replace(tokenizer="bytes")), "tokens of gpt2, which bytes cannot read")
+    refused(lambda: load_corpus(config.replace(tokenizer="chars")), "tokens of gpt2", "give --data.tokenizer gpt2")
 
 
 def test_manifest_tells_damage_gaps_and_unfinished_folders(config, tmp_path):

@@ -177,12 +177,12 @@ def test_bad_jsonl(content, parts, tmp_path):
 
 
 def test_wrong_names_and_paths(tmp_path):
-    refused("unknown data.source 'docstring'", "did you mean 'docstrings'?", source="docstring")
+    refused("unknown --data.source 'docstring'", "did you mean 'docstrings'?", source="docstring")
     refused("did you mean 'wikitext-2-v1'?", source="wikitext2-v1")
     refused("no such file or folder", source=tmp_path / "absent.txt")
     refused("no such file or folder", source="absent.txt")
     refused("no such folder", source="wikitext-2-v1", path=tmp_path / "absent")
-    refused("data.path is for WikiText, fineweb10b and data sets", source="docstrings", path=tmp_path)
+    refused("--data.path is for WikiText, fineweb10b and data sets", source="docstrings", path=tmp_path)
     other = tmp_path / "text.csv"
     other.write_text("a,b")
     refused("--data.source", "expected a file of .txt, .jsonl", source=other)

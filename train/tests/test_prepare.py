@@ -26,7 +26,7 @@ def test_what_was_stopped_before_its_first_step_may_start_otherwise(begun, tmp_p
     refuse_overwrite(other)
     check_resumes(other)
     (tmp_path / "run/metrics.jsonl").write_text('{"step": 1}\n', encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.03 and is now 0\.5"):
+    with pytest.raises(ConfigError, match=r": --optim\.lr was 0\.03 and is now 0\.5"):
         check_resumes(other)
 
 

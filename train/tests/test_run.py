@@ -133,9 +133,9 @@ def test_an_existing_run_is_not_overwritten(done):
 
 def test_resume_refuses_what_changes_the_numbers(done):
     other = extended(done).replace(optim=done.config.optim.replace(lr=0.5))
-    with pytest.raises(ConfigError, match=r"optim.lr was 0.03 and is now 0.5"):
+    with pytest.raises(ConfigError, match=r": --optim.lr was 0.03 and is now 0.5"):
         run(other)
-    with pytest.raises(ConfigError, match=r"model.ends.init was None and is now 'repeat'"):
+    with pytest.raises(ConfigError, match=r": --model.ends.init was None and is now 'repeat'"):
         run(extended(done).replace(model=mhc_ssm(vocab_size=0, max_len=0, width=16, layers=1)))
 
 

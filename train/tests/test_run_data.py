@@ -58,7 +58,7 @@ def test_vocabulary_of_the_model_and_of_the_shards(on_shards):
     assert resolve(on_shards).model.vocab_size == 50_304
     follow = on_shards.replace(model=on_shards.model.replace(vocab_size=0))
     assert resolve(follow).model.vocab_size == 50_257
-    with pytest.raises(ConfigError, match=r"model.vocab_size 50256 is smaller than the 50257 tokens of"):
+    with pytest.raises(ConfigError, match=r"--model.vocab-size 50256 is smaller than the 50257 tokens of"):
         resolve(on_shards.replace(model=on_shards.model.replace(vocab_size=50_256)))
 
 
