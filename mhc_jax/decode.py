@@ -23,6 +23,9 @@ from mhc_jax.nn.scope import Scope
 
 Cache = dict[str, Any]
 
+# Tokens of a prompt that :func:`stream` reads at once; the rest of it one by one.
+PIECE = 16
+
 
 def init_cache(
     config: ModelConfig, params: Params, batch: int, *, max_len: int | None = None, start_B: ArrayLike | None = None
@@ -197,7 +200,7 @@ def _options(sampling: dict[str, Any]) -> Sampling:
 
 def _stream(config, params, prompt_BT, start_B, key, sampling):
     by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, sys.maxsize)
-    token_B, cache = _first(config, params, prompt_BT, start_B, key, config.max_len, sampling)
+    token_B, cache = _first_by_pieces(config, params, prompt_BT, start_B, key, sampling)
     yield token_B
     tokens, window = [token_B], None
     for index in itertools.count(1):
@@ -275,8 +278,11 @@ def _draw(logits_BV, key, index, sampling):
     )
 
 
-def _ended(token_B, next_B, sampling):
-    return next_B if sampling.eos_id is None else jnp.where(token_B == sampling.eos_id, sampling.eos_id, next_B)
+def _ended(token_B, next_B, index, sampling):
+    """``next_B``, or the end again; what ends in the prompt, before token number 0, does not end the continuation."""
+    if sampling.eos_id is None:
+        return next_B
+    return jnp.where((token_B == sampling.eos_id) & (index > 0), sampling.eos_id, next_B)
 
 
 def _last_logits(config, model, hidden_BTD):
@@ -293,11 +299,33 @@ def _first(config, params, prompt_BT, start_B, key, capacity, sampling):
     return _draw(_last_logits(config, model, hidden_BTD), key, 0, sampling), cache
 
 
+def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
+    """:func:`_first` by programs that are compiled once for prompts of all lengths, where rows are equally long."""
+    if start_B is not None:
+        return _first(config, params, prompt_BT, start_B, key, config.max_len, sampling)
+    prompt_BT = np.asarray(prompt_BT, np.int32)
+    B, T = prompt_BT.shape
+    token_B, cache = None, init_cache(config, params, B)
+    whole = (T - 1) // PIECE * PIECE
+    for start in range(0, whole, PIECE):
+        cache = _after(config, params, prompt_BT[:, start : start + PIECE], cache)
+    for place in range(whole, T):
+        token_B, cache = _next(config, params, prompt_BT[:, place], cache, key, 0, sampling)
+    return token_B, cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _after(config, params, tokens_BT, cache):
+    """The cache after these tokens."""
+    return _advance(config, params, tokens_BT, cache)[2]
+
+
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _next(config, params, token_B, cache, key, index, sampling):
     """The token after ``token_B``, and the cache after ``token_B``."""
     model, hidden_B1D, cache = _advance(config, params, token_B[:, None], cache)
-    return _ended(token_B, _draw(_last_logits(config, model, hidden_B1D), key, index, sampling), sampling), cache
+    next_B = _draw(_last_logits(config, model, hidden_B1D), key, index, sampling)
+    return _ended(token_B, next_B, index, sampling), cache
 
 
 def _window(config, prompt_BT, new_BT, start_B):
@@ -317,7 +345,7 @@ def _slid(config, params, window, key, index, sampling):
     with precision(config):
         hidden_BTD, _ = model(window_BT, None, Scope(_positions(columns_T, start_B), segments_BT=padding))
     next_B = _draw(_last_logits(config, model, hidden_BTD), key, index, sampling)
-    next_B = _ended(window_BT[:, -1], next_B, sampling).astype(window_BT.dtype)
+    next_B = _ended(window_BT[:, -1], next_B, index, sampling).astype(window_BT.dtype)
     start_B = None if start_B is None else jnp.maximum(start_B - 1, 0)
     return (jnp.concatenate([window_BT[:, 1:], next_B[:, None]], axis=1), start_B), next_B
 

@@ -40,7 +40,12 @@ def memory() -> int:
     limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
     if jax.default_backend() != "cpu" and all(limits):
         return sum(limits) * jax.process_count()
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
+    return machine_memory() * jax.process_count()
+
+
+def machine_memory() -> int:
+    """Bytes of the machine that this process runs on."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _flag(model: ModelConfig, parameter: str) -> str:

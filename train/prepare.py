@@ -51,11 +51,16 @@ def run_folder(config: RunConfig) -> Path:
 
 
 def refuse_overwrite(config: RunConfig) -> None:
-    """Raises ConfigError if the run's folder already holds something and the run is not to be resumed.
+    """Raises ConfigError if the run's folder cannot be written to, or holds something and the run is not to be resumed.
 
     A run that was stopped before its first step has left nothing to overwrite.
     """
     folder = run_folder(config)
+    try:
+        str(folder.absolute()).encode()
+    except UnicodeEncodeError:
+        # Orbax takes names that are text and no others.
+        raise ConfigError(f"--run-dir {folder} has a name outside this locale's encoding; set PYTHONUTF8=1") from None
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file; choose another --run-dir")
     if not folder.is_dir() or all(path.name == lock.NAME for path in folder.iterdir()):

@@ -310,7 +310,8 @@ def _digests(files: Mapping[str, Path]) -> str:
     total = hashlib.sha256()
     for name, path in sorted(files.items()):
         try:
-            total.update(f"{name}\0{sha256_file(path)}\n".encode())
+            # The same bytes in every locale, which may have taken a name for another one.
+            total.update(f"{name}\0{sha256_file(path)}\n".encode(errors="surrogateescape"))
         except OSError as error:
             raise DataError(f"{path} cannot be read ({error.strerror})") from None
     return total.hexdigest()

@@ -13,9 +13,12 @@ from typing import IO, NamedTuple
 
 from train.data.errors import DataError
 from train.data.tokenizer import Tokenizer
+from train.memory import machine_memory
 
 BLOCK = 1 << 20
 BATCH_ROWS = 1000
+# What the tokenizers library takes for each character that it encodes at once.
+ENCODING_BYTES = 100
 BATCH_PIECES = 4096
 BATCH_CHARACTERS = 1 << 22
 OTHER = "another may be named with text-column"
@@ -81,13 +84,23 @@ def read_pieces(path: Path, column: str, last_cut: LastCut, *, name: str = "") -
 
 
 def in_pieces(blocks: Iterable[str], last_cut: LastCut) -> Iterator[Piece]:
-    """One document out of its consecutive parts, cut again where the tokenizer allows it."""
+    """One document out of its consecutive parts, cut again where the tokenizer allows it.
+
+    Raises:
+        DataError: it allows no cut, and this machine's memory does not hold what encoding the whole takes.
+    """
     held = ""
     for block in blocks:
         held += block
         if cut := last_cut(held):
             yield Piece(held[:cut], ends=False)
             held = held[cut:]
+        elif len(held) * ENCODING_BYTES > machine_memory():
+            raise DataError(
+                f"a plain text of more than {len(held) / 1e6:,.0f} million characters is too large to be encoded as a "
+                "whole, and it is not known where this tokenizer allows a cut; give documents (.jsonl, .parquet), or "
+                "another tokenizer"
+            )
     yield Piece(held)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from train.data.cuts import safe_cut
 from train.data.errors import DataError
 from train.data.hub import hub_folder
 
@@ -153,7 +154,7 @@ class SubwordTokenizer:
         name: see :class:`Tokenizer`.
         backend: the tokenizer; padding and truncation are switched off in it.
         end_token: the token that ends a text.
-        cut: matches a text up to its last place where it may be cut; None if that is not known of the tokenizer.
+        cut: matches a text up to its last place where it may be cut; None to look for it, see :func:`safe_cut`.
 
     Raises:
         DataError: ``end_token`` is not in the vocabulary, or most of the ids below the largest one are missing.
@@ -176,12 +177,13 @@ class SubwordTokenizer:
                 f"to it, but there are only {len(vocab)} tokens; number them from 0"
             )
         serialized = backend.to_str()
+        told = json.loads(serialized)
         self.fingerprint = hashlib.sha256(f"{serialized}\n{eos_id}".encode()).hexdigest()
         self._backend = backend
-        self._cut = cut
+        self._cut = cut or safe_cut(told)
         specials = {i: token.content for i, token in backend.get_added_tokens_decoder().items() if token.special}
         specials[eos_id] = end_token
-        self._special_ids = specials.keys() - {_unknown_id(backend, json.loads(serialized)["model"])}
+        self._special_ids = specials.keys() - {_unknown_id(backend, told["model"])}
         inside = (f"(?<={re.escape(t[:1])})(?={re.escape(t[1:])})" for t in specials.values() if len(t) > 1)
         self._inside_special = re.compile("|".join(inside))
 

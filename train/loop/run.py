@@ -382,9 +382,8 @@ def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, sum
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() != 0:
         return
-    tokens = min(config.train.sample_tokens, config.model.max_len - 1)
-    if tokens > 0:
-        options = {"tokens": tokens, "temperature": 0.8, "top_k": 50, "seed": config.train.seed}
+    if config.train.sample_tokens > 0:
+        options = {"tokens": config.train.sample_tokens, "temperature": 0.8, "top_k": 50, "seed": config.train.seed}
         with task("compiling and drawing a text sample"):
             words = sample(config, params, corpus.tokenizer, **options)
         (folder / "sample.txt").write_text(words + "\n", encoding="utf-8")
