@@ -253,6 +253,11 @@ def _residual(residual: Any, told: dict[str, Any], free: dict[str, Any]) -> Any:
         residual = residual.replace(identity_mix=min(max(free["mhc_residual_alpha"], 1e-4), 1 - 1e-4))
     if isinstance(residual.projection, OrthostochasticConfig):
         return residual.replace(projection=_newton_schulz(residual.projection, free))
+    if free["sinkhorn_iters"] == 0:
+        raise InteropError(
+            "nanogpt: sinkhorn_iters=0 leaves H_res at n exp(logits / tau), which mixes by sums of any size and is no "
+            "projection; convert with at least 1"
+        )
     changes = {"iters": free["sinkhorn_iters"], "temperature": free["sinkhorn_tau"]}
     return residual.replace(projection=residual.projection.replace(**changes))
 

@@ -315,6 +315,7 @@ def test_what_does_not_fit_is_refused(change, message):
         ({}, "do not tell the number of heads; say n_head"),
         ({"n_head": 3}, "heads 3 must divide the width 8"),
         ({"n_head": 2, "sinkhorn_iter": 3}, "unknown hint 'sinkhorn_iter'; did you mean 'sinkhorn_iters'"),
+        ({"n_head": 2, "sinkhorn_iters": 0}, r"sinkhorn_iters=0 leaves H_res at n exp\(logits / tau\), which"),
         ({"n_head": 2, "hc_num_streams": 2}, "hc_num_streams=2 contradicts the tensors, which say 4"),
         ({"n_head": 2, "mhc_h_res_proj": "cayley"}, "'cayley' is not one of sinkhorn, orthostochastic"),
         (
