@@ -12,7 +12,7 @@ class LayerScale(Residual):
     """State (B, T, D): ``x + gain * branch(norm(x))``."""
 
     def __init__(self, width: int, init: Init):
-        self.gain = init("gain", ones, width)
+        self.gain = init("gain", ones, width, role="vector", axes=("features",))
 
     def pre(self, state, scope):
         return state, None

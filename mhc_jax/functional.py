@@ -16,7 +16,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from mhc_jax.config import ConfigError
-from mhc_jax.nn.init import Init
+from mhc_jax.nn.init import Init, Role
 from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
@@ -94,6 +94,46 @@ def param_shapes(config: ModelConfig) -> Params:
     _check_kind(config)
     shapes = nnx.to_pure_dict(_abstract(config)[1])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamInfo:
+    """What a parameter is, see :mod:`mhc_jax.nn.init`.
+
+    Attributes:
+        shape, dtype: of the array; layers are stacked on its first axis.
+        role: how it acts.
+        axes: a name for each dimension; ``"layer"`` for the layers, ``""`` for one without a name.
+        uses: how often one token is multiplied by it.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    role: Role
+    axes: tuple[str, ...]
+    uses: float
+
+
+Infos = Mapping[str, ParamInfo]
+
+
+def param_info(config: ModelConfig) -> dict[str, ParamInfo]:
+    """What every parameter is, by dotted name; allocates nothing.
+
+    Raises:
+        ConfigError: the configuration contradicts itself, or a part has made a parameter without :class:`Init`.
+    """
+    _check_kind(config)
+    born = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(_abstract(config)[1])}
+    if bare := [name for name, leaf in born.items() if not leaf.has_metadata("role")]:
+        raise ConfigError(f"parameters without a role, which mhc_jax.nn.init.Init gives them: {listed(bare)}")
+
+    def info(name: str, shape: jax.ShapeDtypeStruct) -> ParamInfo:
+        its = born[name].get_metadata()
+        layer = ("layer",) if "blocks" in name.split(".") else ()
+        return ParamInfo(shape.shape, shape.dtype, its["role"], layer + its["axes"], its["uses"])
+
+    return {name: info(name, shape) for name, shape in flatten(param_shapes(config)).items()}
 
 
 def bind(config: ModelConfig, params: Params) -> Model:

@@ -5,9 +5,8 @@ import math
 
 import jax
 
-from mhc_jax.functional import bind, param_shapes
+from mhc_jax.functional import bind, param_info, param_shapes
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.tree import flatten
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +28,10 @@ class Part:
 class Summary:
     """Parts, parameters, operations and memory of a model; ``str()`` is a table of at most 80 columns.
 
-    Operations are those of matrix products: two for each weight and token (adapters once per stream that uses them, the
-    head too), and between activations attention's two products over the whole length, as PaLM and nanoGPT count them:
-    what the causal mask saves is not taken off. Recurrences, convolutions and the mixing of streams are left out: they
-    are bound by memory and together a few percent.
+    Operations are those of matrix products: two for each weight of a kernel and token (adapters once per stream that
+    uses them, the head too), and between activations attention's two products over the whole length, as PaLM and
+    nanoGPT count them: what the causal mask saves is not taken off. Recurrences, convolutions and the mixing of streams
+    are left out: they are bound by memory and together a few percent.
 
     Attributes:
         config: the model.
@@ -103,10 +102,10 @@ def summary(config: LMConfig, length: int | None = None) -> Summary:
     config.validate()
     length = length or config.max_len
     parts: dict[str, Part] = {}
-    for path, leaf in flatten(param_shapes(config)).items():
-        name, _, kind = path.rpartition(".")
-        size = math.prod(leaf.shape)
-        flops = 2 * size * _uses(config, name) if kind == "kernel" else 0
+    for path, info in param_info(config).items():
+        name = path.rpartition(".")[0]
+        size = math.prod(info.shape)
+        flops = round(2 * size * info.uses) if info.role == "kernel" else 0
         before = parts.get(name, Part(name, 0, 0))
         parts[name] = Part(name, before.parameters + size, before.flops + flops)
     products = config.layers * config.residual.branches * config.mixer.product_flops(config.width, length)
@@ -121,13 +120,6 @@ def summary(config: LMConfig, length: int | None = None) -> Summary:
 def flops_per_token(config: LMConfig, length: int | None = None) -> int:
     """Floating-point operations of one token's training step, as :class:`Summary` counts them."""
     return summary(config, length).training_flops
-
-
-def _uses(config: LMConfig, module: str) -> int:
-    """How often a token passes through a matrix: adapters serve every stream before the read, one at each write."""
-    streams = config.residual.stream_count or 1
-    uses = {"down": streams + 1, "up": 2 * streams}.get(module.rpartition(".")[2], 1)
-    return uses * (config.residual.branches if ".branch." in module else 1)
 
 
 def _cache_bytes(config: LMConfig) -> int:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from jax.tree_util import KeyPath, keystr
+
 from mhc_jax import registry
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -21,6 +23,11 @@ def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
             yield from _walk(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def dotted(path: KeyPath) -> str:
+    """``"blocks.mixer.norm.scale"`` for the path of a leaf, as ``jax.tree_util`` gives it."""
+    return keystr(path, simple=True, separator=".")
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -211,8 +211,8 @@ def _late_schedule(healthy):
 
 
 def _decayed_gradient(healthy):
-    def adamw(config, total_steps):
+    def adamw(config, *rest):
         coupled = optax.add_decayed_weights(config.weight_decay)
-        return optax.chain(coupled, healthy(config.replace(weight_decay=0.0), total_steps))
+        return optax.chain(coupled, healthy(config.replace(weight_decay=0.0), *rest))
 
     return adamw

@@ -15,6 +15,7 @@ import numpy as np
 import mhc_jax
 import torch_ref
 from mhc_jax import interop, registry
+from mhc_jax.functional import param_info
 from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
@@ -115,7 +116,7 @@ def _trains(config: LMConfig) -> Iterator[str]:
         optim=OptimConfig(warmup_steps=0),
         train=TrainConfig(loss_chunk=TIME),
     )
-    optimizer = make_optimizer(run.optim, 10)
+    optimizer = make_optimizer(run.optim, 10, param_info(config))
     data = {"inputs": jnp.asarray(batch(config)["tokens"], jnp.int32)}
     data["targets"] = jnp.roll(data["inputs"], -1, axis=1)
     before = init_state(run, optimizer)

@@ -28,11 +28,11 @@ from jax.experimental import multihost_utils
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
+from mhc_jax.tree import dotted
 from train import manifest, peers
 from train.data.files import replacing
 from train.manifest import Status
 from train.retention import LatestAndBest, Steps, is_checkpoint, is_foreign
-from train.sharding import dotted
 from train.state import TrainState
 
 # What a file system may refuse a writer.

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.functional import Params
+from mhc_jax.functional import Params, param_info
 from mhc_jax.summary import flops_per_token
 from train.benchmark import hlo
 from train.config import RunConfig
@@ -41,7 +41,8 @@ def cost_rows(config: RunConfig) -> list[Row]:
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     scratch = memory.temp_size_in_bytes / 2**20 if memory else math.nan
-    state = jax.eval_shape(lambda: init_state(config, make_optimizer(config.optim, total_steps=1)))
+    optimizer = make_optimizer(config.optim, 1, param_info(config.model))
+    state = jax.eval_shape(lambda: init_state(config, optimizer))
     gflop = step_flops(config) / 1e9
     mib = {
         "parameters": _mib(state.params),
@@ -119,7 +120,7 @@ def collective_rows(text: str) -> list[Row]:
 
 
 def _lowered_step(config: RunConfig) -> jax.stages.Lowered:
-    optimizer = make_optimizer(config.optim, total_steps=1)
+    optimizer = make_optimizer(config.optim, 1, param_info(config.model))
     state = jax.eval_shape(lambda: init_state(config, optimizer))
     tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
     train_step = jax.jit(make_train_step(config, optimizer), donate_argnums=0)

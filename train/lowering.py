@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mhc_jax.functional import param_info
 from train import sharding
 from train.config import RunConfig
 from train.state import TrainState
@@ -24,7 +25,7 @@ def abstract_state(config: RunConfig, optimizer: optax.GradientTransformation, m
     return jax.tree.map(
         lambda leaf, its: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=its),
         shapes,
-        sharding.state_shardings(shapes, mesh),
+        sharding.state_shardings(shapes, param_info(config.model), mesh),
     )
 
 

@@ -6,7 +6,7 @@ import os
 import jax
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_shapes
+from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.nn.model import ModelConfig
 
 # Parameters, their gradients, and the two moments of AdamW.
@@ -22,16 +22,14 @@ def check_memory(model: ModelConfig, copies: int) -> None:
     Raises:
         ConfigError: it names the largest parameter's flag, and both numbers.
     """
-    sizes = {
-        jax.tree_util.keystr(path, simple=True, separator="."): math.prod(leaf.shape)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(param_shapes(model))
-    }
+    infos = param_info(model)
+    sizes = {name: math.prod(info.shape) for name, info in infos.items()}
     needed, there = 4 * copies * sum(sizes.values()), memory()
     if needed > there:
         name = max(sizes, key=sizes.__getitem__)
         raise ConfigError(
             f"{sum(sizes.values()):,} parameters take {_gigabytes(needed)}{' in training' if copies > 1 else ''}, and "
-            f"this machine has {_gigabytes(there)}; the largest is {name}: choose a smaller {_flag(model, name)}"
+            f"this machine has {_gigabytes(there)}; the largest is {name}: choose a smaller {_flag(model, infos[name])}"
         )
 
 
@@ -48,16 +46,18 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def _flag(model: ModelConfig, parameter: str) -> str:
+def _flag(model: ModelConfig, parameter: ParamInfo) -> str:
     """The flag of which that parameter's size is the likeliest to be too large."""
-    if parameter == "embed.tokens" and model.vocab_size > model.width:
+    axes = set(parameter.axes)
+    if "vocab" in axes and model.vocab_size > model.width:
         return "--model.vocab-size"
-    if parameter == "embed.positions" and model.max_len > model.width:
+    if "position" in axes and model.max_len > model.width:
         return "--model.max-len or --data.seq-len"
-    if parameter.startswith("blocks.") and model.layers > model.width:
+    if "layer" in axes and model.layers > model.width:
         return "--model.layers"
     streams = model.residual.stream_count or 0
-    return "--model.residual.streams" if ".residual." in parameter and streams > 64 else "--model.width"
+    of_streams = axes & {"stream", "streams", "coefficient"}
+    return "--model.residual.streams" if of_streams and streams > 64 else "--model.width"
 
 
 def _gigabytes(count: int) -> str:

@@ -1,26 +1,32 @@
 """AdamW as PyTorch computes it, its schedule, and what it decays."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from mhc_jax.functional import Infos
+from mhc_jax.nn.init import Role
+from mhc_jax.tree import dotted
 from train.config import OptimConfig
 
 
-def make_optimizer(config: OptimConfig, total_steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, total_steps: int, infos: Infos) -> optax.GradientTransformation:
     """Clipping, AdamW and schedule; equal to ``clip_grad_norm_`` and ``torch.optim.AdamW`` of PyTorch.
 
     The rate of the latest update can be read with ``optax.tree.get(opt_state, "learning_rate")``.
+
+    Args:
+        infos: what the parameters are, as from :func:`mhc_jax.functional.param_info`.
     """
     clip = [clip_by_global_norm(config.clip)] if config.clip > 0 else []
     return optax.chain(
         *clip,
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=partial(decay_mask, config)),
+        optax.add_decayed_weights(config.weight_decay, mask=partial(decay_mask, config, infos)),
         _scale_by_rate(schedule(config, total_steps), partial(rate_factors, config)),
     )
 
@@ -83,20 +89,23 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     return rate
 
 
-# Leaves by name: dense kernels, and the matrices from which dynamic topologies compute their coefficients.
-KERNELS = {"kernel"}
-MATRICES = KERNELS | {"phi", "dynamic_alpha_fn", "dynamic_beta_fn", "alpha_fn", "beta_fn", "down", "up", "inject"}
+# The roles that are decayed.
+DECAYED: Mapping[str, Collection[Role]] = {
+    "kernels": ("kernel",),
+    "matrices": ("kernel", "mixing"),
+    "all": get_args(Role),
+}
 
 
-def decay_mask(config: OptimConfig, params: Any) -> Any:
+def decay_mask(config: OptimConfig, infos: Infos, params: Any) -> Any:
     """True for every parameter that is decayed, in the structure of ``params``."""
-    chosen = {"matrices": MATRICES, "kernels": KERNELS}.get(config.decay)
-    return jax.tree_util.tree_map_with_path(lambda path, _: chosen is None or path[-1].key in chosen, params)
+    roles = DECAYED[config.decay]
+    return jax.tree_util.tree_map_with_path(lambda path, _: infos[dotted(path)].role in roles, params)
 
 
 def rate_factors(config: OptimConfig, params: Any) -> Any:
     """What multiplies the learning rate of every parameter, in the structure of ``params``."""
-    own = {"lambdas": config.value_lr, "residual": config.residual_lr}
+    own = {"values": config.value_lr, "residual": config.residual_lr}  # by parts of a block
 
     def factor(path, _):
         rates = [rate for key, rate in own.items() if rate and any(part.key == key for part in path)]

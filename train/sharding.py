@@ -1,15 +1,14 @@
 """Which device holds which slice of the training state.
 
 The mesh has three axes. ``data`` repeats the parameters, ``fsdp`` slices them (both slice the batch),
-``tensor`` slices the width of the matrix products. One ordered table of rules on canonical parameter
-names says which dimension each axis slices; XLA inserts the communication. Streams are never sliced:
+``tensor`` slices the width of the matrix products. One table says which mesh axes slice a dimension, by the name that
+the dimension got when the parameter was made; XLA inserts the communication. Streams are never sliced:
 every mix of streams stays within a device.
 """
 
 import dataclasses
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +16,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_shapes
+from mhc_jax.functional import Infos, ParamInfo, Params, param_info
+from mhc_jax.nn.model import ModelConfig
+from mhc_jax.tree import dotted
 from train.config import MeshConfig, RunConfig
 from train.table import terminal
 
@@ -25,36 +26,29 @@ P = PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 BATCH_SPEC = P(("data", "fsdp"))
 
-Rules = tuple[tuple[str, tuple[PartitionSpec, ...]], ...]
+Slices = Mapping[str, tuple[str, ...]]
 
-# First match wins. A rule names the dimensions from the last one backwards, so that the same rule serves a
-# parameter with or without the leading layer axis. Matrices of one pair are sliced column-wise, then row-wise:
-# the activations between them stay sliced, and only the second product needs a sum over ``tensor``.
-# Alternatives follow in order of preference: GPT-2's vocabulary of 50,257 tokens divides by nothing useful.
-RULES: Rules = (
-    (r"embed\.tokens", (P("tensor", "fsdp"), P(None, ("tensor", "fsdp")))),  # (V, D)
-    (r"embed\.positions", (P(None, "fsdp"),)),  # (P, D)
-    (r"head\.kernel", (P("fsdp", "tensor"), P(("tensor", "fsdp"), None))),  # (D, V)
-    (r"ends\.proj\.kernel", (P(("tensor", "fsdp"), None),)),  # (D, N*D): the streams stay whole
-    # (D, 2D), (D, D), (D, F), (D, R): column-wise
-    (r".*\.(in_proj|[qkv]_proj|up_proj|down)\.kernel", (P("fsdp", "tensor"),)),
-    (r".*\.(in_proj|[qkv]_proj|up_proj|down)\.bias", (P("tensor"),)),
-    (r".*\.(out_proj|down_proj|up)\.kernel", (P("tensor", "fsdp"),)),  # (D, D), (F, D), (R, D): row-wise
-    (r".*\.(out_proj|down_proj|up)\.bias", (P(),)),  # (D): slices would have activations moved to them
-    (r".*\.(conv|ssm)\.[a-z_]+", (P(("tensor", "fsdp")),)),  # (K, D), (D): channels of the sliced activations
-    (r".*\.gamma_(pre|post)", (P(None, "tensor"),)),  # (N, R)
-    (r"(.*\.)?(norm|final_norm)\.(scale|bias)", (P("fsdp"),)),  # (D)
-    (r".*\.[qk]_norm\.scale", (P(),)),  # (K)
-    # What mixes streams is small and read by every device whole.
-    (r".*\.(residual|values)\.[a-z_.]+|ends\.[a-z_.]+", (P(),)),
-)
+# Mesh axes by the name of a dimension, see mhc_jax/nn/init.py; a name that is not here is held whole. Dimensions choose
+# in the order of this table, and a mesh axis slices one dimension of a parameter at most. So matrices of one pair are
+# sliced column-wise, then row-wise: the activations between them stay sliced, and only the second product needs a sum
+# over ``tensor``.
+SLICES: Slices = {
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+    "inner": ("tensor",),
+    "rank": ("tensor",),
+    "channel": ("tensor", "fsdp"),
+    "embed": ("tensor", "fsdp"),
+    "width": ("fsdp",),
+}
 
-# What is stored in slices of the width but used in whole rows. A lookup in slices would leave the streams sliced, and
-# XLA would move whole activations between devices to undo that, in both passes.
-GATHERED: Rules = (
-    (r"embed\.tokens", (P("tensor", None), P())),
-    (r"embed\.positions|ends\.proj\.kernel", (P(),)),
-)
+# Held whole where it does not divide, its mesh axes left to others: GPT-2's 50,257 tokens divide by nothing useful.
+MAY_BE_WHOLE = {"vocab"}
+
+# Parameters with such a dimension are stored in slices of the width but used in whole rows. A lookup in slices would
+# leave the streams sliced, and XLA would move whole activations between devices to undo that, in both passes.
+GATHERED: Slices = {"vocab": ("tensor",), "position": (), "streams": ()}
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -106,54 +100,53 @@ def global_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arra
     }
 
 
-def dotted(path: tuple[Any, ...]) -> str:
-    """``"blocks.mixer.norm.scale"`` for a key path of a pytree."""
-    return jax.tree_util.keystr(path, simple=True, separator=".")
-
-
-def param_specs(params: Any, mesh: Mesh) -> dict[str, PartitionSpec]:
+def param_specs(infos: Infos, mesh: Mesh) -> dict[str, PartitionSpec]:
     """The spec of every parameter by canonical name.
 
     Args:
-        params: nested dict of arrays or shapes, as from :func:`mhc_jax.functional.param_shapes`.
+        infos: what the parameters are, as from :func:`mhc_jax.functional.param_info`.
 
     Raises:
-        ConfigError: a parameter that no rule matches, or a dimension that its axes do not divide.
+        ConfigError: a dimension that its mesh axes do not divide.
     """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    return {dotted(path): _spec(dotted(path), leaf.shape, mesh, RULES) for path, leaf in leaves}
+    return {name: _spec(name, info, mesh, SLICES) for name, info in infos.items()}
 
 
-def for_step(params: Any, mesh: Mesh | None) -> tuple[Any, NamedSharding | None]:
+def for_step(model: ModelConfig, params: Params, mesh: Mesh | None) -> tuple[Params, NamedSharding | None]:
     """What a step begins with: the parameters, those of :data:`GATHERED` as it uses them, and how it slices the batch.
 
     Without ``mesh`` nothing is sliced.
     """
     if mesh is None:
         return params, None
+    infos = param_info(model)
 
     def gathered(path, leaf):
         name = dotted(path)
-        if not _alternatives(name, GATHERED):
+        stored, used = (_spec(name, infos[name], mesh, slices) for slices in (SLICES, GATHERED))
+        if stored == used or not GATHERED.keys() & set(infos[name].axes):
             return leaf
-        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, _spec(name, leaf.shape, mesh, GATHERED)))
+        return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, used))
 
     return jax.tree_util.tree_map_with_path(gathered, params), batch_sharding(mesh)
 
 
-def _alternatives(name: str, rules: Rules) -> tuple[PartitionSpec, ...]:
-    return next((specs for pattern, specs in rules if re.fullmatch(pattern, name)), ())
+def _spec(name: str, info: ParamInfo, mesh: Mesh, slices: Slices) -> PartitionSpec:
+    """What the dimensions choose, those first whose names stand first in ``slices``.
 
-
-def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    alternatives = _alternatives(name, rules)
-    if not alternatives:
-        raise ConfigError(f"no sharding rule matches parameter {name}; add one to RULES in train/sharding.py")
-    aligned = [P(*[None] * (len(shape) - len(spec)), *spec) for spec in alternatives]
-    faults = [_fault(name, shape, spec, mesh) for spec in aligned]
-    if all(faults):
-        raise ConfigError(faults[0])
-    return aligned[faults.index(None)]
+    Raises:
+        ConfigError: a dimension does not divide by what it has chosen.
+    """
+    chosen: list[tuple[str, ...]] = [()] * len(info.axes)
+    for axis, wanted in slices.items():
+        for dim in (dim for dim, its in enumerate(info.axes) if its == axis):
+            taken = {mesh_axis for entry in chosen for mesh_axis in entry}
+            entry = tuple(mesh_axis for mesh_axis in wanted if mesh_axis not in taken)
+            if axis not in MAY_BE_WHOLE or info.shape[dim] % _slices(entry, mesh) == 0:
+                chosen[dim] = entry
+    for dim, entry in enumerate(chosen):
+        _check_divides(name, info.shape, dim, entry, mesh)
+    return P(*(entry if len(entry) > 1 else entry[0] if entry else None for entry in chosen))
 
 
 def _axes(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
@@ -164,37 +157,36 @@ def _slices(entry: str | tuple[str, ...] | None, mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in _axes(entry))
 
 
-def _fault(name: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> str | None:
-    """Why ``spec`` cannot slice this parameter, or None."""
-    for dim, entry in enumerate(spec):
-        if shape[dim] % _slices(entry, mesh):
-            axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in _axes(entry))
-            return (
-                f"parameter {name} {shape}: dimension {dim} of size {shape[dim]} does not divide by mesh axis {axes}; "
-                f"choose a size that is a multiple of {_slices(entry, mesh)}, or a smaller "
-                + " or ".join(f"--mesh.{axis}" for axis in _axes(entry))
-            )
-    return None
+def _check_divides(name: str, shape: tuple[int, ...], dim: int, entry: tuple[str, ...], mesh: Mesh) -> None:
+    """Raises ConfigError unless these mesh axes can slice that dimension."""
+    slices = _slices(entry, mesh)
+    if shape[dim] % slices:
+        axes = " x ".join(f"{axis} {mesh.shape[axis]}" for axis in entry)
+        raise ConfigError(
+            f"parameter {name} {shape}: dimension {dim} of size {shape[dim]} does not divide by mesh axis {axes}; "
+            f"choose a size that is a multiple of {slices}, or a smaller "
+            + " or ".join(f"--mesh.{axis}" for axis in entry)
+        )
 
 
-def state_shardings(state: Any, mesh: Mesh) -> Any:
+def state_shardings(state: Any, infos: Infos, mesh: Mesh) -> Any:
     """A pytree of NamedSharding like ``state``.
 
     Args:
-        state: a :class:`train.state.TrainState` of arrays or shapes. Parameters follow :data:`RULES`; leaves of
+        state: a :class:`train.state.TrainState` of arrays or shapes. Parameters follow :data:`SLICES`; leaves of
             the optimizer state that are named and shaped like a parameter (its moments) follow that parameter;
             everything else is held whole by every device.
+        infos: as in :func:`param_specs`.
 
     Raises:
         ConfigError: see :func:`param_specs`.
     """
-    specs = param_specs(state.params, mesh)
-    shapes = {dotted(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
+    specs = param_specs(infos, mesh)
 
     def like_param(path, leaf):
         for start in range(len(path)):
             name = dotted(path[start:])
-            if shapes.get(name) == leaf.shape:
+            if name in infos and infos[name].shape == leaf.shape:
                 return NamedSharding(mesh, specs[name])
         return NamedSharding(mesh, P())
 
@@ -218,24 +210,23 @@ def check(config: RunConfig, mesh: Mesh) -> None:
             f"--data.batch-size {config.data.batch_size} is not a multiple of mesh data x fsdp ({slices}) x "
             f"--train.accumulate ({accumulate}); choose a multiple of {slices * accumulate}"
         )
-    param_specs(param_shapes(config.model), mesh)
+    param_specs(param_info(config.model), mesh)
 
 
-def rules_table(params: Any, mesh: Mesh) -> str:
-    """A row for every parameter: name, shape, spec, bytes altogether and on each device; then the totals.
+def table(infos: Infos, mesh: Mesh) -> str:
+    """A row for every parameter: name, role, axes, shape, spec, bytes altogether and on each device; then the totals.
 
     Args:
-        params: nested dict of arrays or shapes.
+        infos: as in :func:`param_specs`.
     """
-    specs = param_specs(params, mesh)
     rows: list[dict[str, Any]] = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        spec = specs[dotted(path)]
-        shard = math.prod(NamedSharding(mesh, spec).shard_shape(leaf.shape))
-        name, shape = dotted(path), "x".join(map(str, leaf.shape))
-        row = {"parameter": name, "shape": shape, "sharding": _spell(spec)}
-        width = leaf.dtype.itemsize
-        rows.append({**row, "bytes": math.prod(leaf.shape) * width, "bytes/device": shard * width})
+    for name, spec in param_specs(infos, mesh).items():
+        info = infos[name]
+        shard = math.prod(NamedSharding(mesh, spec).shard_shape(info.shape))
+        row = {"parameter": name, "role": info.role, "axes": " ".join(axis or "-" for axis in info.axes)}
+        row |= {"shape": "x".join(map(str, info.shape)), "sharding": _spell(spec)}
+        width = info.dtype.itemsize
+        rows.append({**row, "bytes": math.prod(info.shape) * width, "bytes/device": shard * width})
     sizes = ", ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     totals = {key: sum(row[key] for row in rows) for key in ("bytes", "bytes/device")}
     return terminal([*rows, {"parameter": f"total on {sizes}", **totals}])

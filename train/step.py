@@ -104,7 +104,7 @@ def make_eval_step(
 
 def _forward(config: RunConfig, params: Params, batch: Batch, key: jax.Array | None, mesh: Mesh | None):
     """Auxiliary losses, summed loss and number of targets; the logits are never whole."""
-    params, batch_sharding = sharding.for_step(params, mesh)
+    params, batch_sharding = sharding.for_step(config.model, params, mesh)
     dtypes = policy(config.model.execution.policy)
     found = hidden(config.model, params, batch["inputs"], key=key, batch_sharding=batch_sharding)
     with jax.default_matmul_precision(dtypes.precision):

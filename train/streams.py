@@ -127,7 +127,7 @@ def make_stream_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[P
     def stream_step(params: Params, batch: Any) -> dict[str, jax.Array]:
         # Every so many rows, as in training: a batch sharded in contiguous runs is cut without moving a row.
         batch = jax.tree.map(lambda x: x[:: config.train.accumulate], batch)
-        params, batch_sharding = sharding.for_step(params, mesh)
+        params, batch_sharding = sharding.for_step(config.model, params, mesh)
         return _statistics(config, params, batch["inputs"], batch["targets"] != IGNORE, batch_sharding)
 
     return stream_step

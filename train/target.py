@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from mhc_jax.backend import compiling_for
 from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_info
 from train import sharding
 from train.config import RunConfig
 from train.lowering import abstract_state, lower_train_step
@@ -167,7 +168,7 @@ def compile_step(config: RunConfig, target: Target, mesh: Mesh) -> tuple[TrainSt
         DoesNotFit: the compiler says so, as that of TPUs does; that of GPUs compiles what does not fit.
     """
     sharding.check(config, mesh)
-    optimizer = make_optimizer(config.optim, config.train.steps or 1)
+    optimizer = make_optimizer(config.optim, config.train.steps or 1, param_info(config.model))
     with compiling_for(target.chip.platform):
         state = abstract_state(config, optimizer, mesh)
         lowered = lower_train_step(config, optimizer, state, mesh)

@@ -119,7 +119,7 @@ class Backbone(nnx.Module):
             residual = StreamAdapters(
                 residual, config.adapters, config.width, streams_, config.norm, self.policy, init / "residual"
             )
-        branch = part.build(config.width, self.policy, init / "branch")
+        branch = part.build(config.width, self.policy, (init / "branch").repeated(config.residual.branches))
         return Site(
             residual, branch, config.width, config.norm, config.dropout, self.policy, init, norm_bias=config.norm_bias
         )

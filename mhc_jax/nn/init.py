@@ -1,18 +1,46 @@
 """Where parameters are born: a key and a path, so that a draw depends on the parameter's name alone.
 
-Adding or reordering modules therefore leaves the initial values of all others unchanged.
+Adding or reordering modules therefore leaves the initial values of all others unchanged. With its values a parameter
+gets what it is: a role, and a name for each of its dimensions. Weight decay, sharding and the count of operations read
+these, never the parameter's own name.
+
+Roles:
+    kernel: matrix that multiplies activations.
+    mixing: matrix from activations to the coefficients by which streams are read, mixed and written.
+    table: rows that are looked up.
+    filter: weights that pool over time or over streams.
+    vector: any other: gains, biases, poles, coefficients that are equal for all tokens.
+
+Names of dimensions:
+    vocab, position: rows of a table; what the head gives.
+    embed: the model's width in a matrix product.
+    heads, mlp, inner, rank: what a product with the model's width gives, in attention, channel mixers, other sequence
+        mixers and adapters.
+    channel: channels of a recurrence or a convolution.
+    head: channels of one head.
+    tap: tokens that a convolution looks at.
+    width: the model's width in norms and in the table of positions.
+    features: the model's width in what is added to streams or weighs them.
+    stream, streams: parallel streams; all of them flattened, with their widths.
+    coefficient: weights of a site.
+
+Parts from outside may use names of their own.
 """
 
 import math
 import zlib
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import ArrayLike
 
+from mhc_jax.config import ConfigError
+
 Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+Role = Literal["kernel", "mixing", "table", "filter", "vector"]
 
 
 class Init:
@@ -21,23 +49,53 @@ class Init:
     Attributes:
         index: which layer is being built or, inside a site, which site of the model, counted from 0 (may be traced).
         sites: number of sites in the whole model.
+        repeats: how often a token passes through the part that is being built.
     """
 
-    def __init__(self, key: jax.Array, path: str = "", index: ArrayLike = 0, sites: int = 1):
-        self.key, self.path, self.index, self.sites = key, path, index, sites
+    def __init__(self, key: jax.Array, path: str = "", index: ArrayLike = 0, sites: int = 1, repeats: float = 1):
+        self.key, self.path, self.index, self.sites, self.repeats = key, path, index, sites, repeats
 
     def __truediv__(self, name: str) -> "Init":
         """The same key one level deeper: ``init / "mixer"``."""
-        return Init(self.key, f"{self.path}/{name}", self.index, self.sites)
+        return Init(self.key, f"{self.path}/{name}", self.index, self.sites, self.repeats)
 
     def at(self, index: ArrayLike) -> "Init":
         """The same key and path for another ``index``."""
-        return Init(self.key, self.path, index, self.sites)
+        return Init(self.key, self.path, index, self.sites, self.repeats)
 
-    def __call__(self, name: str, initializer: Initializer, *shape: int) -> nnx.Param:
-        """A float32 parameter; its random draw depends on the key and on path and name."""
+    def repeated(self, times: float) -> "Init":
+        """The same key and path for a part through which every token passes so many times."""
+        return Init(self.key, self.path, self.index, self.sites, self.repeats * times)
+
+    def __call__(
+        self,
+        name: str,
+        initializer: Initializer,
+        *shape: int,
+        role: Role | None = None,
+        axes: tuple[str, ...] = (),
+        uses: float = 1.0,
+    ) -> nnx.Param:
+        """A float32 parameter; its random draw depends on the key and on path and name.
+
+        Args:
+            role: see above; ``"vector"`` if omitted, which a parameter of several dimensions may not do.
+            axes: names of its dimensions, see above. A device holds dimensions without names whole.
+            uses: how often the part multiplies one token by it.
+
+        Raises:
+            ConfigError: no such role, none where one is needed, or not one name for each dimension.
+        """
+        role = role or ("vector" if len(shape) < 2 else None)
+        if role not in get_args(Role):
+            raise ConfigError(
+                f"parameter {self.path}/{name} {shape} needs one of the roles {', '.join(get_args(Role))}"
+            )
+        if axes and len(axes) != len(shape):
+            raise ConfigError(f"parameter {self.path}/{name} {shape} needs {len(shape)} names of axes, got {axes}")
         key = jax.random.fold_in(self.key, zlib.crc32(f"{self.path}/{name}".encode()))
-        return nnx.Param(initializer(key, shape).astype(jnp.float32))
+        values = initializer(key, shape).astype(jnp.float32)
+        return nnx.Param(values, role=role, axes=axes or ("",) * len(shape), uses=uses * self.repeats)
 
 
 def normal(std: float, mean: float = 0.0) -> Initializer:

@@ -15,7 +15,8 @@ NormName = Literal["rms", "ln"]
 class Dense(nnx.Module):
     """``x @ kernel + bias``; kernel (in, out). PyTorch's default initialisation unless told otherwise.
 
-    ``bias`` is its initialiser, or False for a layer without one.
+    ``bias`` is its initialiser, or False for a layer without one; ``axes`` and ``uses`` are those of the kernel, as in
+    :class:`~mhc_jax.nn.init.Init`.
     """
 
     def __init__(
@@ -23,12 +24,16 @@ class Dense(nnx.Module):
         inputs: int,
         outputs: int,
         init: Init,
+        axes: tuple[str, str],
         *,
         kernel: Initializer | None = None,
         bias: Initializer | Literal[False] | None = None,
+        uses: float = 1.0,
     ):
-        self.kernel = init("kernel", kernel or uniform(inputs), inputs, outputs)
-        self.bias = None if bias is False else init("bias", bias or uniform(inputs), outputs)
+        self.kernel = init("kernel", kernel or uniform(inputs), inputs, outputs, role="kernel", axes=axes, uses=uses)
+        # A bias of the model's width is added to whole rows: slices of it would have the rows moved to them.
+        added = ("features" if axes[1] == "embed" else axes[1],)
+        self.bias = None if bias is False else init("bias", bias or uniform(inputs), outputs, axes=added)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Computes in the dtype of ``x``."""
@@ -39,10 +44,10 @@ class Dense(nnx.Module):
 class Norm(nnx.Module):
     """RMSNorm (``"rms"``) or LayerNorm (``"ln"``, with or without bias) over the last axis, in its input's dtype."""
 
-    def __init__(self, width: int, name: NormName, init: Init, *, biased: bool = True):
+    def __init__(self, width: int, name: NormName, init: Init, *, biased: bool = True, axis: str = "width"):
         self.name = name
-        self.scale = init("scale", ones, width)
-        self.bias = init("bias", zeros, width) if name == "ln" and biased else None
+        self.scale = init("scale", ones, width, axes=(axis,))
+        self.bias = init("bias", zeros, width, axes=(axis,)) if name == "ln" and biased else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.scale[...].astype(x.dtype)

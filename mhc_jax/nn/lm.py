@@ -66,9 +66,10 @@ class Embed(nnx.Module):
 
     def __init__(self, config: LMConfig, init: Init):
         draw = normal(config.embed_std)
-        self.tokens = init("tokens", draw, config.vocab_size, config.width)
+        self.tokens = init("tokens", draw, config.vocab_size, config.width, role="table", axes=("vocab", "embed"))
+        shape, axes = (config.max_len, config.width), ("position", "width")
         learned = config.positions == "learned"
-        self.positions = init("positions", draw, config.max_len, config.width) if learned else None
+        self.positions = init("positions", draw, *shape, role="table", axes=axes) if learned else None
 
 
 class LM(Backbone, Model):
@@ -82,7 +83,7 @@ class LM(Backbone, Model):
     @staticmethod
     def _build_head(config: LMConfig, init: Init) -> Dense:
         rows = config.outputs or config.vocab_size
-        return Dense(config.width, rows, init, kernel=normal(config.embed_std), bias=False)
+        return Dense(config.width, rows, init, ("embed", "vocab"), kernel=normal(config.embed_std), bias=False)
 
     def __call__(self, tokens_BT, state, scope):
         embedded_BTD = sliced(self._embed(tokens_BT, scope.positions_BT), scope.batch_sharding)

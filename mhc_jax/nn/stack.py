@@ -40,7 +40,7 @@ def build_stack(build: Callable[[Init], nnx.Module], layers: int, init: Init) ->
     """One module whose parameters carry a leading layer axis (L, ...), each layer drawn with a key of its own."""
 
     def one(layer, key):
-        return nnx.state(build(Init(key, init.path, layer, init.sites)), nnx.Param)
+        return nnx.state(build(Init(key, init.path, layer, init.sites, init.repeats)), nnx.Param)
 
     keys = jax.vmap(lambda layer: jax.random.fold_in(init.key, layer))(jnp.arange(layers))
     module = build(init)

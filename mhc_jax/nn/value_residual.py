@@ -28,7 +28,7 @@ class ValueResidual(nnx.Module):
     def __init__(self, config: ValueResidualConfig, init: Init):
         self.config = config
         start = jnp.array([0.0, -8.0]) if config.constrained else jnp.array([0.5, 0.5])
-        self.lambdas = init("lambdas", constant(start), 2)
+        self.lambdas = init("lambdas", constant(start), 2, axes=("coefficient",))
 
     def weights(self) -> jax.Array:
         """(a, b) as they act."""

@@ -12,6 +12,7 @@ import torch
 import train.optimizer
 import train.step
 from mhc_jax import interop
+from mhc_jax.functional import param_info
 from parity_tests.cases.systems import SYSTEMS, System, batch, weights
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
@@ -64,7 +65,7 @@ def _updates_jax(config, weights: Arrays, optim: OptimConfig, dtype: DType) -> V
     with jax_precision(dtype):
         config = in_dtype(config, dtype)
         params = to_params(config, weights, dtype)
-        adamw = train.optimizer.make_optimizer(optim, UPDATES)
+        adamw = train.optimizer.make_optimizer(optim, UPDATES, param_info(config))
         state = adamw.init(params)
 
         def one(gradients, state, params):
@@ -143,7 +144,7 @@ def _train_jax(config, weights: Arrays, optim: OptimConfig, settings: TrainConfi
             optim=optim,
             train=settings,
         )
-        adamw = train.optimizer.make_optimizer(optim, STEPS)
+        adamw = train.optimizer.make_optimizer(optim, STEPS, param_info(config))
         params = to_params(config, weights, dtype)
         zero = jnp.zeros((), jnp.int32)
         step = train.step.make_train_step(run, adamw)

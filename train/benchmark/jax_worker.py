@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 import mhc_jax
+from mhc_jax.functional import param_info
 from mhc_jax.ops.diag_ssm import diag_ssm
 from train.benchmark.worker import Spec, Step, serve
 from train.config import RunConfig
@@ -25,7 +26,7 @@ def random_batch(config: RunConfig) -> Batch:
 def train(spec: Spec) -> Step:
     """Whole optimizer steps, donated, on one fixed random batch, from the weights in ``spec["weights"]``."""
     config = RunConfig.from_dict(spec["config"])
-    optimizer = make_optimizer(config.optim, TOTAL_STEPS)
+    optimizer = make_optimizer(config.optim, TOTAL_STEPS, param_info(config.model))
     state = dataclasses.replace(init_state(config, optimizer), params=mhc_jax.load(spec["weights"])[1])
     batch = random_batch(config)
     train_step = jax.jit(make_train_step(config, optimizer), donate_argnums=0)
@@ -77,7 +78,7 @@ def compilation(spec: Spec) -> Step:
     """Tracing and compiling a whole training step, nothing kept from the call before."""
     config = RunConfig.from_dict(spec["config"])
     jax.config.update("jax_enable_compilation_cache", False)
-    optimizer = make_optimizer(config.optim, TOTAL_STEPS)
+    optimizer = make_optimizer(config.optim, TOTAL_STEPS, param_info(config.model))
     state = jax.eval_shape(lambda: init_state(config, optimizer))
     tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
 

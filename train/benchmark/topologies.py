@@ -10,7 +10,7 @@ import jax
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_shapes
+from mhc_jax.functional import param_info, param_shapes
 from mhc_jax.models.topologies import AXIS, topology, with_topology
 from mhc_jax.nn.model import ModelConfig
 from mhc_jax.summary import flops_per_token
@@ -82,7 +82,7 @@ class _Trainer:
 
 def _trainer(config: RunConfig) -> _Trainer:
     """Whole optimizer steps on one fixed random batch, the first one done. The state is donated, so it exists once."""
-    optimizer = make_optimizer(config.optim, TOTAL_STEPS)
+    optimizer = make_optimizer(config.optim, TOTAL_STEPS, param_info(config.model))
     state, batch = init_state(config, optimizer), random_batch(config)
     start = time.perf_counter()
     compiled = jax.jit(make_train_step(config, optimizer), donate_argnums=0).lower(state, batch).compile()

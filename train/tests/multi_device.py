@@ -18,6 +18,8 @@ import numpy as np
 import optax
 
 from mhc_jax.backend import compiling_for
+from mhc_jax.functional import param_info
+from mhc_jax.tree import dotted
 from train import sharding
 from train.benchmark import hlo
 from train.checkpoint import Checkpoints
@@ -44,7 +46,8 @@ class Trainer:
 
     def __init__(self, config, mesh):
         sharding.check(config, mesh)
-        self.config, self.mesh, self.optimizer = config, mesh, make_optimizer(config.optim, config.train.steps)
+        self.config, self.mesh = config, mesh
+        self.optimizer = make_optimizer(config.optim, config.train.steps, param_info(config.model))
         self.state = abstract_state(config, self.optimizer, mesh)
         # Of streams whose coefficients depend on the token the form of accelerators: it is theirs that is sliced.
         with compiling_for("tpu" if config.model.residual.kind == "dynamic_mhc" else "cpu"):
@@ -90,7 +93,7 @@ def local_bytes(leaf):
 
 
 def flat(tree):
-    return {sharding.dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return {dotted(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def distances(found, truth):

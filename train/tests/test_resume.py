@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from mhc_jax.functional import param_info
 from train import prepare
 from train.checkpoint import Checkpoints
 from train.optimizer import make_optimizer
@@ -33,7 +34,7 @@ def folder(tmp_path_factory):
 
 def final(folder: Path, name: str):
     config = prepare.resolve(prepare.RunConfig.from_json((folder / "tiny.json").read_text()))
-    optimizer = make_optimizer(config.optim, STEPS)
+    optimizer = make_optimizer(config.optim, STEPS, param_info(config.model))
     abstract = jax.eval_shape(lambda: init_state(config, optimizer))
     return Checkpoints(folder / name, 2).restore(abstract, STEPS)
 

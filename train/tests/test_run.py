@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from mhc_jax.config import ConfigError
+from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
 from train import metrics
 from train.checkpoint import Checkpoints
@@ -176,7 +177,7 @@ def test_steps_without_a_finite_number_stop_the_run_and_save_nothing(tmp_path):
 def _last(folder, config):
     """The last checkpoint, restored to the state of ``config``."""
     config = run_module.resolve(config)
-    optimizer = run_module.make_optimizer(config.optim, 1)
+    optimizer = run_module.make_optimizer(config.optim, 1, param_info(config.model))
     abstract = jax.eval_shape(lambda: run_module.init_state(config, optimizer))
     return Checkpoints(folder, 2).restore(abstract)
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_shapes
+from mhc_jax.functional import param_info, param_shapes
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from train import sharding
 from train.config import DataConfig, MeshConfig, RunConfig, TrainConfig
@@ -92,7 +92,7 @@ def test_a_vocabulary_that_does_not_divide_is_sliced_along_the_width():
 
 def test_optimizer_moments_follow_their_parameters():
     config = with_model(small())
-    optimizer = make_optimizer(config.optim, 10)
+    optimizer = make_optimizer(config.optim, 10, param_info(config.model))
     state = jax.eval_shape(lambda: init_state(config, optimizer))
     mesh = mesh_of(2, 2, 2)
     found = sharding.state_shardings(state, mesh)

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import mhc_jax
+from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
 from mhc_jax.ops.loss import IGNORE, cross_entropy
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
@@ -25,7 +26,7 @@ CONFIG = RunConfig(
 
 
 def optimizer_of(config):
-    return make_optimizer(config.optim, 100)
+    return make_optimizer(config.optim, 100, param_info(config.model))
 
 
 def compiled(config):

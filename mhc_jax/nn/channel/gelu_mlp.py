@@ -45,9 +45,9 @@ class GeluMLP(ChannelMixer):
     def __init__(self, config: GeluMLPConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy = config, policy
         hidden, bias = config.hidden or 4 * width, zeros if config.bias else False
-        self.up_proj = Dense(width, hidden, init / "up_proj", kernel=normal(config.init_std), bias=bias)
-        scaled = normal(config.init_std * init.sites**-0.5)
-        self.down_proj = Dense(hidden, width, init / "down_proj", kernel=scaled, bias=bias)
+        drawn, scaled = normal(config.init_std), normal(config.init_std * init.sites**-0.5)
+        self.up_proj = Dense(width, hidden, init / "up_proj", ("embed", "mlp"), kernel=drawn, bias=bias)
+        self.down_proj = Dense(hidden, width, init / "down_proj", ("mlp", "embed"), kernel=scaled, bias=bias)
 
     def __call__(self, u_BTD, scope):
         hidden = self.up_proj(u_BTD.astype(self.policy.compute))

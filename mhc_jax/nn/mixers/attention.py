@@ -100,16 +100,18 @@ class Attention(Mixer):
         self.head_width = config.width_of_head(width)
         queries, values = config.heads * self.head_width, config.value_width(width)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            Dense(inputs, outputs, init / name, kernel=normal(std), bias=zeros if config.bias else False)
-            for name, inputs, outputs, std in (
-                ("q_proj", width, queries, config.init_std),
-                ("k_proj", width, values, config.init_std),
-                ("v_proj", width, values, config.init_std),
-                ("out_proj", queries, width, config.init_std * init.sites**-0.5),
+            Dense(inputs, outputs, init / name, axes, kernel=normal(std), bias=zeros if config.bias else False)
+            for name, inputs, outputs, axes, std in (
+                ("q_proj", width, queries, ("embed", "heads"), config.init_std),
+                ("k_proj", width, values, ("embed", "heads"), config.init_std),
+                ("v_proj", width, values, ("embed", "heads"), config.init_std),
+                ("out_proj", queries, width, ("heads", "embed"), config.init_std * init.sites**-0.5),
             )
         )
-        self.q_norm = Norm(self.head_width, "rms", init / "q_norm") if config.qk_norm else None
-        self.k_norm = Norm(self.head_width, "rms", init / "k_norm") if config.qk_norm else None
+        self.q_norm, self.k_norm = (
+            Norm(self.head_width, "rms", init / name, axis="head") if config.qk_norm else None
+            for name in ("q_norm", "k_norm")
+        )
 
     def init_state(self, batch, max_len):
         shape = (batch, max_len, self.config.groups, self.head_width)

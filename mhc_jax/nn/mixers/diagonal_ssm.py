@@ -52,23 +52,25 @@ class _SSM(nnx.Module):
     def __init__(self, config: DiagonalSSMConfig, width: int, init: Init):
         if config.init == "original":
             small = normal(0.02)
-            self.logit_a, self.b, self.c = (init(name, small, width) for name in ("logit_a", "b", "c"))
-            self.d = init("d", zeros, width)
+            self.logit_a, self.b, self.c = (
+                init(name, small, width, axes=("channel",)) for name in ("logit_a", "b", "c")
+            )
+            self.d = init("d", zeros, width, axes=("channel",))
             return
         memory_D = jnp.exp(jnp.linspace(math.log(2.0), math.log(1000.0), width))
         a_D = 1 - 1 / memory_D
-        self.logit_a = init("logit_a", constant(jnp.log(a_D) - jnp.log1p(-a_D)), width)
-        self.b = init("b", constant(jnp.sqrt(1 - jnp.square(a_D))), width)
-        self.c = init("c", ones, width)
-        self.d = init("d", ones, width)
+        self.logit_a = init("logit_a", constant(jnp.log(a_D) - jnp.log1p(-a_D)), width, axes=("channel",))
+        self.b = init("b", constant(jnp.sqrt(1 - jnp.square(a_D))), width, axes=("channel",))
+        self.c = init("c", ones, width, axes=("channel",))
+        self.d = init("d", ones, width, axes=("channel",))
 
 
 class _Conv(nnx.Module):
     """Holds filter (K, D) and bias (D,) of the depth-wise convolution."""
 
     def __init__(self, taps: int, width: int, init: Init):
-        self.filter = init("filter", uniform(taps), taps, width)
-        self.bias = init("bias", uniform(taps), width)
+        self.filter = init("filter", uniform(taps), taps, width, role="filter", axes=("tap", "channel"))
+        self.bias = init("bias", uniform(taps), width, axes=("channel",))
 
 
 class DiagonalSSM(Mixer):
@@ -79,10 +81,10 @@ class DiagonalSSM(Mixer):
 
     def __init__(self, config: DiagonalSSMConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy, self.width = config, policy, width
-        self.in_proj = Dense(width, 2 * width, init / "in_proj")
+        self.in_proj = Dense(width, 2 * width, init / "in_proj", ("embed", "inner"))
         self.conv = _Conv(config.conv_kernel, width, init / "conv")
         self.ssm = _SSM(config, width, init / "ssm")
-        self.out_proj = Dense(width, width, init / "out_proj")
+        self.out_proj = Dense(width, width, init / "out_proj", ("inner", "embed"))
 
     def init_state(self, batch, max_len):
         return {

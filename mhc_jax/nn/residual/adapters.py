@@ -54,10 +54,13 @@ class StreamAdapters(Residual):
         gains = normal(0.5, mean=1.0) if config.zero_init else ones
         up = zeros if config.zero_init else None
         self.norm = Norm(width, norm, init / "norm")
-        self.down = Dense(width, config.rank, init / "down")
-        self.up = Dense(config.rank, width, init / "up", kernel=up, bias=up)
-        self.gamma_pre = init("gamma_pre", gains, stream_count, config.rank)
-        self.gamma_post = init("gamma_post", gains, stream_count, config.rank)
+        # Both serve every stream before the read; at the write all streams share what goes down, and each comes up.
+        self.down = Dense(width, config.rank, init / "down", ("embed", "rank"), uses=stream_count + 1)
+        self.up = Dense(config.rank, width, init / "up", ("rank", "embed"), kernel=up, bias=up, uses=2 * stream_count)
+        self.gamma_pre, self.gamma_post = (
+            init(name, gains, stream_count, config.rank, role="vector", axes=("stream", "rank"))
+            for name in ("gamma_pre", "gamma_post")
+        )
 
     def _adapt(self, x, gamma, *, per_stream, key):
         leaves: tuple[Any, ...] = (gamma, self.down.kernel, self.down.bias, self.up.kernel, self.up.bias)

@@ -20,9 +20,12 @@ class AlphaBeta(Residual):
             beta_shape: of ``dynamic_beta_fn`` after the width.
             rms: with the gain of the unit RMS norm.
         """
-        self.dynamic_alpha_fn = init("dynamic_alpha_fn", zeros, width, alpha_columns)
+        beta_axes = ("features", *("coefficient" for _ in beta_shape))
+        self.dynamic_alpha_fn = init(
+            "dynamic_alpha_fn", zeros, width, alpha_columns, role="mixing", axes=("features", "coefficient")
+        )
         self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
-        self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, width, *beta_shape)
+        self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, width, *beta_shape, role="mixing", axes=beta_axes)
         self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
         if rms:
             self.norm = UnitGain(width, init / "norm")

@@ -57,14 +57,16 @@ class CopyEnds(StreamEnds):
         self.config, self.policy, self.stream_count = config, policy, stream_count
         n = stream_count
         if config.stream_embed:
-            self.stream_embed = init("stream_embed", zeros, n, width)
+            self.stream_embed = init("stream_embed", zeros, n, width, role="table", axes=("stream", "features"))
         if config.collapse == "head":
             share = 1 / n if n > 1 else 1 - 1e-6
-            self.phi = init("phi", zeros, n, n * width)
-            self.bias = init("bias", constant(math.log(share / (1 - share))), n)
-            self.alpha = init("alpha", constant(0.01), 1)
+            self.phi = init("phi", zeros, n, n * width, role="mixing", axes=("coefficient", "streams"))
+            self.bias = init("bias", constant(math.log(share / (1 - share))), n, axes=("coefficient",))
+            self.alpha = init("alpha", constant(0.01), 1, axes=("coefficient",))
         elif config.collapse == "pool":
-            self.pool = init("pool", constant(jnp.eye(width)), width, width)
+            self.pool = init(
+                "pool", constant(jnp.eye(width)), width, width, role="filter", axes=("features", "features")
+            )
 
     def expand(self, x_BTD):
         x_BTD = x_BTD.astype(self.policy.accumulate)

@@ -40,8 +40,8 @@ class DenseEnds(StreamEnds):
         repeat = config.init == "repeat"
         kernel = constant(jnp.tile(jnp.eye(width), (1, stream_count))) if repeat else uniform(width)
         bias = zeros if repeat else uniform(width)
-        self.proj = Dense(width, stream_count * width, init / "proj", kernel=kernel, bias=bias)
-        self.collapse_logits = init("collapse_logits", zeros, stream_count)
+        self.proj = Dense(width, stream_count * width, init / "proj", ("embed", "streams"), kernel=kernel, bias=bias)
+        self.collapse_logits = init("collapse_logits", zeros, stream_count, axes=("stream",))
 
     def expand(self, x_BTD):
         x_BTM = self.proj(x_BTD.astype(self.policy.compute)).astype(self.policy.accumulate)

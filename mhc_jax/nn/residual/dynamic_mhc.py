@@ -78,9 +78,11 @@ class DynamicMHC(MHC):
         self.config, self.policy = config, policy
         # Logits of each of the three parts; there may be no residual ones.
         self.sizes = n, n, config.projection.size(n)
-        self.phi = init("phi", normal(config.phi_std), sum(self.sizes), n * width)
-        self.bias = init("bias", constant(_initial_bias(config, init)), sum(self.sizes))
-        self.alpha = init("alpha", constant(config.alpha), sum(size > 0 for size in self.sizes))
+        count, parts = sum(self.sizes), sum(size > 0 for size in self.sizes)
+        draw, axes = normal(config.phi_std), ("coefficient", "streams")
+        self.phi = init("phi", draw, count, n * width, role="mixing", axes=axes)
+        self.bias = init("bias", constant(_initial_bias(config, init)), count, axes=("coefficient",))
+        self.alpha = init("alpha", constant(config.alpha), parts, axes=("coefficient",))
 
     def coefficients(self, h_BTND):
         config, dtype, n = self.config, self.policy.accumulate, self.config.streams

@@ -53,8 +53,9 @@ class FracConnections(AlphaBeta):
     def __init__(self, config: FracConnectionsConfig, width: int, policy: Policy, init: Init):
         m, part = config.fractions, width // config.fractions
         self.config, self.policy = config, policy
-        self.static_alpha = init("static_alpha", constant(jnp.tile(jnp.eye(m), (1, 2))), m, 2 * m)
-        self.static_beta = init("static_beta", ones, m)
+        alpha = constant(jnp.tile(jnp.eye(m), (1, 2)))
+        self.static_alpha = init("static_alpha", alpha, m, 2 * m, role="vector", axes=("stream", "coefficient"))
+        self.static_beta = init("static_beta", ones, m, axes=("stream",))
         if config.dynamic:
             self.add_dynamic_part(init, part, 2 * m, (), rms=False)
 

@@ -55,10 +55,12 @@ class GatedResidual(Residual):
         gain_N = (
             2 * n * reading_weights(own_stream(init, n), READ_LEAN) if config.form == "near_identity" else jnp.ones(n)
         )
-        self.gate_scale = init("gate_scale", constant(gain_N[:, None] - 1), n, width)
-        self.down = init("down", normal(0.02), config.rank, channels)
-        self.up = init("up", zeros, channels, config.rank)
-        self.inject = init("inject", zeros, n, channels)
+        gate = constant(gain_N[:, None] - 1)
+        self.gate_scale = init("gate_scale", gate, n, width, role="vector", axes=("stream", "features"))
+        into, out = ("coefficient", "streams"), ("streams", "coefficient")
+        self.down = init("down", normal(0.02), config.rank, channels, role="mixing", axes=into)
+        self.up = init("up", zeros, channels, config.rank, role="mixing", axes=out)
+        self.inject = init("inject", zeros, n, channels, role="mixing", axes=into)
 
     def pre(self, state, scope):
         leaves = (self.gate_scale, self.down, self.up, self.inject)

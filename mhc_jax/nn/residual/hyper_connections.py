@@ -66,8 +66,9 @@ class HyperConnections(AlphaBeta):
     def __init__(self, config: HyperConnectionsConfig, width: int, policy: Policy, init: Init):
         S, F, results = config.streams, config.fractions, (config.streams + config.views) * config.fractions
         self.config, self.policy, self.views = config, policy, config.views
-        self.static_alpha = init("static_alpha", constant(_initial_alpha(config, own_stream(init, S))), S * F, results)
-        self.static_beta = init("static_beta", ones, S * F)
+        alpha = constant(_initial_alpha(config, own_stream(init, S)))
+        self.static_alpha = init("static_alpha", alpha, S * F, results, role="vector", axes=("stream", "coefficient"))
+        self.static_beta = init("static_beta", ones, S * F, axes=("stream",))
         if config.dynamic:
             self.add_dynamic_part(init, width // F, results, (F,), rms=config.norm == "rms")
 

@@ -65,7 +65,7 @@ class UnitGain(nnx.Module):
     """The gain, less one, of the :func:`mhc_jax.ops.norm.unit_rms_norm` before a product with the streams."""
 
     def __init__(self, width: int, init: Init):
-        self.gamma = init("gamma", zeros, width)
+        self.gamma = init("gamma", zeros, width, axes=("features",))
 
 
 def own_stream(init: Init, streams: int) -> jax.Array:

@@ -44,8 +44,9 @@ class MultiBranchHC(AlphaBeta):
         S, I = config.streams, config.branches
         self.policy, self.branches = policy, I
         write = 1 / I if config.write_init == "mean" else 1.0
-        self.static_alpha = init("static_alpha", constant(_initial_alpha(config, init)), S, I + S)
-        self.static_beta = init("static_beta", constant(write), S, I)
+        alpha, axes = constant(_initial_alpha(config, init)), ("stream", "coefficient")
+        self.static_alpha = init("static_alpha", alpha, S, I + S, role="vector", axes=axes)
+        self.static_beta = init("static_beta", constant(write), S, I, role="vector", axes=axes)
         self.add_dynamic_part(init, width, I + S, (I,), rms=True)
 
     def pre(self, state, scope):

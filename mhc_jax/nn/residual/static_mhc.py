@@ -62,11 +62,12 @@ class StaticMHC(MHC):
     def __init__(self, config: StaticMHCConfig, policy: Policy, init: Init):
         n, projection = config.streams, config.projection
         self.config, self.policy = config, policy
-        self.pre_logits = init("pre_logits", constant(config.read_bias * own_stream(init, n)), n)
-        self.post_logits = init("post_logits", zeros, n)
+        self.pre_logits = init("pre_logits", constant(config.read_bias * own_stream(init, n)), n, axes=("stream",))
+        self.post_logits = init("post_logits", zeros, n, axes=("stream",))
         if projection.size(n):
             start = projection.near_identity(n, config.diagonal_bias) + config.res_offset
-            self.res_logits = init("res_logits", normal(config.noise, mean=start), *projection.shape(n))
+            draw, shape = normal(config.noise, mean=start), projection.shape(n)
+            self.res_logits = init("res_logits", draw, *shape, role="vector", axes=("coefficient",) * len(shape))
         if config.identity_mix and projection.size(n):
             odds = config.identity_mix / (1 - config.identity_mix)
             self.mix_logit = init("mix_logit", constant(math.log(odds)))
