@@ -12,7 +12,7 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from mhc_jax.functional import param_shapes
+from mhc_jax.functional import param_info, param_shapes
 from train import sharding
 from train.tests.meshes import CHUNK, DEVICES, LENGTH, MESHES, MODELS, ROWS, STREAMS, run_config
 
@@ -143,16 +143,14 @@ def parameters(model, mesh):
     """Name, bytes of what one slice of ``tensor`` uses, and by how much ``fsdp`` and ``tensor`` slice it."""
     axes = MESHES[mesh]
     sizes = {"fsdp": axes.fsdp, "tensor": axes.tensor}
-    shapes = param_shapes(MODELS[model])
+    infos = param_info(MODELS[model])
     abstract = AbstractMesh((axes.data, axes.fsdp, axes.tensor), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
-    specs = sharding.param_specs(shapes, abstract)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        name = sharding.dotted(path)
-        used = {axis for entry in specs[name] for axis in ((entry,) if isinstance(entry, str) else entry or ())}
+    for name, spec in sharding.param_specs(infos, abstract).items():
+        used = {axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())}
         fsdp, tensor = (sizes[axis] if axis in used else 1 for axis in ("fsdp", "tensor"))
-        if name == "ends.proj.kernel" or name == "embed.positions":
+        if {"streams", "position"} & set(infos[name].axes):
             fsdp, tensor = fsdp * tensor, 1  # see sharding.GATHERED
-        yield name, math.prod(leaf.shape) * FLOAT32 // tensor, fsdp, tensor
+        yield name, math.prod(infos[name].shape) * FLOAT32 // tensor, fsdp, tensor
 
 
 def gathers(model, mesh):

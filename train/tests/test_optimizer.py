@@ -9,15 +9,24 @@ import torch
 
 import torch_ref.train
 from mhc_jax import registry
-from mhc_jax.functional import param_shapes
+from mhc_jax.functional import ParamInfo, param_info, param_shapes
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.tree import flatten
 from train.config import OptimConfig
 from train.optimizer import clip_by_global_norm, decay_mask, make_optimizer, rate_factors, schedule
 
 torch.set_num_threads(1)
 CONSTANT = OptimConfig(lr=3e-3, decay="all", schedule="constant", warmup_steps=0)
+
+
+def infos_of(params, **roles):
+    """Of ad-hoc parameters; vectors, unless the role is given by the name of the leaf."""
+    return {
+        name: ParamInfo(x.shape, x.dtype, roles.get(name.rpartition(".")[2], "vector"), ("",) * x.ndim, 1.0)
+        for name, x in flatten(params).items()
+    }
 
 
 @pytest.mark.parametrize("clip", [0.0, 1.0])
@@ -39,7 +48,7 @@ def test_twenty_steps_equal_torch_in_float64(clip):
         adamw.step()
 
     with jax.enable_x64(True):
-        optimizer = make_optimizer(config, 20)
+        optimizer = make_optimizer(config, 20, infos_of(start))
         ours = jax.tree.map(jnp.asarray, start)
         state = optimizer.init(ours)
         update = jax.jit(optimizer.update)
@@ -82,7 +91,8 @@ def test_value_and_stream_residuals_have_rates_of_their_own():
         "residual": {"adapter": {"kernel": jnp.zeros(2)}},
         "bias": jnp.zeros(2),
     }
-    optimizer = make_optimizer(CONSTANT.replace(value_lr=1e-2, residual_lr=1e-4, weight_decay=0.0), 10)
+    config = CONSTANT.replace(value_lr=1e-2, residual_lr=1e-4, weight_decay=0.0)
+    optimizer = make_optimizer(config, 10, infos_of(params))
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["values"]["lambdas"], -1e-2, rtol=1e-5)
     np.testing.assert_allclose(updates["residual"]["adapter"]["kernel"], -1e-4, rtol=1e-5)
@@ -96,8 +106,8 @@ def test_constant_schedule_without_warmup_is_constant():
 
 def test_optimizer_applies_and_reports_the_scheduled_rate():
     config = OptimConfig(lr=1.0, warmup_steps=2, weight_decay=0.0, clip=0.0)
-    optimizer = make_optimizer(config, 10)
     params = {"bias": jnp.zeros(1)}
+    optimizer = make_optimizer(config, 10, infos_of(params))
     state = optimizer.init(params)
     for rate in (0.5, 1.0):
         updates, state = optimizer.update({"bias": jnp.ones(1)}, state, params)
@@ -119,7 +129,7 @@ CELLS = [(topology, "attention") for topology in registry.names("topology")]
 CELLS += [("mhc", mixer) for mixer in set(registry.names("mixer")) - {"attention"}]
 
 
-def shapes_of(topology, mixer):
+def model_of(topology, mixer):
     options = {"heads": 2} if mixer == "attention" else {}
     config = LMConfig(
         vocab_size=11,
@@ -129,18 +139,20 @@ def shapes_of(topology, mixer):
         mixer=registry.get("mixer", mixer)(**options),
         mlp=GeluMLPConfig(),
     )
-    return param_shapes(with_topology(config, topology))
+    return with_topology(config, topology)
 
 
 @pytest.mark.parametrize(("topology", "mixer"), CELLS)
-def test_every_parameter_of_every_model_decays_as_its_name_says(topology, mixer):
-    shapes = shapes_of(topology, mixer)
+def test_every_parameter_of_every_model_is_decayed_as_ever(topology, mixer):
+    """The roles say what the published names of the leaves have always said."""
+    model = model_of(topology, mixer)
+    infos, shapes = param_info(model), param_shapes(model)
     for decay, kinds in (
         ("matrices", {"kernel", "matrix"}),
         ("kernels", {"kernel"}),
         ("all", {"kernel", "matrix", ""}),
     ):
-        mask = decay_mask(OptimConfig(decay=decay), shapes)
+        mask = decay_mask(OptimConfig(decay=decay), infos, shapes)
         for path, keep in jax.tree_util.tree_leaves_with_path(mask):
             assert keep == (DECAYED[path[-1].key] in kinds), (decay, jax.tree_util.keystr(path))
 
@@ -148,11 +160,12 @@ def test_every_parameter_of_every_model_decays_as_its_name_says(topology, mixer)
 @pytest.mark.parametrize(("topology", "mixer"), CELLS)
 def test_residual_and_value_rates_reach_what_they_name_alone(topology, mixer):
     config = OptimConfig(lr=0.1, value_lr=0.02, residual_lr=0.3)
-    for path, factor in jax.tree_util.tree_leaves_with_path(rate_factors(config, shapes_of(topology, mixer))):
+    shapes = param_shapes(model_of(topology, mixer))
+    for path, factor in jax.tree_util.tree_leaves_with_path(rate_factors(config, shapes)):
         parts = {part.key for part in path}
         expected = 0.2 if "lambdas" in parts else 3.0 if "residual" in parts else 1.0
         assert factor == pytest.approx(expected), path
-    usual = rate_factors(OptimConfig(), shapes_of(topology, mixer))
+    usual = rate_factors(OptimConfig(), shapes)
     assert set(jax.tree.leaves(usual)) == {1.0}
 
 
@@ -161,7 +174,8 @@ def test_decay_acts_on_what_is_chosen_alone():
     params = {"kernel": jnp.full(2, 3.0), "phi": jnp.full(2, 3.0), "scale": jnp.full(2, 3.0)}
     zero = jax.tree.map(jnp.zeros_like, params)
     for decay, still in (("matrices", {"scale"}), ("kernels", {"scale", "phi"}), ("all", set())):
-        optimizer = make_optimizer(CONSTANT.replace(lr=0.5, decay=decay, weight_decay=0.2), 10)
+        config = CONSTANT.replace(lr=0.5, decay=decay, weight_decay=0.2)
+        optimizer = make_optimizer(config, 10, infos_of(params, kernel="kernel", phi="mixing"))
         updates, _ = optimizer.update(zero, optimizer.init(params), params)
         for name, update in updates.items():
             np.testing.assert_allclose(update, 0.0 if name in still else -0.3, rtol=1e-6, err_msg=f"{decay} {name}")
@@ -195,5 +209,6 @@ def test_schedules(changes, total, rates):
 
 
 def test_the_reported_rate_is_that_of_the_first_update_before_it():
-    optimizer = make_optimizer(OptimConfig(lr=1.0, warmup_steps=4), 10)
-    assert float(optax.tree.get(optimizer.init({"bias": jnp.zeros(1)}), "learning_rate")) == 0.25
+    params = {"bias": jnp.zeros(1)}
+    optimizer = make_optimizer(OptimConfig(lr=1.0, warmup_steps=4), 10, infos_of(params))
+    assert float(optax.tree.get(optimizer.init(params), "learning_rate")) == 0.25

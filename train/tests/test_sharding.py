@@ -1,4 +1,4 @@
-"""Rules, mesh and their complaints; meshes of more devices than there are here are abstract."""
+"""Slices, mesh and their complaints; meshes of more devices than there are here are abstract."""
 
 import re
 import types
@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_info, param_shapes
+from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from train import sharding
 from train.config import DataConfig, MeshConfig, RunConfig, TrainConfig
@@ -41,51 +41,44 @@ def with_model(model, **data):
 
 
 @pytest.mark.parametrize("key", MODELS)
-def test_every_parameter_has_a_rule_and_no_axis_is_used_twice(key):
-    shapes = param_shapes(MODELS[key])
-    specs = sharding.param_specs(shapes, mesh_of(2, 4, 8))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        spec = specs[sharding.dotted(path)]
+def test_no_axis_is_used_twice(key):
+    infos = param_info(MODELS[key])
+    for name, spec in sharding.param_specs(infos, mesh_of(2, 4, 8)).items():
         axes = [axis for entry in spec if entry for axis in ((entry,) if isinstance(entry, str) else entry)]
-        assert len(spec) == len(leaf.shape)
+        assert len(spec) == len(infos[name].shape)
         assert len(set(axes)) == len(axes)
         assert "data" not in axes
 
 
-def test_every_rule_is_some_parameters_first_match():
-    names = {
-        sharding.dotted(path)
-        for model in MODELS.values()
-        for path, _ in jax.tree_util.tree_leaves_with_path(param_shapes(model))
-    }
-    first = [next(i for i, (pattern, _) in enumerate(sharding.RULES) if re.fullmatch(pattern, name)) for name in names]
-    assert sorted(set(first)) == list(range(len(sharding.RULES)))
+def test_every_name_in_the_tables_is_an_axis_of_some_parameter():
+    named = {axis for model in MODELS.values() for info in param_info(model).values() for axis in info.axes}
+    assert named >= sharding.SLICES.keys() | sharding.GATHERED.keys() | sharding.MAY_BE_WHOLE
 
 
 def test_streams_and_layers_are_never_sliced():
     """With sizes that are all different, a sliced dimension is known by its size."""
     layers, streams = 3, 5
     model = ADAPTERS.replace(layers=layers, residual=ADAPTERS.residual.replace(streams=streams))
-    shapes = param_shapes(model)
-    specs = sharding.param_specs(shapes, mesh_of(2, 2, 2))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
-        whole = [size for size, entry in zip(leaf.shape, specs[sharding.dotted(path)]) if entry is None]
+    infos = param_info(model)
+    for name, spec in sharding.param_specs(infos, mesh_of(2, 2, 2)).items():
+        shape = infos[name].shape
+        whole = [size for size, entry in zip(shape, spec) if entry is None]
         for held in (layers, streams, streams * model.width):
-            assert whole.count(held) == leaf.shape.count(held)
+            assert whole.count(held) == shape.count(held)
 
 
 def test_the_two_matrices_of_a_site_are_sliced_column_then_row_wise():
-    specs = sharding.param_specs(param_shapes(ADAPTERS), mesh_of(2, 2, 2))
+    specs = sharding.param_specs(param_info(ADAPTERS), mesh_of(2, 2, 2))
     assert specs["blocks.mixer.branch.in_proj.kernel"] == P(None, "fsdp", "tensor")
     assert specs["blocks.mixer.branch.out_proj.kernel"] == P(None, "tensor", "fsdp")
     assert specs["blocks.mixer.branch.ssm.logit_a"] == P(None, ("tensor", "fsdp"))
 
 
 def test_a_vocabulary_that_does_not_divide_is_sliced_along_the_width():
-    assert sharding.param_specs(param_shapes(small(vocab_size=64)), mesh_of(tensor=2))["embed.tokens"] == P(
+    assert sharding.param_specs(param_info(small(vocab_size=64)), mesh_of(tensor=2))["embed.tokens"] == P(
         "tensor", "fsdp"
     )
-    assert sharding.param_specs(param_shapes(small(vocab_size=65)), mesh_of(tensor=2))["embed.tokens"] == P(
+    assert sharding.param_specs(param_info(small(vocab_size=65)), mesh_of(tensor=2))["embed.tokens"] == P(
         None, ("tensor", "fsdp")
     )
 
@@ -95,7 +88,7 @@ def test_optimizer_moments_follow_their_parameters():
     optimizer = make_optimizer(config.optim, 10, param_info(config.model))
     state = jax.eval_shape(lambda: init_state(config, optimizer))
     mesh = mesh_of(2, 2, 2)
-    found = sharding.state_shardings(state, mesh)
+    found = sharding.state_shardings(state, param_info(config.model), mesh)
     assert jax.tree.structure(found) == jax.tree.structure(state)
     for moment in ("mu", "nu"):
         [(_, moments)] = optax.tree.get_all_with_path(found.opt_state, moment)
@@ -104,9 +97,17 @@ def test_optimizer_moments_follow_their_parameters():
     assert optax.tree.get(found.opt_state, "learning_rate") == NamedSharding(mesh, P())
 
 
-def test_a_parameter_without_rule_is_an_error():
-    with pytest.raises(ConfigError, match=r"no sharding rule matches parameter blocks\.new\.thing; add one"):
-        sharding.param_specs({"blocks": {"new": {"thing": np.zeros(3)}}}, mesh_of())
+def test_an_axis_that_no_table_names_is_held_whole_and_printed_so(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    infos = {"blocks.new.thing": ParamInfo((2, 3, 4), np.dtype("float32"), "vector", ("layer", "knots", ""), 1.0)}
+    assert sharding.param_specs(infos, mesh_of(2, 2, 2)) == {"blocks.new.thing": P(None, None, None)}
+    assert "| layer knots - | 2x3x4 | (-, -, -) |" in sharding.table(infos, mesh_of(2, 2, 2))
+
+
+def test_the_first_dimension_that_does_not_divide_is_named():
+    infos = {"w": ParamInfo((6, 9), np.dtype("float32"), "kernel", ("embed", "mlp"), 1.0)}
+    with pytest.raises(ConfigError, match=r"dimension 0 of size 6 .* fsdp 4"):
+        sharding.param_specs(infos, mesh_of(1, 4, 2))
 
 
 def test_an_indivisible_width_names_parameter_dimension_axis_and_fix():
@@ -183,22 +184,22 @@ def fake_mesh(data, fsdp, tensor, per_process):
 
 def test_the_table_lists_every_parameter_with_its_bytes_per_device(monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    shapes = param_shapes(ADAPTERS)
-    table = sharding.rules_table(shapes, mesh_of(2, 2, 2))
+    infos = param_info(ADAPTERS)
+    table = sharding.table(infos, mesh_of(2, 2, 2))
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    assert len(rows) == 3 + len(jax.tree.leaves(shapes))
+    assert len(rows) == 3 + len(infos)
     [row] = [row for row in rows if row[0] == "blocks.mixer.branch.in_proj.kernel"]
     size = 8 * 512 * 1024
-    assert row[1:] == ["8x512x1024", "(-, fsdp, tensor)", f"{4 * size:,}", f"{size:,}"]
+    assert row[1:] == ["kernel", "layer embed inner", "8x512x1024", "(-, fsdp, tensor)", f"{4 * size:,}", f"{size:,}"]
     assert rows[-1][0] == "total on data 2, fsdp 2, tensor 2"
-    for column in (3, 4):
+    for column in (5, 6):
         numbers = [int(row[column].replace(",", "")) for row in rows[2:]]
         assert numbers[-1] == sum(numbers[:-1])
 
 
 def test_the_table_fits_a_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    table = sharding.rules_table(param_shapes(ADAPTERS), mesh_of(2, 2, 2))
+    table = sharding.table(param_info(ADAPTERS), mesh_of(2, 2, 2))
     assert max(map(len, table.splitlines())) <= 80
 
 
