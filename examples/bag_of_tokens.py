@@ -38,9 +38,10 @@ class BagOfTokens(Model):
 
     def __init__(self, config: BagOfTokensConfig, init: Init):
         self.config, self.policy = config, policy(config.execution.policy)
-        self.tokens = init("tokens", normal(1.0), config.vocab_size, config.width)
-        self.decay = init("decay", constant(0.0), config.width)
-        self.head = Dense(config.width, config.vocab_size, init / "head", bias=False)
+        shape = config.vocab_size, config.width
+        self.tokens = init("tokens", normal(1.0), *shape, role="table", axes=("vocab", "embed"))
+        self.decay = init("decay", constant(0.0), config.width, axes=("channel",))
+        self.head = Dense(config.width, config.vocab_size, init / "head", ("embed", "vocab"), bias=False)
 
     def init_state(self, batch, max_len):
         return {"mean": jnp.zeros((batch, self.config.width), self.policy.accumulate)}

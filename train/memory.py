@@ -55,9 +55,9 @@ def _flag(model: ModelConfig, parameter: ParamInfo) -> str:
         return "--model.max-len or --data.seq-len"
     if "layer" in axes and model.layers > model.width:
         return "--model.layers"
-    streams = model.residual.stream_count or 0
-    of_streams = axes & {"stream", "streams", "coefficient"}
-    return "--model.residual.streams" if of_streams and streams > 64 else "--model.width"
+    if axes & {"stream", "streams", "coefficient"} and (model.residual.stream_count or 0) > 64:
+        return "--model.residual.streams"
+    return "--model.width"
 
 
 def _gigabytes(count: int) -> str:

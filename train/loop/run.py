@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import Infos, Params, param_info
+from mhc_jax.functional import Params, param_info
 from mhc_jax.summary import flops_per_token
 from train import lock, peers, sharding, streams
 from train.checkpoint import Checkpoints
@@ -107,11 +107,10 @@ def run(
     eval_batches(corpus.validation, config.data)  # refuses a split too short to evaluate, before training for hours
     unigram_ppl = unigram_perplexity(corpus.train, corpus.validation, config.model.vocab_size)
 
-    infos = param_info(config.model)
-    optimizer = make_optimizer(config.optim, total_steps, infos)
+    optimizer = make_optimizer(config.optim, total_steps, param_info(config.model))
     abstract = abstract_state(config, optimizer, mesh)
-    parameters = sum(math.prod(info.shape) for info in infos.values())
-    _introduce(config, corpus, mesh, infos, parameters, total_steps, unigram_ppl)
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    _introduce(config, corpus, mesh, parameters, total_steps, unigram_ppl)
 
     with _claim(config) as folder, Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         resuming = config.train.resume and checkpoints.latest_step() is not None
@@ -351,7 +350,7 @@ def _check_corpus(begun: str, corpus: Corpus, config: RunConfig, folder: Path) -
 
 
 def _introduce(
-    config: RunConfig, corpus: Corpus, mesh: Mesh, infos: Infos, parameters: int, total_steps: int, unigram_ppl: float
+    config: RunConfig, corpus: Corpus, mesh: Mesh, parameters: int, total_steps: int, unigram_ppl: float
 ) -> None:
     """What is about to happen, before anything is compiled."""
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
@@ -364,7 +363,7 @@ def _introduce(
     if config.optim.warmup_steps >= total_steps:
         say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
     if mesh.size > 1:
-        say(sharding.table(infos, mesh))
+        say(sharding.table(param_info(config.model), mesh))
 
 
 def _versions() -> dict[str, str]:
