@@ -7,6 +7,7 @@ one whose memory is full sees the last ``max_len`` tokens, as nanoGPT does, comp
 import dataclasses
 import functools
 import itertools
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -90,6 +91,9 @@ class Sampling(Config):
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keep only the k most likely tokens, of equal ones those of the lowest ids; 0 keeps all.
         top_p: keep the fewest most likely tokens whose probability reaches p (nucleus sampling).
+        min_p: keep only tokens at least this share as likely as the most likely one (arXiv 2407.01082); 0 keeps all.
+        repetition_penalty: divides the logits of tokens that the text holds, prompt included, where they are positive,
+            and multiplies them where they are negative (CTRL, arXiv 1909.05858); 1 does nothing.
         eos_id: once a row has produced it, the row repeats it.
         vocab_size: only ids below it are produced, where the model's vocabulary is larger than its tokenizer's.
     """
@@ -97,6 +101,8 @@ class Sampling(Config):
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     eos_id: int | None = None
     vocab_size: int | None = None
 
@@ -105,12 +111,21 @@ class Sampling(Config):
         self.require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
         self.require_counts(0, "top_k")
         self.require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
+        self.require(0 <= self.min_p <= 1, f"min_p must lie in [0, 1], got {self.min_p}")
+        penalty = self.repetition_penalty
+        self.require(penalty > 0, f"repetition_penalty must be positive, got {penalty}")
         if self.vocab_size is not None:
             self.require_counts(1, "vocab_size")
 
 
 def sample_token(
-    logits_BV: jax.Array, key: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0
+    logits_BV: jax.Array,
+    key: jax.Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> jax.Array:
     """One token id a row; see :class:`Sampling`."""
     if temperature < jnp.finfo(jnp.float32).tiny:  # it would be 0 to the device
@@ -119,6 +134,8 @@ def sample_token(
     logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature
     if top_k or top_p < 1:
         logits_BV = jnp.where(_kept(logits_BV, top_k, top_p), logits_BV, -jnp.inf)
+    if min_p > 0:
+        logits_BV = jnp.where(logits_BV >= math.log(min_p), logits_BV, -jnp.inf)  # the most likely one has 0
     return jax.random.categorical(key, logits_BV)
 
 
@@ -210,7 +227,7 @@ def _stream(config, params, prompt_BT, start_B, key, sampling):
                 tokens.append(token_B)
         else:
             if window is None:
-                window = _window(config, prompt_BT, jnp.stack(tokens, axis=1), start_B)
+                window = *_window(config, prompt_BT, jnp.stack(tokens, axis=1), start_B), cache["seen_BV"]
             window, token_B = _slid(config, params, window, key, index, sampling)
         yield token_B
 
@@ -267,15 +284,32 @@ def _goes_on(config: ModelConfig, params: Params) -> bool:
     return shapes(1) == shapes(2)
 
 
-def _draw(logits_BV, key, index, sampling):
+def _draw(logits_BV, seen_BV, key, index, sampling):
     """Token number ``index`` of the continuation."""
+    if seen_BV is not None:
+        factor_BV = jnp.where(logits_BV > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty)
+        logits_BV = jnp.where(seen_BV, logits_BV * factor_BV, logits_BV)
     return sample_token(
         logits_BV[:, : sampling.vocab_size],
         jax.random.fold_in(key, index),
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
+        min_p=sampling.min_p,
     )
+
+
+def _seen(config, text_BT, start_B, sampling):
+    """Which tokens the texts hold, (B, V); None where nobody asks."""
+    if sampling.repetition_penalty == 1:
+        return None
+    B, T = text_BT.shape
+    real_BT = jnp.ones((B, T), bool) if start_B is None else jnp.arange(T) >= start_B[:, None]
+    return jnp.zeros((B, config.vocab_size), bool).at[jnp.arange(B)[:, None], text_BT].max(real_BT)
+
+
+def _with(seen_BV, token_B):
+    return None if seen_BV is None else seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
 
 
 def _ended(token_B, next_B, index, sampling):
@@ -296,7 +330,9 @@ def _first(config, params, prompt_BT, start_B, key, capacity, sampling):
     """The first token after the prompt, and the cache after the prompt."""
     cache = init_cache(config, params, prompt_BT.shape[0], max_len=capacity, start_B=start_B)
     model, hidden_BTD, cache = _advance(config, params, prompt_BT, cache)
-    return _draw(_last_logits(config, model, hidden_BTD), key, 0, sampling), cache
+    seen_BV = _seen(config, prompt_BT, start_B, sampling)
+    token_B = _draw(_last_logits(config, model, hidden_BTD), seen_BV, key, 0, sampling)
+    return token_B, cache | {"seen_BV": _with(seen_BV, token_B)}
 
 
 def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
@@ -306,11 +342,12 @@ def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
     prompt_BT = np.asarray(prompt_BT, np.int32)
     B, T = prompt_BT.shape
     token_B, cache = None, init_cache(config, params, B)
+    seen_BV = _seen(config, prompt_BT, None, sampling)
     whole = (T - 1) // PIECE * PIECE
     for start in range(0, whole, PIECE):
         cache = _after(config, params, prompt_BT[:, start : start + PIECE], cache)
-    for place in range(whole, T):
-        token_B, cache = _next(config, params, prompt_BT[:, place], cache, key, 0, sampling)
+    for place in range(whole, T):  # each draws a token, of which the last one alone counts
+        token_B, cache = _next(config, params, prompt_BT[:, place], cache | {"seen_BV": seen_BV}, key, 0, sampling)
     return token_B, cache
 
 
@@ -324,8 +361,10 @@ def _after(config, params, tokens_BT, cache):
 def _next(config, params, token_B, cache, key, index, sampling):
     """The token after ``token_B``, and the cache after ``token_B``."""
     model, hidden_B1D, cache = _advance(config, params, token_B[:, None], cache)
-    next_B = _draw(_last_logits(config, model, hidden_B1D), key, index, sampling)
-    return _ended(token_B, next_B, index, sampling), cache
+    seen_BV = cache["seen_BV"]
+    next_B = _draw(_last_logits(config, model, hidden_B1D), seen_BV, key, index, sampling)
+    next_B = _ended(token_B, next_B, index, sampling)
+    return next_B, cache | {"seen_BV": _with(seen_BV, next_B)}
 
 
 def _window(config, prompt_BT, new_BT, start_B):
@@ -338,16 +377,17 @@ def _window(config, prompt_BT, new_BT, start_B):
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _slid(config, params, window, key, index, sampling):
     """The window moved on by the token after it, and that token."""
-    window_BT, start_B = window
+    window_BT, start_B, seen_BV = window
     columns_T = jnp.arange(window_BT.shape[1])
     padding = None if start_B is None else (columns_T < start_B[:, None]).astype(jnp.int32)
     model = bind(config, params)
     with precision(config):
         hidden_BTD, _ = model(window_BT, None, Scope(_positions(columns_T, start_B), segments_BT=padding))
-    next_B = _draw(_last_logits(config, model, hidden_BTD), key, index, sampling)
+    next_B = _draw(_last_logits(config, model, hidden_BTD), seen_BV, key, index, sampling)
     next_B = _ended(window_BT[:, -1], next_B, index, sampling).astype(window_BT.dtype)
     start_B = None if start_B is None else jnp.maximum(start_B - 1, 0)
-    return (jnp.concatenate([window_BT[:, 1:], next_B[:, None]], axis=1), start_B), next_B
+    window_BT = jnp.concatenate([window_BT[:, 1:], next_B[:, None]], axis=1)
+    return (window_BT, start_B, _with(seen_BV, next_B)), next_B
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
@@ -369,6 +409,6 @@ def _generate(config, params, prompt_BT, start_B, key, count, sampling):
     def from_window(window, index):
         return _slid(config, params, window, key, index, sampling)
 
-    window = _window(config, prompt_BT, new_BT, start_B)
+    window = *_window(config, prompt_BT, new_BT, start_B), cache["seen_BV"]
     _, slid_TB = jax.lax.scan(from_window, window, jnp.arange(by_step, count))
     return jnp.concatenate([new_BT.astype(slid_TB.dtype), slid_TB.T], axis=1)

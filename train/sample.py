@@ -37,6 +37,8 @@ def pieces(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
 ) -> Iterator[str]:
@@ -65,12 +67,17 @@ def pieces(
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
         key=jax.random.key(seed),
         eos_id=tokenizer.eos_id,
         vocab_size=tokenizer.vocab_size,
     )
     ids = (int(token_B[0]) for token_B in itertools.islice(new, tokens))
     return until(decoded(tokenizer, itertools.takewhile(lambda token: token != tokenizer.eos_id, ids)), stop)
+
+
+OPTIONS = ("tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +91,8 @@ class Flags(Config):
         temperature: divides the logits; 0 always takes the likeliest token.
         top_k: draw among the k likeliest tokens only; 0 for all.
         top_p: draw among the likeliest tokens that together hold this probability.
+        min_p: draw among tokens at least this share as likely as the likeliest.
+        repetition_penalty: above 1, tokens that the text holds already become less likely.
         seed: of the draws; each further sample takes the next one.
         num_samples: how many continuations, one after another.
         stop: end before this text; may be given several times.
@@ -96,6 +105,8 @@ class Flags(Config):
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
     seed: int = 0
     num_samples: int = 1
     stop: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -116,7 +127,7 @@ def main(argv: list[str]) -> None:
     given, stop = cli.text(flags.prompt, "--prompt"), [cli.text(text, "--stop") for text in flags.stop]
     config, params = load_run(flags.run)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    options = {name: getattr(flags, name) for name in ("tokens", "temperature", "top_k", "top_p")}
+    options = {name: getattr(flags, name) for name in OPTIONS}
     for prompt in _prompts() if flags.interactive else [given]:
         for index in range(flags.num_samples):
             found = pieces(

@@ -173,3 +173,36 @@ def test_options_that_do_not_exist_and_models_that_see_ahead_are_refused():
     both_ways = model.replace(mixer=model.mixer.replace(causal=False))
     with pytest.raises(ConfigError, match="cannot continue a text"):
         mhc_jax.generate(both_ways, params, jnp.ones((1, 2), int), max_new_tokens=1, temperature=0.0)
+
+
+@pytest.mark.parametrize(("share", "ids"), [(0.0, {0, 1, 2}), (0.2, {1, 2}), (0.5, {2}), (1.0, {2})])
+def test_tokens_too_unlikely_beside_the_likeliest_are_dropped(share, ids):
+    logits = jnp.log(jnp.asarray([0.1, 0.25, 0.65]))
+    assert drawn(logits, temperature=1.0, min_p=share) == ids
+    assert drawn(logits * 2, temperature=2.0, min_p=share) == ids
+
+
+@pytest.mark.parametrize("name", UNEQUAL)
+def test_a_repetition_penalty_weighs_what_the_text_holds(name):
+    """Written out with whole passes, row by row, also past the longest sequence."""
+    model, lengths, new, penalty = UNEQUAL[name], [5, 2], 8, 3.0
+    params = mhc_jax.init(model.replace(embed_std=1.0), jax.random.key(1))
+    prompts = jax.random.randint(jax.random.key(2), (2, 5), 0, 17)
+    options = {"temperature": 0.0, "repetition_penalty": penalty}
+    found = mhc_jax.generate(model, params, prompts, lengths_B=lengths, max_new_tokens=new, **options)
+    for row, length in enumerate(lengths):
+        text, cache = prompts[row : row + 1, :length], decode.init_cache(model, params, 1)
+        slides = "state" not in name and name != "adapters"
+        logits, cache = decode.extend(model, params, text, cache)
+        for _ in range(new):
+            last = np.array(logits[0, -1])
+            held = np.unique(text)
+            last[held] = np.where(last[held] > 0, last[held] / penalty, last[held] * penalty)
+            text = jnp.concatenate([text, jnp.asarray([[last.argmax()]])], axis=1)
+            if slides:
+                logits = mhc_jax.apply(model, params, text[:, -model.max_len :]).logits_BTV
+            else:
+                logits, cache = decode.extend(model, params, text[:, -1:], cache)
+        np.testing.assert_array_equal(found[row, : length + new], text[0])
+    plain = mhc_jax.generate(model, params, prompts, lengths_B=lengths, max_new_tokens=new, temperature=0.0)
+    assert (plain != found).any()
