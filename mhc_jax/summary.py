@@ -6,7 +6,7 @@ import math
 import jax
 
 from mhc_jax.functional import bind, param_info, param_shapes
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Summary:
         cache_bytes: decoding state of one sequence of ``max_len`` tokens.
     """
 
-    config: LMConfig
+    config: ModelConfig
     length: int
     parts: tuple[Part, ...]
     cache_bytes: int
@@ -74,8 +74,8 @@ class Summary:
         config, memory = self.config, [_size(x) for x in (self.training_bytes, self.parameter_bytes, self.cache_bytes)]
         width = min(max(len(part.name) for part in self.parts), 46)
         lines = [
-            f"{config.layers} layers of width {config.width}, vocabulary {config.vocab_size:,}, length {self.length:,}",
-            f"residual {config.residual.kind}, mixer {config.mixer.kind}, mlp {config.mlp and config.mlp.kind}",
+            *config.description,
+            f"vocabulary {config.vocab_size:,}, length {self.length:,}",
             "",
             f"{'part':<{width}} {'parameters':>15} {'MFLOP a token':>15}",
             *(
@@ -89,7 +89,7 @@ class Summary:
         return "\n".join(lines)
 
 
-def summary(config: LMConfig, length: int | None = None) -> Summary:
+def summary(config: ModelConfig, length: int | None = None) -> Summary:
     """Parts, parameters, operations a token and memory of a model; ``print`` it, or read its attributes.
 
     Args:
@@ -108,21 +108,16 @@ def summary(config: LMConfig, length: int | None = None) -> Summary:
         flops = round(2 * size * info.uses) if info.role == "kernel" else 0
         before = parts.get(name, Part(name, 0, 0))
         parts[name] = Part(name, before.parameters + size, before.flops + flops)
-    products = config.layers * config.residual.branches * config.mixer.product_flops(config.width, length)
-    if products:
-        name = "blocks.mixer.branch, products"
-        parts[name] = Part(name, 0, products)
-    if config.head == "tied":
-        parts["head"] = Part("head (the token table)", 0, 2 * config.vocab_size * config.width)
-    return Summary(config, length, tuple(parts.values()), _cache_bytes(config))
+    others = (Part(name, 0, flops) for name, flops in config.product_flops(length).items())
+    return Summary(config, length, (*parts.values(), *others), _cache_bytes(config))
 
 
-def flops_per_token(config: LMConfig, length: int | None = None) -> int:
+def flops_per_token(config: ModelConfig, length: int | None = None) -> int:
     """Floating-point operations of one token's training step, as :class:`Summary` counts them."""
     return summary(config, length).training_flops
 
 
-def _cache_bytes(config: LMConfig) -> int:
+def _cache_bytes(config: ModelConfig) -> int:
     state = jax.eval_shape(lambda params: bind(config, params).init_state(1, config.max_len), param_shapes(config))
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 

@@ -136,6 +136,7 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
         f"an MLP {without} biases": isinstance(mlp, GeluMLPConfig) and unlike(mlp.bias),
         f"norm {config.norm!r} instead of 'ln'": config.norm != "ln",
         f"LayerNorm {without} bias": config.norm == "ln" and unlike(config.norm_bias),
+        f"norms with epsilon {config.norm_eps}": config.norm_eps not in (None, 1e-5),
         "stream adapters": config.adapters is not None,
         "no learned positions": config.positions != "learned",
         "a head of its own": config.head != "tied",

@@ -182,10 +182,10 @@ def _check_expressible(config: LMConfig) -> None:
         and not residual.unit_writes
         and not residual.identity_mix
     )
-    standard = config.positions == "learned" and config.head == "tied"
+    standard = config.positions == "learned" and config.head == "tied" and config.norm_eps is None
     if not faithful or not standard or not isinstance(config.mixer, DiagonalSSMConfig):
         raise InteropError(
             "the original mHC-SSM cannot express this model: it needs the mixer 'diagonal_ssm', learned positions, a "
-            "tied head, and a residual that is 'plain', or 'static_mhc' with a Sinkhorn projection in the domain 'exp' "
-            "and neither unit_writes nor identity_mix"
+            "tied head, norms of the usual epsilon, and a residual that is 'plain', or 'static_mhc' with a Sinkhorn "
+            "projection in the domain 'exp' and neither unit_writes nor identity_mix"
         )

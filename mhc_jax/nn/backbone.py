@@ -39,6 +39,7 @@ class BackboneConfig(Config):
         dropout: after every branch.
         norm: ``"rms"`` or ``"ln"``.
         norm_bias: whether the LayerNorms have biases.
+        norm_eps: added to variances; 1e-6 for ``"rms"`` and 1e-5 for ``"ln"`` if None.
         norm_streams: normalise each stream and then collapse, as published nanoGPT mHC does: with the sum of n streams
             its first logits are n times too large. The default collapses first.
         residual, ends, adapters, mixer: the parts; adapters need a topology with streams.
@@ -53,6 +54,7 @@ class BackboneConfig(Config):
     dropout: float = 0.0
     norm: NormName = "rms"
     norm_bias: bool = True
+    norm_eps: float | None = None
     norm_streams: bool = False
     residual: ResidualConfig = PlainConfig()
     ends: EndsConfig = IdentityEndsConfig()
@@ -67,6 +69,8 @@ class BackboneConfig(Config):
         self.require_counts(1, "width", "layers")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.norm in ("rms", "ln"), f"norm must be one of 'rms', 'ln', got {self.norm!r}")
+        eps = self.norm_eps
+        self.require(eps is None or eps >= 0, f"norm_eps must not be negative, got {eps}")
         self.require(self.stream_diversity >= 0, f"stream_diversity must not be negative, got {self.stream_diversity}")
         self.require(
             self.stream_diversity == 0 or self.residual.stream_count is not None,
@@ -100,7 +104,10 @@ class Backbone(nnx.Module):
         self.ends = config.ends.build(config.width, config.residual.stream_count, self.policy, init / "ends")
         blocks = Init(init.key, f"{init.path}/blocks", sites=config.layers * config.sites_per_layer)
         self.blocks = build_stack(self._build_block, config.layers, blocks)
-        self.final_norm = Norm(config.width, config.norm, init / "final_norm", biased=config.norm_bias)
+        self.final_norm = self._norm(init / "final_norm", biased=config.norm_bias)
+
+    def _norm(self, init: Init, *, biased: bool = True) -> Norm:
+        return Norm(self.config.width, self.config.norm, init, biased=biased, eps=self.config.norm_eps)
 
     def _build_block(self, init: Init) -> Block:
         config = self.config
@@ -116,13 +123,12 @@ class Backbone(nnx.Module):
         if config.adapters is not None:
             streams_ = config.residual.stream_count
             assert streams_ is not None  # validate() refuses adapters without streams
-            residual = StreamAdapters(
-                residual, config.adapters, config.width, streams_, config.norm, self.policy, init / "residual"
-            )
+            inside = init / "residual" / "adapters"
+            norm = self._norm(inside / "norm")
+            residual = StreamAdapters(residual, config.adapters, config.width, streams_, norm, self.policy, inside)
         branch = part.build(config.width, self.policy, (init / "branch").repeated(config.residual.branches))
-        return Site(
-            residual, branch, config.width, config.norm, config.dropout, self.policy, init, norm_bias=config.norm_bias
-        )
+        norm = None if residual.normalised else self._norm(init / "norm", biased=config.norm_bias)
+        return Site(residual, branch, norm, config.dropout, self.policy)
 
     def init_state(self, batch: int, max_len: int) -> Any:
         """The mixers' states before the first token, with a leading layer axis."""

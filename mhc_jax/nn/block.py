@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mhc_jax.nn.channel.base import ChannelMixer
-from mhc_jax.nn.init import Init
-from mhc_jax.nn.layers import Norm, NormName, dropout
+from mhc_jax.nn.layers import Norm, dropout
 from mhc_jax.nn.mixers.base import Mixer, MixerState
 from mhc_jax.nn.residual.base import Residual, State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope, own_values
@@ -27,16 +26,11 @@ class Site(nnx.Module):
         self,
         residual: Residual,
         branch: Mixer | ChannelMixer,
-        width: int,
-        norm: NormName,
+        norm: Norm | None,
         rate: float,
         policy: Policy,
-        init: Init,
-        *,
-        norm_bias: bool = True,
     ):
-        self.residual, self.branch = residual, branch
-        self.norm = None if residual.normalised else Norm(width, norm, init / "norm", biased=norm_bias)
+        self.residual, self.branch, self.norm = residual, branch, norm
         self.rate, self.policy = rate, policy
 
     def __call__(

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mhc_jax.nn.init import Init, Initializer, ones, uniform, zeros
-from mhc_jax.ops.norm import layer_norm, rms_norm
+from mhc_jax.ops.norm import LAYER_NORM_EPS, RMS_EPS, layer_norm, rms_norm
 
 NormName = Literal["rms", "ln"]
+EPSILONS: dict[NormName, float] = {"rms": RMS_EPS, "ln": LAYER_NORM_EPS}
 
 
 class Dense(nnx.Module):
@@ -42,19 +43,31 @@ class Dense(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``, with or without bias) over the last axis, in its input's dtype."""
+    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``, with or without bias) over the last axis, in its input's dtype.
 
-    def __init__(self, width: int, name: NormName, init: Init, *, biased: bool = True, axis: str = "width"):
-        self.name = name
+    ``eps`` is added to the variance; :data:`EPSILONS` of its kind if None.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        name: NormName,
+        init: Init,
+        *,
+        biased: bool = True,
+        eps: float | None = None,
+        axis: str = "width",
+    ):
+        self.name, self.eps = name, EPSILONS[name] if eps is None else eps
         self.scale = init("scale", ones, width, axes=(axis,))
         self.bias = init("bias", zeros, width, axes=(axis,)) if name == "ln" and biased else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.scale[...].astype(x.dtype)
         if self.name == "rms":
-            return rms_norm(x, scale)
+            return rms_norm(x, scale, eps=self.eps)
         bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(x.dtype)
-        return layer_norm(x, scale, bias)
+        return layer_norm(x, scale, bias, eps=self.eps)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

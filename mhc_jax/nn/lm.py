@@ -53,6 +53,13 @@ class LMConfig(BackboneConfig, ModelConfig):
             f"mixer {self.mixer.kind}" + (f" and {self.mlp.kind}" if self.mlp else ""),
         )
 
+    def product_flops(self, length):
+        between = self.layers * self.residual.branches * self.mixer.product_flops(self.width, length)
+        products = {"blocks.mixer.branch, products": between, "head (the token table)": 0}
+        if self.head == "tied":
+            products["head (the token table)"] = 2 * self.vocab_size * self.width
+        return {name: flops for name, flops in products.items() if flops}
+
     @property
     def causal(self):
         return self.mixer.causal

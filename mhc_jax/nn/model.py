@@ -73,6 +73,13 @@ class ModelConfig(Config):
         """What it is made of, in a few words each."""
         return (self.kind or type(self).__name__,)
 
+    def product_flops(self, length: int) -> dict[str, int]:
+        """Operations by name of products that no parameter of role ``"kernel"`` tells, for one token among ``length``.
+
+        Those between activations, and the head where it is a table.
+        """
+        return {}
+
     @property
     def causal(self) -> bool:
         """Whether no token's output depends on a later one: what next-token training and decoding need."""

@@ -26,8 +26,8 @@ PARTS = {
         "identity_mix": RATE,
     },
     "attention": {
-        "heads": COUNT, "rotary_base": POSITIVE, "views": {"1 or 3": lambda x: x in (1, 3)}, "init_std": POSITIVE,
-        "dropout": RATE,
+        "heads": COUNT, "rotary_base": POSITIVE, "qk_norm_eps": NATURAL, "views": {"1 or 3": lambda x: x in (1, 3)},
+        "init_std": POSITIVE, "dropout": RATE,
     },
     "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
     "gelu_mlp": {"hidden": NATURAL, "init_std": POSITIVE},

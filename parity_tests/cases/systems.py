@@ -58,13 +58,15 @@ def tiny_gpt(topology: str = "plain", *, bias: bool = True, activation="tanh", *
     return with_topology(config, topology).replace(**changes)
 
 
-LLAMA = AttentionConfig(heads=4, kv_heads=2, rotary="half", rotary_base=100.0, qk_norm=True, bias=False)
+LLAMA = AttentionConfig(
+    heads=4, kv_heads=2, rotary="half", rotary_base=100.0, qk_norm=True, qk_norm_eps=0.1, bias=False
+)
 WIDE = AttentionConfig(heads=3, kv_heads=1, head_width=4, rotary="interleaved")
 
 
 def _llama(mixer: AttentionConfig, topology: str = "plain", **changes) -> LMConfig:
     """No table of positions, and a head of its own and of another size."""
-    changes = {"mixer": mixer, "positions": "none", "head": "dense", "outputs": VOCAB + 2} | changes
+    changes = {"mixer": mixer, "positions": "none", "head": "dense", "outputs": VOCAB + 2, "norm_eps": 0.02} | changes
     return tiny_gpt(topology, **changes)
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_ref.nn.layers import Norm
 from torch_ref.nn.residual.base import Residual, State, streams_of, with_streams
 from torch_ref.nn.scope import Scope
 from torch_ref.nn.value_residual import ValueResidual
@@ -16,10 +15,9 @@ from torch_ref.nn.value_residual import ValueResidual
 class Site(nn.Module):
     """``state = post(state, dropout(branch(norm(u))))`` with ``u = pre(state)``."""
 
-    def __init__(self, residual: Residual, branch: nn.Module, width: int, norm: str, rate: float, norm_bias: bool):
+    def __init__(self, residual: Residual, branch: nn.Module, norm: nn.Module, rate: float):
         super().__init__()
-        self.residual, self.branch, self.rate = residual, branch, rate
-        self.norm = nn.Identity() if residual.normalised else Norm(width, norm, norm_bias)
+        self.residual, self.branch, self.norm, self.rate = residual, branch, norm, rate
 
     def forward(
         self, state: State, run: Callable[[Tensor, Scope], tuple[Tensor, Any]], scope: Scope

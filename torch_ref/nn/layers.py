@@ -22,18 +22,23 @@ def linear(inputs: int, outputs: int, std: float, bias: bool) -> nn.Linear:
 class Norm(nn.Module):
     """RMSNorm (``"rms"``) or LayerNorm (``"ln"``, with or without bias) over the last axis.
 
+    ``eps`` is the usual one of its kind if None.
+
     Raises:
         ValueError: another name.
     """
 
-    def __init__(self, width: int, name: str, biased: bool = True):
+    def __init__(self, width: int, name: str, biased: bool = True, eps: float | None = None):
         super().__init__()
+        self.options = {} if eps is None else {"eps": eps}
         self.name = one_of("norm", name, ("rms", "ln"))
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if name == "ln" and biased else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight) if self.name == "rms" else layer_norm(x, self.weight, self.bias)
+        if self.name == "rms":
+            return rms_norm(x, self.weight, **self.options)
+        return layer_norm(x, self.weight, self.bias, **self.options)
 
 
 class CausalConv(nn.Module):

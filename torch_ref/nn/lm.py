@@ -68,7 +68,7 @@ class LM(nn.Module):
         if self.stream_diversity and self.stream_count is None:
             raise ValueError("stream_diversity needs a residual with streams")
         self.ends = implementation("ends", config.ends)(config.ends, config.width, self.stream_count)
-        self.final_norm = Norm(config.width, config.norm, config.norm_bias)
+        self.final_norm = _norm(config, config.norm_bias)
 
     def forward(
         self,
@@ -218,6 +218,10 @@ def total_penalty(penalties: dict[str, list[Tensor]]) -> Tensor | float:
     return sum((torch.stack(values).mean() for values in penalties.values()), 0.0)
 
 
+def _norm(config: Any, biased: bool = True) -> Norm:
+    return Norm(config.width, config.norm, biased, getattr(config, "norm_eps", None))
+
+
 def _block(config: Any, layer: int) -> Block:
     parts = [("mixer", config.mixer)] + ([] if config.mlp is None else [("channel", config.mlp)])
     sites = config.layers * len(parts)
@@ -229,11 +233,12 @@ def _block(config: Any, layer: int) -> Block:
 def _site(config: Any, axis: str, part: Any, site: int, sites: int) -> Site:
     residual = implementation("residual", config.residual)(config.residual, config.width, site, sites)
     if config.adapters is not None:
-        residual = StreamAdapters(residual, config.adapters, config.width, config.norm)
+        residual = StreamAdapters(residual, config.adapters, config.width, _norm(config))
     branch = implementation(axis, part)(part, config.width, sites)
     if branch.views not in (1, residual.views):
         raise ValueError(f"the {axis} takes {branch.views} views, but the residual gives {residual.views}")
-    return Site(residual, branch, config.width, config.norm, config.dropout, config.norm_bias)
+    norm = nn.Identity() if residual.normalised else _norm(config, config.norm_bias)
+    return Site(residual, branch, norm, config.dropout)
 
 
 def build(config: Any) -> nn.Module:

@@ -31,6 +31,7 @@ class AttentionConfig(MixerConfig):
             ``"none"`` positions come with the embedding.
         rotary_base: of the angles.
         qk_norm: RMSNorm of every query and key over its head, before they are turned (Qwen3).
+        qk_norm_eps: added to its mean squares.
         causal: False lets every token see later ones; such a model cannot decode.
         dropout: of the attention probabilities.
         views: 1, or 3 when queries, keys and values are to be read apart by a topology of three views.
@@ -43,6 +44,7 @@ class AttentionConfig(MixerConfig):
     rotary: Literal["none", "half", "interleaved"] = "none"
     rotary_base: float = 10000.0
     qk_norm: bool = False
+    qk_norm_eps: float = 1e-6
     causal: bool = True
     bias: bool = True
     init_std: float = 0.02
@@ -56,6 +58,7 @@ class AttentionConfig(MixerConfig):
             if getattr(self, name) is not None:
                 self.require_counts(1, name)
         self.require(self.heads % self.groups == 0, f"kv_heads {self.groups} must divide heads {self.heads}")
+        self.require(self.qk_norm_eps >= 0, f"qk_norm_eps must not be negative, got {self.qk_norm_eps}")
         self.require(self.rotary_base > 0, f"rotary_base must be positive, got {self.rotary_base}")
         self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
@@ -109,7 +112,7 @@ class Attention(Mixer):
             )
         )
         self.q_norm, self.k_norm = (
-            Norm(self.head_width, "rms", init / name, axis="head") if config.qk_norm else None
+            Norm(self.head_width, "rms", init / name, eps=config.qk_norm_eps, axis="head") if config.qk_norm else None
             for name in ("q_norm", "k_norm")
         )
 

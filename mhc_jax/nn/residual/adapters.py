@@ -5,7 +5,7 @@ from typing import Any
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init, normal, ones, zeros
-from mhc_jax.nn.layers import Dense, Norm, NormName, dropout
+from mhc_jax.nn.layers import Dense, Norm, dropout
 from mhc_jax.nn.residual.base import Residual, streams_of, with_streams
 from mhc_jax.ops.adapter import stream_adapter
 from mhc_jax.precision import Policy
@@ -44,16 +44,15 @@ class StreamAdapters(Residual):
         config: StreamAdaptersConfig,
         width: int,
         stream_count: int,
-        norm: NormName,
+        norm: Norm,
         policy: Policy,
         init: Init,
     ):
         self.inner, self.config, self.policy = inner, config, policy
         self.views, self.normalised = inner.views, inner.normalised
-        init = init / "adapters"
         gains = normal(0.5, mean=1.0) if config.zero_init else ones
         up = zeros if config.zero_init else None
-        self.norm = Norm(width, norm, init / "norm")
+        self.norm = norm
         # Both serve every stream before the read; at the write all streams share what goes down, and each comes up.
         self.down = Dense(width, config.rank, init / "down", ("embed", "rank"), uses=stream_count + 1)
         self.up = Dense(config.rank, width, init / "up", ("rank", "embed"), kernel=up, bias=up, uses=2 * stream_count)

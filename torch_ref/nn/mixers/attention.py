@@ -46,8 +46,9 @@ class Attention(Mixer):
         self.v_proj = linear(width, carried, config.init_std, config.bias)
         self.out_proj = linear(inner, width, config.init_std / sites**0.5, config.bias)
         normalised = getattr(config, "qk_norm", False)
-        self.q_norm = Norm(self.head_width, "rms") if normalised else None
-        self.k_norm = Norm(self.head_width, "rms") if normalised else None
+        eps = getattr(config, "qk_norm_eps", None)
+        self.q_norm = Norm(self.head_width, "rms", eps=eps) if normalised else None
+        self.k_norm = Norm(self.head_width, "rms", eps=eps) if normalised else None
 
     def init_state(self, batch: int, max_len: int) -> dict[str, Any]:
         if not self.causal:

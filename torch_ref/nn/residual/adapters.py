@@ -19,7 +19,7 @@ class StreamAdapters(Residual):
         ValueError: ``inner`` has no streams, or ``rank < 1``.
     """
 
-    def __init__(self, inner: Residual, config, width: int, norm: str):
+    def __init__(self, inner: Residual, config, width: int, norm: Norm):
         super().__init__()
         if inner.stream_count is None or inner.branches > 1:
             raise ValueError("adapters need a residual with streams and one branch")
@@ -27,7 +27,7 @@ class StreamAdapters(Residual):
             raise ValueError(f"adapter rank must be at least 1, got {config.rank}")
         self.inner, self.rate, self.stream_count = inner, config.dropout, inner.stream_count
         self.views, self.normalised, self.begin = inner.views, inner.normalised, inner.begin
-        self.norm = Norm(width, norm)
+        self.norm = norm
         self.down = nn.Linear(width, config.rank)
         self.up = nn.Linear(config.rank, width)
         self.gamma_pre = nn.Parameter(torch.ones(self.stream_count, config.rank))
