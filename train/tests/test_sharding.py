@@ -132,7 +132,7 @@ def test_an_indivisible_batch_is_an_error(data, fsdp, accumulate, batch_size):
     config = with_model(small(), batch_size=batch_size).replace(train=TrainConfig(accumulate=accumulate))
     multiple = data * fsdp * accumulate
     with pytest.raises(
-        ConfigError, match=f"batch_size {batch_size} is not a multiple of .*choose a multiple of {multiple}"
+        ConfigError, match=f"--data.batch-size {batch_size} is not a multiple of .*choose a multiple of {multiple}"
     ):
         sharding.check(config, mesh_of(data, fsdp))
 
