@@ -1,5 +1,6 @@
 """AdamW as PyTorch computes it, its schedule, and what it decays."""
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -108,7 +109,9 @@ def rate_factors(config: OptimConfig, params: Any) -> Any:
     own = {"values": config.value_lr, "residual": config.residual_lr}  # by parts of a block
 
     def factor(path, _):
-        rates = [rate for key, rate in own.items() if rate and any(part.key == key for part in path)]
+        # Inside a branch such names are the branch's own.
+        parts = set(itertools.takewhile(lambda part: part != "branch", dotted(path).split(".")))
+        rates = [rate for part, rate in own.items() if rate and part in parts]
         return rates[0] / config.lr if rates else 1.0
 
     return jax.tree_util.tree_map_with_path(factor, params)

@@ -89,6 +89,7 @@ def test_value_and_stream_residuals_have_rates_of_their_own():
     params = {
         "values": {"lambdas": jnp.zeros(2)},
         "residual": {"adapter": {"kernel": jnp.zeros(2)}},
+        "branch": {"values": jnp.zeros(2)},
         "bias": jnp.zeros(2),
     }
     config = CONSTANT.replace(value_lr=1e-2, residual_lr=1e-4, weight_decay=0.0)
@@ -96,7 +97,8 @@ def test_value_and_stream_residuals_have_rates_of_their_own():
     updates, _ = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["values"]["lambdas"], -1e-2, rtol=1e-5)
     np.testing.assert_allclose(updates["residual"]["adapter"]["kernel"], -1e-4, rtol=1e-5)
-    np.testing.assert_allclose(updates["bias"], -CONSTANT.lr, rtol=1e-5)
+    for update in (updates["bias"], updates["branch"]["values"]):
+        np.testing.assert_allclose(update, -CONSTANT.lr, rtol=1e-5)
 
 
 def test_constant_schedule_without_warmup_is_constant():
