@@ -9,9 +9,10 @@ import pytest
 
 import mhc_jax
 from mhc_jax import ConfigError, decode
-from mhc_jax.decode import sample_token, stream
+from mhc_jax.decode import stream
 from mhc_jax.models import mhc_ssm, nanogpt
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.sampling import sample_token
 
 LOGITS = jnp.array([1.0, 3.0, 2.0, 3.0, 0.0])
 MODELS = {

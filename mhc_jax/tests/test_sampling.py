@@ -7,8 +7,8 @@ import pytest
 
 import mhc_jax
 from mhc_jax import ConfigError
-from mhc_jax.decode import sample_token
 from mhc_jax.models import mhc_ssm
+from mhc_jax.sampling import sample_token
 
 SHARES = np.array([0.05, 0.4, 0.25, 0.3])
 CONFIG = mhc_ssm("baseline", width=4, layers=1, vocab_size=7, max_len=24)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 import mhc_jax
 from mhc_jax.config import ConfigError
-from mhc_jax.decode import Sampling
 from mhc_jax.models import mhc_ssm
+from mhc_jax.sampling import Sampling
 from train import sample
 from train.config import RunConfig
 from train.data import load_tokenizer
