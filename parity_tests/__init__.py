@@ -3,6 +3,6 @@
 The only place that imports both frameworks. ``python -m parity_tests`` prints every comparison.
 """
 
-from train import interrupt
+from train.terminal import interrupt
 
 interrupt.guard_command()

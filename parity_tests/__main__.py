@@ -13,8 +13,8 @@ import tyro
 from mhc_jax.config import ConfigError
 from parity_tests import report
 from parity_tests.compare import Case, Row, first_divergence, judge
-from train import cli
-from train.outputs import check_file
+from train.storage.outputs import check_file
+from train.terminal import cli
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from mhc_jax.nn.model import ModelConfig
 from parity_tests.cases.decode import decoding
 from parity_tests.compare import Case
 from parity_tests.taps import run_jax, run_torch
-from train.restore import load_run
+from train.storage.restore import load_run
 
 TOKENS = 64
 

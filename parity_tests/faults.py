@@ -93,7 +93,7 @@ def _decoding():
 
 def _training():
     def adamw(fault, replace, target="make_optimizer", case="original"):
-        return Mutation(fault, f"train.optimizer:{target}", replace, "optimizer", case)
+        return Mutation(fault, f"train.update.optimizer:{target}", replace, "optimizer", case)
 
     yield adamw("AdamW with epsilon 1e-7", _config(lambda c: c.replace(eps=1e-7)))
     yield adamw("AdamW with its betas swapped", _config(lambda c: c.replace(beta1=c.beta2, beta2=c.beta1)))

@@ -26,8 +26,8 @@ from parity_tests.cases.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, Sy
 from parity_tests.compare import Case, Row, failures, judge
 from parity_tests.taps import run_jax, run_torch
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step
+from train.update.optimizer import make_optimizer
+from train.update.step import init_state, make_train_step
 
 WIDTH = 8
 # Sizes of the mixers that have some; all others are taken as they are.

@@ -5,7 +5,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from train import interrupt
+from train.terminal import interrupt
 
 if TYPE_CHECKING:
     from train.loop.run import Result as Result

@@ -16,12 +16,13 @@ import tyro
 
 import configs
 from mhc_jax.config import ConfigError
-from train import cli, interrupt, peers
 from train.config import RunConfig
-from train.config_file import read_config, read_run
-from train.console import say, show_log
-from train.launch import DistributedConfig, join, use_compile_cache
-from train.prepare import run_folder
+from train.devices import peers
+from train.devices.launch import DistributedConfig, join, use_compile_cache
+from train.loop.config_file import read_config, read_run
+from train.loop.resolve import run_folder
+from train.terminal import cli, interrupt
+from train.terminal.console import say, show_log
 
 PROG = "python -m train"
 USAGE = f"""usage: {PROG} NAME [--flags]            a configuration of the list

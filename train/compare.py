@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from mhc_jax.config import ConfigError
-from train import cli
 from train.config import RunConfig, recorded
-from train.metrics import METRICS_FILE, SUMMARY_FILE, read_metrics, read_summary
-from train.outputs import check_file
-from train.prepare import CONFIG_FILE
-from train.table import terminal
+from train.storage.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, read_metrics, read_summary
+from train.storage.outputs import check_file
+from train.terminal import cli
+from train.terminal.table import terminal
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,7 +82,7 @@ def draw_curves(groups: Mapping[str, Sequence[Path]]) -> "Figure":
 
     Where tokenizers differ, a token is not the same amount of text: bits per byte of validation text are drawn then.
     """
-    from train import figures
+    from train.report import figures
 
     configs = {run: read_config(run) for runs in groups.values() for run in runs}
     comparable = len({config.data.tokenizer for config in configs.values()}) == 1
@@ -155,7 +154,7 @@ class Flags:
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.compare")
-    from train import figures
+    from train.report import figures
 
     runs = [Path(run) for run in flags.runs]
     if not runs:

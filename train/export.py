@@ -17,15 +17,14 @@ import mhc_jax
 from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
-from train import cli
 from train.config import RunConfig
 from train.data import load_tokenizer
-from train.outputs import check_folder
-from train.restore import load_run
+from train.storage.folder import RUN_FILE
+from train.storage.outputs import check_folder
+from train.storage.restore import load_run
+from train.terminal import cli
 
 Format = Literal["mhc_jax", "huggingface"]
-
-RUN_FILE = "run.json"
 
 
 def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_jax") -> None:

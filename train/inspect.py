@@ -16,16 +16,18 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
-from train import cli, sharding, streams, target
 from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
-from train.console import task
-from train.cost import collective_rows, cost_rows, machine_rows, parameter_rows
-from train.export import RUN_FILE
-from train.memory import TRAINING, check_memory
-from train.outputs import check_file
-from train.prepare import resolve
-from train.restore import load_run
-from train.table import terminal
+from train.devices import sharding
+from train.devices.memory import TRAINING, check_memory
+from train.loop.resolve import resolve
+from train.measure import streams, target
+from train.measure.cost import collective_rows, cost_rows, machine_rows, parameter_rows
+from train.storage.folder import RUN_FILE
+from train.storage.outputs import check_file
+from train.storage.restore import load_run
+from train.terminal import cli
+from train.terminal.console import task
+from train.terminal.table import terminal
 
 ESTIMATE = """\
 The time is the TPU compiler's own estimate of cycles, from shapes: without
@@ -75,8 +77,8 @@ def main(argv: list[str]) -> None:
     machine = target.find(flags.topology) if flags.topology else None
     if machine and (flags.html or not flags.compile):
         raise ConfigError("--compile.topology compiles and prints tables, nothing else; leave out --html and --compile")
-    from train import figures
-    from train.report import PLAIN, Findings, read_run, render
+    from train.report import figures
+    from train.report.page import PLAIN, Findings, read_run, render
 
     config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (configs.load(flags.name), None)
     if not machine and flags.mesh != config.mesh:

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from mhc_jax.config import ConfigError
-from train import cli, interrupt
 from train.data.documents import BEGINNING, Documents, Place, find_documents, token_pieces
 from train.data.errors import DataError
 from train.data.files import sha256_file
@@ -25,7 +24,8 @@ from train.data.fineweb import MANIFEST, NAME, Manifest, ShardRecord, shard_name
 from train.data.layout import Wanted
 from train.data.shards import read_shard, write_shard
 from train.data.tokenizer import Tokenizer, load_tokenizer
-from train.outputs import check_folder
+from train.storage.outputs import check_folder
+from train.terminal import cli, interrupt
 
 Piece = tuple[Place, np.ndarray]
 Position = dict[str, Any]

@@ -1,80 +1,19 @@
 """Text from a trained model, as it comes: ``python -m train.sample RUN --prompt TEXT``."""
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator
+from typing import Annotated
 
-import jax
-import jax.numpy as jnp
 import tyro
 
-from mhc_jax.config import Config, ConfigError
-from mhc_jax.decode import stream
-from mhc_jax.functional import Params
-from train import cli
-from train.config import RunConfig
-from train.data import Tokenizer, load_tokenizer
-from train.restore import load_run
-from train.text_stream import decoded, until
+from mhc_jax.config import Config
+from train.data import load_tokenizer
+from train.measure.text import pieces
+from train.storage.restore import load_run
+from train.terminal import cli
 
 # Between samples.
 RULE = "-" * 20
-
-
-def sample(config: RunConfig, params: Params, tokenizer: Tokenizer, *, prompt: str = "", **options: Any) -> str:
-    """``prompt`` and its continuation, in one piece; see :func:`pieces`."""
-    return prompt + "".join(pieces(config, params, tokenizer, prompt=prompt, **options))
-
-
-def pieces(
-    config: RunConfig,
-    params: Params,
-    tokenizer: Tokenizer,
-    *,
-    prompt: str = "",
-    tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
-    seed: int = 0,
-    stop: Sequence[str] = (),
-) -> Iterator[str]:
-    """The continuation of ``prompt`` by at most ``tokens`` tokens, in pieces as they are computed.
-
-    It ends at the end-of-text token, and before any of the texts in ``stop``. An empty prompt starts a new text, after
-    the end-of-text token (of characters, after a line end).
-
-    Raises:
-        ConfigError: at once, for a prompt of no tokens, one that is not Unicode or holds ids outside the model's
-            vocabulary, or sampling options out of range.
-    """
-    if tokens < 1:
-        raise ConfigError(f"tokens must be at least 1, got {tokens}")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
-        raise ConfigError(f"the prompt is not Unicode text: character {error.start} is half of one") from None
-    ids = tokenizer.encode(prompt) if prompt else [tokenizer.start_id]
-    if not ids:
-        raise ConfigError(f"tokenizer {tokenizer.name!r} makes no tokens of the prompt {prompt!r}; give another one")
-    new = stream(
-        config.model,
-        params,
-        jnp.asarray([ids]),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        key=jax.random.key(seed),
-        eos_id=tokenizer.eos_id,
-        vocab_size=tokenizer.vocab_size,
-    )
-    ids = (int(token_B[0]) for token_B in itertools.islice(new, tokens))
-    return until(decoded(tokenizer, itertools.takewhile(lambda token: token != tokenizer.eos_id, ids)), stop)
 
 
 OPTIONS = ("tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty")

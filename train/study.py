@@ -25,12 +25,12 @@ import configs
 from configs.mhc_ssm import parameter_count
 from mhc_jax.config import ConfigError
 from mhc_jax.models import with_topology
-from train import cli, interrupt
 from train.config import RunConfig
-from train.console import say
-from train.metrics import read_metrics
-from train.outputs import check_folder
-from train.table import markdown, terminal
+from train.storage.folder import read_metrics
+from train.storage.outputs import check_folder
+from train.terminal import cli, interrupt
+from train.terminal.console import say
+from train.terminal.table import markdown, terminal
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -246,7 +246,7 @@ def draw(records: Sequence[Mapping[str, Any]], out: Path, title: str) -> "Figure
     The line is the mean over seeds and the band their span; the grey band is the span of the first row's own seeds
     around their mean, so a difference within it may be noise.
     """
-    from train import figures
+    from train.report import figures
 
     curves = [_curves(record, out) for record in records]
     steps = sorted(set.intersection(*(set(by_step) for row in curves for by_step in row.values())))
@@ -298,7 +298,7 @@ def main(argv: list[str]) -> None:
     (out / "study.md").write_text(markdown(rows) + "\n", encoding="utf-8")
     source = Path(_resolved(flags.name, flags.train_flags.split()).data.source).name
     title = f"{flags.name} on {source}, {len(flags.seeds)} seeds"
-    from train import figures
+    from train.report import figures
 
     figures.save_png(lambda: draw(records, out, title), out / "study.png")
     print(terminal(rows), "", f"Differences drawn in {out / 'study.png'}", sep="\n")

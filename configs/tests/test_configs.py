@@ -11,7 +11,7 @@ from configs.mhc_ssm import matched_width, parameter_count
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm as models
 from train.config import RunConfig
-from train.optimizer import schedule
+from train.update.optimizer import schedule
 
 
 @pytest.mark.parametrize("name", configs.names())

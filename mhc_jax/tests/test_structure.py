@@ -16,6 +16,18 @@ FORBIDDEN = {
     "train": ("parity_tests",),
 }
 
+# Floors of train/: a file may use its own floor and those before it. What stands directly in train/ is a command, but
+# for the record of a run.
+FLOORS = (
+    ("config", "terminal"),
+    ("data", "devices"),
+    ("update",),
+    ("storage",),
+    ("report",),
+    ("measure",),
+    ("loop",),
+)
+
 
 def sources(folder):
     return [path for path in sorted((ROOT / folder).rglob("*.py")) if ".venv" not in path.parts]
@@ -40,6 +52,21 @@ def test_import_rule(folder):
         for name in imports(path)
         if any(name == banned or name.startswith(banned + ".") for banned in FORBIDDEN[folder])
     ]
+    assert not broken
+
+
+def test_floors_of_train_and_commands_that_nothing_imports():
+    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    files = [path for path in sources("train") if "tests" not in path.parts]
+    commands = {path.stem for path in files if path.parent == ROOT / "train"} - {"__init__", "config"}
+    assert commands
+    broken = []
+    for path in files:
+        place = path.relative_to(ROOT / "train").parts[0].removesuffix(".py")
+        for name in {name.split(".")[1] for name in imports(path) if name.startswith("train.")}:
+            allowed = floor.get(name, len(FLOORS)) <= floor[place] if place in floor else True
+            if not allowed or (name in commands and place in floor):
+                broken.append(f"{path.relative_to(ROOT)} imports train.{name}")
     assert not broken
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import torch
 
-import train.optimizer
-import train.step
+import train.update.optimizer
+import train.update.step
 from mhc_jax import interop
 from mhc_jax.functional import param_info
 from parity_tests.cases.systems import SYSTEMS, System, batch, weights
@@ -19,7 +19,7 @@ from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
 from parity_tests.taps import in_dtype, to_module, to_params
 from torch_ref import train as torch_train
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from train.state import TrainState
+from train.update.state import TrainState
 
 UPDATES, STEPS = 5, 100
 
@@ -65,7 +65,7 @@ def _updates_jax(config, weights: Arrays, optim: OptimConfig, dtype: DType) -> V
     with jax_precision(dtype):
         config = in_dtype(config, dtype)
         params = to_params(config, weights, dtype)
-        adamw = train.optimizer.make_optimizer(optim, UPDATES, param_info(config))
+        adamw = train.update.optimizer.make_optimizer(optim, UPDATES, param_info(config))
         state = adamw.init(params)
 
         def one(gradients, state, params):
@@ -144,10 +144,10 @@ def _train_jax(config, weights: Arrays, optim: OptimConfig, settings: TrainConfi
             optim=optim,
             train=settings,
         )
-        adamw = train.optimizer.make_optimizer(optim, STEPS, param_info(config))
+        adamw = train.update.optimizer.make_optimizer(optim, STEPS, param_info(config))
         params = to_params(config, weights, dtype)
         zero = jnp.zeros((), jnp.int32)
-        step = train.step.make_train_step(run, adamw)
+        step = train.update.step.make_train_step(run, adamw)
         state, metrics = jit(functools.partial(jax.lax.scan, step), dtype)(
             TrainState(zero, params, adamw.init(params), zero, zero),
             {"inputs": jnp.asarray(data["tokens"], jnp.int32), "targets": jnp.asarray(data["targets"], jnp.int32)},

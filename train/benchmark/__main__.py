@@ -18,16 +18,16 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
-from train import cli
 from train.benchmark import cases, report, topologies, traffic
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from train.data import check_ids, load_corpus
-from train.evaluate import evaluate_split
-from train.memory import TRAINING, check_memory
-from train.outputs import check_folder
-from train.prepare import resolve
-from train.restore import load_run
-from train.table import terminal
+from train.devices.memory import TRAINING, check_memory
+from train.loop.resolve import resolve
+from train.measure.scores import evaluate_split
+from train.storage.outputs import check_folder
+from train.storage.restore import load_run
+from train.terminal import cli
+from train.terminal.table import terminal
 
 What = Literal["train", "decode", "scan", "compile", "topologies", "traffic"]
 WITH_TORCH = ("train", "decode", "scan")

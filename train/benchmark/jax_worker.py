@@ -10,8 +10,8 @@ from mhc_jax.functional import param_info
 from mhc_jax.ops.diag_ssm import diag_ssm
 from train.benchmark.worker import Spec, Step, serve
 from train.config import RunConfig
-from train.optimizer import make_optimizer
-from train.step import Batch, init_state, make_train_step
+from train.update.optimizer import make_optimizer
+from train.update.step import Batch, init_state, make_train_step
 
 TOTAL_STEPS = 1_000_000  # of the schedule; never reached
 

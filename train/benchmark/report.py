@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from train.benchmark.worker import cores
-from train.table import markdown
+from train.terminal.table import markdown
 
 
 def machine() -> dict[str, Any]:

@@ -19,9 +19,9 @@ from train.benchmark.jax_worker import TOTAL_STEPS, random_batch
 from train.benchmark.turns import compare, take_turns
 from train.benchmark.worker import Step
 from train.config import RunConfig
-from train.metrics import peak_flops
-from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step
+from train.measure.speed import peak_flops
+from train.update.optimizer import make_optimizer
+from train.update.step import init_state, make_train_step
 
 PLAIN = "plain"
 

@@ -15,10 +15,10 @@ from mhc_jax.functional import param_shapes
 from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.model import ModelConfig
 from mhc_jax.precision import policy
-from train.benchmark import hlo
 from train.benchmark.cases import Row, Table
 from train.benchmark.topologies import PLAIN, variants
 from train.config import RunConfig
+from train.measure import hlo
 
 # Depths whose programs are compared: what one more layer adds is free of the embedding, the ends and the first layer.
 SHALLOW, DEEP = 2, 3

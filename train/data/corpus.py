@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from train.config import DataConfig
-from train.console import task
 from train.data import fineweb
 from train.data.cache import cache_folder, cached_arrays
 from train.data.errors import DataError
@@ -21,6 +20,7 @@ from train.data.sources import Source, find_source
 from train.data.text import Piece, encoded_pieces
 from train.data.tokenizer import CHARS, Tokenizer, load_tokenizer
 from train.data.tokens import Split, Tokens, check_ids, token_dtype
+from train.terminal.console import task
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from train.console import task
 from train.data.cache import cached_arrays
 from train.data.errors import DataError
 from train.data.files import sha256_json
+from train.terminal.console import task
 
 # Changes whenever the same files would give other docstrings.
 READING_VERSION = 1

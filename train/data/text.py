@@ -13,7 +13,7 @@ from typing import IO, NamedTuple
 
 from train.data.errors import DataError
 from train.data.tokenizer import Tokenizer
-from train.memory import machine_memory
+from train.devices.memory import machine_memory
 
 BLOCK = 1 << 20
 BATCH_ROWS = 1000

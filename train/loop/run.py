@@ -3,11 +3,9 @@
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import itertools
 import json
 import math
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,28 +18,31 @@ from jax.sharding import Mesh
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_info
 from mhc_jax.summary import flops_per_token
-from train import lock, peers, sharding, streams
-from train.checkpoint import Checkpoints
 from train.config import RunConfig
-from train.console import Display, say, task
 from train.data import Corpus, eval_batches, eval_count, load_corpus, steps_per_epoch, train_batches, unigram_perplexity
 from train.data.files import replacing
-from train.evaluate import evaluate, summarise
-from train.interrupt import Interrupt, Interrupted, advising
-from train.lowering import abstract_state, lower_train_step, shardings, whole
-from train.memory import TRAINING, check_memory
-from train.metrics import SUMMARY_FILE, Mean, Meter, MetricsLog, check_sinks
-from train.optimizer import make_optimizer
-from train.plot import plot_losses
-from train.prepare import CONFIG_FILE, check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
-from train.profiler import Profiler
-from train.restore import load_run
-from train.sample import sample
-from train.state import TrainState
-from train.step import init_state, make_eval_step
-from train.table import text
-
-PACKAGES = ("mhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+from train.devices import peers, sharding
+from train.devices.memory import TRAINING, check_memory
+from train.loop.resolve import check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
+from train.measure import streams
+from train.measure.log import Mean, MetricsLog, check_sinks
+from train.measure.lowering import abstract_state, lower_train_step, shardings, whole
+from train.measure.profiler import Profiler
+from train.measure.scores import evaluate, summarise
+from train.measure.speed import Meter
+from train.measure.text import sample
+from train.measure.versions import versions
+from train.report.losses import plot_losses
+from train.storage import lock
+from train.storage.checkpoint import Checkpoints
+from train.storage.folder import CONFIG_FILE, SUMMARY_FILE
+from train.storage.restore import load_run
+from train.terminal.console import Display, say, task
+from train.terminal.interrupt import Interrupt, Interrupted, advising
+from train.terminal.table import text
+from train.update.optimizer import make_optimizer
+from train.update.state import TrainState
+from train.update.step import init_state, make_eval_step
 
 
 class NonFiniteError(RuntimeError):
@@ -82,7 +83,7 @@ def run(
         NonFiniteError: ``train.max_nonfinite`` steps in a row were skipped.
     """
     started = time.monotonic()
-    peers.agree("start", {**must_agree(config), **{f"the version of {name}": v for name, v in _versions().items()}})
+    peers.agree("start", {**must_agree(config), **{f"the version of {name}": v for name, v in versions().items()}})
     peers.agree("devices", {"their devices": f"{jax.local_device_count()} x {jax.local_devices()[0].device_kind}"})
     refuse_overwrite(config)
     lock.refuse_held(run_folder(config))
@@ -288,7 +289,7 @@ def run(
         "compile_seconds": compile_seconds,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-        "versions": _versions(),
+        "versions": versions(),
     }
     with advising(f"interrupted: step {total_steps} is saved {resumes}"):
         draw()
@@ -364,16 +365,6 @@ def _introduce(
         say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
     if mesh.size > 1:
         say(sharding.table(param_info(config.model), mesh))
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # the project itself, run from a checkout
-            continue
-    return found
 
 
 def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, summary: dict[str, Any]) -> None:

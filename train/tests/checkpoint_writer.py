@@ -8,8 +8,8 @@ from pathlib import Path
 
 import jax.numpy as jnp
 
-from train.checkpoint import Checkpoints
-from train.state import TrainState
+from train.storage.checkpoint import Checkpoints
+from train.update.state import TrainState
 
 
 def state_at(step: int) -> TrainState:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from mhc_jax.config import ConfigError
-from train import cli
+from train.terminal import cli
 
 LONGEST = cli.LONGEST + 50
 

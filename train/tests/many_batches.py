@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from train import sharding
 from train.config import MeshConfig
-from train.evaluate import evaluate
+from train.devices import sharding
+from train.measure.scores import evaluate
 
 MESH = sharding.make_mesh(MeshConfig(fsdp=8))
 

@@ -20,15 +20,15 @@ import optax
 from mhc_jax.backend import compiling_for
 from mhc_jax.functional import param_info
 from mhc_jax.tree import dotted
-from train import sharding
-from train.benchmark import hlo
-from train.checkpoint import Checkpoints
 from train.config import MeshConfig
-from train.lowering import abstract_state, lower_train_step, shardings, whole
-from train.optimizer import make_optimizer
-from train.step import init_state
-from train.streams import make_stream_step
+from train.devices import sharding
+from train.measure import hlo
+from train.measure.lowering import abstract_state, lower_train_step, shardings, whole
+from train.measure.streams import make_stream_step
+from train.storage.checkpoint import Checkpoints
 from train.tests.meshes import ALL, LENGTH, MESHES, QUICK, VOCABULARY, run_config
+from train.update.optimizer import make_optimizer
+from train.update.step import init_state
 
 
 def batches(config):

@@ -18,10 +18,10 @@ from mhc_jax.nn.init import ones, uniform, zeros
 from mhc_jax.nn.mixers import Mixer, MixerConfig
 from mhc_jax.registry import register
 from mhc_jax.summary import flops_per_token
-from train import sharding
 from train.config import MeshConfig
-from train.optimizer import decay_mask
+from train.devices import sharding
 from train.tests.meshes import MESHES, run_config
+from train.update.optimizer import decay_mask
 
 STEPS = 3
 

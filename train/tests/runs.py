@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mhc_jax.models import mhc_ssm
 from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
-from train.metrics import read_metrics
+from train.storage.folder import read_metrics
 
 PLUGIN = """
 import pathlib

@@ -5,7 +5,7 @@
 
 import os
 
-from train.metrics import MetricsLog
+from train.measure.log import MetricsLog
 
 AT, NUMBER = map(int, os.environ["SELF_SIGNAL"].split())
 write = MetricsLog.write

@@ -10,7 +10,7 @@ from train.benchmark import __main__ as benchmark
 from train.benchmark import cases, driver, jax_worker, torch_worker
 from train.benchmark.driver import Contender, Timing, WorkerError, alternate
 from train.data import load_corpus
-from train.evaluate import evaluate_split
+from train.measure.scores import evaluate_split
 from train.tests.tiny import tiny_export
 
 SLEEPER = "train.tests.sleeper"

@@ -17,10 +17,10 @@ import pytest
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm
-from train import manifest
-from train.checkpoint import CheckpointError, Checkpoints
 from train.config import DataConfig, RunConfig
-from train.restore import load_run
+from train.storage import manifest
+from train.storage.checkpoint import CheckpointError, Checkpoints
+from train.storage.restore import load_run
 from train.tests.checkpoint_writer import state_at
 
 WRITER = Path(__file__).with_name("checkpoint_writer.py")

@@ -8,8 +8,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from train import manifest
-from train.checkpoint import CheckpointError, Checkpoints
+from train.storage import manifest
+from train.storage.checkpoint import CheckpointError, Checkpoints
 from train.tests.checkpoint_writer import state_at
 
 SHAPES = jax.eval_shape(lambda: state_at(0))
@@ -37,7 +37,7 @@ def limited(body: str, folder: Path) -> subprocess.CompletedProcess:
     script = f"""
 import resource, signal, sys
 from pathlib import Path
-from train.checkpoint import CheckpointError, Checkpoints
+from train.storage.checkpoint import CheckpointError, Checkpoints
 from train.tests.checkpoint_writer import state_at
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))

@@ -11,10 +11,10 @@ import configs
 import train.__main__ as command
 from mhc_jax import registry
 from mhc_jax.nn.mixers import AttentionConfig
-from train import cli
-from train.flags import FOREIGN, flags_of
-from train.launch import DistributedConfig, join
+from train.devices.launch import DistributedConfig, join
 from train.loop import run as loop
+from train.terminal import cli
+from train.terminal.flags import FOREIGN, flags_of
 from train.tests.runs import tiny_run
 
 
@@ -357,8 +357,8 @@ def test_a_run_that_is_no_longer_finite_exits_with_status_3(monkeypatch, tiny, c
 
 def test_place_among_processes_comes_from_flags_before_the_environment(monkeypatch):
     calls = []
-    monkeypatch.setattr("train.launch._connect", lambda *args: calls.append(args))
-    cluster = "train.launch.ClusterEnv.auto_detect_unset_distributed_params"
+    monkeypatch.setattr("train.devices.launch._connect", lambda *args: calls.append(args))
+    cluster = "train.devices.launch.ClusterEnv.auto_detect_unset_distributed_params"
     monkeypatch.setattr(cluster, lambda *args: ("cluster:3", 2, 1, [0]))
     for name, value in (("COORDINATOR", "env:1"), ("NUM_PROCESSES", "4"), ("PROCESS_ID", "3")):
         monkeypatch.setenv(f"MHC_JAX_{name}", value)

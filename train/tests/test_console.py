@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from train import console
+from train.terminal import console
 
 SCRIPT = """
 import time
-from train.console import Display, say, task
+from train.terminal.console import Display, say, task
 with task("evaluating the test split", 3) as work:
     for _ in range(3):
         work.advance(status="loss 2.5")

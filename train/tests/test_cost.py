@@ -6,7 +6,7 @@ import pytest
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm
 from mhc_jax.summary import flops_per_token
-from train import cost
+from train.measure import cost
 from train.tests.tiny import tiny_config, tiny_export
 
 

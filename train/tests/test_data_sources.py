@@ -5,10 +5,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from train import console
 from train.config import DataConfig
 from train.data import DataError, docstrings, load_corpus
 from train.data.sources import WIKITEXT, find_source, held_out
+from train.terminal import console
 from train.tests.corpora import cache_files, flip_a_byte, truncate
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mhc_jax.models import mhc_ssm
-from train.restore import load_run
+from train.storage.restore import load_run
 from train.tests.runs import finish, measured, offer, start, start_two, tiny_run
 
 STEPS, HALF = 12, 6

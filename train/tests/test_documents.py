@@ -26,7 +26,8 @@ import train
 from mhc_jax import interop, registry
 from mhc_jax.interop.deepseek_v4 import site_to_deepseek_v4
 from mhc_jax.models import mhc_ssm, nanogpt
-from train import cli, target
+from train.measure import target
+from train.terminal import cli
 from train.tests.documents import PAGES, ROOT, blocks, calls, recipes, sessions, split
 
 SMALL = {

@@ -10,6 +10,7 @@ from mhc_jax.config import ConfigError
 from train import evaluate
 from train.config import RunConfig
 from train.data import load_corpus, load_tokenizer
+from train.measure import scores
 from train.tests.tiny import tiny_export
 
 
@@ -33,7 +34,7 @@ def test_every_target_of_the_split_weighs_the_same(tiny):
     corpus = load_corpus(config.data)
     expected, count = windows_loss(config, params, np.asarray(corpus.validation))
     assert count % (config.data.batch_size * config.data.seq_len), "the last batch must be a short one"
-    found = evaluate.evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    found = scores.evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
     assert found["tokens"] == count
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
     assert found["ppl"] == pytest.approx(math.exp(expected), rel=1e-5)
@@ -43,9 +44,9 @@ def test_every_target_of_the_split_weighs_the_same(tiny):
 
 def test_sums_over_batches_are_not_means_of_means():
     batches = [(10.0, 2), (1.0, 8)]
-    loss_sum, count = evaluate.evaluate(lambda _, batch: batch, None, batches)
+    loss_sum, count = scores.evaluate(lambda _, batch: batch, None, batches)
     assert (loss_sum, count) == (11.0, 10)
-    assert evaluate.summarise(loss_sum, count, 4.0) == {
+    assert scores.summarise(loss_sum, count, 4.0) == {
         "loss": 1.1,
         "ppl": math.exp(1.1),
         "bpb": 1.1 / math.log(2) / 4,
@@ -54,12 +55,12 @@ def test_sums_over_batches_are_not_means_of_means():
 
 
 def test_huge_losses_give_infinite_perplexity():
-    assert evaluate.summarise(1e4, 10, 1.0)["ppl"] == math.inf
+    assert scores.summarise(1e4, 10, 1.0)["ppl"] == math.inf
 
 
 def test_nothing_to_predict_is_an_error():
     with pytest.raises(ConfigError, match="nothing to evaluate"):
-        evaluate.evaluate(lambda _, batch: batch, None, [(0.0, 0)])
+        scores.evaluate(lambda _, batch: batch, None, [(0.0, 0)])
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_word_perplexity_counts_words_and_rows(rows, words):
     tokens = [token for row in rows if row is not None for token in [*tokenizer.encode(row), tokenizer.eos_id]]
     tokens = np.array(tokens[: -1 if None in rows else None])
     expected = math.exp(0.5 * len(tokens) / (words - (None in rows)))
-    assert evaluate.word_ppl(0.5, tokens, tokenizer) == pytest.approx(expected)
+    assert scores.word_ppl(0.5, tokens, tokenizer) == pytest.approx(expected)
 
 
 def test_command_prints_the_same_numbers(tiny, capsys):

@@ -12,8 +12,8 @@ import mhc_jax
 from mhc_jax.functional import param_info
 from mhc_jax.nn.model import ModelConfig
 from train.config import OptimConfig, RunConfig, TrainConfig
-from train.optimizer import make_optimizer
-from train.step import init_state, make_train_step
+from train.update.optimizer import make_optimizer
+from train.update.step import init_state, make_train_step
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LENGTHS, NEW = [4, 1, 6], 5

@@ -14,7 +14,7 @@ from mhc_jax.nn.mixers import AttentionConfig
 from train import evaluate, export, sample
 from train.data import load_tokenizer
 from train.data.exchange import tokenizer_files
-from train.restore import load_run
+from train.storage.restore import load_run
 from train.tests.tiny import tiny_config, tiny_export
 
 torch.set_num_threads(1)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import train
 from train.config import RunConfig
-from train.flags import flags_of
+from train.terminal.flags import flags_of
 
 FOLDER = Path(train.__file__).parent
 FIELDS = {flag.removeprefix("--").replace("-", "_") for flag, _ in flags_of(RunConfig())}

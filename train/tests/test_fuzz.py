@@ -10,8 +10,8 @@ import configs
 import train.__main__ as train_command
 from mhc_jax import registry
 from train.config import RunConfig
-from train.flags import flags_of
 from train.loop import run as train_run
+from train.terminal.flags import flags_of
 from train.tests import fuzz
 from train.tests.runs import tiny_run
 

@@ -1,6 +1,6 @@
 """Figures read from the text of a program as the TPU compiler writes it."""
 
-from train.benchmark import hlo
+from train.measure import hlo
 
 # A loop of three trips in which a gather runs beside a kernel, and is therefore written three times.
 TPU = """

@@ -5,9 +5,10 @@ import pytest
 import mhc_jax
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.channel import GeluMLPConfig
-from train import inspect, streams
+from train import inspect
 from train.export import export
 from train.loop.run import run
+from train.measure import streams
 from train.tests.test_streams import streamed
 from train.tests.tiny import tiny_export
 

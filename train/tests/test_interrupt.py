@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from train import interrupt, study
-from train.interrupt import Interrupted
+from train import study
+from train.terminal import interrupt
+from train.terminal.interrupt import Interrupted
 from train.tests.runs import measured, offer, tiny_run
 
 HERE = Path(__file__).parent
@@ -114,17 +115,17 @@ def test_children_end_and_no_more_are_started():
 # Of a run of 12 steps with three evaluations, and after it one of the whole split.
 MOMENTS = {
     "importing": "jax/__init__.py:<module> 1",
-    "flags": "train/cli.py:parse 1",
+    "flags": "train/terminal/cli.py:parse 1",
     "encoding": "train/data/corpus.py:load_corpus 1",
-    "initialising": "train/step.py:init_state 2",
-    "tracing": "train/step.py:train_step 1",
+    "initialising": "train/update/step.py:init_state 2",
+    "tracing": "train/update/step.py:train_step 1",
     "compiling": "train/loop/run.py:_compile_train_step 1",
     "step 1": "train/loop/run.py:report 1",
     "evaluating": "train/data/loader.py:_eval_batch 2",
-    "saving": "train/checkpoint.py:save 1",
-    "evaluating at the end": "train/evaluate.py:evaluate 4",
-    "drawing": "train/plot.py:plot_losses 1",
-    "sampling": "train/sample.py:sample 1",
+    "saving": "train/storage/checkpoint.py:save 1",
+    "evaluating at the end": "train/measure/scores.py:evaluate 4",
+    "drawing": "train/report/losses.py:plot_losses 1",
+    "sampling": "train/measure/text.py:sample 1",
 }
 
 
@@ -177,7 +178,7 @@ def test_a_run_that_is_stopped_anywhere_ends_as_the_undisturbed_one(folder, mome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["train/data/loader.py:_eval_batch 2", "train/step.py:train_step 1"])
+@pytest.mark.parametrize("place", ["train/data/loader.py:_eval_batch 2", "train/update/step.py:train_step 1"])
 def test_the_second_signal_acts_at_once(folder, place):
     name = place.split(":")[1]
     stopped = call(folder, command(folder, name), f"{place} {signal.SIGINT:d} {signal.SIGINT:d}")
@@ -190,8 +191,8 @@ def test_the_second_signal_acts_at_once(folder, place):
     ("argv", "place"),
     [
         (["train.evaluate", "whole"], "train/data/loader.py:_eval_batch 1"),
-        (["train.sample", "whole"], "train/restore.py:load_run 1"),
-        (["train.inspect", "whole"], "train/cost.py:cost_rows 1"),
+        (["train.sample", "whole"], "train/storage/restore.py:load_run 1"),
+        (["train.inspect", "whole"], "train/measure/cost.py:cost_rows 1"),
         (["train.export", "whole", "exported"], "train/export.py:export 1"),
         (["train.compare", "whole"], "train/compare.py:draw_curves 1"),
         (["train.prepare_fineweb", "--out", "shards"], "train/prepare_fineweb.py:prepare 1"),

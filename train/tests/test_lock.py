@@ -7,14 +7,14 @@ import sys
 import pytest
 
 from mhc_jax.config import ConfigError
-from train import lock
+from train.loop.resolve import run_folder
 from train.loop.run import run
-from train.prepare import run_folder
+from train.storage import lock
 from train.tests.runs import tiny_run
 
 HOLDER = """
 import pathlib, sys, time
-from train import lock
+from train.storage import lock
 held = lock.take(pathlib.Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)

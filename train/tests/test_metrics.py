@@ -8,9 +8,11 @@ import jax
 import pytest
 
 from mhc_jax.config import ConfigError
-from train import metrics
 from train.config import LogConfig, RunConfig
-from train.metrics import Meter, MetricsLog, read_metrics
+from train.measure import log, speed
+from train.measure.log import MetricsLog
+from train.measure.speed import Meter
+from train.storage.folder import read_metrics
 
 KINDS = {
     "NVIDIA H100 80GB HBM3": 989e12,
@@ -40,7 +42,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(metrics, "time", clock)
+    monkeypatch.setattr(speed, "time", clock)
     return clock
 
 
@@ -78,14 +80,14 @@ def test_speed_between_readings_and_over_the_whole_run(clock):
 
 def test_lines_are_read_back_and_a_resumed_log_forgets_what_follows_its_start(tmp_path):
     config = RunConfig()
-    with MetricsLog(tmp_path, config, start=0) as log:
+    with MetricsLog(tmp_path, config, start=0) as lines:
         for step in (1, 2, 3):
-            log.write(step, {"loss": 1.0 / step, "grad_norm": math.inf if step == 2 else 1.5})
+            lines.write(step, {"loss": 1.0 / step, "grad_norm": math.inf if step == 2 else 1.5})
             assert len(read_metrics(tmp_path / "metrics.jsonl")) == step  # written at once
     second = {"step": 2, "total_tokens": 2 * TOKENS, "loss": 0.5, "grad_norm": None}
     assert read_metrics(tmp_path / "metrics.jsonl")[1] == second
-    with MetricsLog(tmp_path, config, start=2) as log:
-        log.write(3, {"loss": 9.0})
+    with MetricsLog(tmp_path, config, start=2) as lines:
+        lines.write(3, {"loss": 9.0})
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl")] == [
         (1, 1.0),
         (2, 0.5),
@@ -120,22 +122,22 @@ class Recorded:
 def test_sinks_get_every_line_and_are_closed(tmp_path, monkeypatch):
     made = []
     for name in ("TensorBoard", "WeightsAndBiases"):
-        monkeypatch.setattr(metrics, name, lambda *_: made.append(Recorded()) or made[-1])
+        monkeypatch.setattr(log, name, lambda *_: made.append(Recorded()) or made[-1])
     config = RunConfig(log=LogConfig(tensorboard=True, wandb="project"))
-    with MetricsLog(tmp_path, config, start=0) as log:
-        log.write(4, {"loss": 0.5})
+    with MetricsLog(tmp_path, config, start=0) as lines:
+        lines.write(4, {"loss": 0.5})
     assert [sink.calls for sink in made] == [[(4, {"total_tokens": 4 * TOKENS, "loss": 0.5}), "closed"]] * 2
     with MetricsLog(tmp_path, config.replace(log=LogConfig()), start=4):
         assert len(made) == 2
 
 
 @pytest.mark.parametrize(
-    ("log", "package"), [(LogConfig(tensorboard=True), "tensorboardX"), (LogConfig(wandb="p"), "wandb")]
+    ("asked", "package"), [(LogConfig(tensorboard=True), "tensorboardX"), (LogConfig(wandb="p"), "wandb")]
 )
-def test_a_sink_without_its_package_is_refused(log, package, monkeypatch):
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None if name == package else object())
+def test_a_sink_without_its_package_is_refused(asked, package, monkeypatch):
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: None if name == package else object())
     with pytest.raises(ConfigError, match=f"needs {package}, which is not installed"):
-        metrics.check_sinks(log)
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: object())
-    metrics.check_sinks(log)
-    metrics.check_sinks(LogConfig())
+        log.check_sinks(asked)
+    monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: object())
+    log.check_sinks(asked)
+    log.check_sinks(LogConfig())

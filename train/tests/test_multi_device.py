@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from mhc_jax.functional import param_info, param_shapes
-from train import sharding
+from train.devices import sharding
 from train.tests.meshes import CHUNK, DEVICES, LENGTH, MESHES, MODELS, ROWS, STREAMS, run_config
 
 WORKER = Path(__file__).with_name("multi_device.py")

@@ -15,7 +15,7 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.tree import flatten
 from train.config import OptimConfig
-from train.optimizer import clip_by_global_norm, decay_mask, make_optimizer, rate_factors, schedule
+from train.update.optimizer import clip_by_global_norm, decay_mask, make_optimizer, rate_factors, schedule
 
 torch.set_num_threads(1)
 CONSTANT = OptimConfig(lr=3e-3, decay="all", schedule="constant", warmup_steps=0)

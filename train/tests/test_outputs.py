@@ -4,7 +4,7 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from train import compare, export, inspect
-from train.outputs import check_file, check_folder
+from train.storage.outputs import check_file, check_folder
 from train.tests.tiny import tiny_export
 
 

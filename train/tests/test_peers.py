@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from mhc_jax.config import ConfigError
-from train import peers
-from train.prepare import must_agree
-from train.relay import Relay
-from train.restore import load_run
+from train.devices import peers
+from train.devices.relay import Relay
+from train.loop.resolve import must_agree
+from train.storage.restore import load_run
 from train.tests.runs import finish, measured, offer, start_two, tiny_run
 
 

@@ -7,8 +7,8 @@ import pytest
 from mhc_jax.config import ConfigError
 from train import compare
 from train.benchmark.__main__ import parse
-from train.prepare import check_resumes, refuse_overwrite, resolve
-from train.restore import load_run
+from train.loop.resolve import check_resumes, refuse_overwrite, resolve
+from train.storage.restore import load_run
 from train.tests.runs import tiny_run
 
 

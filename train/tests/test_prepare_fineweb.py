@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from mhc_jax.config import ConfigError
-from train import cli, prepare_fineweb
+from train import prepare_fineweb
 from train.config import DataConfig
 from train.data import load_corpus, load_tokenizer
 from train.data.shards import read_shard, write_shard
-from train.interrupt import Interrupted
+from train.terminal import cli
+from train.terminal.interrupt import Interrupted
 
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("MHC_JAX_SHARED", ROOT.parent / "shared")) / "data" / "fineweb-edu"

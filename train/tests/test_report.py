@@ -10,7 +10,9 @@ from matplotlib.text import Text
 
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
-from train import figures, markup, report, streams
+from train.measure import streams
+from train.report import figures, markup
+from train.report.page import PLAIN, Findings, read_run, render
 from train.tests.tiny import tiny_config
 
 
@@ -35,7 +37,7 @@ def findings(folder, **changes):
         "summary": {"val_loss": 1.25, "val_ppl": 3.49, "seconds": 90, "unigram_ppl": 20.0, "tokens_per_second": None},
         "lines": lines,
     }
-    return report.Findings("runs/<tiny>", tiny_config(folder), **{**parts, **changes})
+    return Findings("runs/<tiny>", tiny_config(folder), **{**parts, **changes})
 
 
 def headings(page):
@@ -43,7 +45,7 @@ def headings(page):
 
 
 def test_every_part_is_there_and_nothing_is_fetched(tmp_path):
-    page = report.render(findings(tmp_path))
+    page = render(findings(tmp_path))
     assert headings(page) == [
         "Losses",
         "Streams",
@@ -68,22 +70,22 @@ def test_every_part_is_there_and_nothing_is_fetched(tmp_path):
 
 def test_every_weight_can_be_read(tmp_path):
     one = findings(tmp_path)
-    page = report.render(one)
+    page = render(one)
     assert page.count("<td style=") == 2 * (4 + 4 + 16)
     assert f'title="1 mixer: stream 2 to stream 3: {one.streams["h_res"][1][3][2]:.4f}"' in page
     assert f'title="H_pre of 0 mixer, stream 1: {one.streams["h_pre"][0][1]:.4f}"' in page
 
 
 def test_parts_without_content_are_left_out(tmp_path):
-    page = report.render(findings(tmp_path, streams=None, cost=(), summary={}, lines=()))
+    page = render(findings(tmp_path, streams=None, cost=(), summary={}, lines=()))
     assert headings(page) == ["Streams", "Parameters", "Configuration"]
-    assert report.PLAIN in page
+    assert PLAIN in page
     assert "<img" not in page
 
 
 def test_a_topology_that_taps_no_read_still_has_its_other_weights(tmp_path):
     gated = {name: values for name, values in recorded().items() if name != "h_pre"}
-    page = report.render(findings(tmp_path, streams=gated))
+    page = render(findings(tmp_path, streams=gated))
     assert "H_pre: what is read" not in page
     assert "H_post: what is written" in page
 
@@ -92,7 +94,7 @@ def test_numbers_that_are_not_finite_are_drawn_around(tmp_path):
     broken = recorded()
     broken["forward_gain"] = [1.0, None]
     lines = [{"step": 1, "streams": broken}, {"step": 2, "streams": recorded()}]
-    assert "Streams over training" in headings(report.render(findings(tmp_path, lines=lines)))
+    assert "Streams over training" in headings(render(findings(tmp_path, lines=lines)))
 
 
 @pytest.mark.parametrize(("sites", "streams_", "signed"), [(1, 1, False), (12, 4, True), (96, 8, False)])
@@ -110,7 +112,7 @@ def test_the_sheet_fits_any_depth(tmp_path, sites, streams_, signed):
 
 def test_rows_of_several_reads_are_named(tmp_path):
     views = {**recorded(), "h_pre": np.arange(24).reshape(2, 3, 4).tolist(), "h_post": np.ones((2, 1, 4)).tolist()}
-    page = report.render(findings(tmp_path, streams=views))
+    page = render(findings(tmp_path, streams=views))
     assert 'title="H_pre of 1 mixer, stream 2.3: 23.0000"' in page
     assert 'title="H_post of 1 mixer, stream 3: 1.0000"' in page
     assert page.count("Row a.b is stream b") == 1
@@ -154,10 +156,10 @@ def test_kinds_of_sites_are_told_apart():
 
 
 def test_a_damaged_summary_is_named(tmp_path):
-    assert report.read_run(tmp_path) == ({}, [])
+    assert read_run(tmp_path) == ({}, [])
     (tmp_path / "summary.json").write_text("{")
     with pytest.raises(ConfigError, match="summary.json is damaged"):
-        report.read_run(tmp_path)
+        read_run(tmp_path)
 
 
 def test_a_sheet_names_its_axes_its_sites_and_its_numbers():

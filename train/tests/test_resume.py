@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mhc_jax.functional import param_info
-from train import prepare
-from train.checkpoint import Checkpoints
-from train.optimizer import make_optimizer
-from train.step import init_state
+from train.loop import resolve
+from train.storage.checkpoint import Checkpoints
 from train.tests.runs import finish, measured, offer, start, tiny_run
+from train.update.optimizer import make_optimizer
+from train.update.step import init_state
 
 STEPS = 240
 
@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 
 
 def final(folder: Path, name: str):
-    config = prepare.resolve(prepare.RunConfig.from_json((folder / "tiny.json").read_text()))
+    config = resolve.resolve(resolve.RunConfig.from_json((folder / "tiny.json").read_text()))
     optimizer = make_optimizer(config.optim, STEPS, param_info(config.model))
     abstract = jax.eval_shape(lambda: init_state(config, optimizer))
     return Checkpoints(folder / name, 2).restore(abstract, STEPS)

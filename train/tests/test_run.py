@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import importlib.util
 import io
 import json
 import logging
@@ -20,16 +21,16 @@ import pytest
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
-from train import metrics
-from train.checkpoint import Checkpoints
 from train.config import OptimConfig
 from train.data import load_corpus
-from train.evaluate import evaluate_split
-from train.interrupt import Interrupted
 from train.loop import run as run_module
 from train.loop.run import NonFiniteError, run
-from train.metrics import read_metrics
-from train.restore import load_run
+from train.measure.log import MetricsLog
+from train.measure.scores import evaluate_split
+from train.storage.checkpoint import Checkpoints
+from train.storage.folder import read_metrics
+from train.storage.restore import load_run
+from train.terminal.interrupt import Interrupted
 from train.tests.runs import measured, tiny_run
 
 
@@ -252,7 +253,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(done, tmp_path, c
 
 def test_missing_trackers_are_named_before_anything_starts(tmp_path, monkeypatch):
     config = tiny_run(tmp_path)
-    monkeypatch.setattr(metrics.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for change, package in (({"tensorboard": True}, "tensorboardX"), ({"wandb": "project"}, "wandb")):
         with pytest.raises(ConfigError, match=rf"needs {package}, which is not installed: pip install"):
             run(config.replace(log=config.log.replace(**change)))
@@ -287,7 +288,7 @@ def test_trackers_receive_what_the_file_receives(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=start))
     config = tiny_run(tmp_path)
     config = config.replace(log=config.log.replace(tensorboard=True, wandb="project"))
-    with metrics.MetricsLog(tmp_path, config, start=0) as log:
+    with MetricsLog(tmp_path, config, start=0) as log:
         log.write(3, {"loss": 1.5, "grad_norm": math.nan})
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 3, "total_tokens": 384, "loss": 1.5, "grad_norm": None}
@@ -301,6 +302,6 @@ def test_trackers_receive_what_the_file_receives(tmp_path, monkeypatch):
 def test_resumed_metrics_drop_what_will_be_repeated_and_half_a_line(tmp_path):
     file = tmp_path / "metrics.jsonl"
     file.write_text('{"step": 1, "loss": 3.0}\n{"step": 2, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
-    with metrics.MetricsLog(tmp_path, tiny_run(tmp_path), start=2) as log:
+    with MetricsLog(tmp_path, tiny_run(tmp_path), start=2) as log:
         log.write(3, {"loss": 1.25})
     assert [line["loss"] for line in read_metrics(file)] == [3.0, 2.0, 1.25]

@@ -12,10 +12,10 @@ from train.config import DataConfig, OptimConfig, TrainConfig
 from train.data import load_corpus, load_tokenizer
 from train.data.fineweb import shard_name
 from train.data.shards import write_shard
+from train.loop.resolve import resolve
 from train.loop.run import run
-from train.metrics import read_metrics
-from train.prepare import resolve
-from train.restore import load_run
+from train.storage.folder import read_metrics
+from train.storage.restore import load_run
 from train.tests.runs import tiny_run
 
 

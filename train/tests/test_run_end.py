@@ -11,18 +11,17 @@ import types
 import pytest
 
 from mhc_jax.config import ConfigError
-from train import figures
-from train.checkpoint import Checkpoints
 from train.config import RunConfig
 from train.data import load_corpus
-from train.evaluate import evaluate_split
-from train.interrupt import Interrupted
 from train.loop import run as run_module
 from train.loop.run import run
-from train.metrics import read_metrics, read_summary
-from train.plot import draw_losses
-from train.prepare import CONFIG_FILE
-from train.restore import load_run
+from train.measure.scores import evaluate_split
+from train.report import figures
+from train.report.losses import draw_losses
+from train.storage.checkpoint import Checkpoints
+from train.storage.folder import CONFIG_FILE, read_metrics, read_summary
+from train.storage.restore import load_run
+from train.terminal.interrupt import Interrupted
 from train.tests.runs import measured, tiny_run
 
 STEPS = 12

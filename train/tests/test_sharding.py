@@ -14,10 +14,10 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
-from train import sharding
 from train.config import DataConfig, MeshConfig, RunConfig, TrainConfig
-from train.optimizer import make_optimizer
-from train.step import init_state
+from train.devices import sharding
+from train.update.optimizer import make_optimizer
+from train.update.step import init_state
 
 MODELS = {
     (variant, norm): mhc_ssm(variant, norm=norm)

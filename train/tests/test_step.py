@@ -13,8 +13,8 @@ from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
 from mhc_jax.ops.loss import IGNORE, cross_entropy
 from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from train.optimizer import make_optimizer
-from train.step import init_state, make_eval_step, make_train_step
+from train.update.optimizer import make_optimizer
+from train.update.step import init_state, make_eval_step, make_train_step
 
 CONFIG = RunConfig(
     model=mhc_ssm("baseline", vocab_size=31, max_len=12, width=8, layers=1),

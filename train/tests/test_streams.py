@@ -11,12 +11,13 @@ import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
-from train import metrics, streams
 from train.data import eval_batches, load_corpus
+from train.loop.resolve import resolve
 from train.loop.run import run
-from train.metrics import read_metrics
-from train.prepare import resolve
-from train.restore import load_run
+from train.measure import streams
+from train.measure.log import MetricsLog, TensorBoard, WeightsAndBiases
+from train.storage.folder import read_metrics
+from train.storage.restore import load_run
 from train.tests.runs import finish, offer, start_two, tiny_run
 
 
@@ -89,7 +90,7 @@ def test_a_record_is_short_and_survives_what_is_not_finite(tmp_path):
         write_sites=lambda step, values: written.update(values),
         close=lambda: None,
     )
-    with metrics.MetricsLog(tmp_path, tiny_run(tmp_path), start=0) as log:
+    with MetricsLog(tmp_path, tiny_run(tmp_path), start=0) as log:
         log._sinks.append(fake)
         log.write_streams(4, recorded)
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
@@ -112,8 +113,8 @@ def test_trackers_receive_distributions(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", tensorboard)
     config = tiny_run(tmp_path)
     sites = {"streams_by_site/entropy": np.array([0.25, 0.5])}
-    metrics.TensorBoard(tmp_path).write_sites(5, sites)
-    metrics.WeightsAndBiases(tmp_path, config.replace(log=config.log.replace(wandb="x"))).write_sites(6, sites)
+    TensorBoard(tmp_path).write_sites(5, sites)
+    WeightsAndBiases(tmp_path, config.replace(log=config.log.replace(wandb="x"))).write_sites(6, sites)
     assert written[0][0] == "streams_by_site/entropy"
     assert written[0][2] == 5
     assert written[1] == ({"streams_by_site/entropy": (0.25, 0.5)}, 6)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from train.table import markdown, terminal
+from train.terminal.table import markdown, terminal
 
 ROWS = [
     {"run": "runs/study-shakespeare/dynamic_mhc/lr0.003/seed0", "loss": 2.19341, "tokens": 512_000, "seconds": None},

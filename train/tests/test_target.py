@@ -8,8 +8,9 @@ import pytest
 
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
-from train import cost, inspect, sharding, target
-from train.benchmark import hlo
+from train import inspect
+from train.devices import sharding
+from train.measure import cost, hlo, target
 from train.tests.tiny import tiny_config
 
 # What the TPU compiler said about two programs.

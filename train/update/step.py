@@ -12,9 +12,9 @@ import mhc_jax
 from mhc_jax.functional import Params, hidden
 from mhc_jax.ops.loss import chunked_cross_entropy
 from mhc_jax.precision import policy
-from train import sharding
 from train.config import RunConfig
-from train.state import TrainState
+from train.devices import sharding
+from train.update.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]

@@ -11,8 +11,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from train.figures import Theme, is_bright, png, svg
-from train.table import text
+from train.report.figures import Theme, is_bright, png, svg
+from train.terminal.table import text
 
 STYLE = Path(__file__).with_name("report.css")
 # Windows in which pictures side by side cannot be read.
@@ -64,7 +64,7 @@ def definitions(meanings: Mapping[str, str]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """As :func:`train.table.markdown`; long ones scroll under their header."""
+    """As :func:`train.terminal.table.markdown`; long ones scroll under their header."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     kinds = {column: _kind([row.get(column) for row in rows]) for column in columns}
     head = "".join(f"<th{kinds[column]}>{escape(column)}</th>" for column in columns)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from mhc_jax.config import ConfigError, FieldError
-from train import flags, interrupt
+from train.terminal import flags, interrupt
 
 T = TypeVar("T")
 

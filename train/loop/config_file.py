@@ -10,8 +10,8 @@ import configs
 from mhc_jax import registry
 from mhc_jax.config import ConfigError, UnknownFieldError, read_json
 from train.config import RunConfig, faults_of, recorded
-from train.flags import flags_of, instead_of_field
-from train.prepare import CONFIG_FILE
+from train.storage.folder import CONFIG_FILE
+from train.terminal.flags import flags_of, instead_of_field
 
 
 def read_config(path: str | Path) -> RunConfig:

@@ -13,11 +13,11 @@ from jax.sharding import Mesh
 from mhc_jax.backend import compiling_for
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info
-from train import sharding
 from train.config import RunConfig
-from train.lowering import abstract_state, lower_train_step
-from train.optimizer import make_optimizer
-from train.state import TrainState
+from train.devices import sharding
+from train.measure.lowering import abstract_state, lower_train_step
+from train.update.optimizer import make_optimizer
+from train.update.state import TrainState
 
 GIB = 2**30
 

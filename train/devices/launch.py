@@ -10,9 +10,9 @@ from jax._src.clusters import ClusterEnv
 from jax._src.distributed import global_state
 
 from mhc_jax.config import Config, ConfigError
-from train import peers
 from train.data.cache import default_cache_dir
-from train.relay import Relay
+from train.devices import peers
+from train.devices.relay import Relay
 
 TIMEOUT = 300  # seconds in which all processes must have been started
 
@@ -72,7 +72,7 @@ def join(config: DistributedConfig) -> None:
 def _connect(coordinator: str, count: int, index: int, devices: Sequence[int] | None) -> None:
     joined: queue.SimpleQueue[peers.Peers] = queue.SimpleQueue()
     relay = Relay(coordinator, lambda: joined.get().lost(0)) if index else None
-    # JAX aborts a process whose peers are silent for so long; the watch of train.peers must come first.
+    # JAX aborts a process whose peers are silent for so long; the watch of train.devices.peers must come first.
     patience = 4 * int(peers.SILENCE)
     jax.distributed.initialize(
         relay.address if relay else coordinator,

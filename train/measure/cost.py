@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from mhc_jax.functional import Params, param_info
 from mhc_jax.summary import flops_per_token
-from train.benchmark import hlo
 from train.config import RunConfig
-from train.metrics import peak_flops
-from train.optimizer import make_optimizer
-from train.state import TrainState
-from train.step import init_state, make_train_step
+from train.measure import hlo
+from train.measure.speed import peak_flops
+from train.update.optimizer import make_optimizer
+from train.update.state import TrainState
+from train.update.step import init_state, make_train_step
 
 Row = dict[str, Any]
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from train import figures
-from train.metrics import METRICS_FILE, read_metrics
+from train.report import figures
+from train.storage.folder import METRICS_FILE, read_metrics
 
 PICTURE_FILE = "loss.png"
 

@@ -29,11 +29,12 @@ from jax.experimental import multihost_utils
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.tree import dotted
-from train import manifest, peers
 from train.data.files import replacing
-from train.manifest import Status
-from train.retention import LatestAndBest, Steps, is_checkpoint, is_foreign
-from train.state import TrainState
+from train.devices import peers
+from train.storage import manifest
+from train.storage.manifest import Status
+from train.storage.retention import LatestAndBest, Steps, is_checkpoint, is_foreign
+from train.update.state import TrainState
 
 # What a file system may refuse a writer.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)

@@ -32,7 +32,7 @@ def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple
     if not (path / "config.json").is_file():
         problem = "has neither a run's config.json nor a model.safetensors" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {problem}; give a run directory or an exported folder")
-    from train.checkpoint import Checkpoints
+    from train.storage.checkpoint import Checkpoints
 
     config = _read_config(path / "config.json")
     checkpoints = Checkpoints(path, config.checkpoint.keep)

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 import jax
 
-from train.console import say
+from train.terminal.console import say
 
 FOLDER = "profile"
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from mhc_jax import diagnostics
-from train import figures, markup
 from train.config import RunConfig
-from train.metrics import METRICS_FILE, read_metrics, read_summary
-from train.plot import draw_losses
-from train.streams import QUANTITIES, Record, rows
-from train.table import text
+from train.report import figures, markup
+from train.report.losses import draw_losses
+from train.report.quantities import QUANTITIES, Record, rows
+from train.storage.folder import METRICS_FILE, read_metrics, read_summary
+from train.terminal.table import text
 
 PLAIN = "One residual stream: nothing is mixed."
 WEIGHTS = {
@@ -36,7 +36,7 @@ class Findings:
     Attributes:
         name: of the run.
         config: its configuration.
-        parameters, cost: tables, see :mod:`train.cost`; no cost if it was not measured.
+        parameters, cost: tables, see :mod:`train.measure.cost`; no cost if it was not measured.
         streams: the statistics of its parameters; None if nothing is mixed.
         tokens: what they were averaged over, in words.
         summary: ``summary.json``; empty for a run that is not finished.

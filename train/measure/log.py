@@ -1,11 +1,9 @@
 """What a run reports: speed, and the lines of ``metrics.jsonl`` with their copies elsewhere."""
 
-import contextlib
 import importlib.util
 import json
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -13,78 +11,9 @@ import jax
 import numpy as np
 
 from mhc_jax.config import ConfigError
-from train import streams
 from train.config import LogConfig, RunConfig
-
-# Dense bfloat16 operations per second of one device, from the makers' data sheets; the first name found in
-# jax's device_kind counts.
-PEAK_FLOPS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "A100": 312e12,
-    "TPU v6 lite": 918e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v4": 275e12,
-}
-
-METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """Of :data:`PEAK_FLOPS`; None for a device that is not listed."""
-    return next((flops for name, flops in PEAK_FLOPS.items() if name in device.device_kind), None)
-
-
-class Meter:
-    """Speed between two readings, and over the whole run; time outside :meth:`running` does not count."""
-
-    def __init__(self, tokens_per_step: int, flops_per_token: int, before: Mapping[str, float] | None = None):
-        """Goes on from ``before``, the :meth:`total` of what was done of the run."""
-        self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
-        peak = peak_flops(jax.devices()[0])
-        self._peak = peak and peak * jax.device_count()
-        self._total = {"steps": 0, "seconds": 0.0} | dict(before or {})
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets what has passed since the last reading."""
-        self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time inside as waiting for data."""
-        start = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - start
-
-    def step(self) -> None:
-        """Counts one finished step."""
-        self._steps += 1
-
-    def read(self) -> dict[str, float]:
-        """``tokens_per_second``, ``data_wait`` (fraction of time), ``flops_per_second``; ``mfu`` on known devices."""
-        seconds = time.perf_counter() - self._start
-        speed = self._steps * self.tokens_per_step / seconds
-        reading = {
-            "tokens_per_second": speed,
-            "data_wait": self._waited / seconds,
-            "flops_per_second": speed * self.flops_per_token,
-        }
-        if self._peak:
-            reading["mfu"] = reading["flops_per_second"] / self._peak
-        self._total["seconds"] += seconds
-        self._total["steps"] += self._steps
-        self.restart()
-        return reading
-
-    def total(self) -> dict[str, float]:
-        """``steps`` and ``seconds`` of all readings."""
-        return dict(self._total)
-
-    def average(self) -> float | None:
-        """Tokens per second over all readings."""
-        return self._total["steps"] * self.tokens_per_step / self._total["seconds"] if self._total["steps"] else None
+from train.report import quantities
+from train.storage.folder import METRICS_FILE, read_metrics
 
 
 class Mean:
@@ -228,12 +157,12 @@ class MetricsLog:
         """One line ``{"step": ..., "streams": recorded}``; summaries and distributions over sites to the sinks.
 
         Args:
-            recorded: as from :func:`train.streams.record`.
+            recorded: as from :func:`train.measure.streams.record`.
         """
         self._line(step, {"streams": recorded})
         for sink in self._sinks:
-            sink.write(step, {f"streams/{name}": value for name, value in streams.summaries(recorded).items()})
-            finite = {name: x[np.isfinite(x)] for name, x in streams.by_site(recorded).items()}
+            sink.write(step, {f"streams/{name}": value for name, value in quantities.summaries(recorded).items()})
+            finite = {name: x[np.isfinite(x)] for name, x in quantities.by_site(recorded).items()}
             sink.write_sites(step, {f"streams_by_site/{name}": x for name, x in finite.items() if x.size})
 
     def _line(self, step: int, values: dict[str, Any]) -> None:
@@ -241,47 +170,3 @@ class MetricsLog:
             finite = jax.tree.map(lambda value: value if math.isfinite(value) else None, values)
             self._stream.write(json.dumps({"step": step, **finite}) + "\n")
             self._stream.flush()
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without one that a killed process left half written at its end.
-
-    Raises:
-        ConfigError: a line is not what :class:`MetricsLog` writes.
-    """
-    if not file.is_file():
-        return []
-    lines = file.read_bytes().split(b"\n")[:-1]
-    return [_parsed(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1)]
-
-
-def _parsed(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is damaged ({str(error).splitlines()[0]}); remove that line") from None
-    if not isinstance(values, dict) or type(values.get("step")) is not int:
-        raise ConfigError(f"{where} is damaged (no object with a whole number as its step); remove that line")
-    for name, value in values.items():
-        fits = isinstance(value, dict) if name == "streams" else value is None or type(value) in (int, float)
-        if not fits:
-            raise ConfigError(f"{where} is damaged ({name} is not what a run writes); remove that line")
-    return values
-
-
-def read_summary(folder: Path) -> dict[str, Any] | None:
-    """What ``summary.json`` of a run says; None if there is none, as before its end.
-
-    Raises:
-        ConfigError: it is damaged.
-    """
-    file = folder / SUMMARY_FILE
-    if not file.is_file():
-        return None
-    try:
-        summary = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is damaged ({str(error).splitlines()[0]})") from None
-    if not isinstance(summary, dict):
-        raise ConfigError(f"{file} is damaged (it holds no object)")
-    return summary

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from mhc_jax.config import ConfigError
-from train.interrupt import Interrupted
+from train.terminal.interrupt import Interrupted
 
 BEAT = 3.0  # seconds between signs of life
 SILENCE = 25.0  # seconds without one after which a process counts as dead

@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from train.streams import QUANTITIES, Quantity, Record, by_site
+from train.report.quantities import QUANTITIES, Quantity, Record, by_site
 
 Theme = Literal["light", "dark"]
 INK = {"light": "#24292f", "dark": "#d7dde4"}

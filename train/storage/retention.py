@@ -6,7 +6,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint.checkpoint_managers import PreservationPolicy
 
-from train import manifest
+from train.storage import manifest
 
 # What only a save puts into a folder.
 MARKS = (manifest.NAME, "_CHECKPOINT_METADATA")

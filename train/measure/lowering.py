@@ -9,10 +9,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from mhc_jax.functional import param_info
-from train import sharding
 from train.config import RunConfig
-from train.state import TrainState
-from train.step import init_state, make_train_step
+from train.devices import sharding
+from train.update.state import TrainState
+from train.update.step import init_state, make_train_step
 
 
 def abstract_state(config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:

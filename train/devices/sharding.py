@@ -20,7 +20,7 @@ from mhc_jax.functional import Infos, ParamInfo, Params, param_info
 from mhc_jax.nn.model import ModelConfig
 from mhc_jax.tree import dotted
 from train.config import MeshConfig, RunConfig
-from train.table import terminal
+from train.terminal.table import terminal
 
 P = PartitionSpec
 AXES = ("data", "fsdp", "tensor")
@@ -173,7 +173,7 @@ def state_shardings(state: Any, infos: Infos, mesh: Mesh) -> Any:
     """A pytree of NamedSharding like ``state``.
 
     Args:
-        state: a :class:`train.state.TrainState` of arrays or shapes. Parameters follow :data:`SLICES`; leaves of
+        state: a :class:`train.update.state.TrainState` of arrays or shapes. Parameters follow :data:`SLICES`; leaves of
             the optimizer state that are named and shaped like a parameter (its moments) follow that parameter;
             everything else is held whole by every device.
         infos: as in :func:`param_specs`.

@@ -5,15 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import check_policy
-from train import lock
 from train.config import RunConfig, recorded
 from train.data import load_tokenizer, with_characters
-from train.metrics import METRICS_FILE, SUMMARY_FILE, read_summary
+from train.storage import lock
+from train.storage.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, read_summary
 
 if TYPE_CHECKING:
-    from train.checkpoint import Checkpoints
+    from train.storage.checkpoint import Checkpoints
 
-CONFIG_FILE = "config.json"
 
 # What a run may change when it is resumed: how long it goes on, where it runs and what it reports.
 # Everything else decides the numbers.
@@ -165,7 +164,7 @@ def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:
 
 
 def _checkpoints(folder: Path) -> "Checkpoints":
-    from train.checkpoint import Checkpoints
+    from train.storage.checkpoint import Checkpoints
 
     return Checkpoints(folder, keep=1)
 

@@ -1,0 +1,1 @@
+"""Machines: meshes and shardings, processes of one run, memory."""

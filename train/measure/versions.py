@@ -1,0 +1,17 @@
+"""Versions of what a run was computed with."""
+
+import importlib.metadata
+import platform
+
+PACKAGES = ("mhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that are installed, by name."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # the project itself, run from a checkout
+            continue
+    return found
