@@ -30,8 +30,6 @@ from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_train_step
 
 WIDTH = 8
-# Sizes of the mixers that have some; all others are taken as they are.
-_TINY = {"attention": {"heads": 2}, "diagonal_ssm": {"form": "associative"}}
 # Mixers that come with a channel mixer in a site of its own.
 _WITH_MLP = {"attention"}
 
@@ -44,7 +42,7 @@ def tiny(topology_name: str, mixer: str) -> LMConfig:
         width=WIDTH,
         layers=LAYERS,
         norm="ln" if mixer in _WITH_MLP else "rms",
-        mixer=registry.get("mixer", mixer)(**_TINY.get(mixer, {})),
+        mixer=registry.get("mixer", mixer)().small(),
         mlp=GeluMLPConfig(hidden=7) if mixer in _WITH_MLP else None,
     )
     config = with_topology(config, topology_name)

@@ -52,7 +52,6 @@ FORMS = {
     "rotary half": {"heads": 4, "kv_heads": 2, "rotary": "half", "qk_norm": True},
     "rotary interleaved": {"heads": 2, "kv_heads": 1, "head_width": 6, "rotary": "interleaved", "bias": False},
 }
-TINY_MIXERS = {"attention": {"heads": 2}}
 
 
 def cell(topology, mixer):
@@ -60,7 +59,7 @@ def cell(topology, mixer):
     if mixer in FORMS:
         parts = {"mixer": AttentionConfig(**FORMS[mixer]), "positions": "none", "head": "dense", "outputs": 31}
     else:
-        parts = {"mixer": registry.get("mixer", mixer)(**TINY_MIXERS.get(mixer, {}))}
+        parts = {"mixer": registry.get("mixer", mixer)().small()}
     mlp = None if mixer == "diagonal_ssm" else GeluMLPConfig(hidden=8)
     config = LMConfig(**SMALL, **parts, mlp=mlp)
     config = with_topology(config, topology)

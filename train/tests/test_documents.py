@@ -124,7 +124,7 @@ def reader(place, monkeypatch):
         shutil.copytree(ROOT / name, place / name, dirs_exist_ok=True)
     known = set(sys.modules)
     yield place
-    for name in {"layer_scale", "layer_scale_torch"} - known:
+    for name in {path.stem for path in (ROOT / "examples").glob("*.py")} - known:
         sys.modules.pop(name, None)
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-@pytest.mark.parametrize("name", ["layer_scale.py", "layer_scale_torch.py"])
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py") if "bag" not in path.name))
 def test_the_page_shows_the_whole_example(name):
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     assert f"```python\n{(EXAMPLES / name).read_text()}```" in page
@@ -41,7 +41,11 @@ def test_a_topology_outside_the_repository_trains(tmp_path):
     assert '"kind": "layer_scale"' in (tmp_path / "run" / "config.json").read_text()
 
 
-def test_it_agrees_with_its_twin(tmp_path):
-    walk = "print(parity_tests.matrix.walk('layer_scale', 'attention'))"
-    done = run(tmp_path, "-c", f"import layer_scale, layer_scale_torch, parity_tests.matrix; {walk}")
+@pytest.mark.parametrize(
+    ("name", "topology", "mixer"),
+    [("layer_scale", "layer_scale", "attention"), ("decaying_average", "mhc", "decaying_average")],
+)
+def test_it_agrees_with_its_twin(name, topology, mixer, tmp_path):
+    walk = f"print(parity_tests.matrix.walk({topology!r}, {mixer!r}))"
+    done = run(tmp_path, "-c", f"import {name}, {name}_torch, parity_tests.matrix; {walk}")
     assert done.stdout.startswith("ok"), done.stdout + done.stderr

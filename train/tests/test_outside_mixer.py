@@ -18,7 +18,11 @@ A_LOG, W, S = (f"blocks.mixer.branch.{name}" for name in ("A_log", "W", "s"))
 @pytest.fixture(scope="module")
 def report():
     """What the worker printed."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "300"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "examples")]),
+        "COLUMNS": "300",
+    }
     command = [sys.executable, str(WORKER)]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

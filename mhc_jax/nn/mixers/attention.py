@@ -77,6 +77,9 @@ class AttentionConfig(MixerConfig):
         """K, in a model of that width."""
         return self.head_width or width // self.heads
 
+    def small(self):
+        return self.replace(heads=2)
+
     def check(self, width):
         whole = self.head_width is not None or width % self.heads == 0
         self.require(whole, f"heads {self.heads} must divide the width {width}, or head_width be given")
