@@ -89,7 +89,7 @@ def parity_cases(topology_name: str, mixer: str) -> Iterator[Case]:
     """Activations, cotangents and gradients; and decoding against the whole sequence."""
     config, name = tiny(topology_name, mixer), f"{topology_name}, {mixer}"
     data = batch(config)
-    arguments = config, weights(config), data, 0.0
+    arguments = config, weights(config), data
 
     def run(function, dtype, *sample):
         return split(function(*arguments, dtype, *sample), "forward", "backward", "gradient")

@@ -22,6 +22,7 @@ from train.devices.memory import TRAINING, check_memory
 from train.loop.resolve import resolve
 from train.measure import streams, target
 from train.measure.cost import collective_rows, cost_rows, machine_rows, parameter_rows
+from train.report import quantities
 from train.storage.folder import RUN_FILE
 from train.storage.outputs import check_file
 from train.storage.restore import load_run
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> None:
         sites = diagnostics.site_names(config.model)
         drawn = Path(picture).expanduser()
         figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), drawn)
-        print("", terminal(streams.rows(recorded, sites)), "", sep="\n")
+        print("", terminal(quantities.rows(recorded, sites)), "", sep="\n")
         print(f"Mean over {tokens}. Mixing matrices drawn in {drawn}")
     else:
         print(f"\n{PLAIN}")
@@ -152,7 +153,7 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
         print(f"\n{ESTIMATE}")
 
 
-def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[streams.Record, str]:
+def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[quantities.Record, str]:
     """Stream statistics, and what they are averaged over, in words."""
     if params is None:
         params = mhc_jax.init(config.model, jax.random.key(config.train.seed))

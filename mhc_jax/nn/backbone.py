@@ -23,7 +23,7 @@ from mhc_jax.nn.residual import (
 )
 from mhc_jax.nn.residual.base import State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope
-from mhc_jax.nn.stack import Execution, build_stack, run_stack, sliced
+from mhc_jax.nn.stack import Execution, build_stack, layer_of, run_stack, sliced
 from mhc_jax.nn.value_residual import ValueResidual, ValueResidualConfig
 from mhc_jax.ops import streams
 from mhc_jax.precision import policy
@@ -132,7 +132,7 @@ class Backbone(nnx.Module):
 
     def init_state(self, batch: int, max_len: int) -> Any:
         """The mixers' states before the first token, with a leading layer axis."""
-        memory = self.blocks.init_state(batch, max_len)
+        memory = layer_of(self.blocks, 0).init_state(batch, max_len)
         return jax.tree.map(lambda x: jnp.zeros((self.config.layers, *x.shape), x.dtype), memory)
 
     def __call__(self, x_BTD: jax.Array, states: Any | None, scope: Scope) -> tuple[jax.Array, Any | None]:

@@ -48,6 +48,12 @@ def build_stack(build: Callable[[Init], nnx.Module], layers: int, init: Init) ->
     return module
 
 
+def layer_of(blocks: nnx.Module, index: int) -> nnx.Module:
+    """One layer of what :func:`build_stack` has made."""
+    graph, params = nnx.split(blocks, nnx.Param)
+    return nnx.merge(graph, jax.tree.map(lambda x: x[index], params))
+
+
 class Prepared(nnx.Variable):
     """What a module has computed from its parameters alone.
 

@@ -9,14 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from flax import nnx
 
 from mhc_jax import interop, registry
 from mhc_jax.functional import bind
 from mhc_jax.nn import scope as jax_scope
-from mhc_jax.nn.lm import LM
 from mhc_jax.nn.residual import CopyEndsConfig
 from mhc_jax.nn.residual.base import streams_of
+from mhc_jax.nn.stack import layer_of
 from parity_tests.cases.ops import draw
 from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny, tiny_gpt, weights
 from parity_tests.compare import Case, DType, Values
@@ -105,13 +104,8 @@ def _values(outputs, by_input, by_param) -> Values:
     return {name: np.asarray(x) for name, x in values.items()}
 
 
-def _first_layer(model: LM):
-    graph, stacked = nnx.split(model.blocks, nnx.Param)
-    return nnx.merge(graph, jax.tree.map(lambda x: x[0], stacked))
-
-
 def _mixer_jax(model, arrays):
-    branch = _first_layer(model).mixer.branch
+    branch = layer_of(model.blocks, 0).mixer.branch
     return {"y": branch(arrays["u"], None, jax_scope.Scope.over(TIME, segments_BT=arrays["segment_ids"]))[0]}
 
 
@@ -121,7 +115,7 @@ def _mixer_torch(model, arrays):
 
 
 def _site_jax(model, arrays):
-    site = _first_layer(model).mixer
+    site = layer_of(model.blocks, 0).mixer
     before = model.config.residual.begin(arrays["state"])
     scope = jax_scope.Scope.over(arrays["state"].shape[1])
     u, _ = site.residual.pre(before, scope)

@@ -20,7 +20,7 @@ from train.benchmark import report, topologies, traffic
 from train.benchmark.turns import compare, take_turns
 from train.benchmark.worker import cores
 from train.config import RunConfig
-from train.measure import hlo, log
+from train.measure import hlo, speed
 from train.terminal.table import markdown, terminal
 from train.tests.tiny import tiny_config
 
@@ -90,7 +90,7 @@ def test_what_does_not_fit_into_memory_is_a_note(run, monkeypatch):
 
 
 def test_mfu_where_the_peak_is_known(run, monkeypatch):
-    monkeypatch.setitem(log.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
+    monkeypatch.setitem(speed.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
     rows, _ = topologies.table(run, ("plain",), (), rounds=1, calls=1)
     expected = topologies.flops_per_token(with_topology(MODEL, "plain"), run.data.seq_len) * rows[0]["tokens/s"] / 1e9
     assert rows[0]["mfu"] == pytest.approx(expected)

@@ -13,6 +13,7 @@ from mhc_jax.config import ConfigError
 from train.measure import streams
 from train.report import figures, markup
 from train.report.page import PLAIN, Findings, read_run, render
+from train.report.quantities import QUANTITIES
 from train.tests.tiny import tiny_config
 
 
@@ -58,7 +59,7 @@ def test_every_part_is_there_and_nothing_is_fetched(tmp_path):
     assert "<h1>runs/&lt;tiny&gt;</h1>" in page
     for words in ("1.25", "3.49", "1,234", "64 validation tokens", "GFLOP", "batch_size", "corpus.txt"):
         assert words in page
-    for quantity in streams.QUANTITIES:
+    for quantity in QUANTITIES:
         assert markup.definitions({quantity.title: quantity.meaning})[21:-5] in page
     assert "<script" not in page
     sources = re.findall(r'(?:src|srcset|href)="(.*?)"', page)

@@ -35,9 +35,9 @@ def test_greedy_text_is_what_generate_gives(tiny, capsys):
 def test_seed_decides(tiny):
     config, params, _ = tiny
     tokenizer = load_tokenizer("bytes")
-    texts = [texts.sample(config, params, tokenizer, prompt="a", tokens=12, seed=seed) for seed in (0, 0, 1)]
-    assert texts[0] == texts[1] != texts[2]
-    assert texts[0].startswith("a")
+    drawn = [texts.sample(config, params, tokenizer, prompt="a", tokens=12, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert drawn[0].startswith("a")
 
 
 def test_end_of_text_ends_the_sample(tiny, monkeypatch):
@@ -143,7 +143,7 @@ def test_any_prompt_is_continued_or_refused(tiny, data):
     prompt, stop = data.draw(fuzz.TEXTS), data.draw(fuzz.TEXTS)
     name = data.draw(st.sampled_from(["temperature", "top-k", "top-p", "seed", "tokens"]))
     value = data.draw(fuzz.INTEGERS.filter(lambda n: abs(n) < 10**30) | fuzz.FLOATS)
-    never_ending = mock.patch.object(sample, "stream", lambda *_, **options: _checked_stream(options))
+    never_ending = mock.patch.object(texts, "stream", lambda *_, **options: _checked_stream(options))
     with never_ending, mock.patch.object(sample, "load_run", return_value=(config, params)):
         argv = [str(folder), f"--prompt={prompt}", f"--stop={stop}", f"--{name}={value}"]
         fuzz.command(sample.main, argv, folder)

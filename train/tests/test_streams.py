@@ -16,6 +16,7 @@ from train.loop.resolve import resolve
 from train.loop.run import run
 from train.measure import streams
 from train.measure.log import MetricsLog, TensorBoard, WeightsAndBiases
+from train.report.quantities import QUANTITIES, by_site
 from train.storage.folder import read_metrics
 from train.storage.restore import load_run
 from train.tests.runs import finish, offer, start_two, tiny_run
@@ -81,7 +82,7 @@ def test_windows_that_fill_up_the_batch_do_not_count(tmp_path):
 
 
 def test_a_record_is_short_and_survives_what_is_not_finite(tmp_path):
-    sites = {quantity.name: np.full(2, 1 / 3, np.float32) for quantity in streams.QUANTITIES}
+    sites = {quantity.name: np.full(2, 1 / 3, np.float32) for quantity in QUANTITIES}
     recorded = streams.record({**sites, "forward_gain": np.array([1.0, np.inf], np.float32)})
     assert recorded["entropy"] == [0.333333] * 2
     written = {}
@@ -95,7 +96,7 @@ def test_a_record_is_short_and_survives_what_is_not_finite(tmp_path):
         log.write_streams(4, recorded)
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
     assert line["streams"]["forward_gain"] == [1.0, None]
-    assert np.isnan(streams.by_site(line["streams"])["forward_gain"][1])
+    assert np.isnan(by_site(line["streams"])["forward_gain"][1])
     assert written["streams/entropy"] == pytest.approx(1 / 3, rel=1e-5)
     assert written["streams/forward_gain"] == np.inf
     assert written["streams_by_site/forward_gain"].tolist() == [1.0]
