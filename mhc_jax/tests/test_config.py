@@ -1,5 +1,6 @@
 """Configuration records: JSON there and back, and one clear line for each fault."""
 
+import dataclasses
 import json
 import math
 import re
@@ -7,7 +8,7 @@ import re
 import pytest
 
 from mhc_jax import ConfigError, LMConfig, registry
-from mhc_jax.config import FieldError
+from mhc_jax.config import Config, FieldError
 from mhc_jax.models import gpt2, mhc_ssm, nanogpt, with_topology
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
 from mhc_jax.nn.residual import StaticMHCConfig
@@ -121,3 +122,15 @@ def test_a_name_is_taken_once():
         @registry.register("test axis", "taken")
         class Second:
             pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Named(Config):
+    name: str = ""
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a\udfffb", "nul\0"])
+def test_texts_that_can_name_no_file_are_refused(text):
+    Named("bytes of a name: \udcff").validate()  # as Python writes those that are not UTF-8
+    with pytest.raises(ConfigError, match="name must be UTF-8 text without NUL"):
+        Named(text).validate()

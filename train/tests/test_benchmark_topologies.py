@@ -15,6 +15,7 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from mhc_jax.models.topologies import with_topology
+from mhc_jax.nn.channel import GeluMLPConfig
 from train.benchmark import __main__ as benchmark
 from train.benchmark import report, topologies, traffic
 from train.benchmark.turns import compare, take_turns
@@ -256,3 +257,13 @@ def test_cores_are_those_that_this_process_may_use():
     finally:
         os.sched_setaffinity(0, allowed)
     assert cores() == len(allowed)
+
+
+def test_traffic_is_that_of_one_site_in_units_of_its_activations(run, monkeypatch):
+    """What a layer of two sites adds: bytes over those of one activation, kernels as they are, each halved."""
+    model = run.model.replace(mlp=GeluMLPConfig())
+    unit = run.data.batch_size * run.data.seq_len * model.width * 4
+    monkeypatch.setattr(
+        traffic, "_added", lambda *_, backward: np.array([6.0 * unit, 4.0 * unit, 10.0]) * (1 + backward)
+    )
+    assert traffic.site(run, model) == {"forward": 3.0, "both": 6.0, "both (XLA)": 4.0, "kernels": 10.0}

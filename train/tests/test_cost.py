@@ -41,3 +41,14 @@ def test_operations_agree_with_the_count_by_hand(tmp_path):
     wide = config.replace(model=config.model.replace(width=128))
     tokens = config.data.batch_size * config.data.seq_len
     assert cost.step_flops(wide) / tokens == pytest.approx(flops_per_token(wide.model, config.data.seq_len), rel=0.35)
+
+
+def test_memory_is_in_mebibytes_and_adds_up(tiny):
+    config, params = tiny[0], tiny[1]
+    rows = {row["one training step"]: (row["value"], row["unit"]) for row in cost.cost_rows(config)}
+    held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params)) / 2**20
+    assert rows["parameters"] == (pytest.approx(held), "MiB")
+    names = ("parameters", "optimizer state", "activations, gradients and scratch")
+    assert rows["all of these"][0] == pytest.approx(sum(rows[name][0] for name in names))
+    lowered = cost._lowered_step(config).compile().memory_analysis()
+    assert rows[names[2]][0] == pytest.approx(lowered.temp_size_in_bytes / 2**20, rel=0.05)

@@ -6,7 +6,7 @@ import datasets
 import pytest
 
 from train.config import DataConfig
-from train.data import DataError, docstrings, load_corpus
+from train.data import DataError, docstrings, load_corpus, sources
 from train.data.sources import WIKITEXT, find_source, held_out
 from train.terminal import console
 from train.tests.corpora import cache_files, flip_a_byte, truncate
@@ -379,3 +379,12 @@ def test_whole_docstring_corpus(tmp_path):
     assert 9e6 < sum(sizes.values()) < 20e6
     assert 0.02 < sizes["validation"] / sum(sizes.values()) < 0.1
     assert docstrings.docstrings_by_file(docstrings.python_files()[0])[1]["unreadable"] == []
+
+
+def test_a_digest_does_not_depend_on_the_order_in_which_files_are_found(tmp_path):
+    files = {name: tmp_path / name for name in ("b", "a")}
+    for name, file in files.items():
+        file.write_text(name)
+    first = sources._digests(files)
+    assert sources._digests(dict(sorted(files.items()))) == first
+    assert sources._digests({"c": files["b"], "a": files["a"]}) != first

@@ -197,3 +197,16 @@ def test_command_says_that_a_step_does_not_fit(here, monkeypatch, capsys):
 def test_faults_are_named(here, flags, fault):
     with pytest.raises(ConfigError, match=fault):
         inspect.main(["mhc_ssm_baseline", *TINY, *flags])
+
+
+def test_machines_are_those_of_the_data_sheets():
+    """Bytes of a device as its compiler states them, and cycles a second, of which estimated times are made."""
+    chips = target.CHIPS.items()
+    known = {name: (chip.platform, round(chip.memory / target.GIB, 1), chip.clock) for name, chip in chips}
+    assert known == {
+        "v4": ("tpu", 30.8, 1.05e9),
+        "v5e": ("tpu", 15.8, 1.5e9),
+        "v5p": ("tpu", 95.7, 1.75e9),
+        "v6e": ("tpu", 31.2, 1.75e9),
+        "h100": ("gpu", 79.1, None),
+    }
