@@ -366,3 +366,14 @@ def test_what_is_no_run_is_one_clear_error(tmp_path, content, fault):
         load_run(folder)
     assert fault in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_what_is_damaged_is_named_and_nothing_else(run):
+    checkpoint = run / "checkpoints/20"
+    files = [file for file in checkpoint.rglob("*") if file.is_file() and not file.name.startswith(manifest.NAME)]
+    flipped = max(files, key=lambda file: file.stat().st_size)
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+    status, fault = manifest.verify(checkpoint)
+    named = {file for file in files if str(file.relative_to(checkpoint)) in fault}
+    assert status is manifest.Status.BAD
+    assert named == {flipped}

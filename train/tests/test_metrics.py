@@ -141,3 +141,15 @@ def test_a_sink_without_its_package_is_refused(asked, package, monkeypatch):
     monkeypatch.setattr(log.importlib.util, "find_spec", lambda name: object())
     log.check_sinks(asked)
     log.check_sinks(LogConfig())
+
+
+def test_a_mean_is_of_what_came_since_it_was_read():
+    mean = log.Mean()
+    assert math.isnan(mean.read(forget=False))
+    for value in (2.0, math.nan, 4.0):
+        mean.add(value)
+    assert mean.read(forget=False) == 3.0
+    assert log.Mean(mean.state).read(forget=True) == 3.0
+    assert mean.read(forget=True) == 3.0
+    mean.add(7.0)
+    assert mean.read(forget=True) == 7.0

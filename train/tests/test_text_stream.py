@@ -40,6 +40,7 @@ def test_half_a_character_at_the_end_is_not_lost():
         (["ab", "cd", "ef"], ["bcde"], "a"),
         (["ab", "cd", "ef"], ["bcx"], "abcdef"),
         (["ab", "cd", "ef"], ["ef", "c"], "ab"),
+        (["abcdef"], ["ef", "c", "d"], "ab"),
         (["a", "a", "a", "b"], ["aab"], "a"),
         (["xx", "\n", "\n", "y"], ["\n\n"], "xx"),
     ],
