@@ -1,5 +1,6 @@
 """Configuration records: JSON there and back, and one clear line for each fault."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -134,3 +135,16 @@ def test_texts_that_can_name_no_file_are_refused(text):
     Named("bytes of a name: \udcff").validate()  # as Python writes those that are not UTF-8
     with pytest.raises(ConfigError, match="name must be UTF-8 text without NUL"):
         Named(text).validate()
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Config):
+    number: int = 0
+
+
+@pytest.mark.parametrize(
+    ("number", "fits"), [(-(2**63), True), (2**63 - 1, True), (-(2**63) - 1, False), (2**63, False)]
+)
+def test_whole_numbers_fit_64_bits(number, fits):
+    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match="number must fit 64 bits"):
+        Whole(number).validate()

@@ -245,6 +245,10 @@ def test_shards(model, loaded, tmp_path):
     index.write_text(json.dumps({"weight_map": where["weight_map"] | {"ghost": where["weight_map"][first]}}))
     with pytest.raises(interop.InteropError, match="ghost is not in"):
         interop.load_huggingface(tmp_path / "shards")
+    for damaged in ({}, {"weight_map": None}, {"weight_map": [first]}, {"weight_map": {first: 3}}):
+        index.write_text(json.dumps(damaged))
+        with pytest.raises(interop.InteropError, match="weight_map is missing"):
+            interop.load_huggingface(tmp_path / "shards")
 
 
 def edit(folder, **changes):

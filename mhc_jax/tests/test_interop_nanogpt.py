@@ -309,6 +309,13 @@ def test_what_does_not_fit_is_refused(change, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_hyper_connection_without_a_read_is_refused():
+    state_dict = interop.to_original("nanogpt", small("hc"), filled(small("hc")))
+    square = {name: x[:, 1:] if name.endswith("static_alpha") else x for name, x in state_dict.items()}
+    with pytest.raises(interop.InteropError, match=r"static_alpha of shape \(4, 4\) is not that of a hyper-connection"):
+        interop.from_original("nanogpt", square, n_head=2)
+
+
 @pytest.mark.parametrize(
     ("hints", "message"),
     [

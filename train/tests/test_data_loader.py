@@ -193,6 +193,10 @@ def test_batches_that_cannot_be_shared():
             call(TOKENS, CONFIG, host=0, hosts=3)
 
 
+def test_the_first_seed_is_zero():
+    assert starts(take(train_batches(TOKENS, CONFIG.replace(seed=0)), 2))
+
+
 def test_negative_seed():
     with pytest.raises(ConfigError, match="seed must not be negative, got -1"):
         train_batches(TOKENS, CONFIG.replace(seed=-1))
