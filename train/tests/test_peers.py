@@ -4,6 +4,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -214,3 +215,8 @@ def test_after_a_kill_both_resume_bitwise(tmp_path, killed):
     assert measured(tmp_path / "run") == measured(tmp_path / "whole")
     (_, broken), (_, whole) = (load_run(tmp_path / name, "last") for name in ("run", "whole"))
     jax.tree.map(np.testing.assert_array_equal, broken, whole)
+
+
+def test_the_status_of_one_whose_peer_is_gone_is_the_documented_one():
+    page = Path(__file__).parents[2] / "docs" / "clusters.md"
+    assert f"with status {peers.STATUS}." in page.read_text(encoding="utf-8")

@@ -190,3 +190,23 @@ def test_the_colour_bars_of_a_sheet_stand_below_each_other():
         sheet.canvas.draw()
     bars = [axes.get_position().x0 for axes in sheet.axes if axes.get_label() == "<colorbar>"][:2]
     assert bars[0] == pytest.approx(bars[1], abs=1e-6)
+
+
+def test_history_has_a_line_for_each_site_over_all_steps():
+    records = [{**recorded(), "entropy": [0.1 * step, 0.5]} for step in (1, 2, 3)]
+    figure = figures.new_figure(6, 6)
+    figures.draw_steps(figure, [10, 20, 30], records, ["0 mixer", "1 mixer"], columns=2)
+    drawn = [[line for line in axes.lines if len(line.get_xdata()) == 3] for axes in figure.axes[: len(QUANTITIES)]]
+    assert {len(lines) for lines in drawn} == {2}
+    names = [quantity.name for quantity in QUANTITIES]
+    first, second = drawn[names.index("entropy")]
+    np.testing.assert_allclose(first.get_ydata(), [0.1, 0.2, 0.3])
+    np.testing.assert_allclose(second.get_ydata(), [0.5, 0.5, 0.5])
+
+
+@pytest.mark.parametrize(("rows", "ticks"), [(16, 16), (17, 0)])
+def test_rows_are_named_as_long_as_their_names_can_be_read(rows, ticks):
+    axes = figures.new_figure(4, 4).subplots()
+    names = [str(row) for row in range(rows)]
+    figures._draw_strip(axes, np.zeros((rows, 2)), names, ["0 mixer", "1 mixer"], "H_pre")
+    assert len(axes.get_yticks()) == ticks
