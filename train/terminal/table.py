@@ -49,7 +49,7 @@ def terminal(rows: Sequence[Mapping[str, Any]], width: int | None = None) -> str
     left = room
     for column in others:
         column = column.wrapped(room - 3)
-        if column.width + 3 > left and len(tables[-1]) > 1:
+        if column.width + 3 > left:  # alone beside the first one it fits
             tables.append([name])
             left = room
         tables[-1].append(column)

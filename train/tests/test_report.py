@@ -210,3 +210,13 @@ def test_rows_are_named_as_long_as_their_names_can_be_read(rows, ticks):
     names = [str(row) for row in range(rows)]
     figures._draw_strip(axes, np.zeros((rows, 2)), names, ["0 mixer", "1 mixer"], "H_pre")
     assert len(axes.get_yticks()) == ticks
+
+
+def test_sixteen_sites_stand_in_two_rows_and_more_in_longer_ones():
+    def height(count):
+        sites = [f"{index} mixer" for index in range(count)]
+        return figures.stream_sheet(recorded(count), sites, "Streams").get_figheight()
+
+    of_eight = 13 / 8 + 0.25
+    assert height(16) - height(8) == pytest.approx(of_eight)
+    assert height(17) - height(8) == pytest.approx(2 * (13 / 16 + 0.25) - of_eight)
