@@ -168,8 +168,7 @@ def _stream(config, params, prompt_BT, start_B, key, sampling):
 def _checked(config, params, prompt_BT, lengths_B, key, sampling):
     """Prompts that end together, where they start, and the key. Raises ConfigError, see :func:`generate`."""
     check_params(config, params)
-    if not config.causal:
-        raise ConfigError("a model whose tokens see later ones cannot continue a text")
+    config.check_next_token()
     prompt_BT = jnp.asarray(checked_tokens(config.replace(max_len=sys.maxsize), prompt_BT))
     sampling.validate()
     for name, least, most in (("eos_id", 0, config.vocab_size - 1), ("vocab_size", 1, config.vocab_size)):

@@ -256,6 +256,8 @@ class RunConfig(Config):
         with within("data"):
             self.data.validate()
         super().validate()
+        with within("model"):
+            self.model.check_next_token()
         self.require(
             self.model.max_len >= self.data.seq_len,
             f"model.max_len {self.model.max_len} is shorter than data.seq_len {self.data.seq_len}",

@@ -64,6 +64,13 @@ class LMConfig(BackboneConfig, ModelConfig):
     def causal(self):
         return self.mixer.causal
 
+    def check_next_token(self):
+        super().check_next_token()
+        self.require(
+            self.outputs in (None, self.vocab_size),
+            f"outputs {self.outputs} are not the {self.vocab_size} tokens: it can neither learn nor continue a text",
+        )
+
     def build(self, init):
         return LM(self, init)
 

@@ -85,5 +85,9 @@ class ModelConfig(Config):
         """Whether no token's output depends on a later one: what next-token training and decoding need."""
         raise NotImplementedError
 
+    def check_next_token(self) -> None:
+        """Raises ConfigError unless the logits are those of the next token: what training on text and decoding need."""
+        self.require(self.causal, "tokens see later ones: it can neither learn nor continue a text")
+
     def build(self, init: Init) -> Model:
         raise NotImplementedError

@@ -172,7 +172,7 @@ def test_options_that_do_not_exist_and_models_that_see_ahead_are_refused():
     with pytest.raises(ConfigError, match="temprature.*temperature"):
         mhc_jax.generate(model, params, jnp.ones((1, 2), int), max_new_tokens=1, temprature=0.0)
     both_ways = model.replace(mixer=model.mixer.replace(causal=False))
-    with pytest.raises(ConfigError, match="cannot continue a text"):
+    with pytest.raises(ConfigError, match="neither learn nor continue a text"):
         mhc_jax.generate(both_ways, params, jnp.ones((1, 2), int), max_new_tokens=1, temperature=0.0)
 
 
@@ -207,3 +207,10 @@ def test_a_repetition_penalty_weighs_what_the_text_holds(name):
         np.testing.assert_array_equal(found[row, : length + new], text[0])
     plain = mhc_jax.generate(model, params, prompts, lengths_B=lengths, max_new_tokens=new, temperature=0.0)
     assert (plain != found).any()
+
+
+def test_a_head_of_other_things_than_tokens_continues_no_text():
+    model = MODELS["positions are learned"].replace(head="dense", outputs=23)
+    params = mhc_jax.init(model, jax.random.key(0))
+    with pytest.raises(ConfigError, match="outputs 23 are not the 17 tokens"):
+        mhc_jax.generate(model, params, jnp.ones((1, 2), int), max_new_tokens=1, temperature=0.0)

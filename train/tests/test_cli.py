@@ -60,6 +60,8 @@ def tiny(tmp_path):
             ["mhc_ssm", "--data.batch-size", "15", "--train.accumulate", "2"],
             "--data.batch-size 15 is not a multiple of --train.accumulate 2",
         ),
+        (["gpt2", "--model.mixer.no-causal"], "tokens see later ones"),
+        (["gpt2", "--model.head", "dense", "--model.outputs", "9"], "outputs 9 are not the"),
         (["mhc_ssm_baseline", "--model.stream-diversity", "1"], "--model.stream-diversity needs a residual with"),
         (["mhc_ssm", "--optim.lr", "inf"], "--optim.lr must be finite, got inf"),
         (["mhc_ssm", "--optim.eps", "1e-60"], "--optim.eps must be at least 1.2e-38"),
