@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m mutants", description=__doc__)
     parser.add_argument("--each", type=int, default=25, help="mutants of every area")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--budget", type=float, default=90, help="seconds of tests a mutant")
+    parser.add_argument("--budget", type=float, default=90, help="processor seconds of tests a mutant")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=ROOT / ".mutants", help="what is known so far, to go on from")
     flags = parser.parse_args()
@@ -76,7 +76,7 @@ def run(waiting: list[Mutant], suite, results: Results, flags) -> None:
                 running[-1].start()
             else:
                 report(mutant, {"killed": False, "by": "no test executes its file"}, results, len(waiting))
-        time.sleep(0.2)
+        time.sleep(0.5)
         for trial in list(running):
             if outcome := trial.poll():
                 trial.restore((ROOT / trial.mutant.file).read_text(encoding="utf-8"))

@@ -24,7 +24,7 @@ parallel = true
 data_file = {folder}/coverage
 context = ${{{variable}-}}
 """
-FILE_SECONDS = 4.0  # what collecting one more file costs
+FILE_SECONDS = 4.0  # of a processor, that collecting one more file costs
 
 Lines = dict[str, dict[str, list[int]]]  # test -> file -> lines
 
@@ -46,7 +46,7 @@ class Suite:
     """What was measured of every test.
 
     Attributes:
-        seconds: how long it took.
+        seconds: of processors, its children's included.
         lines: what it executed, in its own process and in those it started.
     """
 

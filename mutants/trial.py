@@ -11,6 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
+from mutants.contexts import processor_seconds
 from mutants.operators import Mutant
 
 LIBRARIES = (
@@ -18,6 +21,7 @@ LIBRARIES = (
     "tokenizers", "safetensors.numpy", "matplotlib.pyplot", "rich.progress", "tyro", "torch", "hypothesis", "pytest",
 )  # fmt: skip
 FILES_AT_ONCE = 3
+ASLEEP = 180  # seconds without work after which it counts as hanging
 
 
 def preload() -> None:
@@ -49,7 +53,7 @@ class Chosen:
     """
 
     def __init__(self, tests: dict[str, float], budget: float, verdict: Path):
-        self.tests, self.end, self.verdict = tests, _processor_seconds() + budget, verdict
+        self.tests, self.end, self.verdict = tests, processor_seconds() + budget, verdict
 
     def pytest_collection_modifyitems(self, items):
         items[:] = [item for item in items if item.nodeid in self.tests]
@@ -59,7 +63,7 @@ class Chosen:
             self.verdict.write_text(report.nodeid, encoding="utf-8")
 
     def pytest_runtest_logfinish(self, nodeid):
-        if _processor_seconds() > self.end and not self.verdict.exists():
+        if processor_seconds() > self.end and not self.verdict.exists():
             self.verdict.write_text("out of time", encoding="utf-8")
             os._exit(0)
 
@@ -71,7 +75,9 @@ class Trial:
     Attributes:
         mutant: None for the unmutated code.
         tree: a copy of the repository for this process alone.
-        tests: by name, with what each is expected to take; their files are run in this order.
+        tests: by name, with the processor seconds that each is expected to take; their files are run in this order.
+        worked: processor seconds seen so far.
+        woke: when they last grew.
     """
 
     mutant: Mutant | None
@@ -80,6 +86,8 @@ class Trial:
     budget: float
     pid: int = 0
     began: float = 0.0
+    worked: float = 0.0
+    woke: float = 0.0
 
     @property
     def log(self) -> Path:
@@ -91,14 +99,14 @@ class Trial:
 
     @property
     def limit(self) -> float:
-        """Seconds after which it counts as hanging: its tests may take four times as long as they did."""
+        """Processor seconds after which it counts as hanging: its tests may take four times as many as they did."""
         return 120 + 4 * sum(self.tests.values())
 
     def start(self) -> None:
         if self.mutant:
             self._write(self.mutant.apply((self.tree / self.mutant.file).read_text(encoding="utf-8")))
         self.verdict.unlink(missing_ok=True)
-        self.began = time.monotonic()
+        self.began = self.woke = time.monotonic()
         self.pid = os.fork()
         if self.pid == 0:
             try:
@@ -130,13 +138,25 @@ class Trial:
         """The outcome, once there is one."""
         seconds = time.monotonic() - self.began
         pid, status = os.waitpid(self.pid, os.WNOHANG)
-        if not pid and seconds < self.limit:
+        if not pid and not self._hangs():
             return None
         with contextlib.suppress(ProcessLookupError):  # with whatever the tests have started
             os.killpg(self.pid, signal.SIGKILL)
         if not pid:
             os.waitpid(self.pid, 0)
         return {"seconds": round(seconds, 1), **self._outcome(os.waitstatus_to_exitcode(status) if pid else None)}
+
+    def _hangs(self) -> bool:
+        """Whether it works without end, or sleeps."""
+        worked = 0.0
+        with contextlib.suppress(psutil.NoSuchProcess):
+            top = psutil.Process(self.pid)
+            for process in (top, *top.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    worked += sum(process.cpu_times()[:4])
+        if worked > self.worked + 1:
+            self.worked, self.woke = worked, time.monotonic()
+        return worked > self.limit or time.monotonic() - self.woke > ASLEEP
 
     def _outcome(self, status: int | None) -> dict:
         verdict = self.verdict.read_text(encoding="utf-8") if self.verdict.exists() else ""
@@ -157,8 +177,3 @@ class Trial:
         file.write_text(text, encoding="utf-8")
         for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
             compiled.unlink()
-
-
-def _processor_seconds() -> float:
-    """Spent by this process and by the ended ones that it started."""
-    return sum(os.times()[:4])
