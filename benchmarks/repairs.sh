@@ -6,7 +6,7 @@ set -euo pipefail
 data=$1 runs=${2:-runs/repairs} python=${PYTHON:-.venv/bin/python}
 common=(--data.source wikitext-2-v1 --data.path "$data" --data.tokenizer bytes --data.seq-len 256 --data.batch-size 8
         --data.max-eval-tokens 100000 --model.width 96 --model.layers 4 --train.steps 300 --train.eval-every 0
-        --train.sample-tokens 0 --checkpoint.every 0 --log.every 25)
+        --data.sample-tokens 0 --checkpoint.every 0 --log.every 25)
 train() {
     local row=$1 name=$2 seed; shift 2
     for seed in 0 1 2; do

@@ -5,7 +5,7 @@ set -euo pipefail
 data=$1 runs=${2:-runs/wikitext2} python=${PYTHON:-.venv/bin/python}
 common=(--data.source wikitext-2-v1 --data.path "$data" --data.seq-len 256 --data.batch-size 4
         --model.width 64 --model.layers 4 --train.steps 250 --train.eval-every 0 --data.max-eval-tokens 65536
-        --train.sample-tokens 0 --checkpoint.every 0 --log.every 20)
+        --data.sample-tokens 0 --checkpoint.every 0 --log.every 20)
 repaired=(--optim.lr 3e-3 --optim.warmup-steps 40)
 train() { local name=$1; shift; [ -f "$runs/$name/summary.json" ] || "$python" -m train "$name" --run-dir "$runs/$name" "${common[@]}" "$@"; }
 

@@ -14,7 +14,8 @@ from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, StaticMHCConfig
 from mhc_jax.nn.stack import Execution
 from mhc_jax.registry import register
-from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
 
 _BFLOAT16 = Execution(policy="bfloat16")
 # Of both: AdamW (0.9, 0.95), decay of linear layers alone, clipping at 1. The published loop counts its last step too:
@@ -40,7 +41,7 @@ def _fineweb(name: str, layers: int, topology: Topology, form: Form, value_resid
     return RunConfig(
         name=name,
         model=model,
-        data=DataConfig(
+        data=CorpusConfig(
             source="fineweb10b", seq_len=1024, batch_size=batch, windows="random", max_eval_tokens=3_276_800
         ),
         optim=_OPTIM.replace(decay_steps=5000, value_lr=1e-2 if value_residual else 0.0),
@@ -65,13 +66,14 @@ def _shakespeare(name: str, size: str, topology: Topology, form: Form) -> RunCon
     return RunConfig(
         name=name,
         model=model,
-        data=DataConfig(
+        data=CorpusConfig(
             source="input.txt",
             tokenizer="chars",
             validation_fraction=0.1,
             seq_len=256,
             batch_size=batch,
             windows="random",
+            sample_tokens=250,
         ),
         optim=_OPTIM.replace(lr=3e-4, decay_steps=2000, final_lr=0.2),
         train=TrainConfig(
@@ -79,7 +81,6 @@ def _shakespeare(name: str, size: str, topology: Topology, form: Form) -> RunCon
             accumulate=1 if topology == "plain" else 2,
             eval_every=eval_every,
             eval_batches=200,
-            sample_tokens=250,
         ),
     )
 
@@ -126,7 +127,7 @@ def _gpt2(name: str, model: LMConfig) -> RunConfig:
     return RunConfig(
         name=name,
         model=model.replace(vocab_size=50304, execution=_BFLOAT16.replace(remat="dots")),
-        data=DataConfig(
+        data=CorpusConfig(
             source="fineweb10b",
             train_shards=0,
             seq_len=1024,

@@ -14,11 +14,13 @@ from mhc_jax.models import mhc_ssm as models
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.residual import StreamAdaptersConfig
 from mhc_jax.registry import register
-from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
 
 _FROM_DATA = {"vocab_size": 0, "max_len": 0}
 # Of all forms, so that their numbers compare.
-_PUBLISHED_DATA = DataConfig(source="wikitext-2-raw-v1", seq_len=256, batch_size=16)
+_PUBLISHED_DATA = CorpusConfig(source="wikitext-2-raw-v1", seq_len=256, batch_size=16)
 
 
 def _repaired(name: str, model: LMConfig) -> RunConfig:
@@ -96,9 +98,10 @@ def quickstart() -> RunConfig:
     return RunConfig(
         name="quickstart",
         model=models("mhc", width=96, layers=4, **_FROM_DATA),
-        data=DataConfig(tokenizer="bytes", seq_len=256, batch_size=8),
+        data=CorpusConfig(tokenizer="bytes", seq_len=256, batch_size=8, sample_tokens=250),
+        objective=CrossEntropyConfig(chunk=256),
         optim=OptimConfig(lr=4e-3, warmup_steps=50, beta2=0.99),
-        train=TrainConfig(steps=800, loss_chunk=256, eval_every=200, eval_batches=20, sample_tokens=250),
+        train=TrainConfig(steps=800, eval_every=200, eval_batches=20),
         checkpoint=CheckpointConfig(every=400),
         log=LogConfig(every=20),
     )

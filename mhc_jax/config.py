@@ -56,6 +56,10 @@ class UnknownFieldError(FieldError):
         self.name, self.near = str(name), bool(nearest)
 
 
+class UnknownKindError(FieldError):
+    """A kind that nothing has registered on its axis."""
+
+
 @contextlib.contextmanager
 def within(field: str) -> Iterator[None]:
     """Notes on a :class:`FieldError` raised inside that its record is held by ``field``."""
@@ -271,7 +275,7 @@ def _class_of_kind(cls: type[Config], kind: Any) -> type[Config]:
     try:
         return registry.get(cls.axis, kind)
     except KeyError as error:
-        raise FieldError(cls.__name__, error.args[0]) from None
+        raise UnknownKindError(cls.__name__, error.args[0]) from None
 
 
 def _parse(cls: type[Config], name: str, hint: Any, value: Any) -> Any:

@@ -25,7 +25,9 @@ from parity_tests.cases.decode import decoding
 from parity_tests.cases.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, batch, split, weights
 from parity_tests.compare import Case, Row, failures, judge
 from parity_tests.taps import run_jax, run_torch
-from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import OptimConfig, RunConfig
+from train.data.config import CorpusConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
 from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_train_step
 
@@ -110,9 +112,9 @@ def _trains(config: LMConfig) -> Iterator[str]:
     """A step from the initial parameters, whose loss is near that of guessing, changes parameters and stays finite."""
     run = RunConfig(
         model=config,
-        data=DataConfig(seq_len=TIME, batch_size=BATCH),
+        data=CorpusConfig(seq_len=TIME, batch_size=BATCH),
         optim=OptimConfig(warmup_steps=0),
-        train=TrainConfig(loss_chunk=TIME),
+        objective=CrossEntropyConfig(chunk=TIME),
     )
     optimizer = make_optimizer(run.optim, 10, param_info(config))
     data = {"inputs": jnp.asarray(batch(config)["tokens"], jnp.int32)}

@@ -5,11 +5,11 @@ of the run is gone, 130 or 143 stopped by SIGINT or SIGTERM, which save what was
 """
 
 import dataclasses
-import importlib
 import shlex
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Annotated
 
 import tyro
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
 
 def _command(argv: list[str], start: Start, rest: list[str]) -> None:
     for plugin in start.plugins:
-        _load(plugin)
+        cli.load_plugin(plugin)
     if not (start.config or start.resume or set(rest) - {"-h", "--help", "--help-all"}):
         print(f"{USAGE}\n\n{_list()}\n\nFlags of one: {PROG} NAME --help")
         return
@@ -125,7 +125,7 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
     try:
         with interrupt.advising("interrupted before a step was trained; the same command starts again"):
             run(config, resume_command=resume_command)
-        say(_next(argv, config))
+        say(_next(argv, config, start.plugins))
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
@@ -147,19 +147,20 @@ def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
     return f"{PROG} {name}", configs.load(name), flags
 
 
-def _next(argv: list[str], config: RunConfig) -> str:
+def _next(argv: list[str], config: RunConfig, plugins: Sequence[str]) -> str:
     """What to do with a finished run, a command a line."""
     *python, _ = _typed_before(argv)
     folder = run_folder(config)
     more = round(1.5 * config.train.steps) if config.train.steps else 0
     further = ["--train.steps", str(more)] if more else ["--train.epochs", str(config.train.epochs + 1)]
     commands = (
-        ["train.sample", str(folder), "--interactive"],
+        *([["train.sample", str(folder), "--interactive"]] if config.data.is_text else []),
         ["train.evaluate", str(folder)],
         ["train.inspect", str(folder), "--html", str(folder / "report.html")],
         ["train", "--resume", str(folder), *further],
     )
-    return "\n".join(["next:", *(f"  {shlex.join([*python, *command])}" for command in commands)])
+    imports = cli.importing(plugins)
+    return "\n".join(["next:", *(f"  {shlex.join([*python, *command, *imports])}" for command in commands)])
 
 
 def _resumed(folder: str, config: RunConfig) -> RunConfig:
@@ -170,9 +171,7 @@ def _resumed(folder: str, config: RunConfig) -> RunConfig:
 
 def _resuming(start: Start, config: RunConfig) -> list[str]:
     """The arguments that continue the run: all else is in its folder."""
-    words = ["--resume", str(run_folder(config))]
-    for plugin in start.plugins:
-        words += ["--import", plugin]
+    words = ["--resume", str(run_folder(config)), *cli.importing(start.plugins)]
     for field in dataclasses.fields(start.distributed):
         value = getattr(start.distributed, field.name)
         if value != field.default:
@@ -183,14 +182,6 @@ def _resuming(start: Start, config: RunConfig) -> list[str]:
 def _typed_before(argv: list[str]) -> list[str]:
     """What stands before ``argv`` in the command line as it was typed."""
     return sys.orig_argv[: -len(argv)] if sys.orig_argv[-len(argv) :] == argv else shlex.split(PROG)
-
-
-def _load(plugin: str) -> None:
-    try:
-        importlib.import_module(plugin)
-    except Exception as error:  # whatever a module may raise
-        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        raise ConfigError(f"--import {plugin}: {kind}{error}") from error
 
 
 def _list() -> str:

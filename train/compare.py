@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 def summary_row(run: Path) -> dict[str, Any]:
-    """What the run's ``summary.json`` says, by the titles of :data:`COLUMNS`.
+    """What the run's ``summary.json`` says, by the titles of :data:`COLUMNS`, and further scores by their names.
 
     Raises:
         ConfigError: not a finished run.
@@ -42,15 +42,16 @@ def summary_row(run: Path) -> dict[str, Any]:
     if summary is None:
         file = run / SUMMARY_FILE
         raise ConfigError(f"{file} does not exist: {run} is not a run directory, or its training has not finished")
-    return {title: summary.get(key) for key, title in COLUMNS.items()}
+    further = {key: key.removeprefix("val_") for key in summary if key.startswith("val_") and key not in COLUMNS}
+    return {title: summary.get(key) for key, title in {**further, **COLUMNS}.items()}
 
 
 def mean_row(runs: Sequence[Path]) -> dict[str, Any]:
     """The means of :func:`summary_row` over runs of one folder, the loss with its standard deviation."""
     rows = [summary_row(run) for run in runs]
     mean: dict[str, Any] = {"seeds": len(rows)}
-    for title in COLUMNS.values():
-        values = [row[title] for row in rows if row[title] is not None]
+    for title in dict.fromkeys(title for row in rows for title in row):
+        values = [row[title] for row in rows if row.get(title) is not None]
         mean[title] = statistics.fmean(values) if values else None
     losses = [row["loss"] for row in rows if row["loss"] is not None]
     if len(losses) > 1:
@@ -58,13 +59,8 @@ def mean_row(runs: Sequence[Path]) -> dict[str, Any]:
     return mean
 
 
-def corpus(config: RunConfig) -> str:
-    """The text that a run learns and is judged on, in words."""
-    return "/".join(filter(None, (config.data.source, config.data.subset)))
-
-
 # What makes losses of two runs two measures: a column of the table, where it differs.
-MEASURES = {"data": corpus, "tokenizer": lambda config: config.data.tokenizer.partition(":")[0]}
+MEASURES = {"data": lambda config: config.data.label, "tokenizer": lambda config: config.data.unit}
 
 
 def measures(configs: Mapping[str, Sequence[RunConfig]]) -> dict[str, dict[str, str]]:
@@ -85,16 +81,16 @@ def draw_curves(groups: Mapping[str, Sequence[Path]]) -> "Figure":
     from train.report import figures
 
     configs = {run: read_config(run) for runs in groups.values() for run in runs}
-    comparable = len({config.data.tokenizer for config in configs.values()}) == 1
+    comparable = len({config.data.unit for config in configs.values()}) == 1
     key, unit = ("val_loss", "nats per token") if comparable else ("val_bpb", "bits per byte")
-    corpora = list(dict.fromkeys(map(corpus, configs.values())))
+    corpora = list(dict.fromkeys(config.data.label for config in configs.values()))
     figure = figures.new_figure(8, 1.5 + 3.5 * len(corpora))
     grid = dict(zip(corpora, figure.subplots(len(corpora), 1, sharex=True, squeeze=False)[:, 0]))
     for index, (label, runs) in enumerate(groups.items()):
         named = set()
         for run in runs:
             colour, lines = f"C{index % 10}", read_metrics(run / METRICS_FILE)
-            axes, per_step = grid[corpus(configs[run])], configs[run].data.batch_size * configs[run].data.seq_len
+            axes, per_step = grid[configs[run].data.label], configs[run].data.batch_size * configs[run].data.seq_len
             if comparable:
                 _plot(axes, lines, "loss", per_step, color=colour, linewidth=0.6, alpha=0.5)
             # One entry in a legend for the whole group.
@@ -136,6 +132,12 @@ def short_names(paths: Sequence[Path]) -> tuple[Path, list[str]]:
     return common, [str(path.relative_to(common)) for path in paths]
 
 
+def _without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Without columns in which no row has anything."""
+    filled = {title for row in rows for title, value in row.items() if value is not None}
+    return [{title: value for title, value in row.items() if title in filled} for row in rows]
+
+
 @dataclasses.dataclass(frozen=True)
 class Flags:
     """Compare finished runs.
@@ -169,7 +171,7 @@ def main(argv: list[str]) -> None:
     apart = measures({name: [*map(read_config, group)] for name, group in named.items()})
     figures.save_png(lambda: draw_curves(named), picture)
     rows = [{"runs" if flags.mean else "run": name, **apart[name], **row} for name, row in zip(names, rows)]
-    print(f"Runs of {folder}", terminal(rows), f"Curves drawn in {picture}", sep="\n\n")
+    print(f"Runs of {folder}", terminal(_without_empty(rows)), f"Curves drawn in {picture}", sep="\n\n")
 
 
 if __name__ == "__main__":

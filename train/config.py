@@ -7,69 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from mhc_jax.config import Config, ConfigError, FieldError, read_json, within
+from mhc_jax.config import Config, ConfigError, FieldError, UnknownKindError, read_json, within
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
+from train.data.config import CorpusConfig
+from train.data.kind import DataConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
+from train.objectives.kind import ObjectiveConfig
 
 # Of float32, in which everything is trained.
 SMALLEST, LARGEST = 1.2e-38, 3.4e38
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig(Config):
-    """Where the tokens come from.
-
-    Attributes:
-        source: ``"docstrings"`` (the embedded corpus), ``"wikitext-2-v1"``, ``"wikitext-2-raw-v1"``,
-            ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, ``"fineweb10b"`` (shards of GPT-2 tokens), the path of a
-            file or folder of .txt, .jsonl, .json.gz, .jsonl.zst or .parquet, or ``OWNER/NAME`` (or
-            ``OWNER/NAME@REVISION``) of a data set of the Hugging Face Hub.
-        subset: of a data set of several, or a folder in it.
-        text_column: field or column that holds the text.
-        path: local folder that holds the named source's files or shards; empty to ask the Hub.
-        train_shards: use at most so many training shards of ``"fineweb10b"``, 100M tokens each; 0 for all.
-        validation_fraction: how much of a source without a validation split is for validation: the last lines of a
-            text file (for ``"chars"`` to the character), a share of its documents or of the files of docstrings.
-        tokenizer: ``"gpt2"``, ``"bytes"``, ``"chars"`` (the characters of the text itself; a run records them), or the
-            path or Hub name of another tokenizer.
-        seq_len: tokens in a training window, and the model's ``max_len`` unless that is given.
-        batch_size: windows in one optimizer step, over all devices and accumulation steps.
-        windows: ``"packed"`` cuts the training tokens into windows and visits them all in every epoch, in another
-            order; ``"random"`` starts every window at a position drawn anew.
-        max_train_tokens: use only so many tokens of the training split; 0 for all.
-        max_eval_tokens: use only so many tokens of the validation split; 0 for all.
-        cache_dir: token cache; empty for ``$XDG_CACHE_HOME/mhc_jax`` (``~/.cache/mhc_jax``).
-        seed: order, or places, of the training windows.
-    """
-
-    source: str = "docstrings"
-    subset: str = ""
-    text_column: str = "text"
-    path: str = ""
-    train_shards: int = 9
-    validation_fraction: float = 0.05
-    tokenizer: str = "gpt2"
-    seq_len: int = 256
-    batch_size: int = 16
-    windows: Literal["packed", "random"] = "packed"
-    max_train_tokens: int = 0
-    max_eval_tokens: int = 0
-    cache_dir: str = ""
-    seed: int = 1337
-
-    def validate(self):
-        super().validate()
-        for name in ("source", "text_column"):
-            self.require(bool(getattr(self, name)), f"{name} must not be empty")
-        self.require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
-        self.require_counts(1, "seq_len", "batch_size")
-        self.require(
-            0 < self.validation_fraction < 1,
-            f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
-        )
-        self.require_counts(0, "train_shards")
-        for name in ("max_train_tokens", "max_eval_tokens"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,31 +79,27 @@ class TrainConfig(Config):
         epochs: passes over the training windows; ignored if ``steps`` is given.
         steps: optimizer steps; 0 to follow ``epochs``.
         accumulate: micro-batches per optimizer step, weighted by their number of targets.
-        loss_chunk: tokens of each sequence whose logits exist at once.
         eval_every: optimizer steps between evaluations; 0 for only at the end.
         eval_batches: batches of the evaluations by which the best checkpoint is chosen; 0 for the whole validation
             split, which is measured at the end in any case.
         max_nonfinite: stop after so many consecutive steps with a NaN or Inf gradient (each is skipped).
         seed: initial parameters and dropout.
         resume: continue the run in the run directory.
-        sample_tokens: length of the text sample at the end; 0 for none.
     """
 
     epochs: int = 1
     steps: int = 0
     accumulate: int = 1
-    loss_chunk: int = 128
     eval_every: int = 500
     eval_batches: int = 0
     max_nonfinite: int = 10
     seed: int = 1337
     resume: bool = False
-    sample_tokens: int = 64
 
     def validate(self):
         super().validate()
-        self.require_counts(1, "epochs", "accumulate", "loss_chunk", "max_nonfinite")
-        self.require_counts(0, "steps", "eval_every", "eval_batches", "sample_tokens")
+        self.require_counts(1, "epochs", "accumulate", "max_nonfinite")
+        self.require_counts(0, "steps", "eval_every", "eval_batches")
         # Keys of JAX have 32 bits of seed: one more, and another seed would give the same run.
         self.require(0 <= self.seed < 2**32, f"seed must lie in 0 .. {2**32 - 1}, got {self.seed}")
 
@@ -230,7 +173,7 @@ class LogConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Config):
-    """A whole run. In ``model``, ``vocab_size = 0`` means the tokenizer's and ``max_len = 0`` means ``data.seq_len``.
+    """A whole run. In ``model``, ``vocab_size = 0`` means the data's and ``max_len = 0`` means ``data.seq_len``.
 
     Attributes:
         name: of the configuration it started from.
@@ -240,7 +183,8 @@ class RunConfig(Config):
     name: str = "mhc_ssm"
     run_dir: str = ""
     model: ModelConfig = mhc_ssm(vocab_size=0, max_len=0)
-    data: DataConfig = DataConfig()
+    data: DataConfig = CorpusConfig()
+    objective: ObjectiveConfig = CrossEntropyConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
@@ -257,7 +201,7 @@ class RunConfig(Config):
             self.data.validate()
         super().validate()
         with within("model"):
-            self.model.check_next_token()
+            self.objective.check(self.model)
         self.require(
             self.model.max_len >= self.data.seq_len,
             f"model.max_len {self.model.max_len} is shorter than data.seq_len {self.data.seq_len}",
@@ -278,14 +222,28 @@ def recorded(file: Path) -> RunConfig:
         return RunConfig.from_dict(read_json(file))
 
 
+# Where fields of older runs have gone, and of what kind records were that now have one.
+MOVED = {
+    ("train", "stream_diversity"): ("model", "stream_diversity"),
+    ("train", "loss_chunk"): ("objective", "chunk"),
+    ("train", "sample_tokens"): ("data", "sample_tokens"),
+}
+FIRST_KINDS = {"data": "corpus", "objective": "cross_entropy"}
+
+
 def _renamed(data: Any) -> Any:
     """The fields of an older run under the names that they have now."""
-    train = data.get("train") if isinstance(data, dict) else None
-    if not isinstance(train, dict) or "stream_diversity" not in train:
+    if not isinstance(data, dict):
         return data
-    moved = {"stream_diversity": train["stream_diversity"]}
-    train = {name: value for name, value in train.items() if name not in moved}
-    return data | {"model": data.get("model", {}) | moved, "train": train}
+    data = {name: dict(value) if isinstance(value, dict) else value for name, value in data.items()}
+    for (record, field), (new_record, new_field) in MOVED.items():
+        old, new = data.get(record), data.get(new_record, {})
+        if isinstance(old, dict) and isinstance(new, dict) and field in old:
+            data[new_record] = new | {new_field: old.pop(field)}
+    for record, kind in FIRST_KINDS.items():
+        if isinstance(data.get(record), dict):
+            data[record] = {"kind": kind} | data[record]
+    return data
 
 
 @contextlib.contextmanager
@@ -294,4 +252,5 @@ def faults_of(file: Path) -> Iterator[None]:
     try:
         yield
     except FieldError as error:
-        raise ConfigError(f"{file}: {'.'.join(error.path)}{': ' if error.path else ''}{error.fault}") from None
+        outside = "; one from outside needs --import MODULE" if isinstance(error, UnknownKindError) else ""
+        raise ConfigError(f"{file}: {'.'.join(error.path)}{': ' if error.path else ''}{error.fault}{outside}") from None

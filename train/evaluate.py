@@ -1,4 +1,4 @@
-"""Loss, perplexity and bits per byte of runs over a whole split: ``python -m train.evaluate RUN``."""
+"""Scores of runs over a whole split, of text loss, perplexity and bits per byte: ``python -m train.evaluate RUN``."""
 
 import dataclasses
 import json
@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import tyro
 
 from mhc_jax.config import ConfigError
-from train.config import DataConfig
-from train.data import check_ids, load_corpus
-from train.measure.scores import evaluate_split, split_of, word_ppl
+from train.data.config import CorpusConfig
+from train.data.kind import DataConfig
+from train.measure.scores import evaluate_split
 from train.storage.restore import load_run
 from train.terminal import cli
 from train.terminal.table import terminal
@@ -19,21 +19,21 @@ PROG = "python -m train.evaluate"
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Loss, perplexity and bits per byte over a whole split, a row a run.
+    """Scores over a whole split, a row a run: of text its loss, perplexity and bits per byte.
 
     Attributes:
         runs: run directories, or exported folders.
-        split: which part of the corpus.
+        split: which part of the data.
         which: checkpoint of a run directory.
         json: print one JSON object a line instead of a table.
-        data: corpus, tokenizer and windows; each run's own by default.
+        data: each run's own by default.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]
     split: Literal["validation", "test"] = "validation"
     which: Literal["best", "last"] = "best"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    data: DataConfig = DataConfig()
+    data: DataConfig = CorpusConfig()
 
 
 def main(argv: list[str]) -> None:
@@ -56,15 +56,11 @@ def _scores(run: str, flags: Flags, argv: list[str]) -> dict[str, float]:
     config = config.replace(data=data)
     config.validate()
     try:
-        corpus = load_corpus(data, needed=(flags.split,))
-        tokens, n_bytes = split_of(corpus, flags.split)
-        check_ids(tokens, config.model.vocab_size, f"the {flags.split} tokens")
-        found = evaluate_split(config, params, tokens, n_bytes)
+        opened = data.load((flags.split,))
+        opened.check(config.model.vocab_size)
+        return evaluate_split(config, params, opened, flags.split)
     except ConfigError as error:  # of several runs, this one
         raise ConfigError(f"{run}: {error}") from None
-    if "wikitext" in data.source.lower():
-        found["word_ppl"] = word_ppl(found["loss"], tokens, corpus.tokenizer)
-    return found
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train.config import RunConfig
-from train.data import load_tokenizer
 from train.storage.folder import RUN_FILE
 from train.storage.outputs import check_folder
 from train.storage.restore import load_run
@@ -48,7 +47,7 @@ def _huggingface_files(config: RunConfig) -> dict[str, str]:
     """What lets transformers read and continue text: the tokenizer, and how generation ends."""
     from train.data.exchange import tokenizer_files
 
-    tokenizer, model = load_tokenizer(config.data.tokenizer), config.model
+    tokenizer, model = config.data.tokenizer_of_text(), config.model
     unused = list(range(tokenizer.vocab_size, model.vocab_size))
     generation = {
         "bos_token_id": tokenizer.eos_id,

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 
 import configs
@@ -16,12 +15,16 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
-from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import MeshConfig, OptimConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
+from train.data.kind import Batch, DataConfig
 from train.devices import sharding
 from train.devices.memory import TRAINING, check_memory
 from train.loop.resolve import resolve
 from train.measure import streams, target
 from train.measure.cost import collective_rows, cost_rows, machine_rows, parameter_rows
+from train.objectives.cross_entropy import CrossEntropyConfig
+from train.objectives.kind import ObjectiveConfig
 from train.report import quantities
 from train.storage.folder import RUN_FILE
 from train.storage.outputs import check_file
@@ -50,7 +53,7 @@ class Flags:
             the run or export, or ``mixing-NAME.png`` here.
         html: where to write a report with all of it, and losses, that a browser shows without network; empty for none.
         tokens: validation tokens of a run that statistics are averaged over; 0, or without a run, a few made-up ones.
-        model, data, optim, train: as in training.
+        model, data, objective, optim, train: as in training.
         mesh: as in training, over the devices of the topology.
     """
 
@@ -62,7 +65,8 @@ class Flags:
     html: str = ""
     tokens: int = 2048
     model: ModelConfig = mhc_ssm()
-    data: DataConfig = DataConfig()
+    data: DataConfig = CorpusConfig()
+    objective: ObjectiveConfig = CrossEntropyConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
@@ -161,18 +165,18 @@ def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[quant
     return streams.measure(config, params, tokens), words
 
 
-def _tokens(flags: Flags, config: RunConfig) -> tuple[np.ndarray, str]:
+def _tokens(flags: Flags, config: RunConfig) -> tuple[Batch, str]:
     """What to run the model on, and what that is in words: real text if the run says where there is some."""
     folder = Path(flags.name)
     says = (folder / RUN_FILE).is_file() or (folder.is_dir() and not (folder / "model.safetensors").is_file())
     if flags.tokens and says:
         try:
-            tokens = streams.validation_tokens(config, flags.tokens)
-            return tokens, f"{tokens.size:,} validation tokens of {config.data.source}"
+            rows = streams.validation_rows(config, flags.tokens)
+            return rows, f"{rows['inputs'].size:,} validation tokens of {config.data.label}"
         except (ConfigError, OSError) as error:
             print(f"\nno validation tokens: {error}")
     tokens = streams.some_tokens(config)
-    return tokens, f"{tokens.size} made-up tokens"
+    return tokens, f"{tokens['inputs'].size} made-up tokens"
 
 
 def _picture(name: str) -> str:

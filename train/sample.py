@@ -7,8 +7,7 @@ from typing import Annotated
 import tyro
 
 from mhc_jax.config import Config
-from train.data import load_tokenizer
-from train.measure.text import pieces
+from train.data.continuation import pieces
 from train.storage.restore import load_run
 from train.terminal import cli
 
@@ -65,12 +64,12 @@ def main(argv: list[str]) -> None:
     flags.validate()
     given, stop = cli.text(flags.prompt, "--prompt"), [cli.text(text, "--stop") for text in flags.stop]
     config, params = load_run(flags.run)
-    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokenizer = config.data.tokenizer_of_text()
     options = {name: getattr(flags, name) for name in OPTIONS}
     for prompt in _prompts() if flags.interactive else [given]:
         for index in range(flags.num_samples):
             found = pieces(
-                config, params, tokenizer, prompt=prompt, stop=stop, seed=(flags.seed + index) % 2**32, **options
+                config.model, params, tokenizer, prompt=prompt, stop=stop, seed=(flags.seed + index) % 2**32, **options
             )
             print(f"{RULE}\n" if index else "", prompt, sep="", end="", flush=True)
             for piece in found:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import tyro
@@ -44,6 +44,7 @@ class Flags:
     """Compare residual topologies under one model, data set and budget.
 
     Attributes:
+        plugins: modules to import first, here and in every run.
         name: of the configuration; its topology is replaced.
         out: folder of all runs, of ``study.json``, ``study.md`` and ``study.png``.
         topologies: rows; ``plain_matched`` is the plain model whose MLP is widened to as many parameters as the
@@ -61,6 +62,7 @@ class Flags:
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = 1
     train_flags: str = ""
+    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import"), tyro.conf.UseAppendAction] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +160,7 @@ def train(job: Job, flags: Flags, out: Path, children: Children) -> dict[str, An
     """
     folder = job.folder(out)
     if not (folder / "summary.json").is_file():
-        shared = flags.train_flags.split()
+        shared = [*cli.importing(flags.plugins), *flags.train_flags.split()]
         name, own = row_flags(flags.name, job.row, flags.topologies, shared)
         fixed = ["--run-dir", folder, "--optim.lr", job.rate, "--train.seed", job.seed, "--data.seed", job.seed]
         fixed += ["--train.resume", folder.exists()]
@@ -288,6 +290,8 @@ def main(argv: list[str]) -> None:
     if not flags.topologies or not flags.rates or not flags.seeds or flags.jobs < 1:
         raise ConfigError("--topologies, --rates and --seeds need at least one value each, --jobs at least 1")
     check_folder("--out", flags.out)
+    for plugin in flags.plugins:
+        cli.load_plugin(plugin)
     for row in flags.topologies:
         row_flags(flags.name, row, flags.topologies, flags.train_flags.split())  # bad names are met before any run
     with interrupt.advising("interrupted: what was trained is saved; the same command goes on from here"):
@@ -296,7 +300,7 @@ def main(argv: list[str]) -> None:
     found = {"flags": dataclasses.asdict(flags), "rows": records}
     (out / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     (out / "study.md").write_text(markdown(rows) + "\n", encoding="utf-8")
-    source = Path(_resolved(flags.name, flags.train_flags.split()).data.source).name
+    source = Path(_resolved(flags.name, flags.train_flags.split()).data.label).name
     title = f"{flags.name} on {source}, {len(flags.seeds)} seeds"
     from train.report import figures
 

@@ -19,8 +19,10 @@ FORBIDDEN = {
 # Floors of train/: a file may use its own floor and those before it. What stands directly in train/ is a command, but
 # for the record of a run.
 FLOORS = (
-    ("config", "terminal"),
-    ("data", "devices"),
+    ("terminal",),
+    ("data", "objectives"),
+    ("config",),
+    ("devices",),
     ("update",),
     ("storage",),
     ("report",),

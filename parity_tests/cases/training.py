@@ -18,7 +18,8 @@ from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
 from parity_tests.taps import in_dtype, to_module, to_params
 from torch_ref import train as torch_train
-from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import OptimConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
 from train.update.state import TrainState
 
 UPDATES, STEPS = 5, 100
@@ -140,7 +141,7 @@ def _train_jax(config, weights: Arrays, optim: OptimConfig, settings: TrainConfi
         data = _batches(config)
         run = RunConfig(
             model=config,
-            data=DataConfig(seq_len=data["tokens"].shape[-1], batch_size=data["tokens"].shape[1]),
+            data=CorpusConfig(seq_len=data["tokens"].shape[-1], batch_size=data["tokens"].shape[1]),
             optim=optim,
             train=settings,
         )

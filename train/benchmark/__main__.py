@@ -19,11 +19,14 @@ from mhc_jax.functional import Params
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
 from train.benchmark import cases, report, topologies, traffic
-from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from train.data import check_ids, load_corpus
+from train.config import OptimConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
+from train.data.kind import DataConfig
 from train.devices.memory import TRAINING, check_memory
 from train.loop.resolve import resolve
 from train.measure.scores import evaluate_split
+from train.objectives.cross_entropy import CrossEntropyConfig
+from train.objectives.kind import ObjectiveConfig
 from train.storage.outputs import check_folder
 from train.storage.restore import load_run
 from train.terminal import cli
@@ -71,7 +74,8 @@ class Flags:
     torch_python: str = sys.executable
     out: str = "benchmarks/results"
     model: ModelConfig = mhc_ssm()
-    data: DataConfig = DataConfig()
+    data: DataConfig = CorpusConfig()
+    objective: ObjectiveConfig = CrossEntropyConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig()
 
@@ -94,7 +98,7 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
             raise ConfigError("the model comes from the checkpoint; leave out --model flags, or --checkpoint")
         run, params = load_run(flags.checkpoint)
         model = run.model
-    config = resolve(RunConfig(flags.name, "", model, flags.data, flags.optim, flags.train))
+    config = resolve(RunConfig(flags.name, "", model, flags.data, flags.objective, flags.optim, flags.train))
     check_memory(config.model, TRAINING if flags.what == "train" else 1)
     return flags, config, params
 
@@ -108,7 +112,9 @@ def _check_torch(python: str) -> None:
 
 def _defaults(name: str) -> Flags:
     config = configs.load(name)
-    return Flags(name, model=config.model, data=config.data, optim=config.optim, train=config.train)
+    return Flags(
+        name, model=config.model, data=config.data, objective=config.objective, optim=config.optim, train=config.train
+    )
 
 
 def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Table:
@@ -137,9 +143,9 @@ def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Tab
 
 def perplexity_note(config: RunConfig, params: Params, checkpoint: str) -> str:
     """Loss, perplexity and bits per byte on the whole validation split, as a sentence."""
-    corpus = load_corpus(config.data, needed=("validation",))
-    check_ids(corpus.validation, config.model.vocab_size, "the validation tokens")
-    found = evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    data = config.data.load(("validation",))
+    data.check(config.model.vocab_size)
+    found = evaluate_split(config, params, data)
     of = f"the weights of {checkpoint}" if checkpoint else "RANDOM weights (no --checkpoint was given)"
     return (
         f"Validation of {of}, restored after timing: loss {found['loss']:.4f}, perplexity {found['ppl']:.2f}, "

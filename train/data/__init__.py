@@ -1,12 +1,12 @@
-"""Text, tokens and batches. See :func:`load_corpus`, :func:`train_batches` and :func:`eval_batches`."""
+"""What a run trains on. The kinds: text, see :class:`CorpusConfig`, and tasks, see :class:`GeneratedConfig`."""
 
+from train.data.config import CorpusConfig as CorpusConfig
 from train.data.corpus import Corpus as Corpus
 from train.data.corpus import load_corpus as load_corpus
 from train.data.corpus import pack as pack
 from train.data.corpus import with_characters as with_characters
 from train.data.errors import DataError as DataError
 from train.data.loader import eval_batches as eval_batches
-from train.data.loader import eval_count as eval_count
 from train.data.loader import steps_per_epoch as steps_per_epoch
 from train.data.loader import train_batches as train_batches
 from train.data.tokenizer import Tokenizer as Tokenizer

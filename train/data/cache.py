@@ -25,7 +25,7 @@ def default_cache_dir() -> Path:
 
 
 def cache_folder(cache_dir: str) -> Path:
-    """The folder that ``DataConfig.cache_dir`` names."""
+    """The folder that ``CorpusConfig.cache_dir`` names."""
     return Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from train.config import DataConfig
 from train.data import fineweb
 from train.data.cache import cache_folder, cached_arrays
+from train.data.config import CorpusConfig
 from train.data.errors import DataError
 from train.data.files import sha256_json
 from train.data.sources import Source, find_source
@@ -58,7 +58,7 @@ class Corpus:
 
 
 def load_corpus(
-    config: DataConfig, *, needed: Sequence[str] = ("train", "validation"), also: Sequence[str] = ()
+    config: CorpusConfig, *, needed: Sequence[str] = ("train", "validation"), also: Sequence[str] = ()
 ) -> Corpus:
     """Finds token shards, or text, which it encodes if the cache does not hold its tokens yet; and gives the tokens.
 
@@ -92,7 +92,7 @@ def load_corpus(
     )
 
 
-def with_characters(config: DataConfig, needed: Sequence[str] = ("train", "validation")) -> DataConfig:
+def with_characters(config: CorpusConfig, needed: Sequence[str] = ("train", "validation")) -> CorpusConfig:
     """Spells the tokenizer ``"chars"`` out: ``"chars:"`` and the characters of the whole text, sorted.
 
     What a run keeps must say which character an id means, wherever its text has gone.
@@ -108,7 +108,7 @@ def with_characters(config: DataConfig, needed: Sequence[str] = ("train", "valid
 
 
 def _encoded_splits(
-    config: DataConfig, tokenizer: Tokenizer, needed: Sequence[str], also: Sequence[str]
+    config: CorpusConfig, tokenizer: Tokenizer, needed: Sequence[str], also: Sequence[str]
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """The splits of a source of text, and a JSON-compatible record of where they come from."""
     source = find_source(config, needed)

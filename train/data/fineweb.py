@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from train.config import DataConfig
 from train.data.cache import cache_folder, cached_arrays
+from train.data.config import CorpusConfig
 from train.data.errors import DataError
 from train.data.files import replacing, sha256_file, sha256_json
 from train.data.hub import hub_folder
@@ -85,7 +85,7 @@ class Manifest:
 
 
 def load_splits(
-    config: DataConfig, tokenizer: Tokenizer, needed: Sequence[str]
+    config: CorpusConfig, tokenizer: Tokenizer, needed: Sequence[str]
 ) -> tuple[dict[str, Split], dict[str, Any]]:
     """The needed splits, as memory maps, and a JSON-compatible record of their shards.
 
@@ -121,7 +121,7 @@ def load_splits(
     return splits, {"splits": record}
 
 
-def _folder(config: DataConfig, needed: Sequence[str]) -> Path:
+def _folder(config: CorpusConfig, needed: Sequence[str]) -> Path:
     if config.path:
         folder = Path(config.path).expanduser()
         if not folder.is_dir():

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from mhc_jax.registry import did_you_mean
-from train.config import DataConfig
 from train.data import docstrings, fineweb
 from train.data.cache import cache_folder
+from train.data.config import CorpusConfig
 from train.data.errors import DataError
 from train.data.files import sha256_file, sha256_json
 from train.data.hub import hub_folder
@@ -37,7 +37,7 @@ class Source:
     """Text that is found but not yet read.
 
     Attributes:
-        name: as in ``DataConfig.source``.
+        name: as in ``CorpusConfig.source``.
         digest: SHA-256 of the bytes it is read from, and of how they are split.
         splits: each gives the documents of a split, in pieces that may be cut as its argument says (see
             :class:`train.data.tokenizer.Tokenizer`), as often as it is called.
@@ -52,7 +52,7 @@ class Source:
     size: int
 
 
-def find_source(config: DataConfig, needed: Sequence[str] = ("train", "validation")) -> Source:
+def find_source(config: CorpusConfig, needed: Sequence[str] = ("train", "validation")) -> Source:
     """The source that ``config`` names, with its files found and hashed.
 
     Args:
@@ -148,7 +148,7 @@ def held_out(keys: Iterable[bytes], fraction: float) -> np.ndarray:
     return places.reshape(-1) < count
 
 
-def _docstrings(config: DataConfig) -> Source:
+def _docstrings(config: CorpusConfig) -> Source:
     files, versions = docstrings.python_files()
     digest, fraction = _digests(files), config.validation_fraction
 
@@ -166,7 +166,7 @@ def _docstrings(config: DataConfig) -> Source:
 
 
 def _given(path: str) -> Path | None:
-    """The folder that ``DataConfig.path`` names."""
+    """The folder that ``CorpusConfig.path`` names."""
     folder = Path(path).expanduser()
     if path and not folder.is_dir():
         raise DataError(f"--data.path {path}: no such folder")
@@ -200,7 +200,7 @@ def hub_advice(wanted: Wanted, instead: str) -> str:
     return f"nor is there a local {wanted.source}; {instead}, or {fetch}"
 
 
-def _files(config: DataConfig, wanted: Wanted, needed: Sequence[str], place: Path) -> Source:
+def _files(config: CorpusConfig, wanted: Wanted, needed: Sequence[str], place: Path) -> Source:
     folder, names = splits_of(wanted, place)
     missing = [split for split in needed if split not in names]
     if missing and (missing != ["validation"] or "train" not in names):
@@ -222,7 +222,7 @@ def _chained(paths: list[Path], column: str, last_cut: LastCut) -> Iterator[Piec
     return itertools.chain.from_iterable(read_pieces(path, column, last_cut) for path in paths)
 
 
-def _divided_documents(wanted: Wanted, config: DataConfig, paths: list[Path]) -> dict[str, Read]:
+def _divided_documents(wanted: Wanted, config: CorpusConfig, paths: list[Path]) -> dict[str, Read]:
     """A share of the documents is for validation."""
 
     @functools.cache
@@ -253,7 +253,7 @@ def _document_digests(pieces: Iterable[Piece]) -> Iterator[bytes]:
             digest = hashlib.sha256()
 
 
-def _divided_text(wanted: Wanted, config: DataConfig, paths: list[Path]) -> dict[str, Read]:
+def _divided_text(wanted: Wanted, config: CorpusConfig, paths: list[Path]) -> dict[str, Read]:
     """The end of the one document, from the first line that starts in it, is for validation.
 
     Characters may be torn from their line, and are where the original's Shakespeare is cut.

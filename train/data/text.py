@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from train.data.errors import DataError
+from train.data.files import machine_memory
 from train.data.tokenizer import Tokenizer
-from train.devices.memory import machine_memory
 
 BLOCK = 1 << 20
 BATCH_ROWS = 1000

@@ -1,13 +1,13 @@
 """What a model needs beside what a machine has: requests beyond all measure are refused before they are made."""
 
 import math
-import os
 
 import jax
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.nn.model import ModelConfig
+from train.data.files import machine_memory
 
 # Parameters, their gradients, and the two moments of AdamW.
 TRAINING = 4
@@ -41,9 +41,9 @@ def memory() -> int:
     return machine_memory() * jax.process_count()
 
 
-def machine_memory() -> int:
-    """Bytes of the machine that this process runs on."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def most_used() -> dict[str, int | None]:
+    """For a run's summary: ``peak_bytes`` that were in use on the first local device; None where it does not say."""
+    return {"peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")}
 
 
 def _flag(model: ModelConfig, parameter: ParamInfo) -> str:

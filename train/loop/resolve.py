@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import check_policy
 from train.config import RunConfig, recorded
-from train.data import load_tokenizer, with_characters
 from train.storage import lock
 from train.storage.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, read_summary
 
@@ -23,25 +22,23 @@ FREE_ON_RESUME = (
     "checkpoint",
     "model.execution.layers",
     "model.execution.remat",
-    "data.path",
-    "data.cache_dir",
     "train.steps",
     "train.epochs",
     "train.resume",
     "train.eval_every",
     "train.max_nonfinite",
-    "train.sample_tokens",
 )
 
 
-# What the processes of one run may have each of its own: where a host keeps its copy of the data, and what it shows.
-FREE_ON_A_HOST = ("data.path", "data.cache_dir", "log.progress")
+# What the processes of one run may show each as it likes.
+FREE_ON_A_HOST = ("log.progress",)
 
 
 def must_agree(config: RunConfig) -> dict[str, Any]:
     """What all processes of a run must be started with alike, by flag."""
     fields = _flat(config.to_dict())
-    return {_flag(name): fields[name] for name in sorted({*fields} - {*FREE_ON_A_HOST})}
+    free = {*FREE_ON_A_HOST, *(f"data.{name}" for name in config.data.of_a_host)}
+    return {_flag(name): fields[name] for name in sorted({*fields} - free)}
 
 
 def run_folder(config: RunConfig) -> Path:
@@ -83,31 +80,25 @@ def _stopped_before_its_first_step(folder: Path) -> bool:
 
 
 def resolve(config: RunConfig) -> RunConfig:
-    """The configuration with the tokenizer's vocabulary and the data's length where the model leaves them open.
+    """The configuration with the data's vocabulary and length where the model leaves them open.
 
-    The model's vocabulary may be larger than the tokenizer's, rounded up for speed: no text has its other ids, and
-    sampling leaves them out.
+    The model's vocabulary may be larger than the data's, rounded up for speed: no text has its other ids, and sampling
+    leaves them out.
 
     Raises:
-        ConfigError: it contradicts itself, or the tokenizer cannot be loaded or does not fit the model.
+        ConfigError: it contradicts itself, or the data's vocabulary is not to be had or does not fit the model.
     """
     _check_known(config)
-    data = with_characters(config.data)
-    tokenizer = load_tokenizer(data.tokenizer)
-    model = config.model
-    config = config.replace(
-        data=data,
-        model=model.replace(
-            vocab_size=model.vocab_size or tokenizer.vocab_size,
-            max_len=model.max_len or config.data.seq_len,
-        ),
-    )
+    data, model = config.data.settled(), config.model
+    vocab_size = data.vocab_size()
+    model = model.replace(vocab_size=model.vocab_size or vocab_size, max_len=model.max_len or data.seq_len)
+    config = config.replace(data=data, model=model)
     config.validate()
     check_policy(config.model)
-    if config.model.vocab_size < tokenizer.vocab_size:
+    if config.model.vocab_size < vocab_size:
         raise ConfigError(
-            f"--model.vocab-size {config.model.vocab_size} is smaller than the {tokenizer.vocab_size} tokens of "
-            f"--data.tokenizer {tokenizer.name}; leave it at 0 to follow the tokenizer"
+            f"--model.vocab-size {config.model.vocab_size} is smaller than the {vocab_size} tokens of the data "
+            f"({data.unit}); leave it at 0 to follow the data"
         )
     return config
 
@@ -128,8 +119,9 @@ def check_resumes(config: RunConfig) -> None:
     if begun is None or _stopped_before_its_first_step(folder):
         return
     before, now = _flat(begun.to_dict()), _flat(config.to_dict())
+    fields = (*FREE_ON_RESUME, *(f"data.{name}" for name in (*config.data.of_a_host, *config.data.free_on_resume)))
     for name in sorted({*before, *now}):
-        free = any(name == field or name.startswith(f"{field}.") for field in FREE_ON_RESUME)
+        free = any(name == field or name.startswith(f"{field}.") for field in fields)
         if not free and before.get(name) != now.get(name):
             raise ConfigError(
                 f"cannot resume {folder}: {_flag(name)} was {before.get(name)!r} and is now {now.get(name)!r}; "

@@ -19,27 +19,25 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_info
 from mhc_jax.summary import flops_per_token
 from train.config import RunConfig
-from train.data import Corpus, eval_batches, eval_count, load_corpus, steps_per_epoch, train_batches, unigram_perplexity
 from train.data.files import replacing
+from train.data.kind import Data
 from train.devices import peers, sharding
-from train.devices.memory import TRAINING, check_memory
+from train.devices.memory import TRAINING, check_memory, most_used
 from train.loop.resolve import check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
 from train.measure import streams
 from train.measure.log import Mean, MetricsLog, check_sinks
 from train.measure.lowering import abstract_state, lower_train_step, shardings, whole
 from train.measure.profiler import Profiler
-from train.measure.scores import evaluate, summarise
+from train.measure.scores import evaluate
 from train.measure.speed import Meter
-from train.measure.text import sample
 from train.measure.versions import versions
 from train.report.losses import plot_losses
 from train.storage import lock
 from train.storage.checkpoint import Checkpoints
-from train.storage.folder import CONFIG_FILE, SUMMARY_FILE
+from train.storage.folder import CONFIG_FILE, EPILOGUE_FILE, SUMMARY_FILE
 from train.storage.restore import load_run
 from train.terminal.console import Display, say, task
 from train.terminal.interrupt import Interrupt, Interrupted, advising
-from train.terminal.table import text
 from train.update.optimizer import make_optimizer
 from train.update.state import TrainState
 from train.update.step import init_state, make_eval_step
@@ -73,7 +71,7 @@ def run(
     SIGTERM or SIGINT finishes the current step and saves. A run to be resumed that has nothing left to do says so.
 
     Args:
-        config: where the model's ``vocab_size`` and ``max_len`` are 0 they follow tokenizer and data.
+        config: where the model's ``vocab_size`` and ``max_len`` are 0 they follow the data.
         callbacks: called with the step and its values whenever a line is written to ``metrics.jsonl``.
         resume_command: what to tell a person whose run was interrupted.
 
@@ -98,27 +96,33 @@ def run(
     if summary := finished(config):
         return _nothing_left(config, summary)
 
-    corpus = load_corpus(config.data)
-    peers.agree("corpus", {"the text or its tokenizer (SHA-256)": corpus.fingerprint})
-    epoch = steps_per_epoch(corpus.train, config.data)
+    data = config.data.load()
+    peers.agree("data", {f"{config.data.identity} (SHA-256)": data.fingerprint})
+    epoch = data.steps_per_epoch()
     total_steps = config.train.steps or config.train.epochs * epoch
     if summary := finished(config, total_steps):
         return _nothing_left(config, summary)
-    data = train_batches(corpus.train, config.data, host=host, hosts=hosts)
-    eval_batches(corpus.validation, config.data)  # refuses a split too short to evaluate, before training for hours
-    unigram_ppl = unigram_perplexity(corpus.train, corpus.validation, config.model.vocab_size)
+    batches = data.train(host, hosts)
+    validation = data.evaluation("validation", host, hosts)
+    # Those of the evaluations by which the best state is chosen.
+    judged = min(config.train.eval_batches or len(validation), len(validation))
+    baselines = data.baselines(config.model.vocab_size)
 
     optimizer = make_optimizer(config.optim, total_steps, param_info(config.model))
     abstract = abstract_state(config, optimizer, mesh)
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
-    _introduce(config, corpus, mesh, parameters, total_steps, unigram_ppl)
+    _introduce(config, data, mesh, parameters, total_steps, baselines)
 
     with _claim(config) as folder, Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         resuming = config.train.resume and checkpoints.latest_step() is not None
         if resuming:
             state, position, meta = checkpoints.restore(abstract)
-            _check_corpus(meta["corpus"], corpus, config, folder)
-            data.set_state(position)
+            if not data.begun_as(meta["data"]):
+                raise ConfigError(
+                    f"cannot resume {folder}: {config.data.identity} is not what the run began with; "
+                    "give the same data, or choose another --run-dir"
+                )
+            batches.set_state(position)
             say(f"resumed {folder} at step {int(state.step)}")
         else:
             if config.train.resume:
@@ -150,44 +154,38 @@ def run(
         def seconds() -> float:
             return seconds_before + time.monotonic() - started
 
-        def validate(state: TrainState, name: str, batches: int) -> dict[str, float]:
-            """Scores, with ``name`` before their names, on so many batches of the validation split, 0 for all of it."""
-            every = eval_batches(corpus.validation, config.data, host=host, hosts=hosts)
-            whole_split = eval_count(corpus.validation, config.data)
-            count = min(batches or whole_split, whole_split)
-            some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(every, count))
+        def validate(state: TrainState, name: str, count: int) -> dict[str, float]:
+            """Scores, with ``name`` before their names, on so many batches of the validation split."""
+            some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(validation, count))
             with task(f"evaluating {count} validation batches", count, quiet=int(state.step) < total_steps) as work:
                 sums = evaluate(eval_step, state.params, work.over(interrupt.between(some)))
-            found = summarise(*sums, corpus.validation_bytes / len(corpus.validation))
-            scores = {f"{name}_{score}": found[score] for score in ("loss", "ppl", "bpb")}
-            log.write(int(state.step), scores)
-            loss, ppl, bpb = f"{found['loss']:.4f}", text(found["ppl"]), f"{found['bpb']:.4f}"
-            part = "whole split" if count == whole_split else f"{count} batch{'es' * (count > 1)}"
-            say(f"step {int(state.step)}  val_loss {loss}  val_ppl {ppl}  val_bpb {bpb}  ({part})")
-            return found
+            scores = data.scores("validation", sums)
+            del scores["tokens"]
+            log.write(int(state.step), {f"{name}_{score}": value for score, value in scores.items()})
+            part = "whole split" if count == len(validation) else f"{count} batch{'es' * (count > 1)}"
+            say(f"step {int(state.step)}  {data.shown(scores)}  ({part})")
+            return scores
 
         def look_at_streams(state: TrainState) -> None:
             """Stream statistics on the first micro-batch of the validation split."""
-            batch = next(eval_batches(corpus.validation, config.data, host=host, hosts=hosts))
-            found = stream_step(state.params, sharding.global_batch(batch, mesh))
+            found = stream_step(state.params, sharding.global_batch(next(iter(validation)), mesh))
             log.write_streams(int(state.step), streams.record(found))
 
         def save(state: TrainState, metric: float | None = None) -> None:
             meta = {
                 "config": config.to_dict(),
-                "corpus": corpus.fingerprint,
+                "data": data.fingerprint,
                 "best_val_loss": best if math.isfinite(best) else None,
                 "seconds": seconds(),
                 "speed": meter.total(),
                 "mean_loss": mean_loss.state,
             }
-            checkpoints.save(int(state.step), state, data.get_state(), meta, metric=metric)
+            checkpoints.save(int(state.step), state, batches.get_state(), meta, metric=metric)
 
         def draw() -> None:
             if jax.process_index() == 0:
                 title = f"{config.name}: {parameters:,} parameters"
-                loss = math.log(unigram_ppl)
-                plot_losses(folder, title=title, tokens_per_step=tokens_per_step, unigram_loss=loss)
+                plot_losses(folder, title=title, tokens_per_step=tokens_per_step, baselines=baselines)
 
         def stop(number: int, step: int) -> NoReturn:
             checkpoints.wait()
@@ -202,7 +200,7 @@ def run(
             """
             nonlocal best
             try:
-                found = validate(state, "val", config.train.eval_batches)
+                found = validate(state, "val", judged)
             except Interrupted as request:
                 if not saved:
                     save(state)
@@ -239,7 +237,7 @@ def run(
             meter.restart()
             for step in range(start + 1, total_steps + 1):
                 with meter.waiting():
-                    batch = sharding.global_batch(next(data), mesh)
+                    batch = sharding.global_batch(next(batches), mesh)
                 profiler.before(step)
                 state, metrics = train_step(state, batch)
                 profiler.after(step, metrics)
@@ -269,16 +267,16 @@ def run(
 
             # All that was trained is saved: what follows loses nothing, and a resumed run begins here.
             final = score(state, saved=True)
-            if final["tokens"] < (len(corpus.validation) - 1) // config.data.seq_len * config.data.seq_len:
+            if judged < len(validation):
                 try:
-                    final = validate(state, "final_val", batches=0)
+                    final = validate(state, "final_val", len(validation))
                 except Interrupted as request:
                     stop(request.number, total_steps)
             checkpoints.wait()
 
     summary = {
-        **{f"val_{name}": final[name] for name in ("loss", "ppl", "bpb")},
-        "unigram_ppl": unigram_ppl,
+        **{f"val_{name}": value for name, value in final.items()},
+        **{f"{name}_ppl": math.exp(loss) for name, loss in baselines.items()},
         "best_val_loss": best,
         "steps": total_steps,
         "skipped": int(state.skipped),
@@ -288,12 +286,12 @@ def run(
         "seconds": seconds(),
         "compile_seconds": compile_seconds,
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-        "peak_bytes": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
+        **most_used(),
         "versions": versions(),
     }
     with advising(f"interrupted: step {total_steps} is saved {resumes}"):
         draw()
-        _finish(config, folder, corpus, state.params, summary)
+        _finish(config, folder, data, state.params, summary)
     return Result(state.params, summary)
 
 
@@ -341,25 +339,15 @@ def _claim(config: RunConfig) -> Iterator[Path]:
         yield folder
 
 
-def _check_corpus(begun: str, corpus: Corpus, config: RunConfig, folder: Path) -> None:
-    # Runs of earlier versions began with the test split, too, where there was one.
-    if begun != corpus.fingerprint and begun != load_corpus(config.data, also=("test",)).fingerprint:
-        raise ConfigError(
-            f"cannot resume {folder}: the text or its tokenizer is not what the run began with; "
-            "give the same data, or choose another --run-dir"
-        )
-
-
 def _introduce(
-    config: RunConfig, corpus: Corpus, mesh: Mesh, parameters: int, total_steps: int, unigram_ppl: float
+    config: RunConfig, data: Data, mesh: Mesh, parameters: int, total_steps: int, baselines: dict[str, float]
 ) -> None:
     """What is about to happen, before anything is compiled."""
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(
         f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}\n"
-        f"data: {config.data.source}, tokenizer {corpus.tokenizer.name}\n"
-        f"{len(corpus.train):,} training and {len(corpus.validation):,} validation tokens, unigram perplexity "
-        f"{text(unigram_ppl)}\n{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
+        f"{data.introduction(baselines)}\n"
+        f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
     )
     if config.optim.warmup_steps >= total_steps:
         say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
@@ -367,24 +355,16 @@ def _introduce(
         say(sharding.table(param_info(config.model), mesh))
 
 
-def _finish(config: RunConfig, folder: Path, corpus: Corpus, params: Params, summary: dict[str, Any]) -> None:
-    """Summary and text sample."""
+def _finish(config: RunConfig, folder: Path, data: Data, params: Params, summary: dict[str, Any]) -> None:
+    """The data's epilogue, and the summary."""
     if jax.process_count() > 1:
         params = multihost_utils.process_allgather(params, tiled=True)
     if jax.process_index() != 0:
         return
-    if config.train.sample_tokens > 0:
-        options = {"tokens": config.train.sample_tokens, "temperature": 0.8, "top_k": 50, "seed": config.train.seed}
-        with task("compiling and drawing a text sample"):
-            words = sample(config, params, corpus.tokenizer, **options)
-        (folder / "sample.txt").write_text(words + "\n", encoding="utf-8")
-        say(f"sample:\n{words}\n")
+    if words := data.epilogue(config.model, params, config.train.seed):
+        (folder / EPILOGUE_FILE).write_text(words + "\n", encoding="utf-8")
     # Last: a run with a summary has nothing left to do.
     with replacing(folder / SUMMARY_FILE) as file:
         file.write(f"{json.dumps(summary, indent=2)}\n".encode())
     speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""
-    say(
-        f"validation loss {summary['val_loss']:.4f}, perplexity {text(summary['val_ppl'])} "
-        f"(unigram model {text(summary['unigram_ppl'])})\n"
-        f"{summary['val_bpb']:.4f} bits per byte{speed}\nwritten to {folder}"
-    )
+    say(f"{data.closing(summary)}{speed}\nwritten to {folder}")

@@ -66,8 +66,11 @@ def step_flops(config: RunConfig) -> float:
     apart first; the loop over time is not: it holds a few operations per channel, beside the matrix products.
     """
     execution = config.model.execution.replace(layers="unroll")
-    whole = config.train.replace(accumulate=1, loss_chunk=config.data.seq_len)
-    config = config.replace(model=config.model.replace(execution=execution), train=whole)
+    config = config.replace(
+        model=config.model.replace(execution=execution),
+        objective=config.objective.replace(chunk=config.data.seq_len),
+        train=config.train.replace(accumulate=1),
+    )
     cost = _lowered_step(config).cost_analysis()
     return cost["flops"] if cost else math.nan
 
@@ -122,9 +125,9 @@ def collective_rows(text: str) -> list[Row]:
 def _lowered_step(config: RunConfig) -> jax.stages.Lowered:
     optimizer = make_optimizer(config.optim, 1, param_info(config.model))
     state = jax.eval_shape(lambda: init_state(config, optimizer))
-    tokens = jax.ShapeDtypeStruct((config.data.batch_size, config.data.seq_len), jnp.int32)
+    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in config.data.arrays().items()}
     train_step = jax.jit(make_train_step(config, optimizer), donate_argnums=0)
-    return train_step.lower(state, {"inputs": tokens, "targets": tokens})
+    return train_step.lower(state, batch)
 
 
 def _mib(tree: Any) -> float:

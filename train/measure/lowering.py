@@ -47,10 +47,11 @@ def lower_train_step(
     Args:
         state: abstract or not, sharded over ``mesh``.
     """
-    tokens = jax.ShapeDtypeStruct(
-        (config.data.batch_size, config.data.seq_len), jnp.int32, sharding=sharding.batch_sharding(mesh)
-    )
+    slices = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=slices) for name, shape in config.data.arrays().items()
+    }
     step = jax.jit(
         make_train_step(config, optimizer, mesh), donate_argnums=0, out_shardings=(shardings(state), whole(mesh))
     )
-    return step.lower(state, {"inputs": tokens, "targets": tokens})
+    return step.lower(state, batch)

@@ -15,7 +15,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.ops.loss import IGNORE
 from train.config import RunConfig
-from train.data import check_ids, load_corpus
+from train.data.kind import Batch
 from train.devices import sharding
 from train.report.quantities import Record
 
@@ -30,15 +30,15 @@ def make_stream_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[P
         # Every so many rows, as in training: a batch sharded in contiguous runs is cut without moving a row.
         batch = jax.tree.map(lambda x: x[:: config.train.accumulate], batch)
         params, batch_sharding = sharding.for_step(config.model, params, mesh)
-        return _statistics(config, params, batch["inputs"], batch["targets"] != IGNORE, batch_sharding)
+        return _statistics(config, params, batch, batch_sharding)
 
     return stream_step
 
 
 def mixes(config: RunConfig) -> bool:
     """Whether there are streams to look at. Nothing is computed."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    return bool(jax.eval_shape(functools.partial(_statistics, config), param_shapes(config.model), tokens))
+    batch = {"inputs": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
+    return bool(jax.eval_shape(functools.partial(_statistics, config), param_shapes(config.model), batch))
 
 
 def check(config: RunConfig) -> None:
@@ -48,39 +48,42 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f"--log.streams-every needs a model that mixes streams, not this one ({parts}); set it to 0")
 
 
-def measure(config: RunConfig, params: Params, tokens_BT: np.ndarray) -> Record:
-    """The statistics on these tokens."""
-    return record(jax.jit(functools.partial(_statistics, config))(params, jnp.asarray(tokens_BT, jnp.int32)))
+def measure(config: RunConfig, params: Params, batch: Batch) -> Record:
+    """The statistics on these tokens, of those with a target if there are targets."""
+    return record(jax.jit(functools.partial(_statistics, config))(params, batch))
 
 
 def _statistics(
     config: RunConfig,
     params: Params,
-    tokens_BT: jax.Array,
-    mask_BT: jax.Array | None = None,
+    batch: Mapping[str, jax.Array],
     batch_sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, jax.Array]:
-    taps = mhc_jax.apply(config.model, params, tokens_BT, taps=True, batch_sharding=batch_sharding).taps
-    return diagnostics.statistics(taps, mask_BT)
+    given = {"positions": batch.get("positions"), "segment_ids": batch.get("segments")}
+    found = mhc_jax.apply(config.model, params, batch["inputs"], taps=True, batch_sharding=batch_sharding, **given)
+    return diagnostics.statistics(found.taps, batch["targets"] != IGNORE if "targets" in batch else None)
 
 
-def validation_tokens(config: RunConfig, count: int) -> np.ndarray:
-    """About ``count`` tokens, but at least one window, from the start of the validation split: (B, T).
+def validation_rows(config: RunConfig, count: int) -> Batch:
+    """About ``count`` tokens, but at least one row, from the start of the validation split: a batch of (B, T).
 
     Raises:
-        ConfigError: the corpus cannot be read, or does not fit the model.
+        ConfigError: the data cannot be read, or does not fit the model.
     """
-    tokens = load_corpus(config.data, needed=("validation",)).validation
-    T = min(config.data.seq_len, config.model.max_len, len(tokens))
-    B = max(min(count, len(tokens)) // T, 1)
-    tokens = np.asarray(tokens[: B * T])
-    check_ids(tokens, config.model.vocab_size, "the validation tokens")
-    return tokens.reshape(B, T)
+    data = config.data.load(("validation",))
+    data.check(config.model.vocab_size)
+    wanted, found = max(count // config.data.seq_len, 1), []
+    for batch in data.evaluation():
+        full = (batch["targets"] != IGNORE).any(axis=1)
+        found.append({name: x[full] for name, x in batch.items()})
+        if sum(len(batch["inputs"]) for batch in found) >= wanted:
+            break
+    return {name: np.concatenate([batch[name] for batch in found])[:wanted] for name in found[0]}
 
 
-def some_tokens(config: RunConfig) -> np.ndarray:
-    """A few that any model knows: (1, T)."""
-    return np.arange(min(16, config.model.max_len, config.model.vocab_size))[None]
+def some_tokens(config: RunConfig) -> Batch:
+    """A row of a few that any model knows."""
+    return {"inputs": np.arange(min(16, config.model.max_len, config.model.vocab_size), dtype=np.int32)[None]}
 
 
 def record(statistics: Mapping[str, Any]) -> Record:

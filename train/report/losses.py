@@ -13,21 +13,21 @@ from train.storage.folder import METRICS_FILE, read_metrics
 PICTURE_FILE = "loss.png"
 
 
-def plot_losses(folder: Path, *, title: str, tokens_per_step: int, unigram_loss: float) -> None:
-    """Draws training and validation loss of the run in ``folder``, and the unigram model's loss as a line.
+def plot_losses(folder: Path, *, title: str, tokens_per_step: int, baselines: Mapping[str, float]) -> None:
+    """Draws training and validation loss of the run in ``folder``, and each baseline as a line.
 
     Args:
         folder: holds ``metrics.jsonl``; ``loss.png`` is written there.
         title: of the picture.
         tokens_per_step: for the axis at the top.
-        unigram_loss: nats per token of the model that knows only how often each token occurs.
+        baselines: losses of simple models by name, see :meth:`train.data.kind.Data.baselines`.
     """
     lines = read_metrics(folder / METRICS_FILE)
 
     def draw():
         figure = figures.new_figure(7, 4.4)
         axes = figure.subplots()
-        draw_losses(axes, lines, unigram_loss, tokens_per_step)
+        draw_losses(axes, lines, baselines, tokens_per_step)
         axes.set_title(title)
         return figure
 
@@ -35,17 +35,16 @@ def plot_losses(folder: Path, *, title: str, tokens_per_step: int, unigram_loss:
 
 
 def draw_losses(
-    axes: Axes, lines: Sequence[Mapping[str, Any]], unigram_loss: float | None, tokens_per_step: int
+    axes: Axes, lines: Sequence[Mapping[str, Any]], baselines: Mapping[str, float], tokens_per_step: int
 ) -> None:
-    """Training loss, validation loss and, if given, the unigram model's, of the lines of a ``metrics.jsonl``.
+    """Training loss and validation loss of the lines of a ``metrics.jsonl``, and the baselines.
 
     A line joins what was measured on the same batches; the loss of the whole validation split stands by itself.
     """
     blue, orange, green = figures.COLOURS
     train, validation, whole = (_points(lines, key) for key in ("loss", "val_loss", "final_val_loss"))
-    if unigram_loss is not None:
-        label = f"unigram model, {unigram_loss:.3f}"
-        axes.axhline(unigram_loss, color="0.5", linestyle="--", linewidth=1, label=label)
+    for name, loss in baselines.items():
+        axes.axhline(loss, color="0.5", linestyle="--", linewidth=1, label=f"{name} model, {loss:.3f}")
     if train:
         axes.plot(*zip(*train), color=blue, linewidth=1, label="training")
     if validation:

@@ -80,7 +80,7 @@ def render(findings: Findings) -> str:
 
 def _header(findings: Findings, titles: Sequence[str]) -> str:
     summary = findings.summary
-    words = [*findings.config.model.description, f"data {findings.config.data.source}"]
+    words = [*findings.config.model.description, f"data {findings.config.data.label}"]
     found = {
         "validation loss": summary.get("val_loss"),
         "perplexity": summary.get("val_ppl"),
@@ -104,7 +104,7 @@ def _losses(findings: Findings) -> list[str]:
         figure = figures.new_figure(*(4.2, 3.2) if narrow else (11, 3.8))
         data = findings.config.data
         per_step = data.batch_size * data.seq_len
-        draw_losses(figure.subplots(), lines, math.log(unigram) if unigram else None, per_step)
+        draw_losses(figure.subplots(), lines, {"unigram": math.log(unigram)} if unigram else {}, per_step)
         return figure
 
     meaning = (

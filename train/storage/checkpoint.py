@@ -227,7 +227,10 @@ class Checkpoints:
             flat = _read_arrays(path / "state", _flat(abstract_state))
             leaves = [flat[name] for name in _flat(abstract_state)]
             state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
-            return state, _read_json(path / "data"), _read_json(path / "meta")["meta"]
+            meta = _read_json(path / "meta")["meta"]
+            if "corpus" in meta:  # as earlier versions called it
+                meta["data"] = meta.pop("corpus")
+            return state, _read_json(path / "data"), meta
 
         self.wait()
         found = self._first_good(read, reversed(self.steps()) if step is None else [step])

@@ -8,7 +8,8 @@ from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.nn.model import ModelConfig
-from train.config import DataConfig, RunConfig, faults_of, recorded
+from train.config import RunConfig, faults_of, recorded
+from train.data.config import CorpusConfig
 
 
 def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple[RunConfig, Params]:
@@ -42,7 +43,7 @@ def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple
 def _exported(path: Path, model: ModelConfig, params: Params) -> tuple[RunConfig, Params]:
     if (path / "run.json").is_file():
         return _read_config(path / "run.json").replace(model=model), params
-    data = DataConfig(seq_len=model.max_len)
+    data = CorpusConfig(seq_len=model.max_len)
     if (path / "tokenizer.json").is_file():
         data = data.replace(tokenizer=str(path.absolute()))
     return RunConfig(name=path.absolute().name, model=model, data=data), params

@@ -1,10 +1,11 @@
 """Command lines: dataclasses become flags, and every fault becomes one line on standard error and exit status 2."""
 
 import contextlib
+import importlib
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -14,6 +15,8 @@ from train.terminal import flags, interrupt
 
 T = TypeVar("T")
 
+PLUGIN = "--import"
+
 # Characters of a message.
 LONGEST = 1200
 
@@ -22,6 +25,9 @@ def parse(
     record: type[T], argv: Sequence[str], *, prog: str, default: T | None = None, markers: Sequence[Any] = ()
 ) -> T:
     """``record`` filled from flags, starting from ``default``. ``--help`` prints the flags and exits.
+
+    Every command takes ``--import MODULE``: a kind from outside that a run is made of registers itself when its module
+    is imported.
 
     Args:
         record: a dataclass; its docstring is the help.
@@ -35,6 +41,8 @@ def parse(
             missing argument.
     """
     known = dict(flags.flags_of(record if default is None else default))
+    if PLUGIN not in known:
+        argv = _without_plugins(argv)
     switches = [flag for flag, hint in known.items() if hint is bool]
     argv = flags.switches_spelled(argv, switches)
     start = tyro.MISSING_NONPROP if default is None else default
@@ -52,10 +60,44 @@ def parse_named(record: type[T], argv: Sequence[str], *, prog: str, default: Cal
         ConfigError: as :func:`parse`, or a flag before the name.
     """
     markers = (tyro.conf.AvoidSubcommands,)
+    argv = _without_plugins(argv)
     if not argv or argv[0].startswith("-"):
         parse(record, argv, prog=prog, markers=markers)  # prints the help, or says what is missing
         raise ConfigError(f"the name comes before the flags: {prog} NAME [--flags]")
     return parse(record, argv, prog=prog, default=default(argv[0]), markers=markers)
+
+
+def load_plugin(module: str) -> None:
+    """Imports it; it may register configurations, topologies and kinds of any axis.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever a module may raise
+        kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{PLUGIN} {module}: {kind}{error}") from error
+
+
+def importing(plugins: Iterable[str]) -> list[str]:
+    """The arguments that import them."""
+    return [word for plugin in plugins for word in (PLUGIN, plugin)]
+
+
+def _without_plugins(argv: Sequence[str]) -> list[str]:
+    """The arguments without ``--import MODULE``, which is imported."""
+    rest = []
+    words = iter(argv)
+    for word in words:
+        flag, equals, module = word.partition("=")
+        if flag != PLUGIN:
+            rest.append(word)
+        elif module := module if equals else next(words, ""):
+            load_plugin(module)
+        else:
+            raise ConfigError(f"{PLUGIN} needs a value")
+    return rest
 
 
 def parse_known(record: type[T], argv: Sequence[str]) -> tuple[T, list[str]]:

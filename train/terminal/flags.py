@@ -55,6 +55,7 @@ FOREIGN = {
     "log-freq": "--log.every",
     "log-interval": "--log.every",
     "logging-steps": "--log.every",
+    "loss-chunk": "--objective.chunk",
     "lr-decay-iters": "--optim.decay-steps",
     "lr-scheduler-type": "--optim.schedule",
     "max-grad-norm": "--optim.clip",

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from train.config import DataConfig
 from train.data import DataError, load_corpus
+from train.data.config import CorpusConfig
 
 TEXT = "".join(f"Line {i} of a small text: naïve café.\n" for i in range(200))
 
@@ -14,7 +14,7 @@ def text_config(folder):
     """A corpus of bytes of a text file, cached in the same folder."""
     file = folder / "text.txt"
     file.write_text(TEXT, encoding="utf-8")
-    return DataConfig(source=str(file), tokenizer="bytes", cache_dir=str(folder / "cache"))
+    return CorpusConfig(source=str(file), tokenizer="bytes", cache_dir=str(folder / "cache"))
 
 
 def cache_files(config, suffix):

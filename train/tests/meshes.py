@@ -9,7 +9,9 @@ import dataclasses
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import DenseEndsConfig, StreamAdaptersConfig
-from train.config import DataConfig, MeshConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import MeshConfig, OptimConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
 
 DEVICES, ROWS = 8, 7
 VOCABULARY, LENGTH, CHUNK, STREAMS = 96, 9, 3, 5
@@ -66,7 +68,8 @@ def run_config(model: str) -> RunConfig:
     steps, accumulate = (20, 3) if model == "mhc_ssm" else (6, 1)
     return RunConfig(
         model=MODELS[model],
-        data=DataConfig(seq_len=LENGTH, batch_size=ROWS * DEVICES * accumulate),
+        data=CorpusConfig(seq_len=LENGTH, batch_size=ROWS * DEVICES * accumulate),
         optim=OptimConfig(lr=1e-2, warmup_steps=2),
-        train=TrainConfig(steps=steps, loss_chunk=CHUNK, accumulate=accumulate),
+        objective=CrossEntropyConfig(chunk=CHUNK),
+        train=TrainConfig(steps=steps, accumulate=accumulate),
     )

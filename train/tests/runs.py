@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 from mhc_jax.models import mhc_ssm
-from train.config import CheckpointConfig, DataConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
 from train.storage.folder import read_metrics
 
 PLUGIN = """
@@ -35,16 +37,18 @@ def tiny_run(folder: Path) -> RunConfig:
         name="tiny",
         run_dir=str(folder / "run"),
         model=mhc_ssm("baseline", vocab_size=0, max_len=0, width=16, layers=1),
-        data=DataConfig(
+        data=CorpusConfig(
             source=str(corpus),
             tokenizer="bytes",
             seq_len=16,
             batch_size=8,
             cache_dir=str(folder / "cache"),
             max_eval_tokens=400,
+            sample_tokens=0,
         ),
         optim=OptimConfig(lr=3e-2, warmup_steps=5),
-        train=TrainConfig(steps=150, loss_chunk=8, eval_every=60, eval_batches=3, sample_tokens=8),
+        objective=CrossEntropyConfig(chunk=8),
+        train=TrainConfig(steps=150, eval_every=60, eval_batches=3),
         checkpoint=CheckpointConfig(every=50),
         log=LogConfig(every=1, progress=False),
     )

@@ -9,7 +9,6 @@ from mhc_jax.config import ConfigError
 from train.benchmark import __main__ as benchmark
 from train.benchmark import cases, driver, jax_worker, torch_worker
 from train.benchmark.driver import Contender, Timing, WorkerError, alternate
-from train.data import load_corpus
 from train.measure.scores import evaluate_split
 from train.tests.tiny import tiny_export
 
@@ -133,8 +132,7 @@ def test_command_times_training_and_restores_weights_before_perplexity(tiny, tmp
     assert [row["contender"] for row in found["rows"]] == ["jax"]
     assert found["rows"][0]["tokens/s"] > 0
     assert found["config"]["model"] == config.model.to_dict()
-    corpus = load_corpus(config.data)
-    expected = evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    expected = evaluate_split(config, params, config.data.load())
     assert f"perplexity {expected['ppl']:.2f}," in found["notes"][-1]
     assert "restored after timing" in found["notes"][-1]
     assert found["notes"][-1] in document

@@ -17,7 +17,8 @@ import pytest
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm
-from train.config import DataConfig, RunConfig
+from train.config import RunConfig
+from train.data.config import CorpusConfig
 from train.storage import manifest
 from train.storage.checkpoint import CheckpointError, Checkpoints
 from train.storage.restore import load_run
@@ -329,7 +330,7 @@ def test_kill_during_a_save_leaves_the_steps_before(tmp_path, delay):
 
 def test_a_run_directory_is_loaded_with_its_parameters(tmp_path):
     config = RunConfig(
-        model=mhc_ssm(vocab_size=32, max_len=8, width=8, layers=1), data=DataConfig(seq_len=8, tokenizer="bytes")
+        model=mhc_ssm(vocab_size=32, max_len=8, width=8, layers=1), data=CorpusConfig(seq_len=8, tokenizer="bytes")
     )
     params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.5, leaf.dtype), param_shapes(config.model))
     (tmp_path / "config.json").write_text(config.to_json())

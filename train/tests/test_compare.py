@@ -4,12 +4,13 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from train import compare
-from train.config import DataConfig, RunConfig
+from train.config import RunConfig
+from train.data.config import CorpusConfig
 
 
 def finished_run(folder, ppl, *, metrics=True, loss=5.0, tokenizer="bytes", source="docstrings"):
     folder.mkdir(parents=True)
-    config = RunConfig(data=DataConfig(source=source, tokenizer=tokenizer, batch_size=2, seq_len=8))
+    config = RunConfig(data=CorpusConfig(source=source, tokenizer=tokenizer, batch_size=2, seq_len=8))
     (folder / "config.json").write_text(config.to_json())
     summary = {"val_loss": loss, "val_ppl": ppl, "val_bpb": 1.5, "params": 1234, "tokens_per_second": None}
     (folder / "summary.json").write_text(json.dumps(summary))
@@ -74,7 +75,7 @@ def test_runs_on_different_corpora_stand_apart(tmp_path, capsys):
 
 
 def test_what_runs_share_is_no_column(tmp_path):
-    bytes_, gpt2 = (RunConfig(data=DataConfig(tokenizer=name)) for name in ("bytes", "gpt2"))
+    bytes_, gpt2 = (RunConfig(data=CorpusConfig(tokenizer=name)) for name in ("bytes", "gpt2"))
     assert compare.measures({"a": [bytes_], "b": [bytes_]}) == {"a": {}, "b": {}}
     assert compare.measures({"a": [bytes_], "b": [gpt2]}) == {"a": {"tokenizer": "bytes"}, "b": {"tokenizer": "gpt2"}}
 

@@ -32,7 +32,7 @@ def test_published_sizes():
 
 def test_operations_do_not_depend_on_how_loops_are_run(tiny):
     config = tiny[0]
-    other = config.replace(train=config.train.replace(accumulate=2, loss_chunk=4))
+    other = config.replace(train=config.train.replace(accumulate=2), objective=config.objective.replace(chunk=4))
     assert cost.step_flops(other) == cost.step_flops(config)
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from train.config import DataConfig
 from train.data import (
     load_corpus,
 )
+from train.data.config import CorpusConfig
 from train.tests.corpora import TEXT, cache_files, flip_a_byte, refused, text_config, truncate
 
 
@@ -84,7 +84,7 @@ def test_cache_of_another_version_of_packing(config, monkeypatch):
 def test_columns_of_one_file_have_caches_of_their_own(tmp_path):
     file = tmp_path / "text.jsonl"
     file.write_text("".join(json.dumps({"text": f"text {i}", "title": f"title {i}"}) + "\n" for i in range(9)))
-    config = DataConfig(str(file), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    config = CorpusConfig(source=str(file), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     for column in ("text", "title"):
         corpus = load_corpus(config.replace(text_column=column))
         assert corpus.tokenizer.decode(corpus.train.tolist()).startswith(column)

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from train.config import DataConfig
 from train.data import (
     DataError,
     check_ids,
@@ -18,6 +17,7 @@ from train.data import (
     unigram_perplexity,
     with_characters,
 )
+from train.data.config import CorpusConfig
 from train.data.text import Piece, read_pieces
 from train.data.tokens import token_dtype
 from train.tests.corpora import TEXT, cache_files, refused, text_config
@@ -102,7 +102,7 @@ def test_shakespeare_by_characters_is_nanogpts(tmp_path):
     real = SHARED / "data" / "tinyshakespeare" / "input.txt"
     if not real.is_file():
         pytest.skip("the text is not here")
-    config = DataConfig(str(real), tokenizer="chars", validation_fraction=0.1, cache_dir=str(tmp_path))
+    config = CorpusConfig(source=str(real), tokenizer="chars", validation_fraction=0.1, cache_dir=str(tmp_path))
     corpus = load_corpus(config)
     assert (corpus.tokenizer.vocab_size, len(corpus.train), len(corpus.validation)) == (65, 1_003_854, 111_540)
     assert corpus.train[:10].tolist() == [18, 47, 56, 57, 58, 1, 15, 47, 58, 47]  # "First Citi"
@@ -126,7 +126,7 @@ def test_bytes_are_counted_alike_whole_and_cut(name, tmp_path):
         unigram_tokenizer(tmp_path / "tokenizer.json")
         name = str(tmp_path)
     tmp_path.joinpath("text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in SPELLED_OUT))
-    config = DataConfig(str(tmp_path / "text.jsonl"), tokenizer=name, cache_dir=str(tmp_path / "cache"))
+    config = CorpusConfig(source=str(tmp_path / "text.jsonl"), tokenizer=name, cache_dir=str(tmp_path / "cache"))
     whole = load_corpus(config.replace(validation_fraction=0.5))
     tokenizer, tokens = whole.tokenizer, whole.validation
     if tokenizer.eos_id is not None:
@@ -149,7 +149,7 @@ def test_splits_not_asked_for(tmp_path):
 
     for split in ("validation", "test"):
         datasets.Dataset.from_dict({"text": [f"the {split} row"]}).to_parquet(str(tmp_path / f"{split}-0.parquet"))
-    config = DataConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    config = CorpusConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     refused(config, "holds no train split")
     assert load_corpus(config, needed=("validation",)).test is None
     assert [file.name.partition("-")[2] for file in cache_files(config, ".npy")] == ["validation.npy"]
@@ -165,14 +165,14 @@ def test_blank_split_is_refused(tmp_path):
 
     for split, rows in {"train": ["text"], "validation": ["", ""]}.items():
         datasets.Dataset.from_dict({"text": rows}).to_parquet(str(tmp_path / f"{split}-0.parquet"))
-    config = DataConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    config = CorpusConfig(source=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
     refused(config, "the validation split holds no text")
 
 
 def test_two_processes_fill_one_cache(config):
     program = (
-        "import sys; from train.config import DataConfig; from train.data import load_corpus; sys.stdin.readline();"
-        "print(load_corpus(DataConfig.from_json(sys.argv[1])).fingerprint)"
+        "import sys; from train.data import CorpusConfig, load_corpus; sys.stdin.readline();"
+        "print(load_corpus(CorpusConfig.from_json(sys.argv[1])).fingerprint)"
     )
     command = [sys.executable, "-c", program, config.to_json()]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
@@ -223,7 +223,7 @@ def wikitext_folder(folder, rows=ROWS):
 def test_wikitext_by_the_original_recipe(tmp_path):
     tokenizer = load_tokenizer("gpt2")
     path, cache = str(wikitext_folder(tmp_path)), str(tmp_path / "cache")
-    corpus = load_corpus(DataConfig(source="wikitext-2-v1", path=path, cache_dir=cache))
+    corpus = load_corpus(CorpusConfig(source="wikitext-2-v1", path=path, cache_dir=cache))
     assert corpus.train.tolist() == [token for row in ROWS for token in [*tokenizer.encode(row), 50256]]
     assert corpus.train_bytes == sum(len(row.encode()) for row in ROWS)
 
@@ -240,7 +240,7 @@ def test_wikitext_token_count_against_the_published_file(tmp_path):
     if REAL_WIKITEXT.is_dir():
         published[REAL_WIKITEXT] = 2_448_382
     for folder, count in published.items():
-        config = DataConfig(source="wikitext-2-v1", path=str(folder), cache_dir=str(tmp_path / "cache"))
+        config = CorpusConfig(source="wikitext-2-v1", path=str(folder), cache_dir=str(tmp_path / "cache"))
         rows = [piece.text for piece in read_pieces(folder / "train-00000-of-00001.parquet", "text", len)]
         assert len(load_corpus(config).train) == count - 2 * rows.count("") + len(rows)
 

@@ -14,8 +14,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from train import prepare_fineweb
-from train.config import DataConfig
 from train.data import DataError, load_corpus, load_tokenizer
+from train.data.config import CorpusConfig
 from train.data.shards import read_shard
 from train.data.text import read_pieces
 from train.tests.test_data_tokenizer import word_tokenizer
@@ -112,7 +112,9 @@ def test_every_way_gives_the_same_tokens(documents, quick_tokenizers, tmp_path_f
     expected = [token for row in tokenizer.encode_documents(documents) for token in (tokenizer.eos_id, *row)]
     found = []
     for source in write(folder, documents):
-        config = DataConfig(str(source), validation_fraction=0.5, cache_dir=str(folder / "cache" / source.name))
+        config = CorpusConfig(
+            source=str(source), validation_fraction=0.5, cache_dir=str(folder / "cache" / source.name)
+        )
         corpus = one_line(load_corpus, config)
         if corpus is not None:
             assert corpus.train_bytes + corpus.validation_bytes == len("".join(documents).encode())
@@ -139,7 +141,7 @@ def test_plain_text_by_every_way(text, tmp_path_factory):
         path.write_text(text, encoding="utf-8", newline="")
     found = []
     for source in (folder / "text.txt", folder / "texts"):
-        corpus = one_line(load_corpus, DataConfig(str(source), tokenizer="bytes", cache_dir=str(folder / "cache")))
+        corpus = one_line(load_corpus, CorpusConfig(str(source), tokenizer="bytes", cache_dir=str(folder / "cache")))
         found.append(corpus and [corpus.train.tolist(), corpus.validation.tolist()])
         if corpus is not None:
             whole = corpus.tokenizer.decode([*corpus.train.tolist(), *corpus.validation.tolist()])

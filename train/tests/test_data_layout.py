@@ -7,9 +7,9 @@ import datasets.data_files
 import pytest
 
 from mhc_jax.config import ConfigError
-from train.config import DataConfig
 from train.data import DataError, load_corpus
 from train.data import layout as layout_module
+from train.data.config import CorpusConfig
 from train.data.layout import Wanted, files_under, find_splits, read_card, wanted_patterns
 
 WANTED = Wanted("corpus")
@@ -182,7 +182,9 @@ def test_data_set_of_the_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr("train.data.hub._head", lambda *args: "commit")
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    config = DataConfig("some-one/corpus.x@v1", subset="en", tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    config = CorpusConfig(
+        source="some-one/corpus.x@v1", subset="en", tokenizer="bytes", cache_dir=str(tmp_path / "cache")
+    )
     corpus = load_corpus(config)
     assert corpus.tokenizer.decode(corpus.train.tolist()) == "en/train-1.jsonlen/train-2.jsonl"
     assert corpus.record["files"] == [NAMES[2], NAMES[3], NAMES[4], NAMES[5], NAMES[6]]
@@ -206,7 +208,7 @@ def test_data_set_that_cannot_be_had(monkeypatch, tmp_path):
     monkeypatch.setattr("train.data.hub._head", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", unreachable)
     with pytest.raises(ConfigError) as caught:
-        load_corpus(DataConfig("someone/corpus"))
+        load_corpus(CorpusConfig("someone/corpus"))
     message = str(caught.value)
     for part in ("'someone/corpus'", "(no route)", "nor is there a local", "--data.path FOLDER", "HF_HUB_OFFLINE=1"):
         assert part in message
@@ -228,5 +230,5 @@ def test_data_set_that_is_cached_needs_no_network(monkeypatch, tmp_path):
 
     monkeypatch.setattr("train.data.hub._head", unreachable)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", cached)
-    corpus = load_corpus(DataConfig("someone/corpus", tokenizer="bytes", cache_dir=str(tmp_path / "cache")))
+    corpus = load_corpus(CorpusConfig("someone/corpus", tokenizer="bytes", cache_dir=str(tmp_path / "cache")))
     assert corpus.validation_bytes == len("validation.jsonl")

@@ -5,7 +5,6 @@ import struct
 import numpy as np
 import pytest
 
-from train.config import DataConfig
 from train.data import (
     DataError,
     ShardedTokens,
@@ -18,6 +17,7 @@ from train.data import (
     unigram_perplexity,
 )
 from train.data import tokens as tokens_module
+from train.data.config import CorpusConfig
 from train.data.fineweb import Manifest, ShardRecord, shard_name
 from train.data.shards import read_shard, write_shard
 from train.data.tokenizer import gpt2_token_bytes
@@ -40,7 +40,7 @@ def fill(folder, val=300, train=(700, 500, 30)):
 
 @pytest.fixture
 def config(tmp_path):
-    return DataConfig(source="fineweb10b", path=str(tmp_path / "shards"), cache_dir=str(tmp_path / "cache"))
+    return CorpusConfig(source="fineweb10b", path=str(tmp_path / "shards"), cache_dir=str(tmp_path / "cache"))
 
 
 def refused(call, *parts):

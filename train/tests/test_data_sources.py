@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from train.config import DataConfig
 from train.data import DataError, docstrings, load_corpus, sources
+from train.data.config import CorpusConfig
 from train.data.sources import WIKITEXT, find_source, held_out
 from train.terminal import console
 from train.tests.corpora import cache_files, flip_a_byte, truncate
@@ -38,12 +38,12 @@ def documents(source):
 
 
 def read(source, **config):
-    return documents(find_source(DataConfig(source=str(source), **config)))
+    return documents(find_source(CorpusConfig(str(source), **config)))
 
 
 def refused(*parts, **config):
     with pytest.raises(DataError) as caught:
-        documents(find_source(DataConfig(**{name: str(value) for name, value in config.items()})))
+        documents(find_source(CorpusConfig(**{name: str(value) for name, value in config.items()})))
     message = str(caught.value)
     assert "\n" not in message
     for part in parts:
@@ -68,7 +68,10 @@ def test_parquet_shards_are_read_in_order(tmp_path):
 def test_missing_split_is_named_when_it_is_needed(tmp_path):
     folder = write_parquet(tmp_path, validation=["v"], test=["t"])
     refused("holds no train split, only test and validation", source=folder)
-    assert set(documents(find_source(DataConfig(source=str(folder)), needed=("validation",)))) == {"validation", "test"}
+    assert set(documents(find_source(CorpusConfig(str(folder)), needed=("validation",)))) == {
+        "validation",
+        "test",
+    }
 
 
 def test_bad_parquet(tmp_path):
@@ -107,7 +110,7 @@ def test_validation_fraction(tmp_path):
     lines = tmp_path / "documents.jsonl"
     lines.write_text("".join(json.dumps({"text": str(i)}) + "\n" for i in range(40)))
     assert len(read(lines, validation_fraction=0.25)["validation"]) == 10
-    config = DataConfig(source=str(text))
+    config = CorpusConfig(str(text))
     assert find_source(config).digest != find_source(config.replace(validation_fraction=0.06)).digest
 
 
@@ -224,7 +227,7 @@ def test_hub_snapshot_is_read_like_a_folder(tmp_path, monkeypatch):
 def test_digest_follows_the_bytes(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text("a\n" * 40)
-    config = DataConfig(source=str(file))
+    config = CorpusConfig(str(file))
     before = find_source(config).digest
     assert find_source(config).digest == before
     file.write_text("a\n" * 39 + "b\n")
@@ -294,7 +297,7 @@ def test_docstring_corpus_of_one_package(tmp_path, monkeypatch):
     # The whole standard library takes seconds to parse; the rest of the way needs only some of it.
     few = {name: path for name, path in files.items() if name.startswith(("python/json/", "optax/"))}
     monkeypatch.setattr(docstrings, "python_files", lambda: (few, versions))
-    config = DataConfig(cache_dir=str(tmp_path))
+    config = CorpusConfig(cache_dir=str(tmp_path))
     source = find_source(config)
     rows = documents(source)
     assert source.record == {"versions": versions}
@@ -317,7 +320,7 @@ def few_docstrings(tmp_path, monkeypatch):
     for path in files.values():
         path.write_text(f'"""Module {path.stem}."""\ndef f(): """Of {path.stem}: naïve."""', encoding="utf-8")
     monkeypatch.setattr(docstrings, "python_files", lambda: (files, {}))
-    return DataConfig(cache_dir=str(tmp_path / "cache"), tokenizer="bytes")
+    return CorpusConfig(cache_dir=str(tmp_path / "cache"), tokenizer="bytes")
 
 
 def read_once(config, monkeypatch):
@@ -373,7 +376,7 @@ def test_docstring_corpus_names_a_missing_package(monkeypatch):
 def test_whole_docstring_corpus(tmp_path):
     rows = {
         split: [piece.text for piece in read(len)]
-        for split, read in find_source(DataConfig(cache_dir=str(tmp_path))).splits.items()
+        for split, read in find_source(CorpusConfig(cache_dir=str(tmp_path))).splits.items()
     }
     sizes = {split: sum(len(text.encode()) for text in texts) for split, texts in rows.items()}
     assert 9e6 < sum(sizes.values()) < 20e6

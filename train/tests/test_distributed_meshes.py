@@ -18,7 +18,7 @@ def test_two_processes_slice_parameters_then_products(tmp_path):
         model=mhc_ssm("adapters", vocab_size=0, max_len=0, width=16, layers=2),
         # A constant rate, so that the first half does not depend on the length of the run.
         optim=config.optim.replace(lr=1e-2, schedule="constant"),
-        train=config.train.replace(steps=STEPS, eval_every=HALF, sample_tokens=0),
+        train=config.train.replace(steps=STEPS, eval_every=HALF),
         checkpoint=config.checkpoint.replace(every=0),
     )
     offer(config, tmp_path)

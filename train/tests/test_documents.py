@@ -38,8 +38,8 @@ SMALL = {
     "--data.max-eval-tokens": "200",
     "--train.accumulate": "1",
     "--train.steps": "2",
-    "--train.sample-tokens": "4",
-    "--train.loss-chunk": "16",
+    "--data.sample-tokens": "4",
+    "--objective.chunk": "16",
 }
 # How a command differs here from what stands on the page, by how it begins: the first that fits counts, and what fits
 # none runs as it stands. Flags and words get other values, the first of PLACES is put where the page leaves it to the
@@ -57,6 +57,7 @@ HERE = {
     "python -m train.sample": {"--tokens": "4"},
     "python -m train --resume": {"--train.steps": "4"},
     "python -m train --config": {"--train.steps": "2"},
+    "python -m train delayed_copy": {"--train.steps": "2", "--data.eval-count": "1", "--model.width": "8"},
     "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart@mhc_lite": SMALL | {"--data.source": "notes.txt"},

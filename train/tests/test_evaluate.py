@@ -10,6 +10,7 @@ from mhc_jax.config import ConfigError
 from train import evaluate
 from train.config import RunConfig
 from train.data import load_corpus, load_tokenizer
+from train.data.text_data import word_ppl
 from train.measure import scores
 from train.tests.tiny import tiny_export
 
@@ -34,7 +35,7 @@ def test_every_target_of_the_split_weighs_the_same(tiny):
     corpus = load_corpus(config.data)
     expected, count = windows_loss(config, params, np.asarray(corpus.validation))
     assert count % (config.data.batch_size * config.data.seq_len), "the last batch must be a short one"
-    found = scores.evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    found = scores.evaluate_split(config, params, config.data.load())
     assert found["tokens"] == count
     assert found["loss"] == pytest.approx(expected, rel=1e-5)
     assert found["ppl"] == pytest.approx(math.exp(expected), rel=1e-5)
@@ -42,25 +43,30 @@ def test_every_target_of_the_split_weighs_the_same(tiny):
     assert found["bpb"] == pytest.approx(expected / math.log(2) * per_byte, rel=1e-5)
 
 
-def test_sums_over_batches_are_not_means_of_means():
-    batches = [(10.0, 2), (1.0, 8)]
-    loss_sum, count = scores.evaluate(lambda _, batch: batch, None, batches)
-    assert (loss_sum, count) == (11.0, 10)
-    assert scores.summarise(loss_sum, count, 4.0) == {
+def test_sums_over_batches_are_not_means_of_means(tiny):
+    batches = [{"loss": 10.0, "tokens": 2, "error": 1}, {"loss": 1.0, "tokens": 8, "error": 3}]
+    sums = scores.evaluate(lambda _, batch: batch, None, batches)
+    assert sums == {"loss": 11.0, "tokens": 10, "error": 4}
+    data = tiny[0].data.load()
+    corpus = load_corpus(tiny[0].data)
+    per_byte = len(corpus.validation) / corpus.validation_bytes
+    assert data.scores("validation", sums) == {
         "loss": 1.1,
         "ppl": math.exp(1.1),
-        "bpb": 1.1 / math.log(2) / 4,
+        "bpb": pytest.approx(1.1 / math.log(2) * per_byte),
+        "error": 0.4,
         "tokens": 10,
     }
 
 
-def test_huge_losses_give_infinite_perplexity():
-    assert scores.summarise(1e4, 10, 1.0)["ppl"] == math.inf
+def test_huge_losses_give_infinite_perplexity(tiny):
+    assert tiny[0].data.load().scores("validation", {"loss": 1e4, "tokens": 10})["ppl"] == math.inf
 
 
-def test_nothing_to_predict_is_an_error():
+@pytest.mark.parametrize("batches", [[{"loss": 0.0, "tokens": 0}], []])
+def test_nothing_to_predict_is_an_error(batches):
     with pytest.raises(ConfigError, match="nothing to evaluate"):
-        scores.evaluate(lambda _, batch: batch, None, [(0.0, 0)])
+        scores.evaluate(lambda _, batch: batch, None, batches)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +79,7 @@ def test_word_perplexity_counts_words_and_rows(rows, words):
     tokens = [token for row in rows if row is not None for token in [*tokenizer.encode(row), tokenizer.eos_id]]
     tokens = np.array(tokens[: -1 if None in rows else None])
     expected = math.exp(0.5 * len(tokens) / (words - (None in rows)))
-    assert scores.word_ppl(0.5, tokens, tokenizer) == pytest.approx(expected)
+    assert word_ppl(0.5, tokens, tokenizer) == pytest.approx(expected)
 
 
 def test_command_prints_the_same_numbers(tiny, capsys):

@@ -34,7 +34,7 @@ def test_a_topology_outside_the_repository_trains(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("streams carry state through depth\n" * 60)
     flags = f"--data.source {corpus} --data.cache-dir {tmp_path / 'cache'} --data.seq-len 16 --data.batch-size 2"
-    flags += " --model.width 8 --model.layers 2 --train.steps 2 --train.sample-tokens 0 --train.loss-chunk 16"
+    flags += " --model.width 8 --model.layers 2 --train.steps 2 --data.sample-tokens 0 --objective.chunk 16"
     argv = ["-m", "train", "--import", "layer_scale", "quickstart@layer_scale", "--run-dir", str(tmp_path / "run")]
     done = run(tmp_path, *argv, *flags.split())
     assert done.returncode == 0, done.stderr

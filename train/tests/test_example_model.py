@@ -11,7 +11,8 @@ import pytest
 import mhc_jax
 from mhc_jax.functional import param_info
 from mhc_jax.nn.model import ModelConfig
-from train.config import OptimConfig, RunConfig, TrainConfig
+from train.config import OptimConfig, RunConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
 from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_train_step
 
@@ -42,7 +43,7 @@ def tokens(config):
 
 
 def test_it_learns(config, tokens):
-    run = RunConfig(model=config, optim=OptimConfig(lr=0.1, warmup_steps=0), train=TrainConfig(loss_chunk=6))
+    run = RunConfig(model=config, optim=OptimConfig(lr=0.1, warmup_steps=0), objective=CrossEntropyConfig(chunk=6))
     optimizer = make_optimizer(run.optim, 100, param_info(config))
     step, state = jax.jit(make_train_step(run, optimizer)), init_state(run, optimizer)
     batch = {"inputs": tokens, "targets": tokens}

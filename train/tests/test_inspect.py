@@ -33,7 +33,7 @@ def test_command_on_an_export_prints_draws_and_reports(tiny, tmp_path, capsys):
     for word in ("blocks.mixer.residual", "trace and compile", "optimizer state", "column sums", "forward gain"):
         assert word in printed
         assert word in report
-    assert "Mean over 160 validation tokens of" in printed  # the whole split, in windows of 16
+    assert "Mean over 144 validation tokens of" in printed  # the whole split, in windows of 16
 
 
 def test_command_on_a_run_with_both_sites_shows_its_training(tmp_path, capsys):
@@ -65,10 +65,10 @@ def test_without_a_corpus_a_few_tokens_serve(tiny, tmp_path, capsys):
 
 def test_matrices_are_those_of_the_parameters(tiny):
     config, params, _ = tiny
-    tokens = streams.validation_tokens(config, 64)
-    assert tokens.shape == (4, 16)
-    recorded = streams.measure(config, params, tokens)
-    taps = mhc_jax.apply(config.model, params, tokens, taps=True).taps
+    rows = streams.validation_rows(config, 64)
+    assert {name: x.shape for name, x in rows.items()} == {"inputs": (4, 16), "targets": (4, 16)}
+    recorded = streams.measure(config, params, rows)
+    taps = mhc_jax.apply(config.model, params, rows["inputs"], taps=True).taps
     assert recorded["h_res"] == streams.record({"h": taps["blocks.mixer.residual.h_res"]})["h"]
 
 

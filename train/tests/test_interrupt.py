@@ -128,7 +128,7 @@ MOMENTS = {
     "saving": "train/storage/checkpoint.py:save 1",
     "evaluating at the end": "train/measure/scores.py:evaluate 4",
     "drawing": "train/report/losses.py:plot_losses 1",
-    "sampling": "train/measure/text.py:sample 1",
+    "sampling": "train/data/continuation.py:sample 1",
 }
 
 

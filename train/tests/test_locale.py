@@ -17,7 +17,7 @@ commands = [
     ["train"],
     ["train", "quickstart", "--help"],
     ["train", "quickstart", *sizes, "--data.source", corpus, "--data.cache-dir", run + "/../cache", "--run-dir", run,
-     "--train.steps", "2", "--train.sample-tokens", "9"],
+     "--train.steps", "2", "--data.sample-tokens", "9"],
     ["train.sample", run, "--prompt", prompt, "--tokens", "9"],
     ["train.evaluate", run],
     ["train", "quickstart", "--data.source", corpus + "x", "--run-dir", run + "x"],

@@ -186,7 +186,7 @@ def kill_one(folder, killed):
     """Two processes of which one is killed at step 25 of 40; the other must end in one line and within a minute."""
     config = tiny_run(folder)
     config = config.replace(
-        train=config.train.replace(steps=40, eval_every=0, sample_tokens=0),
+        train=config.train.replace(steps=40, eval_every=0),
         checkpoint=config.checkpoint.replace(every=10),
     )
     offer(config, folder)

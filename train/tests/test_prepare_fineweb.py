@@ -14,8 +14,8 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from train import prepare_fineweb
-from train.config import DataConfig
 from train.data import load_corpus, load_tokenizer
+from train.data.config import CorpusConfig
 from train.data.shards import read_shard, write_shard
 from train.terminal import cli
 from train.terminal.interrupt import Interrupted
@@ -77,7 +77,7 @@ def test_shards_hold_the_documents_each_after_an_end_token(source, tmp_path, mon
     assert 0 < len(shards[-1]) <= 500
     assert np.concatenate(shards).tolist() == expected
     corpus = load_corpus(
-        DataConfig(source="fineweb10b", path=str(tmp_path / "out"), train_shards=0, cache_dir=str(tmp_path / "cache"))
+        CorpusConfig(source="fineweb10b", path=str(tmp_path / "out"), train_shards=0, cache_dir=str(tmp_path / "cache"))
     )
     assert corpus.train[:].tolist() == expected[123:]
     assert corpus.train_bytes + corpus.validation_bytes == sum(len(text.encode()) for text in some_documents(60))
@@ -182,7 +182,7 @@ def test_a_process_killed_at_a_random_moment_and_started_again(tmp_path):
         process.communicate(timeout=60)
         assert process.returncode == -signal.SIGKILL
     with pytest.raises(ConfigError, match="is not finished; repeat the train.prepare_fineweb command"):
-        load_corpus(DataConfig(source="fineweb10b", path=str(out), cache_dir=str(tmp_path / "cache")))
+        load_corpus(CorpusConfig(source="fineweb10b", path=str(out), cache_dir=str(tmp_path / "cache")))
     (out / ".fineweb_train_000007.bin.0123").write_bytes(b"left by a process that was killed while it wrote")
     last = start(out)
     assert last.wait(timeout=120) == 0, last.communicate()[0]

@@ -11,13 +11,14 @@ PARTS = {
         "warmup_steps": NATURAL, "decay_steps": NATURAL, "final_lr": UPPER, "value_lr": NATURAL, "residual_lr": NATURAL,
     },
     "TrainConfig": {
-        "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT, "loss_chunk": COUNT,
+        "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT,
         "eval_every": NATURAL, "eval_batches": NATURAL, "max_nonfinite": COUNT, "seed": NATURAL,
-        "sample_tokens": NATURAL,
     },
-    "DataConfig": {
+    "CrossEntropyConfig": {"chunk": COUNT},
+    "CorpusConfig": {
         "train_shards": NATURAL, "validation_fraction": {"between 0 and 1": lambda x: 0 < x < 1}, "seq_len": COUNT,
         "batch_size": COUNT, "max_train_tokens": NATURAL, "max_eval_tokens": NATURAL, "seed": NATURAL,
+        "sample_tokens": NATURAL,
     },
     "MeshConfig": {"data": NATURAL, "fsdp": COUNT, "tensor": COUNT},
     "CheckpointConfig": {"every": NATURAL, "keep": COUNT},

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     config = tiny_run(folder)
     config = config.replace(
         model=config.model.replace(dropout=0.1),
-        train=config.train.replace(steps=STEPS, sample_tokens=0, eval_every=60),
+        train=config.train.replace(steps=STEPS, eval_every=60),
         checkpoint=config.checkpoint.replace(every=20),
     )
     offer(config, folder)

@@ -22,7 +22,6 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
 from train.config import OptimConfig
-from train.data import load_corpus
 from train.loop import run as run_module
 from train.loop.run import NonFiniteError, run
 from train.measure.log import MetricsLog
@@ -39,6 +38,7 @@ def done(tmp_path_factory):
     """A finished run: its configuration, folder, summary, and how often JAX compiled what."""
     folder = tmp_path_factory.mktemp("done")
     config = tiny_run(folder)
+    config = config.replace(data=config.data.replace(sample_tokens=8))
     compiled = collections.Counter()
 
     class Count(logging.Handler):
@@ -102,8 +102,7 @@ def test_summary_is_what_the_last_checkpoint_scores(done):
     assert summary == done.summary
     config, params = load_run(done.folder, "last")
     assert (config.model.vocab_size, config.model.max_len) == (257, 16)
-    corpus = load_corpus(config.data)
-    scores = evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    scores = evaluate_split(config, params, config.data.load())
     for name in ("loss", "ppl", "bpb"):
         assert summary[f"val_{name}"] == pytest.approx(scores[name], rel=1e-6)
     assert scores["tokens"] == 24 * 16  # the whole split, not only train.eval_batches
@@ -208,7 +207,7 @@ def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, 
 def test_lines_hold_the_mean_loss_since_the_last_line_also_of_a_resumed_run(tmp_path):
     config = tiny_run(tmp_path)
     config = config.replace(
-        train=config.train.replace(steps=10, eval_every=0, sample_tokens=0),
+        train=config.train.replace(steps=10, eval_every=0),
         checkpoint=config.checkpoint.replace(every=6),
     )
 

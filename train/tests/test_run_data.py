@@ -1,5 +1,6 @@
 """Whole runs on token shards and on characters: trained, resumed, and used from their own record."""
 
+import functools
 import json
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from train import evaluate, export, sample
-from train.config import DataConfig, OptimConfig, TrainConfig
+from train.config import OptimConfig, TrainConfig
 from train.data import load_corpus, load_tokenizer
+from train.data.config import CorpusConfig
 from train.data.fineweb import shard_name
 from train.data.shards import write_shard
 from train.loop.resolve import resolve
 from train.loop.run import run
+from train.objectives.cross_entropy import CrossEntropyConfig
 from train.storage.folder import read_metrics
 from train.storage.restore import load_run
 from train.tests.runs import tiny_run
@@ -29,12 +32,13 @@ def on_shards(tmp_path):
     folder.mkdir()
     for number, part in enumerate(np.split(ids, [500, 1500])):
         write_shard(folder / shard_name("train" if number else "validation", number), part)
-    data = DataConfig(source="fineweb10b", path=str(folder), seq_len=16, batch_size=4, windows="random")
+    data = CorpusConfig(source="fineweb10b", path=str(folder), seq_len=16, batch_size=4, windows="random")
     return config.replace(
         model=mhc_ssm("baseline", vocab_size=50_304, max_len=0, width=8, layers=1),
         data=data.replace(cache_dir=str(tmp_path / "cache")),
         optim=OptimConfig(lr=3e-2, warmup_steps=0, schedule="constant"),
-        train=TrainConfig(steps=8, loss_chunk=8, sample_tokens=8),
+        objective=CrossEntropyConfig(chunk=8),
+        train=TrainConfig(steps=8),
     )
 
 
@@ -81,7 +85,8 @@ def test_only_the_splits_of_training_are_encoded(tmp_path, monkeypatch, capsys):
     # A run whose record counts the test split, as earlier versions recorded it, goes on with the same text only.
     earlier = config.replace(run_dir=str(tmp_path / "earlier"))
     with monkeypatch.context() as patched:
-        patched.setattr("train.loop.run.load_corpus", lambda data: load_corpus(data, also=("test",)))
+        both = functools.partial(load_corpus, also=("test",))
+        patched.setattr("train.data.text_data.load_corpus", both)
         run(earlier)
     further = earlier.replace(train=config.train.replace(steps=4, resume=True))
     (folder / "test.txt").write_text("another line\n" + text)
@@ -95,7 +100,8 @@ def test_only_the_splits_of_training_are_encoded(tmp_path, monkeypatch, capsys):
 def test_run_on_characters_needs_its_text_no_more(tmp_path, capsys):
     config = tiny_run(tmp_path)
     config = config.replace(
-        data=config.data.replace(tokenizer="chars", validation_fraction=0.1), train=config.train.replace(steps=40)
+        data=config.data.replace(tokenizer="chars", validation_fraction=0.1, sample_tokens=8),
+        train=config.train.replace(steps=40),
     )
     text = (tmp_path / "corpus.txt").read_text()
     summary = run(config).summary

@@ -12,7 +12,7 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from train.config import RunConfig
-from train.data import load_corpus
+from train.data.config import CorpusConfig
 from train.loop import run as run_module
 from train.loop.run import run
 from train.measure.scores import evaluate_split
@@ -35,7 +35,7 @@ def config_in(folder):
     """Three evaluations, each on one of the three batches of the validation split."""
     config = tiny_run(folder)
     return config.replace(
-        train=config.train.replace(steps=STEPS, eval_every=4, eval_batches=1, sample_tokens=0),
+        train=config.train.replace(steps=STEPS, eval_every=4, eval_batches=1),
         checkpoint=config.checkpoint.replace(every=5),
     )
 
@@ -99,15 +99,14 @@ def test_the_best_is_judged_by_one_measure_and_the_whole_split_stands_apart(done
     assert checkpoints.metric(STEPS) == judged[STEPS]
 
     config, params = load_run(done.folder, "last")
-    corpus = load_corpus(config.data)
-    scores = evaluate_split(config, params, corpus.validation, corpus.validation_bytes)
+    scores = evaluate_split(config, params, config.data.load())
     assert whole["final_val_loss"] == pytest.approx(scores["loss"], rel=1e-6)
 
 
 def test_a_loss_of_the_whole_split_above_all_others_does_not_change_the_best(done, other, monkeypatch):
     """Each evaluation counts as a call; the fourth is that of the whole split."""
     losses = iter([3.0, 2.0, 1.0, 9.0])
-    monkeypatch.setattr(run_module, "evaluate", lambda step, params, batches: (next(losses) * 128, 128))
+    monkeypatch.setattr(run_module, "evaluate", lambda *_: {"loss": next(losses) * 128, "tokens": 128})
     summary = run(other).summary
     assert (summary["best_val_loss"], summary["val_loss"]) == (1.0, 9.0)
     assert Checkpoints(run_module.run_folder(other), 2).best_step() == STEPS
@@ -116,7 +115,7 @@ def test_a_loss_of_the_whole_split_above_all_others_does_not_change_the_best(don
 def test_the_picture_joins_equal_measures_only():
     axes = figures.new_figure(4, 3).subplots()
     lines = [{"step": 1, "loss": 3.0}, {"step": 2, "val_loss": 2.0}, {"step": 4, "val_loss": 1.0}]
-    draw_losses(axes, [*lines, {"step": 4, "final_val_loss": 5.0}], None, tokens_per_step=128)
+    draw_losses(axes, [*lines, {"step": 4, "final_val_loss": 5.0}], {}, tokens_per_step=128)
     training, validation, whole = axes.lines
     assert training.get_xydata().tolist() == [[1, 3.0]]
     assert validation.get_xydata().tolist() == [[2, 2.0], [4, 1.0]]
@@ -167,7 +166,7 @@ def test_a_signal_during_an_evaluation_saves_and_the_score_is_made_up_for(done, 
 
 def test_a_finished_run_says_so_at_once_and_writes_nothing(done, monkeypatch, capsys):
     before = contents(done.folder)
-    monkeypatch.setattr(run_module, "load_corpus", refuse)
+    monkeypatch.setattr(CorpusConfig, "load", refuse)
     assert run(resumed(done.config)).summary == done.summary
     assert f"{done.folder} is finished: 12 steps" in capsys.readouterr().out
     assert contents(done.folder) == before
@@ -175,7 +174,7 @@ def test_a_finished_run_says_so_at_once_and_writes_nothing(done, monkeypatch, ca
 
 def test_a_run_has_no_fewer_steps_than_it_has_done(done, monkeypatch):
     before = contents(done.folder)
-    monkeypatch.setattr(run_module, "load_corpus", refuse)
+    monkeypatch.setattr(CorpusConfig, "load", refuse)
     with pytest.raises(ConfigError, match=r"^--train.steps 11: the run in .* has done 12 steps, more than 11; give"):
         run(resumed(done.config, steps=11))
     assert contents(done.folder) == before
@@ -184,7 +183,7 @@ def test_a_run_has_no_fewer_steps_than_it_has_done(done, monkeypatch):
 def test_a_longer_run_keeps_the_best_of_the_shorter_one(done, other, monkeypatch):
     folder = run_module.run_folder(other)
     shutil.copytree(done.folder, folder)
-    monkeypatch.setattr(run_module, "evaluate", lambda step, params, batches: (9.0 * 128, 128))
+    monkeypatch.setattr(run_module, "evaluate", lambda *_: {"loss": 9.0 * 128, "tokens": 128})
     summary = run(resumed(other, steps=16)).summary
     assert summary["best_val_loss"] == done.summary["best_val_loss"]
     assert summary["tokens"] == 16 * 8 * 16

@@ -12,8 +12,8 @@ from mhc_jax.models import mhc_ssm
 from mhc_jax.sampling import Sampling
 from train import sample
 from train.config import RunConfig
+from train.data import continuation as texts
 from train.data import load_tokenizer
-from train.measure import text as texts
 from train.tests import fuzz
 from train.tests.tiny import tiny_export
 
@@ -35,7 +35,7 @@ def test_greedy_text_is_what_generate_gives(tiny, capsys):
 def test_seed_decides(tiny):
     config, params, _ = tiny
     tokenizer = load_tokenizer("bytes")
-    drawn = [texts.sample(config, params, tokenizer, prompt="a", tokens=12, seed=seed) for seed in (0, 0, 1)]
+    drawn = [texts.sample(config.model, params, tokenizer, prompt="a", tokens=12, seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0].startswith("a")
 
@@ -45,7 +45,7 @@ def test_end_of_text_ends_the_sample(tiny, monkeypatch):
     tokenizer = load_tokenizer("bytes")
     answer = [[token] for token in [*tokenizer.encode("cd"), tokenizer.eos_id, 65]]
     monkeypatch.setattr(texts, "stream", lambda *args, **options: iter(answer))
-    assert texts.sample(config, params, tokenizer, prompt="ab") == "abcd"
+    assert texts.sample(config.model, params, tokenizer, prompt="ab") == "abcd"
 
 
 def test_samples_stops_and_prompts_one_after_another(tiny, monkeypatch, capsys):
@@ -53,7 +53,7 @@ def test_samples_stops_and_prompts_one_after_another(tiny, monkeypatch, capsys):
     tokenizer = load_tokenizer("bytes")
 
     def text(prompt, seed):
-        return texts.sample(config, params, tokenizer, prompt=prompt, tokens=50, seed=seed)  # max_len is 32
+        return texts.sample(config.model, params, tokenizer, prompt=prompt, tokens=50, seed=seed)  # max_len is 32
 
     def printed(*flags):
         sample.main([str(folder), "--tokens", "50", *flags])
@@ -88,7 +88,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn():
         mhc_jax.generate(model, params, prompt, **options, vocab_size=0)
     # Characters have no end token either, so the text is as long as was asked for.
     config = RunConfig(model=model)
-    text = texts.sample(config, params, load_tokenizer("chars:abc"), tokens=60, temperature=1e3)
+    text = texts.sample(config.model, params, load_tokenizer("chars:abc"), tokens=60, temperature=1e3)
     assert len(text) == 60
     assert set(text) == set("abc")
 
@@ -115,7 +115,7 @@ class Silent:
 def test_impossible_requests_are_named(tiny, options, fault):
     config, params, _ = tiny
     with pytest.raises(ConfigError, match=fault):
-        texts.sample(config, params, load_tokenizer("bytes"), **options)
+        texts.sample(config.model, params, load_tokenizer("bytes"), **options)
 
 
 @pytest.mark.parametrize(
@@ -157,10 +157,10 @@ def _checked_stream(options):
 def test_prompt_of_no_tokens_is_named(tiny):
     config, params, _ = tiny
     with pytest.raises(ConfigError, match="makes no tokens"):
-        texts.sample(config, params, Silent(), prompt="x")
+        texts.sample(config.model, params, Silent(), prompt="x")
 
 
 def test_ids_outside_the_vocabulary_are_named(tiny):
     config, params, _ = tiny
     with pytest.raises(ConfigError, match=r"tokens must lie in 0\.\.256"):
-        texts.sample(config, params, load_tokenizer("gpt2"), prompt="tokenisation", tokens=4)
+        texts.sample(config.model, params, load_tokenizer("gpt2"), prompt="tokenisation", tokens=4)

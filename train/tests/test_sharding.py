@@ -14,7 +14,8 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
-from train.config import DataConfig, MeshConfig, RunConfig, TrainConfig
+from train.config import MeshConfig, RunConfig, TrainConfig
+from train.data.config import CorpusConfig
 from train.devices import sharding
 from train.update.optimizer import make_optimizer
 from train.update.step import init_state
@@ -37,7 +38,7 @@ def small(**changes):
 
 
 def with_model(model, **data):
-    return RunConfig(model=model, data=DataConfig(seq_len=8, **data))
+    return RunConfig(model=model, data=CorpusConfig(seq_len=8, **data))
 
 
 @pytest.mark.parametrize("key", MODELS)

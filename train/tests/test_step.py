@@ -12,16 +12,18 @@ import mhc_jax
 from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
 from mhc_jax.ops.loss import IGNORE, cross_entropy
-from train.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from train.config import OptimConfig, RunConfig
+from train.data.config import CorpusConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
 from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_eval_step, make_train_step
 
 CONFIG = RunConfig(
     model=mhc_ssm("baseline", vocab_size=31, max_len=12, width=8, layers=1),
-    data=DataConfig(seq_len=12, batch_size=8),
+    data=CorpusConfig(seq_len=12, batch_size=8),
     # A large eps, so that the rounding of a gradient near zero does not decide the direction of Adam's update.
     optim=OptimConfig(lr=1e-2, warmup_steps=0, eps=1e-2),
-    train=TrainConfig(loss_chunk=5),
+    objective=CrossEntropyConfig(chunk=5),
 )
 
 
@@ -141,11 +143,12 @@ def test_dropout_depends_on_seed_and_step_alone_and_evaluation_has_none(batch):
     later = step(dataclasses.replace(start, step=start.step + 1), batch)[1]["loss"]
     assert first == again
     assert first != later
-    total, count = jax.jit(make_eval_step(config))(start.params, batch)
+    sums = jax.jit(make_eval_step(config))(start.params, batch)
     without_dropout = mhc_jax.apply(config.model, start.params, batch["inputs"]).logits_BTV
     expected, expected_count = cross_entropy(without_dropout, batch["targets"])
-    np.testing.assert_allclose(total, expected, rtol=1e-5)
-    assert count == expected_count
+    assert sums.keys() == {"loss", "tokens"}
+    np.testing.assert_allclose(sums["loss"], expected, rtol=1e-5)
+    assert sums["tokens"] == expected_count
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -11,7 +11,7 @@ import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
-from train.data import eval_batches, load_corpus
+from train.data import eval_batches
 from train.loop.resolve import resolve
 from train.loop.run import run
 from train.measure import streams
@@ -26,7 +26,7 @@ def streamed(folder, **train):
     """The tiny run with two layers of four streams, and statistics every third step."""
     config = tiny_run(folder)
     model = mhc_ssm("mhc", vocab_size=0, max_len=0, width=16, layers=2)
-    steps = config.train.replace(steps=7, eval_every=0, sample_tokens=0, **train)
+    steps = config.train.replace(steps=7, eval_every=0, **train)
     return config.replace(model=model, train=steps, log=config.log.replace(streams_every=3))
 
 
@@ -42,7 +42,7 @@ def test_statistics_are_logged_when_due_and_are_those_of_one_micro_batch(tmp_pat
     assert list(lines) == [3, 6]
 
     resolved, params = load_run(tmp_path / "run", "last")
-    batch = next(eval_batches(load_corpus(config.data).validation, config.data))
+    batch = next(iter(config.data.load().evaluation()))
     taps = mhc_jax.apply(resolved.model, params, batch["inputs"][::2], taps=True).taps
     expected = diagnostics.statistics(taps)
     assert lines[6].keys() == expected.keys()
@@ -74,7 +74,7 @@ def test_two_processes_log_what_one_logs(tmp_path):
 def test_windows_that_fill_up_the_batch_do_not_count(tmp_path):
     config = resolve(streamed(tmp_path))
     params = mhc_jax.init(config.model, jax.random.key(0))
-    batch = next(eval_batches(np.arange(40) % 50, config.data))  # two windows of 16 in a batch of 8
+    batch = next(iter(eval_batches(np.arange(40) % 50, config.data)))  # two windows of 16 in a batch of 8
     step = streams.make_stream_step(config)
     expected = step(params, {name: x[:2] for name, x in batch.items()})
     for name, values in step(params, batch).items():

@@ -3,7 +3,7 @@
 import pytest
 
 from train.data import load_tokenizer
-from train.measure.text import decoded, until
+from train.data.continuation import decoded, until
 
 TEXT = "naïve 😀 日本語, done"
 

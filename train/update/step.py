@@ -9,9 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 import mhc_jax
-from mhc_jax.functional import Params, hidden
-from mhc_jax.ops.loss import chunked_cross_entropy
-from mhc_jax.precision import policy
+from mhc_jax.functional import Params
 from train.config import RunConfig
 from train.devices import sharding
 from train.update.state import TrainState
@@ -33,23 +31,24 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A function of (state, batch) that returns the next state and metrics.
 
-    Without ``mesh`` the step is for one device. ``batch`` holds ``inputs`` and ``targets``, int32 (B, T); B is a
-    multiple of ``train.accumulate``. Micro-batches are weighted by their number of targets, so the step equals the one
-    on the whole batch, but for auxiliary losses, which are not additive over sequences: theirs is the weighted mean
-    over micro-batches.
+    Without ``mesh`` the step is for one device. ``batch`` is one of ``config.data.arrays()``; its rows are a multiple
+    of ``train.accumulate``. Micro-batches are weighted by their number of targets, so the step equals the one on the
+    whole batch, but for auxiliary losses, which are not additive over sequences: theirs is the weighted mean over
+    micro-batches.
 
     A step whose loss, gradient, update or resulting parameters are not finite changes nothing but the counters, so
     the parameters and the optimizer state are finite at all times.
 
-    Metrics: ``loss`` (mean nats per token, without auxiliary losses), ``lr``, ``grad_norm`` (before clipping),
-    ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this step), ``skipped`` (steps skipped
-    so far), ``consecutive_skipped``, and every auxiliary loss by its name, weighted.
+    Metrics: ``loss`` (the objective's mean per token, without auxiliary losses) and its further means, ``lr``,
+    ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this
+    step), ``skipped`` (steps skipped so far), ``consecutive_skipped``, and every auxiliary loss by its name, weighted.
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array):
-        penalties, loss_sum, count = _forward(config, params, batch, key, mesh)
-        weighted = {name: count * value for name, value in penalties.items()}
-        return loss_sum + sum(weighted.values()), {"loss": loss_sum, "tokens": count, **weighted}
+        params, batch_sharding = sharding.for_step(config.model, params, mesh)
+        sums, penalties = config.objective.sums(config.model, params, batch, key=key, batch_sharding=batch_sharding)
+        weighted = {name: sums["tokens"] * value for name, value in penalties.items()}
+        return sums["loss"] + sum(weighted.values()), {**sums, **weighted}
 
     def gradients(params: Params, batch: Batch, key: jax.Array):
         """Gradients of the mean, and the means."""
@@ -90,32 +89,14 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(
-    config: RunConfig, mesh: Mesh | None = None
-) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
-    """A function of (params, batch) that returns the summed loss in nats and the number of targets, without dropout."""
+def make_eval_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[Params, Batch], Metrics]:
+    """A function of (params, batch) that returns the objective's sums, without dropout."""
 
-    def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        _, loss_sum, count = _forward(config, params, batch, None, mesh)
-        return loss_sum, count
+    def eval_step(params: Params, batch: Batch) -> Metrics:
+        params, batch_sharding = sharding.for_step(config.model, params, mesh)
+        return config.objective.sums(config.model, params, batch, batch_sharding=batch_sharding)[0]
 
     return eval_step
-
-
-def _forward(config: RunConfig, params: Params, batch: Batch, key: jax.Array | None, mesh: Mesh | None):
-    """Auxiliary losses, summed loss and number of targets; the logits are never whole."""
-    params, batch_sharding = sharding.for_step(config.model, params, mesh)
-    dtypes = policy(config.model.execution.policy)
-    found = hidden(config.model, params, batch["inputs"], key=key, batch_sharding=batch_sharding)
-    with jax.default_matmul_precision(dtypes.precision):
-        loss_sum, count = chunked_cross_entropy(
-            found.hidden_BTD.astype(dtypes.compute),
-            found.head_VD,
-            batch["targets"],
-            chunk=config.train.loss_chunk,
-            logits_dtype=dtypes.accumulate,
-        )
-    return found.penalties, loss_sum, count
 
 
 def _sum_over_parts(function: Callable[[Any, Batch], Any], batch: Batch, parts: int) -> Any:

@@ -10,17 +10,17 @@ import jax.numpy as jnp
 from mhc_jax.config import ConfigError
 from mhc_jax.decode import stream
 from mhc_jax.functional import Params
-from train.config import RunConfig
-from train.data import Tokenizer
+from mhc_jax.nn.model import ModelConfig
+from train.data.tokenizer import Tokenizer
 
 
-def sample(config: RunConfig, params: Params, tokenizer: Tokenizer, *, prompt: str = "", **options: Any) -> str:
+def sample(model: ModelConfig, params: Params, tokenizer: Tokenizer, *, prompt: str = "", **options: Any) -> str:
     """``prompt`` and its continuation, in one piece; see :func:`pieces`."""
-    return prompt + "".join(pieces(config, params, tokenizer, prompt=prompt, **options))
+    return prompt + "".join(pieces(model, params, tokenizer, prompt=prompt, **options))
 
 
 def pieces(
-    config: RunConfig,
+    model: ModelConfig,
     params: Params,
     tokenizer: Tokenizer,
     *,
@@ -53,7 +53,7 @@ def pieces(
     if not ids:
         raise ConfigError(f"tokenizer {tokenizer.name!r} makes no tokens of the prompt {prompt!r}; give another one")
     new = stream(
-        config.model,
+        model,
         params,
         jnp.asarray([ids]),
         temperature=temperature,

@@ -1,0 +1,42 @@
+"""A kind of data from outside, and a run on it: after every token, the one that came ``delay`` places before it."""
+
+import dataclasses
+
+from mhc_jax.models import mhc_ssm
+from mhc_jax.registry import register
+from train.config import OptimConfig, RunConfig, TrainConfig
+from train.data.generated import GeneratedConfig
+from train.data.kind import IGNORE
+from train.objectives.cross_entropy import CrossEntropyConfig
+
+
+@register("data", "delayed_copy")
+@dataclasses.dataclass(frozen=True)
+class DelayedCopyConfig(GeneratedConfig):
+    """Tokens drawn alike; the first targets of a row, which nothing tells, are left out."""
+
+    tokens: int = 8
+    delay: int = 3
+
+    def vocab_size(self):
+        return self.tokens
+
+    def draw(self, random, rows):
+        inputs = random.integers(self.tokens, size=(rows, self.seq_len))
+        targets = inputs.copy()
+        targets[:, self.delay :] = inputs[:, : -self.delay]
+        targets[:, : self.delay] = IGNORE
+        return {"inputs": inputs, "targets": targets}
+
+
+@register("config", "delayed_copy")
+def delayed_copy() -> RunConfig:
+    """The token three places back, with diagonal SSMs over four streams."""
+    return RunConfig(
+        name="delayed_copy",
+        model=mhc_ssm("mhc", vocab_size=0, max_len=0, width=32, layers=2),
+        data=DelayedCopyConfig(seq_len=32, batch_size=32),
+        objective=CrossEntropyConfig(errors=True),
+        optim=OptimConfig(lr=1e-2, warmup_steps=20),
+        train=TrainConfig(steps=300, eval_every=100),
+    )

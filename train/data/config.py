@@ -1,0 +1,102 @@
+"""The record of a corpus: which text, how it becomes tokens, how those become windows. It loads nothing that reads."""
+
+import dataclasses
+from typing import Literal
+
+from mhc_jax.registry import register
+from train.data.kind import SPLITS, DataConfig
+
+
+@register("data", "corpus")
+@dataclasses.dataclass(frozen=True)
+class CorpusConfig(DataConfig):
+    """Tokens of a text.
+
+    Attributes:
+        source: ``"docstrings"`` (the embedded corpus), ``"wikitext-2-v1"``, ``"wikitext-2-raw-v1"``,
+            ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, ``"fineweb10b"`` (shards of GPT-2 tokens), the path of a
+            file or folder of .txt, .jsonl, .json.gz, .jsonl.zst or .parquet, or ``OWNER/NAME`` (or
+            ``OWNER/NAME@REVISION``) of a data set of the Hugging Face Hub.
+        subset: of a data set of several, or a folder in it.
+        text_column: field or column that holds the text.
+        path: local folder that holds the named source's files or shards; empty to ask the Hub.
+        train_shards: use at most so many training shards of ``"fineweb10b"``, 100M tokens each; 0 for all.
+        validation_fraction: how much of a source without a validation split is for validation: the last lines of a
+            text file (for ``"chars"`` to the character), a share of its documents or of the files of docstrings.
+        tokenizer: ``"gpt2"``, ``"bytes"``, ``"chars"`` (the characters of the text itself; a run records them), or the
+            path or Hub name of another tokenizer.
+        windows: ``"packed"`` cuts the training tokens into windows and visits them all in every epoch, in another
+            order; ``"random"`` starts every window at a position drawn anew.
+        documents: ``"joined"``, a window is one sequence whatever documents it holds; ``"apart"``, every end token
+            begins a document of its own, whose tokens see no others and count their positions from it.
+        max_train_tokens: use only so many tokens of the training split; 0 for all.
+        max_eval_tokens: use only so many tokens of the validation split; 0 for all.
+        cache_dir: token cache; empty for ``$XDG_CACHE_HOME/mhc_jax`` (``~/.cache/mhc_jax``).
+        sample_tokens: length of the text sample at the end of a run; 0 for none.
+    """
+
+    is_text = True
+    of_a_host = ("path", "cache_dir")
+    free_on_resume = ("sample_tokens",)
+
+    source: str = "docstrings"
+    subset: str = ""
+    text_column: str = "text"
+    path: str = ""
+    train_shards: int = 9
+    validation_fraction: float = 0.05
+    tokenizer: str = "gpt2"
+    windows: Literal["packed", "random"] = "packed"
+    documents: Literal["joined", "apart"] = "joined"
+    max_train_tokens: int = 0
+    max_eval_tokens: int = 0
+    cache_dir: str = ""
+    sample_tokens: int = 64
+
+    def validate(self):
+        super().validate()
+        for name in ("source", "text_column"):
+            self.require(bool(getattr(self, name)), f"{name} must not be empty")
+        self.require(
+            0 < self.validation_fraction < 1,
+            f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
+        )
+        self.require_counts(0, "train_shards", "sample_tokens")
+        for name in ("max_train_tokens", "max_eval_tokens"):
+            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
+    def settled(self):
+        from train.data.corpus import with_characters
+
+        return with_characters(self)
+
+    @property
+    def label(self):
+        return "/".join(filter(None, (self.source, self.subset)))
+
+    @property
+    def identity(self):
+        return "the text or its tokenizer"
+
+    @property
+    def unit(self):
+        return self.tokenizer.partition(":")[0]
+
+    def tokenizer_of_text(self):
+        from train.data.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.tokenizer)
+
+    def vocab_size(self):
+        return self.tokenizer_of_text().vocab_size
+
+    def arrays(self):
+        known = super().arrays()
+        return (
+            known if self.documents == "joined" else known | dict.fromkeys(("segments", "positions"), known["inputs"])
+        )
+
+    def load(self, needed=SPLITS):
+        from train.data.text_data import TextData
+
+        return TextData(self, needed)

@@ -1,0 +1,91 @@
+"""Tasks whose batches are drawn: the kind of data that a person writes in twenty lines."""
+
+import dataclasses
+
+import numpy as np
+
+from mhc_jax.config import ConfigError
+from train.data.batches import numbered, rows_of
+from train.data.errors import DataError
+from train.data.files import sha256_json
+from train.data.kind import Batch, Data, DataConfig, EvalBatches
+
+# What is drawn for each split; no two of them share draws.
+STREAMS = {"train": 0, "validation": 1, "test": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedConfig(DataConfig):
+    """A task that never ends. A kind of its own says its ``vocab_size`` and draws its rows.
+
+    Attributes:
+        epoch_steps: optimizer steps that count as an epoch.
+        eval_count: batches of an evaluation, the same ones every time.
+    """
+
+    epoch_steps: int = 1000
+    eval_count: int = 8
+
+    def validate(self):
+        super().validate()
+        self.require_counts(1, "epoch_steps", "eval_count")
+
+    def draw(self, random: np.random.Generator, rows: int) -> Batch:
+        """``inputs`` and ``targets``, integers of shape (rows, ``seq_len``); a target of -100 is left out.
+
+        Args:
+            random: all randomness; the same one gives the same rows.
+        """
+        raise NotImplementedError
+
+    def load(self, needed=()):
+        return Generated(self)
+
+
+class Generated(Data):
+    """Batch ``i`` of a split depends on the configuration and ``i`` alone."""
+
+    def __init__(self, config: GeneratedConfig):
+        self.config = config
+        self.fingerprint = sha256_json([config.to_dict(), {name: _digest(x) for name, x in self._batch(0, 0).items()}])
+
+    def check(self, vocab_size):
+        if self.config.vocab_size() > vocab_size:
+            raise DataError(
+                f"the model's vocabulary of {vocab_size} is smaller than the {self.config.vocab_size()} tokens of data "
+                f"{self.config.label!r}; leave --model.vocab-size at 0 to follow the data"
+            )
+
+    def introduction(self, baselines):
+        return f"data: {self.config.label}, drawn as it is needed; {self.config.eval_count} batches of validation"
+
+    def steps_per_epoch(self):
+        return self.config.epoch_steps
+
+    def train(self, host=0, hosts=1):
+        rows = rows_of(self.config, host, hosts)
+        return numbered(lambda step: _cut(self._batch(STREAMS["train"], step), rows))
+
+    def evaluation(self, split="validation", host=0, hosts=1):
+        if split not in STREAMS:
+            raise ConfigError(f"data {self.config.label!r} has no {split} split")
+        rows = rows_of(self.config, host, hosts)
+        return EvalBatches(self.config.eval_count, lambda index: _cut(self._batch(STREAMS[split], index), rows))
+
+    def _batch(self, stream: int, index: int) -> Batch:
+        config = self.config
+        # Drawn whole, so that hosts agree, and seeded by its number, so that any can be the first after a restart.
+        drawn = config.draw(np.random.default_rng([config.seed, stream, index]), config.batch_size)
+        wanted = config.arrays()
+        shapes = {name: np.shape(array) for name, array in drawn.items()}
+        if shapes != wanted:
+            raise DataError(f"data {config.label!r} drew arrays of shapes {shapes}; they must be {wanted}")
+        return {name: np.asarray(array, np.int32) for name, array in drawn.items()}
+
+
+def _cut(batch: Batch, rows: slice) -> Batch:
+    return {name: array[rows] for name, array in batch.items()}
+
+
+def _digest(array: np.ndarray) -> str:
+    return sha256_json(array.tolist())

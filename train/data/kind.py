@@ -1,0 +1,210 @@
+"""What every kind of data offers: a record that travels with a run, and what it loads."""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+from mhc_jax.config import Config, ConfigError
+
+if TYPE_CHECKING:
+    from mhc_jax.functional import Params
+    from mhc_jax.nn.model import ModelConfig
+    from train.data.tokenizer import Tokenizer
+
+Batch = dict[str, np.ndarray]
+
+# A target that the loss leaves out.
+IGNORE = -100
+
+SPLITS = ("train", "validation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """What a run trains on: a kind of axis ``"data"``.
+
+    Attributes:
+        seq_len: tokens of a row of a batch, and the model's ``max_len`` unless that is given.
+        batch_size: rows in one optimizer step, over all devices and accumulation steps.
+        seed: of the order in which data comes, or of its draws.
+    """
+
+    axis = "data"
+
+    # Whether its tokens stand for text, which a model can be asked to continue.
+    is_text: ClassVar[bool] = False
+    # Fields that each host of a run may have of its own: they say where the data lies, not what it is.
+    of_a_host: ClassVar[tuple[str, ...]] = ()
+    # Further ones that a resumed run may change: they decide none of its numbers.
+    free_on_resume: ClassVar[tuple[str, ...]] = ()
+
+    seq_len: int = 256
+    batch_size: int = 16
+    seed: int = 1337
+
+    def validate(self):
+        super().validate()
+        self.require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        self.require_counts(1, "seq_len", "batch_size")
+
+    def settled(self) -> Self:
+        """The record with all that a run must remember of the data written out."""
+        return self
+
+    @property
+    def label(self) -> str:
+        """What it is, in few words; losses compare only between runs of one label."""
+        return self.kind or type(self).__name__
+
+    @property
+    def identity(self) -> str:
+        """What its fingerprint is of, in a message."""
+        return "the data"
+
+    @property
+    def unit(self) -> str:
+        """What makes a token; losses a token compare only between runs of one unit."""
+        return "tokens"
+
+    def tokenizer_of_text(self) -> "Tokenizer":
+        """What turns its tokens into text.
+
+        Raises:
+            ConfigError: they stand for no text.
+        """
+        raise ConfigError(f"the tokens of data {self.label!r} stand for no text")
+
+    def vocab_size(self) -> int:
+        """How many different tokens there are, inputs and targets."""
+        raise NotImplementedError
+
+    def arrays(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of a batch, ``inputs`` and ``targets`` among them; all are int32.
+
+        ``segments`` and ``positions``, if they are there, are what :func:`mhc_jax.apply` takes by these names.
+        """
+        shape = self.batch_size, self.seq_len
+        return {"inputs": shape, "targets": shape}
+
+    def load(self, needed: Sequence[str] = SPLITS) -> "Data":
+        """The data itself.
+
+        Args:
+            needed: splits that have to be there.
+
+        Raises:
+            DataError: something is missing or wrong.
+        """
+        raise NotImplementedError
+
+
+class TrainBatches(Protocol):
+    """Batches of one host without end, from a position that a checkpoint keeps."""
+
+    def __next__(self) -> Batch: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """The position, JSON-compatible."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches:
+    """A number of batches that is known, from the first one whenever they are asked for."""
+
+    count: int
+    make: Callable[[int], Batch]
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.make, range(self.count))
+
+
+class Data(abc.ABC):
+    """Data that is ready to be read.
+
+    Attributes:
+        config: what it was loaded by.
+        fingerprint: SHA-256 that differs where training and validation data do.
+    """
+
+    config: DataConfig
+    fingerprint: str
+
+    @abc.abstractmethod
+    def check(self, vocab_size: int) -> None:
+        """Raises DataError if a token lies outside a model's vocabulary."""
+
+    def begun_as(self, fingerprint: str) -> bool:
+        """Whether a run that began with data of that fingerprint may go on with this."""
+        return fingerprint == self.fingerprint
+
+    @abc.abstractmethod
+    def introduction(self, baselines: Mapping[str, float]) -> str:
+        """What there is to learn, in lines of at most 80 characters.
+
+        Args:
+            baselines: see :meth:`baselines`.
+        """
+
+    @abc.abstractmethod
+    def steps_per_epoch(self) -> int:
+        """Batches of a pass over the training data.
+
+        Raises:
+            DataError: there is not one.
+        """
+
+    @abc.abstractmethod
+    def train(self, host: int = 0, hosts: int = 1) -> TrainBatches:
+        """Batches without end for this host of so many, which share each global batch by rows.
+
+        Raises:
+            ConfigError: the rows cannot be shared equally.
+        """
+
+    @abc.abstractmethod
+    def evaluation(self, split: str = "validation", host: int = 0, hosts: int = 1) -> EvalBatches:
+        """All of a split once, in order, in batches of equal shape; the last is filled up with :data:`IGNORE`.
+
+        Raises:
+            ConfigError: no such split, or as :meth:`train`.
+        """
+
+    def scores(self, split: str, sums: Mapping[str, float], *, thorough: bool = False) -> dict[str, float]:
+        """Scores from an objective's sums over a split: the mean of each over targets, and ``tokens``, their number.
+
+        Args:
+            thorough: also those that take another look at the whole split.
+        """
+        count = sums["tokens"]
+        means = {name: sums[name] / count for name in ("loss", *sorted(sums.keys() - {"loss", "tokens"}))}
+        return means | {"tokens": int(count)}
+
+    def shown(self, scores: Mapping[str, float]) -> str:
+        """Scores of validation in words, for one line."""
+        return "  ".join(f"val_{name} {value:.4f}" for name, value in scores.items())
+
+    def baselines(self, vocab_size: int) -> dict[str, float]:
+        """Losses of simple models on validation data, nats per token, by name: what training has to fall below.
+
+        Args:
+            vocab_size: of the model.
+        """
+        return {}
+
+    def closing(self, summary: Mapping[str, Any]) -> str:
+        """How the run ended, in a line or two."""
+        known = {name.removeprefix("val_"): value for name, value in summary.items() if name.startswith("val_")}
+        return "validation " + ", ".join(f"{name} {value:.4f}" for name, value in known.items())
+
+    def epilogue(self, model: "ModelConfig", params: "Params", seed: int) -> str:
+        """Shows, and returns, what the trained model does in words; empty if there is nothing to be said."""
+        return ""

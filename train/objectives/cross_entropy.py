@@ -1,0 +1,39 @@
+"""Cross-entropy with the batch's targets: on text, of the next token."""
+
+import dataclasses
+
+import jax
+
+from mhc_jax.functional import hidden
+from mhc_jax.ops.loss import chunked_cross_entropy, chunked_errors
+from mhc_jax.precision import policy
+from mhc_jax.registry import register
+from train.objectives.kind import ObjectiveConfig
+
+
+@register("objective", "cross_entropy")
+@dataclasses.dataclass(frozen=True)
+class CrossEntropyConfig(ObjectiveConfig):
+    """Negative log likelihood in nats of every target, given the tokens up to its place.
+
+    Attributes:
+        errors: evaluation also counts targets that are not the likeliest token, as ``error``.
+    """
+
+    errors: bool = False
+
+    def check(self, model):
+        model.check_next_token()
+
+    def sums(self, model, params, batch, *, key=None, batch_sharding=None):
+        given = {"positions": batch.get("positions"), "segment_ids": batch.get("segments")}
+        found = hidden(model, params, batch["inputs"], key=key, batch_sharding=batch_sharding, **given)
+        dtypes = policy(model.execution.policy)
+        hidden_BTD = found.hidden_BTD.astype(dtypes.compute)
+        options = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}
+        with jax.default_matmul_precision(dtypes.precision):
+            loss, count = chunked_cross_entropy(hidden_BTD, found.head_VD, batch["targets"], **options)
+            sums = {"loss": loss, "tokens": count}
+            if self.errors and key is None:
+                sums["error"] = chunked_errors(hidden_BTD, found.head_VD, batch["targets"], **options)
+        return sums, found.penalties
