@@ -13,6 +13,7 @@ AREAS = {
     "mhc_jax/interop/*": "interop",
     "mhc_jax/*": "library",
     "train/data/*": "data",
+    "train/objectives/*": "update",
     "train/prepare*": "data",
     "train/devices/sharding.py": "update",
     "train/update/*": "update",

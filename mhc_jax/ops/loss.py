@@ -44,49 +44,17 @@ def chunked_cross_entropy(
         chunk: tokens of each sequence in a chunk; T need not be a multiple.
         logits_dtype: dtype of logits, sums and loss.
     """
-    chunk, hidden_BTD, targets_BT = _whole_chunks(chunk, hidden_BTD, targets_BT)
+    chunk = min(chunk, hidden_BTD.shape[1])
+    pad = -hidden_BTD.shape[1] % chunk
+    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0)))
+    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)), constant_values=IGNORE)
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
     return _chunked_sum(chunk, logits_dtype, targets_BT, hidden_BTD, head_VD), count
 
 
-def chunked_errors(
-    hidden_BTD: Float[Array, "B T D"],
-    head_VD: Float[Array, "V D"],
-    targets_BT: Int[Array, "B T"],
-    *,
-    chunk: int,
-    logits_dtype: jnp.dtype = jnp.float32,
-) -> Float[Array, ""]:
-    """How many targets have not the greatest logit; of equal ones the first is the greatest, and NaN has none.
-
-    Args as of :func:`chunked_cross_entropy`.
-    """
-    chunk, hidden_BTD, targets_BT = _whole_chunks(chunk, hidden_BTD, targets_BT)
-
-    def body(total, inputs):
-        targets_BK, hidden_BKD = inputs
-        logits = _logits(logits_dtype, hidden_BKD, head_VD)
-        right = (jnp.argmax(logits, axis=-1) == targets_BK) & ~jnp.any(jnp.isnan(logits), axis=-1)
-        return total + jnp.sum((targets_BK != IGNORE) & ~right, dtype=logits_dtype), None
-
-    chunks = (_to_chunks(targets_BT, chunk), _to_chunks(hidden_BTD, chunk))
-    return jax.lax.scan(body, jnp.zeros((), logits_dtype), chunks)[0]
-
-
-def _whole_chunks(chunk, hidden_BTD, targets_BT):
-    """The size of a chunk, and both filled up to whole ones."""
-    chunk = min(chunk, hidden_BTD.shape[1])
-    pad = -hidden_BTD.shape[1] % chunk
-    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0)))
-    return chunk, hidden_BTD, jnp.pad(targets_BT, ((0, 0), (0, pad)), constant_values=IGNORE)
-
-
-def _logits(dtype, hidden_BKD, head_VD):
-    return jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=dtype)
-
-
 def _chunk_loss(logits_dtype, targets_BK, hidden_BKD, head_VD):
-    return cross_entropy(_logits(logits_dtype, hidden_BKD, head_VD), targets_BK)[0]
+    logits = jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=logits_dtype)
+    return cross_entropy(logits, targets_BK)[0]
 
 
 def _to_chunks(x, chunk):

@@ -197,22 +197,6 @@ def test_chunked_loss_equals_the_whole_one(chunk):
     np.testing.assert_allclose(forward, jax.jvp(whole, (hidden, head), tangent)[1], rtol=1e-4)
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 8, 20])
-def test_errors_are_targets_without_the_greatest_logit(chunk):
-    hidden, head = _random(0, 2, 8, 5), _random(1, 11, 5)
-    logits = np.asarray(hidden @ head.T)
-    targets = logits.argmax(-1)
-    targets[0, 2] = logits[0, 2].argmin()  # the only two mistakes
-    targets[1, 7] = logits[1, 7].argsort()[-2]
-    targets[0, 5] = targets[1, 0] = loss.IGNORE
-    assert loss.chunked_errors(hidden, head, jnp.asarray(targets), chunk=chunk) == 2
-    # Logits that are all equal name the first token, those that are not numbers name none.
-    first = jnp.where(targets == loss.IGNORE, targets, 0)
-    assert loss.chunked_errors(hidden, 0 * head, first, chunk=chunk) == 0
-    assert loss.chunked_errors(hidden, 0 * head, first.at[1, 1].set(1), chunk=chunk) == 1
-    assert loss.chunked_errors(hidden.at[0, 0, 0].set(jnp.nan), 0 * head, first, chunk=chunk) == 1
-
-
 def test_mean_loss_of_nothing_is_nan():
     total, count = loss.cross_entropy(jnp.zeros((1, 2, 3)), jnp.full((1, 2), loss.IGNORE))
     assert np.isnan(total / count)
@@ -233,7 +217,6 @@ OMITTED = {
     "hyper.dynamic_weights": {"gamma_M": None},
     "loss.cross_entropy": {"ignore": -100},
     "loss.chunked_cross_entropy": {"logits_dtype": jnp.float32},
-    "loss.chunked_errors": {"logits_dtype": jnp.float32},
     "norm.rms_norm": {"eps": 1e-6},
     "norm.layer_norm": {"scale_D": 1.0, "bias_D": 0.0, "eps": 1e-5},
     "projections.orthostochastic": {"eps": 1e-7, "normalise": False},

@@ -3,9 +3,10 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 
 from mhc_jax.functional import hidden
-from mhc_jax.ops.loss import chunked_cross_entropy, chunked_errors
+from mhc_jax.ops.loss import IGNORE, chunked_cross_entropy
 from mhc_jax.precision import policy
 from mhc_jax.registry import register
 from train.objectives.kind import ObjectiveConfig
@@ -35,5 +36,18 @@ class CrossEntropyConfig(ObjectiveConfig):
             loss, count = chunked_cross_entropy(hidden_BTD, found.head_VD, batch["targets"], **options)
             sums = {"loss": loss, "tokens": count}
             if self.errors and key is None:
-                sums["error"] = chunked_errors(hidden_BTD, found.head_VD, batch["targets"], **options)
+                sums["error"] = _errors(hidden_BTD, found.head_VD, batch["targets"], **options)
         return sums, found.penalties
+
+
+def _errors(
+    hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, *, chunk: int, logits_dtype: jnp.dtype
+) -> jax.Array:
+    """How many targets have not the greatest logit; of equal ones the first is the greatest, and NaN has none."""
+    total = jnp.zeros((), logits_dtype)
+    for start in range(0, targets_BT.shape[1], chunk):
+        hidden_BKD, targets_BK = (x[:, start : start + chunk] for x in (hidden_BTD, targets_BT))
+        logits = jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=logits_dtype)
+        right = (jnp.argmax(logits, axis=-1) == targets_BK) & ~jnp.isnan(logits).any(axis=-1)
+        total += jnp.sum((targets_BK != IGNORE) & ~right, dtype=logits_dtype)
+    return total
