@@ -3,6 +3,6 @@
 The only place that imports both frameworks. ``python -m parity_tests`` prints every comparison.
 """
 
-from train.terminal import interrupt
+from train.terminal import loading
 
-interrupt.guard_command()
+loading.begins(__name__)

@@ -5,13 +5,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from train.terminal import interrupt
+from train.terminal import loading
 
 if TYPE_CHECKING:
     from train.loop.run import Result as Result
     from train.loop.run import run as run
 
-interrupt.guard_command()
+loading.begins(__name__)
 
 
 def __getattr__(name: str) -> Any:

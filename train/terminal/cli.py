@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from mhc_jax.config import ConfigError, FieldError
-from train.terminal import flags, interrupt
+from train.terminal import flags, interrupt, loading
 
 T = TypeVar("T")
 
@@ -154,6 +154,7 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     Exit status 2 after a ConfigError or OSError, 130 after SIGINT, 143 after SIGTERM.
     """
+    loading.ends()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -36,14 +36,8 @@ def status(stop: KeyboardInterrupt) -> int:
     return 128 + (stop.number if isinstance(stop, Interrupted) else signal.SIGINT)
 
 
-def guard_command() -> None:
-    """Takes over the signals of a command that has begun to load. Called by the packages that hold commands.
-
-    While Python looks for the module of ``python -m``, and only then, ``sys.argv[0]`` is ``"-m"``: a package that is
-    imported as a library leaves the signals alone.
-    """
-    if sys.argv[:1] != ["-m"]:
-        return
+def guard() -> None:
+    """Takes over the signals of a command that has begun to load."""
     arrived, note = os.pipe()
     os.set_blocking(note, False)
     signal.set_wakeup_fd(note, warn_on_full_buffer=False)
