@@ -11,8 +11,8 @@ import jax
 
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm as models
+from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.nn.residual import StreamAdaptersConfig
 from mhc_jax.registry import register
 from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig

@@ -64,7 +64,7 @@ def _streams():
     def ends(fault, target, replace):
         return Mutation(fault, f"mhc_jax.{target}", replace, "modules", f"ends of {REPAIRED}")
 
-    weights, gains = "nn.residual.static_mhc:StaticMHC.coefficients", "nn.residual.adapters:StreamAdapters._adapt"
+    weights, gains = "nn.residual.static_mhc:StaticMHC.coefficients", "nn.adapters:StreamAdapters._adapt"
     unscaled = _weights(lambda config, pre, post, res: (pre, post / config.streams, res))
     swapped = _weights(lambda config, pre, post, res: (post, pre, res))
     rounded = _weights(lambda config, pre, post, res: (pre, post, _rounded(res)))
@@ -74,7 +74,7 @@ def _streams():
     yield site("mixing matrix rounded to bfloat16", weights, rounded, MHC)
     yield site("adapter gains swapped", gains, _swapped_gammas, ADAPTERS)
     yield ends("streams cut interleaved", "ops.streams:split_streams", _interleaved)
-    yield ends("collapse by the plain mean", "nn.residual.dense_ends:DenseEnds.collapse", _plain_mean)
+    yield ends("collapse by the plain mean", "nn.ends.dense_ends:DenseEnds.collapse", _plain_mean)
     yield op("diversity over off-diagonals only", "streams.diversity", _off_diagonal_diversity)
 
 

@@ -18,8 +18,8 @@ from mhc_jax import interop, registry
 from mhc_jax.functional import param_info
 from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.nn.residual import CopyEndsConfig
 from mhc_jax.tree import flatten
 from parity_tests.cases.decode import decoding
 from parity_tests.cases.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, batch, split, weights

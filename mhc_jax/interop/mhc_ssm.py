@@ -14,7 +14,8 @@ from mhc_jax.interop.torch_weights import as_numpy, check_floating, from_torch, 
 from mhc_jax.models.mhc_ssm import Variant, mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
-from mhc_jax.nn.residual import PlainConfig, SinkhornConfig, StaticMHCConfig
+from mhc_jax.nn.projections import SinkhornConfig
+from mhc_jax.nn.residual import PlainConfig, StaticMHCConfig
 from mhc_jax.registry import register, shown
 from mhc_jax.tree import Shapes
 

@@ -15,16 +15,11 @@ from mhc_jax.interop.rules import Arrays, Rule, read, renamed, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.models.gpt import Topology, nanogpt
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
-from mhc_jax.nn.residual import (
-    CopyEndsConfig,
-    HyperConnectionsConfig,
-    OrthostochasticConfig,
-    PlainConfig,
-    SinkhornConfig,
-    StaticMHCConfig,
-)
+from mhc_jax.nn.projections import OrthostochasticConfig, SinkhornConfig
+from mhc_jax.nn.residual import HyperConnectionsConfig, PlainConfig, StaticMHCConfig
 from mhc_jax.ops.projections import SCHEDULE
 from mhc_jax.registry import register
 from mhc_jax.tree import Shapes

@@ -11,18 +11,11 @@ from typing import Any, Literal, get_args
 from mhc_jax.config import check_changes, check_name
 from mhc_jax.models import topologies
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.ends import CopyEndsConfig, EndsConfig, IdentityEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
-from mhc_jax.nn.residual import (
-    CopyEndsConfig,
-    EndsConfig,
-    HyperConnectionsConfig,
-    IdentityEndsConfig,
-    OrthostochasticConfig,
-    PlainConfig,
-    ResidualConfig,
-    StaticMHCConfig,
-)
+from mhc_jax.nn.projections import OrthostochasticConfig
+from mhc_jax.nn.residual import HyperConnectionsConfig, PlainConfig, ResidualConfig, StaticMHCConfig
 from mhc_jax.nn.value_residual import ValueResidualConfig
 
 Form = Literal["default", "original"]

@@ -9,16 +9,12 @@ adapters that begin as the identity.
 from typing import Any, Literal, get_args
 
 from mhc_jax.config import check_changes, check_name
+from mhc_jax.nn.adapters import StreamAdaptersConfig
+from mhc_jax.nn.ends import DenseEndsConfig, IdentityEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
-from mhc_jax.nn.residual import (
-    DenseEndsConfig,
-    IdentityEndsConfig,
-    PlainConfig,
-    SinkhornConfig,
-    StaticMHCConfig,
-    StreamAdaptersConfig,
-)
+from mhc_jax.nn.projections import SinkhornConfig
+from mhc_jax.nn.residual import PlainConfig, StaticMHCConfig
 
 Form = Literal["default", "original"]
 Variant = Literal["baseline", "mhc", "adapters"]

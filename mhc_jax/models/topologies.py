@@ -8,33 +8,32 @@ import dataclasses
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
+from mhc_jax.nn.adapters import StreamAdaptersConfig
+from mhc_jax.nn.ends import CopyEndsConfig, DenseEndsConfig, EndsConfig, IdentityEndsConfig
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.nn.residual import (
+from mhc_jax.nn.projections import (
     CayleyConfig,
     CirculantConfig,
-    CopyEndsConfig,
     DeepseekSinkhornConfig,
-    DenseEndsConfig,
-    DynamicMHCConfig,
-    EndsConfig,
-    FracConnectionsConfig,
-    GatedResidualConfig,
-    HyperConnectionsConfig,
-    IdentityEndsConfig,
     IdentityProjectionConfig,
     KroneckerConfig,
-    MultiBranchHCConfig,
     NewtonConfig,
     OrthostochasticConfig,
     PermutationsConfig,
+    SinkhornConfig,
+    SpectralSphereConfig,
+)
+from mhc_jax.nn.residual import (
+    DynamicMHCConfig,
+    FracConnectionsConfig,
+    GatedResidualConfig,
+    HyperConnectionsConfig,
+    MultiBranchHCConfig,
     PerStreamMHCConfig,
     PlainConfig,
     ResidualConfig,
     SinglePassMHCConfig,
-    SinkhornConfig,
-    SpectralSphereConfig,
     StaticMHCConfig,
-    StreamAdaptersConfig,
 )
 from mhc_jax.nn.value_residual import ValueResidualConfig
 from mhc_jax.registry import register

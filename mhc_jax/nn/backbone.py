@@ -8,19 +8,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mhc_jax.config import Config, within
+from mhc_jax.nn.adapters import StreamAdapters, StreamAdaptersConfig
 from mhc_jax.nn.block import Block, Carry, Site
 from mhc_jax.nn.channel import ChannelMixerConfig
+from mhc_jax.nn.ends import EndsConfig, IdentityEndsConfig
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.layers import Norm, NormName
 from mhc_jax.nn.mixers import DiagonalSSMConfig, MixerConfig
-from mhc_jax.nn.residual import (
-    EndsConfig,
-    IdentityEndsConfig,
-    PlainConfig,
-    ResidualConfig,
-    StreamAdapters,
-    StreamAdaptersConfig,
-)
+from mhc_jax.nn.residual import PlainConfig, ResidualConfig
 from mhc_jax.nn.residual.base import State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution, build_stack, layer_of, run_stack, sliced

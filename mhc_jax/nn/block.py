@@ -80,15 +80,14 @@ class Block(nnx.Module):
     def __call__(self, carry: Carry, memory: MixerState | None, scope: Scope) -> tuple[Carry, MixerState | None]:
         """What the layer hands on, and the mixer's state after the last token; see :class:`Mixer`."""
         state, first = carry
-        values = own_values if self.values is None else ValueMix(self.values.weights(), scope.layer, first)
-
+        shared = None if self.values is None else ValueMix(self.values.weights(), scope.layer, first)
         mixer: Any = self.mixer.branch
 
         def mix(x: jax.Array, inside: Scope):
-            return mixer(x, memory, inside.replace(values=values))
+            return mixer(x, memory, inside.replace(values=shared or own_values))
 
         state, memory = self.mixer(state, mix, scope / "mixer")
         if self.mlp is not None:
             branch: Any = self.mlp.branch
             state, _ = self.mlp(state, lambda x, inside: (branch(x, inside), None), scope / "mlp")
-        return (state, values.first if isinstance(values, ValueMix) else None), memory
+        return (state, None if shared is None else shared.first), memory

@@ -57,10 +57,16 @@ def layer_of(blocks: nnx.Module, index: int) -> nnx.Module:
 class Prepared(nnx.Variable):
     """What a module has computed from its parameters alone.
 
-    A module that has a method ``prepare`` sets such attributes in it; it is called for all layers at once before they
-    run. What takes many tiny kernels, as Sinkhorn's iterations on one matrix do, then takes them once and not once a
-    layer.
+    What takes many tiny kernels, as Sinkhorn's iterations on one matrix do, then takes them once and not once a layer.
     """
+
+
+class Preparing(nnx.Module):
+    """A part of a layer that computes something from its parameters alone."""
+
+    def prepare(self) -> None:
+        """Sets attributes to :class:`Prepared`. Called for all layers at once before they run."""
+        raise NotImplementedError
 
 
 def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx.State]:
@@ -69,7 +75,7 @@ def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx
     def prepare(params):
         module = nnx.merge(graph, params)
         for _, part in nnx.iter_modules(module):
-            if hasattr(part, "prepare"):
+            if isinstance(part, Preparing):
                 part.prepare()
         return nnx.split(module)
 

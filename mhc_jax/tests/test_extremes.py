@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mhc_jax import registry
-from mhc_jax.nn.residual.projections import ClampedSinkhornConfig, SinkhornConfig
+from mhc_jax.nn.projections import ClampedSinkhornConfig, SinkhornConfig
 from mhc_jax.ops.projections import newton_birkhoff
 
 LARGEST = float(np.finfo(np.float32).max)

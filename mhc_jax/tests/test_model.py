@@ -12,16 +12,13 @@ import mhc_jax
 from mhc_jax import decode, registry
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm, topologies, with_topology
+from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.ends import DenseEndsConfig, IdentityEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
-from mhc_jax.nn.residual import (
-    DenseEndsConfig,
-    IdentityEndsConfig,
-    SinkhornConfig,
-    StaticMHCConfig,
-    StreamAdaptersConfig,
-)
+from mhc_jax.nn.projections import SinkhornConfig
+from mhc_jax.nn.residual import StaticMHCConfig
 from mhc_jax.nn.stack import Execution
 
 SMALL = {"vocab_size": 29, "max_len": 12, "width": 8, "layers": 3}

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from mhc_jax import ConfigError, registry
+from mhc_jax.nn import projections as configs
 from mhc_jax.nn.residual import StaticMHCConfig
-from mhc_jax.nn.residual import projections as configs
 from mhc_jax.ops import projections as p
 from mhc_jax.ops import sinkhorn
 

@@ -9,12 +9,12 @@ import pytest
 
 import mhc_jax
 from mhc_jax.models import with_topology
+from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.layers import dropout
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
-from mhc_jax.nn.residual import StreamAdaptersConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.attention import causal_attention

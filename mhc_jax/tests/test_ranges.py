@@ -4,7 +4,7 @@ import pytest
 
 from mhc_jax import registry
 from mhc_jax.models import mhc_ssm
-from mhc_jax.nn.residual import StreamAdaptersConfig
+from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.tests.ranges import ANY, COUNT, NATURAL, POSITIVE, RATE, SHARE, check
 
 LEAN = {"to 1": lambda x: x <= 1}

@@ -8,18 +8,16 @@ from flax import nnx
 
 from mhc_jax import ConfigError, registry
 from mhc_jax.models import topologies
+from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.projections import IdentityProjectionConfig, OrthostochasticConfig, PermutationsConfig
 from mhc_jax.nn.residual import (
-    CopyEndsConfig,
     DynamicMHCConfig,
     FracConnectionsConfig,
     GatedResidualConfig,
     HyperConnectionsConfig,
-    IdentityProjectionConfig,
     MultiBranchHCConfig,
-    OrthostochasticConfig,
-    PermutationsConfig,
     PerStreamMHCConfig,
     PlainConfig,
     SinglePassMHCConfig,
@@ -242,7 +240,7 @@ def test_contradictions_are_refused(config, message):
         (
             StaticMHCConfig(),
             CopyEndsConfig(collapse="carried"),
-            "needs the residual 'single_pass_mhc', not 'static_mhc'",
+            "as 'single_pass_mhc' does, not 'static_mhc'",
         ),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 import mhc_jax
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
-from mhc_jax.nn.residual import StreamAdaptersConfig
+from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.summary import flops_per_token
 
 

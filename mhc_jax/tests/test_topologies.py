@@ -14,9 +14,11 @@ from mhc_jax import registry
 from mhc_jax.config import Config, ConfigError
 from mhc_jax.models import gpt2, nanogpt, topologies, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
-from mhc_jax.nn.residual import CopyEndsConfig, PermutationsConfig, PlainConfig
+from mhc_jax.nn.projections import PermutationsConfig
+from mhc_jax.nn.residual import PlainConfig
 
 VOCAB = 64
 BASE = LMConfig(

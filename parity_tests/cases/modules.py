@@ -13,7 +13,7 @@ import torch
 from mhc_jax import interop, registry
 from mhc_jax.functional import bind
 from mhc_jax.nn import scope as jax_scope
-from mhc_jax.nn.residual import CopyEndsConfig
+from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.stack import layer_of
 from parity_tests.cases.ops import draw

@@ -12,14 +12,9 @@ from transformers.models.hy_v4 import modeling_hy_v4 as hy
 from transformers.models.qwen4_exp import modeling_qwen4_exp as qwen
 
 from mhc_jax.interop.deepseek_v4 import head_from_deepseek_v4, site_from_deepseek_v4
-from mhc_jax.nn.residual import (
-    CopyEndsConfig,
-    DeepseekSinkhornConfig,
-    DynamicMHCConfig,
-    GatedResidualConfig,
-    IdentityProjectionConfig,
-    ResidualConfig,
-)
+from mhc_jax.nn.ends import CopyEndsConfig
+from mhc_jax.nn.projections import DeepseekSinkhornConfig, IdentityProjectionConfig
+from mhc_jax.nn.residual import DynamicMHCConfig, GatedResidualConfig, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
 from parity_tests.compare import Case

@@ -9,15 +9,9 @@ import jax.numpy as jnp
 from hyper_connections import hyper_connections_with_multi_branch_inputs as multi_branch
 from hyper_connections import mHCv2
 
-from mhc_jax.nn.residual import (
-    ClampedSinkhornConfig,
-    CopyEndsConfig,
-    HyperConnectionsConfig,
-    MultiBranchHCConfig,
-    PerStreamMHCConfig,
-    ResidualConfig,
-    SinkhornConfig,
-)
+from mhc_jax.nn.ends import CopyEndsConfig
+from mhc_jax.nn.projections import ClampedSinkhornConfig, SinkhornConfig
+from mhc_jax.nn.residual import HyperConnectionsConfig, MultiBranchHCConfig, PerStreamMHCConfig, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from parity_tests.compare import Case
 from parity_tests.oracles.modules import BATCH, TIME, beside, ours

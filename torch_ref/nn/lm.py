@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_ref.config import as_record, implementation, one_of, register
-from torch_ref.nn import channel, mixers  # noqa: F401  (importing a package registers its kinds)
+from torch_ref.nn import channel, ends, mixers  # noqa: F401  (importing a package registers its kinds)
+from torch_ref.nn.adapters import StreamAdapters
 from torch_ref.nn.block import Block, Site
 from torch_ref.nn.layers import Norm, linear
-from torch_ref.nn.residual import StreamAdapters
 from torch_ref.nn.residual.base import State, streams_of, with_streams
 from torch_ref.nn.scope import Scope
 from torch_ref.nn.stack import run_stack

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torch_ref.config import as_record
-from torch_ref.nn.residual.projections import build_projection
+from torch_ref.nn.projections import build_projection
 from torch_ref.ops import projections as ops
 from torch_ref.ops import sinkhorn
 from torch_ref.tests.hyper_golden import GOLDEN, fill

@@ -7,8 +7,9 @@ array that holds the rows of several slices shows it in its shape, even where XL
 import dataclasses
 
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
+from mhc_jax.nn.adapters import StreamAdaptersConfig
+from mhc_jax.nn.ends import DenseEndsConfig
 from mhc_jax.nn.mixers import AttentionConfig
-from mhc_jax.nn.residual import DenseEndsConfig, StreamAdaptersConfig
 from train.config import MeshConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.objectives.cross_entropy import CrossEntropyConfig

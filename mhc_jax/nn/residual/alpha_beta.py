@@ -27,8 +27,7 @@ class AlphaBeta(Residual):
         self.dynamic_alpha_scale = init("dynamic_alpha_scale", constant(0.01))
         self.dynamic_beta_fn = init("dynamic_beta_fn", zeros, width, *beta_shape, role="mixing", axes=beta_axes)
         self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
-        if rms:
-            self.norm = UnitGain(width, init / "norm")
+        self.norm = UnitGain(width, init / "norm") if rms else None
 
     def dynamic(self, x: jax.Array, alpha: jax.Array, beta: jax.Array, *, tanh: bool) -> tuple[jax.Array, jax.Array]:
         """Static alpha (R, C) and beta (R, W) plus their dynamic parts, (..., R, C) and (..., R, W), by one product.
@@ -45,6 +44,6 @@ class AlphaBeta(Residual):
             jnp.concatenate([jnp.broadcast_to(alpha_scale, C), jnp.broadcast_to(beta_scale, W)]),
             jnp.concatenate([alpha, beta], axis=-1),
             tanh=tanh,
-            gamma_M=self.norm.gamma[...].astype(alpha.dtype) if hasattr(self, "norm") else None,
+            gamma_M=None if self.norm is None else self.norm.gamma[...].astype(alpha.dtype),
         )
         return weights[..., :C], weights[..., C:]

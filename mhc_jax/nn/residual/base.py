@@ -1,4 +1,4 @@
-"""The contract of a residual topology, and of the two ends of its streams."""
+"""The contract of a residual topology."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -52,25 +52,18 @@ class Residual(nnx.Module):
         raise NotImplementedError
 
 
-class StreamEnds(nnx.Module):
-    """How the embedding becomes the residual streams, and how the state becomes the output."""
-
-    def expand(self, x_BTD: jax.Array) -> jax.Array:
-        """The streams before the first site."""
-        raise NotImplementedError
-
-    def collapse(self, state: State) -> jax.Array:
-        """The output (B, T, D) of the state after the last site; most ends need only its :func:`streams_of`."""
-        raise NotImplementedError
-
-
 @dataclasses.dataclass(frozen=True)
 class ResidualConfig(Config):
-    """Base of all topology configurations; ``views`` and ``branches`` as in :class:`Residual`."""
+    """Base of all topology configurations; ``views`` and ``branches`` as in :class:`Residual`.
+
+    Attributes:
+        carries: what the state holds beside the streams, by name.
+    """
 
     axis: ClassVar[str] = "residual"
     views: ClassVar[int] = 1
     branches: ClassVar[int] = 1
+    carries: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def stream_count(self) -> int | None:
@@ -82,18 +75,4 @@ class ResidualConfig(Config):
         return h
 
     def build(self, width: int, policy: Policy, init: Init) -> Residual:
-        raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True)
-class EndsConfig(Config):
-    """Base of all stream-end configurations."""
-
-    axis: ClassVar[str] = "ends"
-
-    def check(self, residual: ResidualConfig) -> None:
-        """Raises ConfigError if these ends cannot serve the states of that topology."""
-        raise NotImplementedError
-
-    def build(self, width: int, stream_count: int | None, policy: Policy, init: Init) -> StreamEnds:
         raise NotImplementedError

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mhc_jax.nn.init import Init, constant, normal
+from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, StreamsConfig, own_stream, reading_logits
-from mhc_jax.nn.residual.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.ops import hyper
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, zeros
+from mhc_jax.nn.projections import ClampedSinkhornConfig, ProjectionConfig
 from mhc_jax.nn.residual.mhc import (
     DIAGONAL_BIAS,
     MHC,
@@ -16,7 +17,6 @@ from mhc_jax.nn.residual.mhc import (
     own_stream,
     reading_logits,
 )
-from mhc_jax.nn.residual.projections import ClampedSinkhornConfig, ProjectionConfig
 from mhc_jax.ops import hyper
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register

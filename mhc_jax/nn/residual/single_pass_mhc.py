@@ -20,6 +20,8 @@ class SinglePassMHCConfig(DynamicMHCConfig):
     site's weights, as the paper's final norm does.
     """
 
+    carries = frozenset({"read"})
+
     def begin(self, h):
         return {"streams": h, "read": jnp.full(h.shape[:-1], 1 / self.streams, h.dtype)}
 

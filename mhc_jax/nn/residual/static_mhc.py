@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, normal, zeros
+from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, StreamsConfig, own_stream
-from mhc_jax.nn.residual.projections import ProjectionConfig, SinkhornConfig
-from mhc_jax.nn.stack import Prepared
+from mhc_jax.nn.stack import Prepared, Preparing
 from mhc_jax.ops import projections
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -56,8 +56,10 @@ class StaticMHCConfig(StreamsConfig):
         return StaticMHC(self, policy, init)
 
 
-class StaticMHC(MHC):
+class StaticMHC(MHC, Preparing):
     """``H_pre = softmax(pre)``, ``H_post = softmax(post)`` (times n with unit writes), ``H_res = project(res)``."""
+
+    res_NN: Prepared | None = None
 
     def __init__(self, config: StaticMHCConfig, policy: Policy, init: Init):
         n, projection = config.streams, config.projection
@@ -77,7 +79,7 @@ class StaticMHC(MHC):
         pre_N, post_N = (_simplex(logits[...].astype(dtype)) for logits in (self.pre_logits, self.post_logits))
         if config.unit_writes:
             post_N = config.streams * post_N
-        return pre_N, post_N, self.res_NN[...] if hasattr(self, "res_NN") else self._mixing()
+        return pre_N, post_N, self._mixing() if self.res_NN is None else self.res_NN[...]
 
     def prepare(self):
         """H_res of this site, see :class:`mhc_jax.nn.stack.Prepared`."""

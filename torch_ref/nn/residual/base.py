@@ -1,4 +1,4 @@
-"""The contract of a residual topology, and of the two ends of its streams."""
+"""The contract of a residual topology."""
 
 from typing import Any
 
@@ -52,14 +52,4 @@ class Residual(nn.Module):
 
     def post(self, state: State, y: Tensor, ctx: Any, scope: Scope) -> State:
         """The state after the branch has returned ``y``: (B, T, D), or (B, T, N, D) if it differs by stream."""
-        raise NotImplementedError
-
-
-class StreamEnds(nn.Module):
-    """The embedding becomes the streams, the state the output; built as ``StreamEnds(config, width, stream_count)``."""
-
-    def expand(self, x_BTD: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def collapse(self, state: State) -> Tensor:
         raise NotImplementedError

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from torch_ref.config import one_of, register
+from torch_ref.nn.projections import build_projection
 from torch_ref.nn.residual.mhc import MHC, leaning_read
-from torch_ref.nn.residual.projections import build_projection
 from torch_ref.ops.hyper import flat_weights
 
 

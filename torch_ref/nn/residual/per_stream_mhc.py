@@ -4,9 +4,9 @@ import torch
 from torch import nn
 
 from torch_ref.config import one_of, register
+from torch_ref.nn.projections import build_projection
 from torch_ref.nn.residual.hyper_connections import StreamNorm
 from torch_ref.nn.residual.mhc import MHC, leaning_read
-from torch_ref.nn.residual.projections import build_projection
 from torch_ref.ops.hyper import dynamic_weights
 
 READ_LEAN = 0.7

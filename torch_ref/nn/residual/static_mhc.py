@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from torch_ref.config import register
+from torch_ref.nn.projections import build_projection
 from torch_ref.nn.residual.mhc import MHC
-from torch_ref.nn.residual.projections import build_projection
 from torch_ref.ops.projections import identity_mix
 
 

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from torch_ref.config import one_of, register
-from torch_ref.nn.residual.base import StreamEnds, streams_of
+from torch_ref.nn.ends.base import StreamEnds
+from torch_ref.nn.residual.base import streams_of
 from torch_ref.nn.residual.mhc import leaning_read
 from torch_ref.ops import streams
 from torch_ref.ops.hyper import flat_weights

@@ -4,7 +4,8 @@ import torch
 from torch import nn
 
 from torch_ref.config import one_of, register
-from torch_ref.nn.residual.base import StreamEnds, streams_of
+from torch_ref.nn.ends.base import StreamEnds
+from torch_ref.nn.residual.base import streams_of
 from torch_ref.ops import streams
 
 

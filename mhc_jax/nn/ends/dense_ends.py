@@ -6,9 +6,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.nn.ends.base import EndsConfig, StreamEnds
 from mhc_jax.nn.init import Init, constant, uniform, zeros
 from mhc_jax.nn.layers import Dense
-from mhc_jax.nn.residual.base import EndsConfig, StreamEnds, streams_of
+from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.ops import streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register

@@ -7,9 +7,9 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.nn.ends.base import EndsConfig, StreamEnds
 from mhc_jax.nn.init import Init, constant, zeros
-from mhc_jax.nn.residual.base import EndsConfig, StreamEnds, streams_of
-from mhc_jax.nn.residual.single_pass_mhc import SinglePassMHCConfig
+from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.ops import hyper, streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -42,8 +42,8 @@ class CopyEndsConfig(EndsConfig):
     def check(self, residual):
         self.require(residual.stream_count is not None, "the residual has no streams to expand to; use ends 'identity'")
         self.require(
-            self.collapse != "carried" or isinstance(residual, SinglePassMHCConfig),
-            f"collapse 'carried' needs the residual 'single_pass_mhc', not {residual.kind!r}",
+            self.collapse != "carried" or "read" in residual.carries,
+            f"collapse 'carried' needs a residual that carries its reading weights, as 'single_pass_mhc' does, not {residual.kind!r}",
         )
 
     def build(self, width, stream_count, policy, init):

@@ -1,0 +1,38 @@
+"""The contract of the two ends of the residual streams."""
+
+import dataclasses
+from typing import ClassVar
+
+import jax
+from flax import nnx
+
+from mhc_jax.config import Config
+from mhc_jax.nn.init import Init
+from mhc_jax.nn.residual.base import ResidualConfig, State
+from mhc_jax.precision import Policy
+
+
+class StreamEnds(nnx.Module):
+    """How the embedding becomes the residual streams, and how the state becomes the output."""
+
+    def expand(self, x_BTD: jax.Array) -> jax.Array:
+        """The streams before the first site."""
+        raise NotImplementedError
+
+    def collapse(self, state: State) -> jax.Array:
+        """The output (B, T, D) of the state after the last site; most ends need only its :func:`streams_of`."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class EndsConfig(Config):
+    """Base of all stream-end configurations."""
+
+    axis: ClassVar[str] = "ends"
+
+    def check(self, residual: ResidualConfig) -> None:
+        """Raises ConfigError if these ends cannot serve the states of that topology."""
+        raise NotImplementedError
+
+    def build(self, width: int, stream_count: int | None, policy: Policy, init: Init) -> StreamEnds:
+        raise NotImplementedError

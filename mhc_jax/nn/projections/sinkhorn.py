@@ -1,0 +1,66 @@
+"""Sinkhorn's iterations."""
+
+import dataclasses
+from typing import Literal
+
+import jax
+
+from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.ops import sinkhorn
+from mhc_jax.registry import register
+
+
+@register("projection", "sinkhorn")
+@dataclasses.dataclass(frozen=True)
+class SinkhornConfig(ProjectionConfig):
+    """Sinkhorn's iterations (mHC, 2512.24880): nearly doubly stochastic.
+
+    Attributes:
+        iters: pairs of half-steps.
+        temperature: divides the logits.
+        order: which half-step comes first; the sums of the second are exact. ``"columns_then_rows"``, the paper's,
+            keeps equal streams equal; ``"rows_then_columns"`` is mHC-SSM's.
+        domain: ``"log"`` is finite, and its gradient too, at any finite logits; ``"exp"`` is mHC-SSM's own form, in its
+            order only (there 0 iterations are allowed, and leave the exponentials as they are): where the logits of a
+            column lie about 90 below their rows' largest, its gradient becomes NaN.
+        gradient: ``"unrolled"`` keeps every iteration for the backward pass; ``"recompute"`` repeats them there, to the
+            same gradient; ``"implicit"`` differentiates the exact projection, which the iterations approach.
+    """
+
+    iters: int = 20
+    temperature: float = 1.0
+    order: Literal["columns_then_rows", "rows_then_columns"] = "columns_then_rows"
+    domain: Literal["log", "exp"] = "log"
+    gradient: Literal["unrolled", "recompute", "implicit"] = "recompute"
+
+    def validate(self):
+        super().validate()
+        papers = self.order == "columns_then_rows"
+        self.require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        self.require(
+            self.domain == "log" or not papers, "domain 'exp' has the order 'rows_then_columns' only; use domain 'log'"
+        )
+        self.require(
+            self.gradient != "implicit" or papers,
+            "gradient 'implicit' has the order 'columns_then_rows' only; use gradient 'recompute'",
+        )
+        least = 1 if self.domain == "log" else 0
+        self.require(
+            self.iters >= least, f"iters must be at least {least} in the domain {self.domain!r}, got {self.iters}"
+        )
+
+    def is_identity(self, streams):
+        return super().is_identity(streams) and self.domain == "log"
+
+    def project(self, logits, streams):
+        def project(logits):
+            return self._form()(logits, iters=self.iters, temperature=self.temperature)
+
+        return (jax.checkpoint(project) if self.gradient == "recompute" else project)(logits)
+
+    def _form(self):
+        if self.gradient == "implicit":
+            return sinkhorn.implicit_sinkhorn
+        if self.order == "columns_then_rows":
+            return sinkhorn.log_sinkhorn_columns_then_rows
+        return sinkhorn.log_sinkhorn if self.domain == "log" else sinkhorn.sinkhorn_rows_then_columns
