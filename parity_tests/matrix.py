@@ -22,8 +22,8 @@ from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.tree import flatten
 from parity_tests.cases.decode import decoding
-from parity_tests.cases.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, batch, split, weights
 from parity_tests.compare import Case, Row, failures, judge
+from parity_tests.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, batch, split, weights
 from parity_tests.taps import run_jax, run_torch
 from train.config import OptimConfig, RunConfig
 from train.data.config import CorpusConfig

@@ -8,9 +8,9 @@ import mhc_jax
 from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from parity_tests.__main__ import main
-from parity_tests.cases.systems import SYSTEMS, weights
 from parity_tests.faults import mutations
 from parity_tests.mutations import seeded
+from parity_tests.systems import SYSTEMS, weights
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import mhc_jax.ops
 import torch_ref  # noqa: F401  registers the mirror's kinds
 from mhc_jax import registry
 from parity_tests import cases
-from parity_tests.cases.systems import SYSTEMS
+from parity_tests.systems import SYSTEMS
 from torch_ref.config import implementation
 
 # Ops whose twin has another name: the mirror needs no chunked loss, its implicit gradient is a backward rule, and it
@@ -31,7 +31,7 @@ def _ops():
                 yield f"{module.name}.{name}"
 
 
-AXES = ("residual", "projection", "ends", "mixer", "channel")
+AXES = ("model", "residual", "projection", "ends", "mixer", "channel")
 PARTS = [(axis, kind) for axis in AXES for kind in registry.names(axis)]
 COVERED = frozenset().union(*(case.covers for case in cases.everything()))
 
@@ -43,6 +43,13 @@ def test_every_part_has_a_twin_and_a_case(axis, kind):
     except ValueError:
         pytest.fail(f"torch_ref has no {axis} {kind!r}: its class is missing, or its package does not import it")
     assert f"{axis}:{kind}" in COVERED, f"no parity case exercises {axis} {kind!r}"
+
+
+@pytest.mark.parametrize(
+    ("axis", "kind"), [(axis, kind) for axis in ("data", "objective") for kind in registry.names(axis)]
+)
+def test_every_way_to_train_has_a_case(axis, kind):
+    assert f"{axis}:{kind}" in COVERED, f"no parity case trains with {axis} {kind!r}"
 
 
 @pytest.mark.parametrize("path", list(_ops()))

@@ -10,8 +10,8 @@ import torch_ref
 from mhc_jax import interop
 from mhc_jax.tree import flatten
 from parity_tests import replay
-from parity_tests.cases.systems import SYSTEMS, batch, weights
 from parity_tests.compare import error
+from parity_tests.systems import SYSTEMS, batch, weights
 
 systems = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
 

@@ -1,8 +1,11 @@
 """The catalogue of cases. A module given to ``--import`` extends it with :func:`add`."""
 
+import sys
 from collections.abc import Iterable
 
+from parity_tests import discover
 from parity_tests.compare import Case
+from parity_tests.tolerances import FLOAT64
 
 _CASES: dict[tuple[str, str], Case] = {}
 
@@ -25,9 +28,8 @@ def load() -> None:
     if _CASES:
         return
     from parity_tests import oracles
-    from parity_tests.cases import decode, mixing_ops, models, modules, ops, training
 
-    for module in (ops, mixing_ops, modules, models, training, decode, oracles):
+    for module in (*discover.modules(sys.modules[__name__]), oracles):
         add(module.cases())
 
 
@@ -38,6 +40,6 @@ def of_tier(tier: str) -> dict[str, Case]:
 
 
 def everything() -> list[Case]:
-    """All cases, tier by tier."""
+    """All cases, tier by tier, what is small first."""
     load()
-    return list(_CASES.values())
+    return sorted(_CASES.values(), key=lambda case: list(FLOAT64).index(case.tier))

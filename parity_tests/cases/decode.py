@@ -10,24 +10,16 @@ import torch
 
 import mhc_jax
 from mhc_jax import decode
-from parity_tests.cases.systems import SYSTEMS, System, batch, weights
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, jax_precision, jit, jitter
+from parity_tests.systems import SYSTEMS, System, batch, weights
 from parity_tests.taps import in_dtype, to_module, to_params
 
 PROMPT = 3
 
 
 def cases() -> Iterator[Case]:
-    names = (
-        "baseline, ln, associative",
-        "mhc 2, ln, chunked",
-        "adapters 4, rms",
-        "gpt over deepseek_v4, value residual",
-        "llama, grouped, normalised heads",
-        "wide heads over mhc, value residual",
-    )
-    for system in (SYSTEMS[name] for name in names):
+    for system in (system for system in SYSTEMS.values() if system.decoded):
         yield decoding("decode", system.name, system.config, weights(system.config), batch(system.config)["tokens"])
 
 

@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Iterator
 
-from parity_tests.cases.systems import SYSTEMS, System, batch, split, weights
 from parity_tests.compare import Case, DType, Values
+from parity_tests.systems import SYSTEMS, System, batch, split, weights
 from parity_tests.taps import run_jax, run_torch
 
 # The modes run the same mathematics, so one model and one dtype each will do.

@@ -17,9 +17,11 @@ from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.stack import layer_of
 from parity_tests.cases.ops import draw
-from parity_tests.cases.systems import BATCH, SYSTEMS, TIME, WIDTH, System, tiny, tiny_gpt, weights
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
+from parity_tests.systems import BATCH, SYSTEMS, TIME, WIDTH, System, weights
+from parity_tests.systems.gpt import tiny_gpt
+from parity_tests.systems.mhc_ssm import tiny
 from parity_tests.taps import in_dtype, to_module, to_params
 from torch_ref.nn import scope as torch_scope
 

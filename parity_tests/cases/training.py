@@ -13,9 +13,9 @@ import train.update.optimizer
 import train.update.step
 from mhc_jax import interop
 from mhc_jax.functional import param_info
-from parity_tests.cases.systems import SYSTEMS, System, batch, weights
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
+from parity_tests.systems import SYSTEMS, System, batch, kinds_of, weights
 from parity_tests.taps import in_dtype, to_module, to_params
 from torch_ref import train as torch_train
 from train.config import OptimConfig, RunConfig, TrainConfig
@@ -124,7 +124,7 @@ def trajectory(name: str, system: System, optim: OptimConfig, settings: TrainCon
         jax=functools.partial(_train_jax, *arguments),
         torch=functools.cache(functools.partial(_train_torch, *arguments)),
         dtypes=("float64",),
-        covers=system.covers,
+        covers=kinds_of(RunConfig(model=system.config)),
     )
 
 

@@ -1,9 +1,11 @@
 """Code of others as the judge: every case runs a published implementation, in float64 as the truth."""
 
+import sys
 from collections.abc import Iterator
 
 from mhc_jax.config import ConfigError
 from parity_tests.compare import Case
+from parity_tests.discover import modules
 
 
 def cases() -> Iterator[Case]:
@@ -13,8 +15,8 @@ def cases() -> Iterator[Case]:
         ConfigError: a package, or a model of transformers, is not installed.
     """
     try:
-        from parity_tests.oracles import gpt, huggingface, lucidrains
+        found = [module for module in modules(sys.modules[__name__]) if hasattr(module, "cases")]
     except ModuleNotFoundError as error:
         raise ConfigError(f"the tier 'oracles' needs {error.name}: pip install --editable '.[test]'") from None
-    for module in (gpt, huggingface, lucidrains):
+    for module in found:
         yield from module.cases()

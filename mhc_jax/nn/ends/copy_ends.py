@@ -43,7 +43,8 @@ class CopyEndsConfig(EndsConfig):
         self.require(residual.stream_count is not None, "the residual has no streams to expand to; use ends 'identity'")
         self.require(
             self.collapse != "carried" or "read" in residual.carries,
-            f"collapse 'carried' needs a residual that carries its reading weights, as 'single_pass_mhc' does, not {residual.kind!r}",
+            "collapse 'carried' needs a residual that carries its reading weights, as 'single_pass_mhc' does, "
+            f"not {residual.kind!r}",
         )
 
     def build(self, width, stream_count, policy, init):

@@ -15,7 +15,6 @@ DEEPSEEK = "gpt over deepseek_v4, value residual"
 
 
 def mutations() -> Iterator[Mutation]:
-    """All of them."""
     for group in (_attention, _projections, _coefficients, _models):
         yield from group()
 

@@ -1,15 +1,12 @@
-"""The faults that are seeded: what goes wrong, and the case that must notice it."""
+"""Faults seeded in the parts of mHC-SSM, and in what all models share."""
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from parity_tests import mixing_faults
 from parity_tests.mutations import Mutation, Replace, argument, op, options
-from train.config import OptimConfig
 
 MHC, ADAPTERS, REPAIRED, BASELINE = (
     "mhc 4, original, rms",
@@ -19,10 +16,9 @@ MHC, ADAPTERS, REPAIRED, BASELINE = (
 )
 
 
-def mutations() -> list[Mutation]:
-    """All of them."""
-    own = (_norms, _sinkhorn, _sequence, _streams, _models, _decoding, _training)
-    return [mutation for group in (*own, mixing_faults.mutations) for mutation in group()]
+def mutations() -> Iterator[Mutation]:
+    for group in (_norms, _sinkhorn, _sequence, _streams, _models, _decoding):
+        yield from group()
 
 
 def _norms():
@@ -89,23 +85,6 @@ def _decoding():
     for part, what in (("ssm", "recurrent state"), ("inputs", "convolution's inputs")):
         yield Mutation(f"stale {what} in the cache", mixer, _stale_state(part), "decode", ADAPTERS)
     yield Mutation("column of the cache does not advance", "mhc_jax.decode:_advance", _stuck, "decode", REPAIRED)
-
-
-def _training():
-    def adamw(fault, replace, target="make_optimizer", case="original"):
-        return Mutation(fault, f"train.update.optimizer:{target}", replace, "optimizer", case)
-
-    yield adamw("AdamW with epsilon 1e-7", _config(lambda c: c.replace(eps=1e-7)))
-    yield adamw("AdamW with its betas swapped", _config(lambda c: c.replace(beta1=c.beta2, beta2=c.beta1)))
-    yield adamw("weight decay in the gradient", _decayed_gradient)
-    yield adamw("weight decay on matrices only", _config(lambda c: c.replace(decay="matrices")))
-    yield adamw("clipping without 1e-6", lambda _: optax.clip_by_global_norm, "clip_by_global_norm")
-    yield adamw("warm-up one step late", _late_schedule, "schedule", "default")
-
-
-def _config(change: Callable[[OptimConfig], OptimConfig]) -> Replace:
-    """The same factory, given another configuration."""
-    return lambda healthy: lambda config, *rest: healthy(change(config), *rest)
 
 
 def _columns_then_rows(healthy):
@@ -204,15 +183,3 @@ def _stuck(healthy):
         return *found, {**after, "column": cache["column"]}
 
     return advance
-
-
-def _late_schedule(healthy):
-    return lambda config, total: lambda step: healthy(config, total)(jnp.maximum(step - 1, 0))
-
-
-def _decayed_gradient(healthy):
-    def adamw(config, *rest):
-        coupled = optax.add_decayed_weights(config.weight_decay)
-        return optax.chain(coupled, healthy(config.replace(weight_decay=0.0), *rest))
-
-    return adamw

@@ -1,0 +1,13 @@
+"""The faults that are seeded: what goes wrong, and the case that must notice it; one file for each system."""
+
+import sys
+from collections.abc import Iterator
+
+from parity_tests.discover import modules
+from parity_tests.mutations import Mutation
+
+
+def mutations() -> Iterator[Mutation]:
+    """All of them."""
+    for module in modules(sys.modules[__name__]):
+        yield from module.mutations()

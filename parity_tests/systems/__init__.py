@@ -1,0 +1,15 @@
+"""Tiny models that together meet every variant, form, norm, number of streams and scan form; one family a file."""
+
+import sys
+
+from parity_tests.discover import modules
+from parity_tests.systems.base import BATCH, TIME, WIDTH, System, batch, kinds_of, split, weights
+
+SYSTEMS = {
+    system.name: system
+    for module in modules(sys.modules[__name__])
+    if hasattr(module, "systems")
+    for system in module.systems()
+}
+
+__all__ = ["BATCH", "SYSTEMS", "TIME", "WIDTH", "System", "batch", "kinds_of", "split", "weights"]
