@@ -5,11 +5,8 @@ The model's ``vocab_size`` and ``max_len`` are 0 here, which means the tokenizer
 
 import bisect
 import functools
-import math
 
-import jax
-
-from mhc_jax.functional import param_shapes
+from mhc_jax.functional import parameter_count
 from mhc_jax.models import mhc_ssm as models
 from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.nn.lm import LMConfig
@@ -105,11 +102,6 @@ def quickstart() -> RunConfig:
         checkpoint=CheckpointConfig(every=400),
         log=LogConfig(every=20),
     )
-
-
-def parameter_count(model: LMConfig) -> int:
-    """Number of trained scalars."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(model)))
 
 
 @functools.lru_cache

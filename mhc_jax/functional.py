@@ -6,6 +6,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -134,6 +135,11 @@ def param_info(config: ModelConfig) -> dict[str, ParamInfo]:
         return ParamInfo(shape.shape, shape.dtype, its["role"], layer + its["axes"], its["uses"])
 
     return {name: info(name, shape) for name, shape in flatten(param_shapes(config)).items()}
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """Number of trained scalars; allocates nothing."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(config)))
 
 
 def bind(config: ModelConfig, params: Params) -> Model:

@@ -14,11 +14,11 @@ from typing import Annotated
 
 import tyro
 
-import configs
 from mhc_jax.config import ConfigError
 from train.config import RunConfig
 from train.devices import peers
 from train.devices.launch import DistributedConfig, join, use_compile_cache
+from train.loop import named
 from train.loop.config_file import read_config, read_run
 from train.loop.resolve import run_folder
 from train.terminal import cli, interrupt
@@ -144,7 +144,7 @@ def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
         return f"{PROG} --resume {shlex.quote(start.resume)}", read_run(start.resume), flags
     if start.config:
         return f"{PROG} --config {shlex.quote(start.config)}", read_config(start.config), flags
-    return f"{PROG} {name}", configs.load(name), flags
+    return f"{PROG} {name}", named.load(name), flags
 
 
 def _next(argv: list[str], config: RunConfig, plugins: Sequence[str]) -> str:
@@ -185,7 +185,7 @@ def _typed_before(argv: list[str]) -> list[str]:
 
 
 def _list() -> str:
-    return "\n".join(_entry(name, configs.describe(name)) for name in configs.names())
+    return "\n".join(_entry(name, named.describe(name)) for name in named.names())
 
 
 def _entry(name: str, words: str) -> str:

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-import configs
 import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
@@ -20,6 +19,7 @@ from train.data.config import CorpusConfig
 from train.data.kind import Batch, DataConfig
 from train.devices import sharding
 from train.devices.memory import TRAINING, check_memory
+from train.loop import named
 from train.loop.resolve import resolve
 from train.measure import streams, target
 from train.measure.cost import collective_rows, cost_rows, machine_rows, parameter_rows
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     from train.report import figures
     from train.report.page import PLAIN, Findings, read_run, render
 
-    config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (configs.load(flags.name), None)
+    config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (named.load(flags.name), None)
     if not machine and flags.mesh != config.mesh:
         raise ConfigError("--mesh.* lays out the devices of --compile.topology; give one, such as v5e:2x2 or h100:8")
     config = config.replace(model=flags.model, data=flags.data, optim=flags.optim, train=flags.train, mesh=flags.mesh)
@@ -188,7 +188,7 @@ def _is_run(name: str) -> bool:
 
 
 def _defaults(name: str) -> Flags:
-    config = load_run(name)[0] if _is_run(name) else configs.load(name)
+    config = load_run(name)[0] if _is_run(name) else named.load(name)
     return Flags(name, model=config.model, data=config.data, optim=config.optim, train=config.train, mesh=config.mesh)
 
 

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import tyro
 
-import configs
-from configs.mhc_ssm import parameter_count
 from mhc_jax.config import ConfigError
+from mhc_jax.functional import parameter_count
 from mhc_jax.models import with_topology
 from train.config import RunConfig
+from train.loop import named
 from train.storage.folder import read_metrics
 from train.storage.outputs import check_folder
 from train.terminal import cli, interrupt
@@ -113,7 +113,7 @@ def matched_hidden(config: RunConfig, target: int) -> int:
 def _resolved(name: str, flags: Sequence[str]) -> RunConfig:
     """The configuration with the flags of every run, its open vocabulary and length as a placeholder."""
     markers = (tyro.conf.AvoidSubcommands,)
-    config = cli.parse(RunConfig, list(flags), prog="--train-flags", default=configs.load(name), markers=markers)
+    config = cli.parse(RunConfig, list(flags), prog="--train-flags", default=named.load(name), markers=markers)
     model = config.model
     return config.replace(model=model.replace(vocab_size=model.vocab_size or 1, max_len=model.max_len or 1))
 

@@ -72,6 +72,15 @@ def test_floors_of_train_and_commands_that_nothing_imports():
     assert not broken
 
 
+def test_train_reaches_the_named_configurations_by_one_door():
+    doors = [
+        str(path.relative_to(ROOT))
+        for path in sources("train")
+        if "tests" not in path.parts and any(name.split(".")[0] == "configs" for name in imports(path))
+    ]
+    assert doors == ["train/loop/named.py"]
+
+
 def test_only_the_parity_suite_and_the_benchmark_driver_see_both_frameworks():
     both = {
         path.relative_to(ROOT).parts[0]

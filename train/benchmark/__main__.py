@@ -12,7 +12,6 @@ from typing import Literal
 import jax
 import tyro
 
-import configs
 import mhc_jax
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
@@ -23,6 +22,7 @@ from train.config import OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
 from train.devices.memory import TRAINING, check_memory
+from train.loop import named
 from train.loop.resolve import resolve
 from train.measure.scores import evaluate_split
 from train.objectives.cross_entropy import CrossEntropyConfig
@@ -94,7 +94,7 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
         _check_torch(flags.torch_python)
     model, params = flags.model, None
     if flags.checkpoint:
-        if model != configs.load(flags.name).model:
+        if model != named.load(flags.name).model:
             raise ConfigError("the model comes from the checkpoint; leave out --model flags, or --checkpoint")
         run, params = load_run(flags.checkpoint)
         model = run.model
@@ -111,7 +111,7 @@ def _check_torch(python: str) -> None:
 
 
 def _defaults(name: str) -> Flags:
-    config = configs.load(name)
+    config = named.load(name)
     return Flags(
         name, model=config.model, data=config.data, objective=config.objective, optim=config.optim, train=config.train
     )

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import configs
 from mhc_jax import registry
 from mhc_jax.config import ConfigError, UnknownFieldError, read_json
 from train.config import RunConfig, faults_of, recorded
+from train.loop import named
 from train.storage.folder import CONFIG_FILE
 from train.terminal.flags import flags_of, instead_of_field
 
@@ -30,8 +30,8 @@ def read_config(path: str | Path) -> RunConfig:
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: expected fields with values, as in a run's {CONFIG_FILE}")
     name = given.get("name")
-    known = isinstance(name, str) and name.partition("@")[0] in configs.names()
-    base = configs.load(name) if known else RunConfig()
+    known = isinstance(name, str) and name.partition("@")[0] in named.names()
+    base = named.load(name) if known else RunConfig()
     with faults_of(path), _fields_of_any_record(path, base):
         config = RunConfig.from_dict(_merged(base.to_dict(), given))
     return config.replace(train=config.train.replace(resume=False))

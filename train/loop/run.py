@@ -139,7 +139,7 @@ def run(
 
         compile_seconds = 0.0
         if start < total_steps:
-            train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh)
+            train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh, total_steps)
         eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=whole(mesh))
         stream_step = jax.jit(streams.make_stream_step(config, mesh), out_shardings=whole(mesh))
         tokens_per_step = config.data.batch_size * config.data.seq_len
@@ -307,11 +307,11 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _compile_train_step(config: RunConfig, optimizer, state: TrainState, mesh: Mesh):
+def _compile_train_step(config: RunConfig, optimizer, state: TrainState, mesh: Mesh, total_steps: int):
     """The training step compiled for this state and batch and no other, and the seconds that took."""
     start = time.perf_counter()
     with task("compiling the training step"):
-        compiled = lower_train_step(config, optimizer, state, mesh).compile()
+        compiled = lower_train_step(config, optimizer, state, mesh, total_steps).compile()
     seconds = time.perf_counter() - start
     say(f"compiled the training step in {seconds:.1f} s")
     return compiled, seconds

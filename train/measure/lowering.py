@@ -40,18 +40,25 @@ def whole(mesh: Mesh) -> NamedSharding:
 
 
 def lower_train_step(
-    config: RunConfig, optimizer: optax.GradientTransformation, state: TrainState, mesh: Mesh
+    config: RunConfig,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    total_steps: int | None = None,
 ) -> jax.stages.Lowered:
     """The training step for states like ``state``, which it donates, and batches of the configured shape.
 
     Args:
         state: abstract or not, sharded over ``mesh``.
+        total_steps: see :func:`train.update.step.make_train_step`.
     """
     slices = sharding.batch_sharding(mesh)
     batch = {
         name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=slices) for name, shape in config.data.arrays().items()
     }
     step = jax.jit(
-        make_train_step(config, optimizer, mesh), donate_argnums=0, out_shardings=(shardings(state), whole(mesh))
+        make_train_step(config, optimizer, mesh, total_steps),
+        donate_argnums=0,
+        out_shardings=(shardings(state), whole(mesh)),
     )
     return step.lower(state, batch)

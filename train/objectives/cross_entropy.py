@@ -26,9 +26,10 @@ class CrossEntropyConfig(ObjectiveConfig):
     def check(self, model):
         model.check_next_token()
 
-    def sums(self, model, params, batch, *, key=None, batch_sharding=None):
+    def sums(self, model, params, batch, *, key=None, progress=None, batch_sharding=None):
         given = {"positions": batch.get("positions"), "segment_ids": batch.get("segments")}
-        found = hidden(model, params, batch["inputs"], key=key, batch_sharding=batch_sharding, **given)
+        called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
+        found = hidden(model, params, batch["inputs"], **given, **called)
         dtypes = policy(model.execution.policy)
         hidden_BTD = found.hidden_BTD.astype(dtypes.compute)
         options = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}

@@ -39,6 +39,7 @@ class ObjectiveConfig(Config):
         batch: Batch,
         *,
         key: jax.Array | None = None,
+        progress: jax.Array | None = None,
         batch_sharding: jax.sharding.Sharding | None = None,
     ) -> tuple[Sums, dict[str, jax.Array]]:
         """Sums over a batch, and the model's auxiliary losses.
@@ -46,6 +47,7 @@ class ObjectiveConfig(Config):
         Args:
             batch: as :meth:`train.data.kind.DataConfig.arrays` says.
             key: randomness of training; None for evaluation.
+            progress: of training, from 0 to 1; None, as for evaluation, counts as 1.
             batch_sharding: see :func:`mhc_jax.apply`.
 
         Returns:

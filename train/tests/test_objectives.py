@@ -79,13 +79,14 @@ def squared():
         def check(self, model):
             self.require(model.layers < 3, "no more than two layers")
 
-        def sums(self, model, params, batch, *, key=None, batch_sharding=None):
+        def sums(self, model, params, batch, *, key=None, progress=None, batch_sharding=None):
             found = mhc_jax.apply(model, params, batch["inputs"], key=key, batch_sharding=batch_sharding)
             valid = batch["targets"] != IGNORE
             distance = jax.nn.softmax(found.logits_BTV) - jax.nn.one_hot(batch["targets"], model.vocab_size)
             score = jnp.sum(jnp.where(valid, (distance**2).sum(-1), 0.0))
             spread = jnp.sum(jnp.where(valid, found.logits_BTV.std(-1), 0.0))
-            return {"loss": self.weight * score, "tokens": valid.sum(), "spread": spread}, found.penalties
+            told = valid.sum() * (2.0 if progress is None else progress)
+            return {"loss": self.weight * score, "tokens": valid.sum(), "spread": spread, "told": told}, found.penalties
 
     yield BrierConfig()
     registry._REGISTRY["objective"] = before
@@ -102,6 +103,8 @@ def test_another_objective_trains_reports_and_resumes(squared, tmp_path):
     assert losses[-1] < losses[0] - 0.1
     assert all("spread" in line for line in lines if "loss" in line)
     assert {"val_loss", "val_spread"} <= whole.keys()
+    assert [line["told"] for line in lines if "loss" in line] == pytest.approx([step / 40 for step in range(40)])
+    assert whole["val_told"] == 2.0  # evaluation is told nothing
 
     constant = config.replace(optim=config.optim.replace(schedule="constant"))
     runs = [constant.replace(run_dir=str(tmp_path / name)) for name in ("one", "two")]

@@ -6,8 +6,8 @@ import math
 import pytest
 
 import configs
-from configs.mhc_ssm import parameter_count
 from mhc_jax.config import ConfigError
+from mhc_jax.functional import parameter_count
 from mhc_jax.models import with_topology
 from train import study
 from train.tests.runs import WORDS

@@ -27,11 +27,15 @@ def init_state(config: RunConfig, optimizer: optax.GradientTransformation) -> Tr
 
 
 def make_train_step(
-    config: RunConfig, optimizer: optax.GradientTransformation, mesh: Mesh | None = None
+    config: RunConfig,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None = None,
+    total_steps: int | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """A function of (state, batch) that returns the next state and metrics.
 
-    Without ``mesh`` the step is for one device. ``batch`` is one of ``config.data.arrays()``; its rows are a multiple
+    Without ``mesh`` the step is for one device; without ``total_steps`` parts that are annealed act as they do in the
+    end. ``batch`` is one of ``config.data.arrays()``; its rows are a multiple
     of ``train.accumulate``. Micro-batches are weighted by their number of targets, so the step equals the one on the
     whole batch, but for auxiliary losses, which are not additive over sequences: theirs is the weighted mean over
     micro-batches.
@@ -44,18 +48,19 @@ def make_train_step(
     step), ``skipped`` (steps skipped so far), ``consecutive_skipped``, and every auxiliary loss by its name, weighted.
     """
 
-    def objective(params: Params, batch: Batch, key: jax.Array):
+    def objective(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None):
         params, batch_sharding = sharding.for_step(config.model, params, mesh)
-        sums, penalties = config.objective.sums(config.model, params, batch, key=key, batch_sharding=batch_sharding)
+        called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
+        sums, penalties = config.objective.sums(config.model, params, batch, **called)
         weighted = {name: sums["tokens"] * value for name, value in penalties.items()}
         return sums["loss"] + sum(weighted.values()), {**sums, **weighted}
 
-    def gradients(params: Params, batch: Batch, key: jax.Array):
+    def gradients(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None):
         """Gradients of the mean, and the means."""
 
         def part(index, micro_batch):
             (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(
-                params, micro_batch, jax.random.fold_in(key, index)
+                params, micro_batch, jax.random.fold_in(key, index), progress
             )
             return grads, sums
 
@@ -66,7 +71,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
-        grads, metrics = gradients(state.params, batch, key)
+        progress = None if total_steps is None else state.step / total_steps
+        grads, metrics = gradients(state.params, batch, key, progress)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {
