@@ -5,7 +5,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from mhc_jax.config import Config, ConfigError, FieldError, UnknownKindError, read_json, within
 from mhc_jax.models import mhc_ssm
@@ -195,10 +195,28 @@ class RunConfig(Config):
     def from_dict(cls, data):
         return super().from_dict(_renamed(data))
 
+    @property
+    def sizes_are_open(self) -> bool:
+        """Whether the model's vocabulary or length is still to follow the data."""
+        return 0 in (self.model.vocab_size, self.model.max_len)
+
+    def sized(self, vocab_size: int) -> Self:
+        """The run with the sizes that its model leaves open.
+
+        Args:
+            vocab_size: of the data.
+        """
+        model = self.model
+        sizes = {"vocab_size": model.vocab_size or vocab_size, "max_len": model.max_len or self.data.seq_len}
+        return self.replace(model=model.replace(**sizes))
+
     def validate(self):
         # The data first: the model's open sizes follow from it, and with them its faults.
         with within("data"):
             self.data.validate()
+        if self.sizes_are_open:
+            self.sized(1).validate()
+            return
         super().validate()
         with within("model"):
             self.objective.check(self.model)

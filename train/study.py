@@ -114,8 +114,7 @@ def _resolved(name: str, flags: Sequence[str]) -> RunConfig:
     """The configuration with the flags of every run, its open vocabulary and length as a placeholder."""
     markers = (tyro.conf.AvoidSubcommands,)
     config = cli.parse(RunConfig, list(flags), prog="--train-flags", default=named.load(name), markers=markers)
-    model = config.model
-    return config.replace(model=model.replace(vocab_size=model.vocab_size or 1, max_len=model.max_len or 1))
+    return config.sized(1)
 
 
 class Children:

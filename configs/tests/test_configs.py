@@ -1,5 +1,6 @@
 """Every configuration resolves to what its golden file says, and is what its name promises."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,10 @@ def test_a_run_of_older_days_is_read():
     text = (Path(__file__).parents[2] / "train" / "tests" / "run_of_2026_11.json").read_text()
     config = configs.load("mhc_ssm_adapters")
     assert RunConfig.from_json(text) == config.replace(model=config.model.replace(stream_diversity=0.25))
+    record = json.loads(text)
+    record["train"] |= {"loss_chunk": 48, "sample_tokens": 9}
+    moved = RunConfig.from_dict(record)
+    assert (moved.objective.chunk, moved.data.sample_tokens) == (48, 9)
 
 
 def test_golden_files_have_no_orphans():
@@ -37,7 +42,25 @@ def test_golden_files_have_no_orphans():
 @pytest.mark.parametrize("name", configs.names())
 def test_is_valid_once_the_data_is_known(name):
     config = configs.load(name)
-    config.replace(model=config.model.replace(vocab_size=50257, max_len=config.data.seq_len)).validate()
+    assert config.sizes_are_open == (0 in (config.model.vocab_size, config.model.max_len))
+    config.validate()
+    sized = config.sized(50_304)
+    sized.validate()
+    assert not sized.sizes_are_open
+    assert (config.model.vocab_size or 50_304, config.model.max_len or config.data.seq_len) == (
+        sized.model.vocab_size,
+        sized.model.max_len,
+    )
+
+
+def test_the_default_is_valid_and_its_faults_are_those_of_its_fields():
+    RunConfig().validate()
+    with pytest.raises(ConfigError, match="width must be at least 1"):
+        RunConfig(model=models(vocab_size=0, max_len=0, width=0)).validate()
+    with pytest.raises(ConfigError, match="max_len 8 is shorter than data.seq_len 256"):
+        RunConfig(model=models(vocab_size=0, max_len=8)).validate()
+    with pytest.raises(ConfigError, match="vocab_size must be at least 1, got -1"):
+        RunConfig(model=models(vocab_size=-1, max_len=0)).validate()
 
 
 @pytest.mark.parametrize(

@@ -88,25 +88,18 @@ def resolve(config: RunConfig) -> RunConfig:
     Raises:
         ConfigError: it contradicts itself, or the data's vocabulary is not to be had or does not fit the model.
     """
-    _check_known(config)
-    data, model = config.data.settled(), config.model
-    vocab_size = data.vocab_size()
-    model = model.replace(vocab_size=model.vocab_size or vocab_size, max_len=model.max_len or data.seq_len)
-    config = config.replace(data=data, model=model)
+    config.validate()  # before any text is read
+    config = config.replace(data=config.data.settled())
+    vocab_size = config.data.vocab_size()
+    config = config.sized(vocab_size)
     config.validate()
     check_policy(config.model)
     if config.model.vocab_size < vocab_size:
         raise ConfigError(
             f"--model.vocab-size {config.model.vocab_size} is smaller than the {vocab_size} tokens of the data "
-            f"({data.unit}); leave it at 0 to follow the data"
+            f"({config.data.unit}); leave it at 0 to follow the data"
         )
     return config
-
-
-def _check_known(config: RunConfig) -> None:
-    """Raises ConfigError for a contradiction that shows without the vocabulary, before any text is read for that."""
-    sizes = {"vocab_size": config.model.vocab_size or 1, "max_len": config.model.max_len or config.data.seq_len}
-    config.replace(model=config.model.replace(**sizes)).validate()
 
 
 def check_resumes(config: RunConfig) -> None:

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import Params, param_info
+from mhc_jax.functional import Params, param_info, parameter_count
 from mhc_jax.summary import flops_per_token
 from train.config import RunConfig
 from train.data.files import replacing
@@ -110,7 +110,7 @@ def run(
 
     optimizer = make_optimizer(config.optim, total_steps, param_info(config.model))
     abstract = abstract_state(config, optimizer, mesh)
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract.params))
+    parameters = parameter_count(config.model)
     _introduce(config, data, mesh, parameters, total_steps, baselines)
 
     with _claim(config) as folder, Checkpoints(folder, config.checkpoint.keep) as checkpoints:

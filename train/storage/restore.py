@@ -5,7 +5,7 @@ from typing import Literal
 
 import mhc_jax
 from mhc_jax import interop
-from mhc_jax.config import ConfigError
+from mhc_jax.config import ConfigError, within
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.nn.model import ModelConfig
 from train.config import RunConfig, faults_of, recorded
@@ -53,4 +53,6 @@ def _read_config(file: Path) -> RunConfig:
     config = recorded(file)
     with faults_of(file):
         config.validate()
+        with within("model"):
+            config.model.validate()  # of a trained one, no size is open
     return config
