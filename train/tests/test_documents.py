@@ -57,6 +57,7 @@ HERE = {
     "python -m train.sample": {"--tokens": "4"},
     "python -m train --resume": {"--train.steps": "4"},
     "python -m train --config": {"--train.steps": "2"},
+    "python -m train squared_relu": SMALL | {"--data.source": "notes.txt"},
     "python -m train delayed_copy": {"--train.steps": "2", "--data.eval-count": "1", "--model.width": "8"},
     "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
