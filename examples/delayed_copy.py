@@ -18,6 +18,11 @@ class DelayedCopyConfig(GeneratedConfig):
     tokens: int = 8
     delay: int = 3
 
+    def validate(self):
+        super().validate()
+        self.require_counts(1, "tokens", "delay")
+        self.require(self.delay < self.seq_len, f"delay {self.delay} leaves no target in seq_len {self.seq_len}")
+
     def vocab_size(self):
         return self.tokens
 

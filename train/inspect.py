@@ -16,6 +16,7 @@ from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
 from train.config import MeshConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
+from train.data.files import replacing
 from train.data.kind import Batch, DataConfig
 from train.devices import sharding
 from train.devices.memory import TRAINING, check_memory
@@ -124,8 +125,8 @@ def main(argv: list[str]) -> None:
         findings = Findings(flags.name, config, parameters, cost, recorded, tokens, summary, lines)
         page = Path(flags.html).expanduser()
         page.parent.mkdir(parents=True, exist_ok=True)
-        with task("drawing the report"):
-            page.write_text(render(findings), encoding="utf-8")
+        with task("drawing the report"), replacing(page) as file:
+            file.write(render(findings).encode())
         print(f"\nReport written to {page}")
 
 

@@ -129,8 +129,9 @@ def write_folder(
     check_finite(tensors)
     try:
         _write(directory, tensors, config)
-    except OSError as error:
-        raise InteropError(f"cannot write {directory}: {error.strerror}; choose another folder") from None
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InteropError(f"cannot write {directory}: {reason}; make room, or choose another folder") from None
 
 
 def _write(directory: Path, tensors: Mapping[str, np.ndarray], config: str) -> None:

@@ -8,7 +8,7 @@ from mhc_jax.config import ConfigError
 from train.data.batches import numbered, rows_of
 from train.data.errors import DataError
 from train.data.files import sha256_json
-from train.data.kind import Batch, Data, DataConfig, EvalBatches
+from train.data.kind import IGNORE, Batch, Data, DataConfig, EvalBatches
 
 # What is drawn for each split; no two of them share draws.
 STREAMS = {"train": 0, "validation": 1, "test": 2}
@@ -47,7 +47,10 @@ class Generated(Data):
 
     def __init__(self, config: GeneratedConfig):
         self.config = config
-        self.fingerprint = sha256_json([config.to_dict(), {name: _digest(x) for name, x in self._batch(0, 0).items()}])
+        first, again = ({name: x.tolist() for name, x in self._batch(0, 0).items()} for _ in range(2))
+        if first != again:
+            raise DataError(f"data {config.label!r} draws other rows from the same generator: it must use no other")
+        self.fingerprint = sha256_json([config.to_dict(), first])
 
     def check(self, vocab_size):
         if self.config.vocab_size() > vocab_size:
@@ -76,16 +79,28 @@ class Generated(Data):
         config = self.config
         # Drawn whole, so that hosts agree, and seeded by its number, so that any can be the first after a restart.
         drawn = config.draw(np.random.default_rng([config.seed, stream, index]), config.batch_size)
-        wanted = config.arrays()
-        shapes = {name: np.shape(array) for name, array in drawn.items()}
+        wanted, known = config.arrays(), isinstance(drawn, dict)
+        shapes = {name: np.shape(array) for name, array in drawn.items()} if known else type(drawn).__name__
         if shapes != wanted:
-            raise DataError(f"data {config.label!r} drew arrays of shapes {shapes}; they must be {wanted}")
+            raise DataError(f"data {config.label!r} drew {shapes}; it must draw arrays of shapes {wanted}")
+        for name, array in drawn.items():
+            self._check_ids(name, np.asarray(array))
+        if (np.asarray(drawn["targets"]) == IGNORE).all():
+            raise DataError(f"data {config.label!r} drew a batch without a target; every batch must have one")
         return {name: np.asarray(array, np.int32) for name, array in drawn.items()}
+
+    def _check_ids(self, name: str, array: np.ndarray) -> None:
+        if not np.issubdtype(array.dtype, np.integer):
+            raise DataError(f"data {self.config.label!r} drew {name} of dtype {array.dtype}; they must be integers")
+        below = {"inputs": self.config.vocab_size(), "targets": self.config.vocab_size()}.get(name, 2**31)
+        wrong = (array < 0) | (array >= below)
+        if name == "targets":
+            wrong &= array != IGNORE
+        if wrong.any():
+            raise DataError(
+                f"data {self.config.label!r} drew {array[wrong][0]} among its {name}, outside 0..{below - 1}"
+            )
 
 
 def _cut(batch: Batch, rows: slice) -> Batch:
     return {name: array[rows] for name, array in batch.items()}
-
-
-def _digest(array: np.ndarray) -> str:
-    return sha256_json(array.tolist())

@@ -35,8 +35,11 @@ class Peers:
         self._leaving = threading.Event()
         self._fault_known = threading.Event()
         self._ending = threading.Lock()
+        self._answers = 0  # of the coordinator to this process
         self._watching = threading.Thread(target=self._watch, name="watch-peers", daemon=True)
         self._watching.start()
+        if index:
+            threading.Thread(target=self._watch_coordinator, name="watch-coordinator", daemon=True).start()
 
     def put(self, key: str, value: Any) -> None:
         """Makes a JSON value known to all."""
@@ -87,12 +90,25 @@ class Peers:
             beats += 1
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # whoever has lost the coordinator is told by lost()
                 self.put(f"alive/{self.index}", beats)
+                self._answers += 1
                 if self.index == 0:
                     self._check(heard)
             if fault := self.get("fault", BEAT):
                 self._fault_known.set()
                 self._leaving.wait(GRACE)
                 self._end(fault["text"], fault["status"])
+
+    def _watch_coordinator(self) -> None:
+        """Ends this process when process 0 has not answered for too long: frozen, it closes no connection.
+
+        What is counted are waits of this thread, which pass no faster than those of the one that asks.
+        """
+        answers, waits = 0, 0
+        while not self._leaving.wait(BEAT):
+            waits = waits + 1 if self._answers == answers else 0
+            answers = self._answers
+            if waits * BEAT > SILENCE:
+                self.lost(0)
 
     def _check(self, heard: dict[int, tuple[Any, float]]) -> None:
         """Process 0 tells the others of the first one that has been silent for too long."""

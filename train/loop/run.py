@@ -114,6 +114,7 @@ def run(
     _introduce(config, data, mesh, parameters, total_steps, baselines)
 
     with _claim(config) as folder, Checkpoints(folder, config.checkpoint.keep) as checkpoints:
+        checkpoints.check_way()
         resuming = config.train.resume and checkpoints.latest_step() is not None
         if resuming:
             state, position, meta = checkpoints.restore(abstract)
@@ -137,6 +138,7 @@ def run(
             start > 0 and _due(start, config.train.eval_every) and checkpoints.metric(start) is None
         )
 
+        log = MetricsLog(folder, config, start=start, scored=not owed, callbacks=callbacks)
         compile_seconds = 0.0
         if start < total_steps:
             train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh, total_steps)
@@ -145,7 +147,6 @@ def run(
         tokens_per_step = config.data.batch_size * config.data.seq_len
         meter = Meter(tokens_per_step, flops_per_token(config.model, config.data.seq_len), meta.get("speed"))
         mean_loss = Mean(meta.get("mean_loss"))
-        log = MetricsLog(folder, config, start=start, scored=not owed, callbacks=callbacks)
         profiler = Profiler(folder, config.log.profile)
         display = Display(start, total_steps, bar=config.log.progress)
         interrupt = Interrupt()

@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -78,7 +79,9 @@ class Checkpoints:
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
         # Orbax logs, with a traceback, what it also raises.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        _ignore_writes_left_behind()
         self.directory.mkdir(parents=True, exist_ok=True)
         if foreign := [path.name for path in self.directory.iterdir() if is_foreign(path)]:
             _warn(f"in {self.directory}, {', '.join(sorted(foreign))} is not a checkpoint and is left alone")
@@ -115,7 +118,7 @@ class Checkpoints:
             raise CheckpointError(f"step {step}: a parameter is NaN or infinite; this state is not saved")
         path = self.directory / str(step)
         if os.path.lexists(path) and not is_checkpoint(path):
-            raise CheckpointError(f"{path} is not a checkpoint and stands in the way of one; move it, then resume")
+            raise _in_the_way(path)
         metric = metric if metric is not None and math.isfinite(metric) else None
         self._metrics[step] = metric
         items = ocp.args.Composite(
@@ -165,6 +168,13 @@ class Checkpoints:
                 f"step {step} could not be written to {self.directory} ({_reason(error)}); {safe}; "
                 "make room or set the permissions there, then resume"
             ) from error
+
+    def check_way(self) -> None:
+        """Raises CheckpointError if something that is none has the name of a checkpoint that is still to come."""
+        last = self.latest_step() or 0
+        for path in self.directory.iterdir() if self.directory.is_dir() else ():
+            if is_foreign(path) and int(path.name) > last:
+                raise _in_the_way(path)
 
     def steps(self) -> list[int]:
         """Committed steps in order; they may be damaged."""
@@ -367,3 +377,20 @@ def _difference(name: str, saved: dict[str, Any], wanted: dict[str, Any]) -> str
 def _spell(shape_and_dtype: tuple[tuple[int, ...], str]) -> str:
     shape, dtype = shape_and_dtype
     return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+@functools.cache
+def _ignore_writes_left_behind() -> None:
+    """When one write of a save has failed, others end in threads of TensorStore with nobody left to be told."""
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    hook = sys.unraisablehook
+
+    def told(what: "sys.UnraisableHookArgs") -> None:
+        if not (isinstance(what.exc_value, RuntimeError) and str(what.exc_value) == "Event loop is closed"):
+            hook(what)
+
+    sys.unraisablehook = told
+
+
+def _in_the_way(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is not a checkpoint and stands in the way of one; move it, then resume")

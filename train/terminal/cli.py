@@ -1,6 +1,7 @@
 """Command lines: dataclasses become flags, and every fault becomes one line on standard error and exit status 2."""
 
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -16,6 +17,9 @@ from train.terminal import flags, interrupt, loading
 T = TypeVar("T")
 
 PLUGIN = "--import"
+
+# Refused to a writer that has opened its file before.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # Characters of a message.
 LONGEST = 1200
@@ -164,7 +168,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (ConfigError, OSError, UnicodeError) as error:
         _stop(f"error: {message(error)}", 2)
     except KeyboardInterrupt as stop:
-        _stop(str(stop) or "interrupted", interrupt.status(stop))
+        print(str(stop) or "interrupted", file=sys.stderr)
+        loading.leave(interrupt.status(stop))
 
 
 def _stop(line: str, status: int) -> NoReturn:
@@ -178,6 +183,8 @@ def message(error: Exception) -> str:
         line = flags.spelled(error)
     elif isinstance(error, UnicodeEncodeError):
         line = f"{error.object!r} cannot be written in this locale's encoding, {error.encoding}; set PYTHONUTF8=1"
+    elif isinstance(error, OSError) and error.errno in FULL and not error.filename:
+        line = f"{error.strerror} where this command writes; make room in its folders, the token cache's among them"
     else:
         line = str(error)
     line = " ".join(line.split())

@@ -1,9 +1,14 @@
-"""The start of a command, from the first import of its package to its first own line."""
+"""The start of a command, from the first import of its package to its first own line, and its end by a signal."""
 
+import contextlib
 import gc
+import os
 import sys
+from typing import NoReturn
 
 from train.terminal import interrupt
+
+_process_is_ours = False
 
 
 def begins(package: str) -> None:
@@ -11,8 +16,10 @@ def begins(package: str) -> None:
 
     While Python looks for the module of ``python -m``, and only then, ``sys.argv[0]`` is ``"-m"``.
     """
+    global _process_is_ours
     if sys.argv[:1] != ["-m"] or package not in {word.removeprefix("-m").split(".")[0] for word in sys.orig_argv}:
         return
+    _process_is_ours = True
     interrupt.guard()
     # Nothing that a command loads is garbage, and looking for some takes a quarter of the time.
     gc.disable()
@@ -22,3 +29,16 @@ def ends() -> None:
     """What is loaded by now stays, and is not looked through for garbage later either."""
     gc.freeze()
     gc.enable()
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a command that a signal has stopped, where it stands.
+
+    XLA may still compile in a thread of its own, which must not outlive what the interpreter takes down on its way out.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    if _process_is_ours:
+        os._exit(status)
+    sys.exit(status)

@@ -138,14 +138,57 @@ def test_batches_depend_on_split_seed_and_number_alone(small):
     assert not np.array_equal(next(other.train())["inputs"], first["inputs"])
 
 
-def test_a_wrong_draw_or_vocabulary_is_named(small):
+def drawing(small, inputs=None, targets=None):
+    """The task of eight tokens with other draws."""
+
     class Crooked(type(small.data)):
         def draw(self, random, rows):
-            return {"inputs": np.zeros((rows, self.seq_len + 1)), "targets": np.zeros((rows, self.seq_len))}
+            given = {"inputs": inputs, "targets": targets}
+            return super().draw(random, rows) | {name: x for name, x in given.items() if x is not None}
 
-    with pytest.raises(DataError, match=r"drew arrays of shapes .*\(16, 13\).*must be .*\(16, 12\)"):
-        Crooked(seq_len=12, batch_size=16).load()
+    return Crooked(seq_len=4, batch_size=2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"inputs": np.zeros((2, 5), int)}, r"drew .*'inputs': \(2, 5\).*; it must draw arrays of shapes .*\(2, 4\)"),
+        ({"inputs": np.full((2, 4), 8)}, r"drew 8 among its inputs, outside 0\.\.7"),
+        ({"inputs": np.full((2, 4), -1)}, r"drew -1 among its inputs"),
+        ({"targets": np.full((2, 4), -4)}, r"drew -4 among its targets"),
+        ({"targets": np.full((2, 4), 2**32)}, r"drew 4294967296 among its targets"),
+        ({"targets": np.full((2, 4), 0.9)}, r"drew targets of dtype float64; they must be integers"),
+        ({"targets": np.full((2, 4), -100)}, "drew a batch without a target"),
+    ],
+)
+def test_a_wrong_draw_is_named(small, changes, fault):
+    with pytest.raises(DataError, match=f"^data 'delayed_copy' {fault}"):
+        drawing(small, **changes).load()
+
+
+def test_draws_from_elsewhere_and_no_arrays_are_named(small):
+    class Restless(type(small.data)):
+        def draw(self, random, rows):
+            return super().draw(np.random.default_rng(), rows)
+
+    class Listless(type(small.data)):
+        def draw(self, random, rows):
+            return [0, 1]
+
+    with pytest.raises(DataError, match="draws other rows from the same generator"):
+        Restless(seq_len=12, batch_size=16).load()
+    with pytest.raises(DataError, match="drew list; it must draw arrays"):
+        Listless(seq_len=12, batch_size=16).load()
+
+
+def test_a_vocabulary_too_small_is_named(small):
     with pytest.raises(ConfigError, match=r"--model.vocab-size 4 is smaller than the 5 tokens of the data"):
         resolve(small.replace(model=small.model.replace(vocab_size=4)))
     with pytest.raises(DataError, match="vocabulary of 4 is smaller than the 5 tokens"):
         small.data.load().check(4)
+
+
+@pytest.mark.parametrize("delay", [0, -1, 12])
+def test_a_delay_that_leaves_no_task_is_refused(small, delay):
+    with pytest.raises(ConfigError, match="delay"):
+        small.data.replace(delay=delay).validate()

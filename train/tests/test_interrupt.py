@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mhc_jax.models import mhc_ssm
 from train import study
 from train.terminal import interrupt
 from train.terminal.interrupt import Interrupted
@@ -124,7 +125,7 @@ MOMENTS = {
     "tracing": "train/update/step.py:train_step 1",
     "compiling": "train/loop/run.py:_compile_train_step 1",
     "step 1": "train/loop/run.py:report 1",
-    "evaluating": "train/data/loader.py:_eval_batch 2",
+    "evaluating": "train/data/loader.py:batch 2",
     "saving": "train/storage/checkpoint.py:save 1",
     "evaluating at the end": "train/measure/scores.py:evaluate 4",
     "drawing": "train/report/losses.py:plot_losses 1",
@@ -207,3 +208,22 @@ def test_every_command_ends_in_one_line(folder, argv, place):
     stopped = call(folder, argv, f"{place} {signal.SIGTERM:d}")
     assert stopped.returncode == 143
     last_line(stopped)
+
+
+def test_a_signal_while_xla_compiles_ends_in_one_line(tmp_path, monkeypatch):
+    """A compilation goes on in a thread of XLA when the interpreter has begun to end."""
+    (tmp_path / "compiling.py").write_text(
+        "import os, signal, threading, train.loop.run as loop\n"
+        "compiled = loop._compile_train_step\n"
+        "def soon(*args):\n"
+        "    threading.Timer(1.5, os.kill, [os.getpid(), signal.SIGTERM]).start()\n"
+        "    return compiled(*args)\n"
+        "loop._compile_train_step = soon\n"
+    )
+    config = tiny_run(tmp_path)
+    offer(config.replace(model=mhc_ssm("mhc", vocab_size=0, max_len=0, width=32, layers=2)), tmp_path)
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    monkeypatch.delenv("XLA_FLAGS")  # so that it takes its time
+    ended = call(tmp_path, [*command(tmp_path, "run"), "--import", "compiling"])
+    assert ended.returncode == 143, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("interrupted")

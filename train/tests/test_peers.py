@@ -1,5 +1,6 @@
 """Processes of one run begin alike, notice when one is gone, and end together."""
 
+import os
 import signal
 import socket
 import threading
@@ -134,6 +135,31 @@ def test_silence_ends_the_others(store, ended, capsys):
     assert line == "error: process 1 of this run died or cannot be reached; resume with: the command"
 
 
+def test_a_frozen_coordinator_ends_the_others(store, ended, capsys):
+    """It closes no connection; what it is asked is never answered."""
+    frozen = threading.Event()
+    answer = store.key_value_set
+
+    def set_or_hang(*args, **options):
+        if frozen.is_set():
+            time.sleep(60)
+        answer(*args, **options)
+
+    store.key_value_set = set_or_hang
+    other = peers.Peers(store, 1, 2)
+    other.resume_command = "the command"
+    time.sleep(1)
+    assert not ended
+    frozen.set()
+    deadline = time.monotonic() + 20
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.05)
+    other._leaving.set()
+    assert ended[:1] == [peers.STATUS]
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line == "error: process 0 of this run died or cannot be reached; resume with: the command"
+
+
 def test_the_relay_keeps_this_side_open_when_the_other_is_gone():
     lost = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
@@ -182,7 +208,7 @@ def test_the_first_process_tells_why_it_stops(tmp_path):
         assert "unknown flag --optim.rate" in line
 
 
-def kill_one(folder, killed):
+def kill_one(folder, killed, number=signal.SIGKILL):
     """Two processes of which one is killed at step 25 of 40; the other must end in one line and within a minute."""
     config = tiny_run(folder)
     config = config.replace(
@@ -190,11 +216,15 @@ def kill_one(folder, killed):
         checkpoint=config.checkpoint.replace(every=10),
     )
     offer(config, folder)
-    processes = start_two(folder, "run", signal_at=(25, signal.SIGKILL), signalled=killed)
-    processes[killed].wait(300)
+    processes = start_two(folder, "run", signal_at=(25, number), signalled=killed)
+    if number == signal.SIGKILL:
+        processes[killed].wait(300)
+    else:
+        os.waitid(os.P_PID, processes[killed].pid, os.WSTOPPED | os.WNOWAIT)
     died = time.monotonic()
     output = processes[1 - killed].communicate(timeout=100)[0]
     assert time.monotonic() - died < 60
+    processes[killed].kill()
     assert processes[1 - killed].returncode == peers.STATUS
     (line,) = [line for line in output.splitlines() if line.startswith(("error", "Traceback"))]
     assert line.startswith(f"error: process {killed} of this run died or cannot be reached; resume with: ")
@@ -204,6 +234,12 @@ def kill_one(folder, killed):
 
 def test_a_killed_process_ends_the_other(tmp_path):
     kill_one(tmp_path, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_a_frozen_process_ends_the_other(tmp_path, frozen):
+    kill_one(tmp_path, frozen, signal.SIGSTOP)
 
 
 @pytest.mark.slow
