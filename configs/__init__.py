@@ -28,7 +28,7 @@ def load(name: str) -> RunConfig:
     try:
         config = registry.get("config", base)()
     except KeyError as error:
-        raise ConfigError(error.args[0]) from None
+        raise ConfigError(f"{error.args[0]}; one from outside needs --import MODULE") from None
     return config.replace(name=name, model=with_topology(config.model, topology)) if at else config
 
 

@@ -26,7 +26,8 @@ class Flags:
     Attributes:
         checkpoint: certify this run directory or exported folder instead.
         golden: only replay the golden numbers; needs no PyTorch and runs on any device.
-        matrix: only walk every topology with every mixer, and print the table of both.
+        matrix: only walk every topology with every mixer, half an hour, and print the table of both.
+        only: of the matrix, these topologies and these mixers.
         json: also write the rows to this file.
         plugins: modules that add cases of their own (``parity_tests.cases.add``) when imported.
     """
@@ -34,6 +35,7 @@ class Flags:
     checkpoint: str = ""
     golden: bool = False
     matrix: bool = False
+    only: tuple[str, ...] = ()
     json: str = ""
     plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
 
@@ -41,6 +43,8 @@ class Flags:
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m parity_tests")
+    if flags.only and not flags.matrix:
+        raise ConfigError("--only chooses among the cells of --matrix; give that too")
     if bool(flags.checkpoint) + flags.golden + flags.matrix > 1:
         raise ConfigError("--checkpoint, --golden and --matrix exclude each other")
     file = check_file("--json", flags.json) if flags.json else None
@@ -49,7 +53,7 @@ def main(argv: list[str]) -> None:
     for name in flags.plugins:
         _import(name)
     if flags.matrix:
-        _matrix()
+        _matrix(flags.only)
         return
     rows, faults = _run(flags)
     print(report.summary(rows))
@@ -88,12 +92,14 @@ def _run(flags: Flags) -> tuple[list[Row], list]:
     return rows, outcomes
 
 
-def _matrix() -> None:
+def _matrix(only: tuple[str, ...]) -> None:
     from parity_tests import matrix
 
     faults, count = [], 0
-    print(matrix.heading(), flush=True)
-    for _, names in itertools.groupby(matrix.names(), key=lambda name: name[0]):
+    wanted = matrix.names(only)
+    matrix.check_twins(wanted)
+    print(matrix.heading(list(dict.fromkeys(mixer for _, mixer in wanted))), flush=True)
+    for _, names in itertools.groupby(wanted, key=lambda name: name[0]):
         cells = [matrix.walk(*name) for name in names]
         print(matrix.row(cells), flush=True)
         faults += [f"{cell.topology} with {cell.mixer}: {fault}" for cell in cells for fault in cell.faults]

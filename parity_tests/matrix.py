@@ -6,7 +6,8 @@ column without further ado.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ import numpy as np
 import mhc_jax
 import torch_ref
 from mhc_jax import interop, registry
+from mhc_jax.config import ConfigError, check_name
 from mhc_jax.functional import param_info
 from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
@@ -73,9 +75,30 @@ class Cell:
         return f"FAIL: {self.faults[0]}" if self.faults else f"ok {self.ratio:.1f}"
 
 
-def names() -> list[tuple[str, str]]:
-    """All (topology, mixer), topology by topology."""
-    return [(name, mixer) for name in registry.names("topology") for mixer in registry.names("mixer")]
+def names(only: Collection[str] = ()) -> list[tuple[str, str]]:
+    """(topology, mixer), topology by topology.
+
+    Args:
+        only: topologies and mixers to be walked; all of an axis of which none is named.
+
+    Raises:
+        ConfigError: a name of neither axis.
+    """
+    axes = [registry.names(axis) for axis in ("topology", "mixer")]
+    for name in only:
+        check_name("topology or mixer", name, [*axes[0], *axes[1]])
+    return list(itertools.product(*([name for name in axis if name in only] or axis for axis in axes)))
+
+
+def check_twins(wanted: Collection[tuple[str, str]]) -> None:
+    """Raises ConfigError for a topology or mixer that PyTorch's mirror lacks, before the walk, which is long."""
+    for topology, mixer in wanted:
+        try:
+            torch_ref.build(tiny(topology, mixer))
+        except ValueError as error:
+            raise ConfigError(
+                f"{topology} with {mixer}: torch_ref: {error}; a part from outside needs its PyTorch twin imported, too"
+            ) from None
 
 
 def walk(topology_name: str, mixer: str) -> Cell:
@@ -148,9 +171,8 @@ def _worst(rows: list[Row]) -> float:
     return max((row.ratio for row in rows if np.isfinite(row.ratio) and row.ulp > 1), default=0.0)
 
 
-def heading() -> str:
+def heading(mixers: Sequence[str]) -> str:
     """Markdown: a column for each mixer."""
-    mixers = registry.names("mixer")
     return "| topology | what | " + " | ".join(mixers) + " |\n" + "|---" * (len(mixers) + 2) + "|"
 
 

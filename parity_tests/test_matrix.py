@@ -3,8 +3,10 @@
 import pytest
 
 from mhc_jax import registry
+from mhc_jax.config import ConfigError
 from parity_tests import matrix
 from parity_tests.__main__ import main
+from torch_ref import config as torch_config
 
 
 @pytest.mark.parametrize(("topology", "mixer"), matrix.names())
@@ -29,3 +31,22 @@ def test_table_has_a_row_for_each_topology_and_a_column_for_each_mixer(monkeypat
     assert all(line.count("|") == head.count("|") for line in rows)
     assert "FAIL: broken" in rows[0]
     assert fault == f"{broken[0]} with {broken[1]}: broken"
+
+
+def test_only_what_is_named_is_walked_and_twins_are_looked_for_first(monkeypatch, capsys):
+    mixers = registry.names("mixer")
+    assert matrix.names(["plain"]) == [("plain", mixer) for mixer in mixers]
+    assert matrix.names(["plain", "mhc", mixers[0]]) == [("mhc", mixers[0]), ("plain", mixers[0])]
+    assert len(matrix.names([mixers[0]])) == len(registry.names("topology"))
+    monkeypatch.setattr(matrix, "walk", lambda topology, mixer: matrix.Cell(topology, mixer, 1.0, ()))
+    main(["--matrix", "--only", "plain", mixers[0]])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"| what | {mixers[0]} |")
+    assert lines[-1].startswith("all 1 cells agree")
+    with pytest.raises(ConfigError, match="unknown topology or mixer 'plian'; did you mean 'plain'"):
+        main(["--matrix", "--only", "plian"])
+    with pytest.raises(ConfigError, match="give that too"):
+        main(["--only", "plain"])
+    monkeypatch.delitem(torch_config._KINDS["mixer"], mixers[0])
+    with pytest.raises(ConfigError, match=f"plain with {mixers[0]}: torch_ref: unknown mixer.*needs its PyTorch twin"):
+        main(["--matrix", "--only", "plain", mixers[0]])

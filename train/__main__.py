@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from train.config import RunConfig
 from train.devices import peers
@@ -23,6 +24,7 @@ from train.loop.config_file import read_config, read_run
 from train.loop.resolve import run_folder
 from train.terminal import cli, interrupt
 from train.terminal.console import say, show_log
+from train.terminal.flags import flags_of
 
 PROG = "python -m train"
 USAGE = f"""usage: {PROG} NAME [--flags]            a configuration of the list
@@ -185,7 +187,9 @@ def _typed_before(argv: list[str]) -> list[str]:
 
 
 def _list() -> str:
-    return "\n".join(_entry(name, named.describe(name)) for name in named.names())
+    lines = [_entry(name, named.describe(name)) for name in named.names()]
+    over = f"any of these over another residual topology: {', '.join(registry.names('topology'))}"
+    return "\n".join([*lines, _entry("NAME@TOPOLOGY", over)])
 
 
 def _entry(name: str, words: str) -> str:
@@ -197,7 +201,8 @@ def _entry(name: str, words: str) -> str:
 
 def _help(prog: str, config: RunConfig) -> str:
     """The flags that are used most, with the values that they start from."""
-    lines = [_entry(flag, f"{words} ({_value(config, flag)})") for flag, words in COMMON.items()]
+    own = {flag for flag, _ in flags_of(config)}
+    lines = [_entry(flag, f"{words} ({_value(config, flag)})") for flag, words in COMMON.items() if flag in own]
     return f"usage: {prog} [--flags]\n\n" + "\n".join(lines) + f"\n\nAll flags: {prog} --help-all"
 
 

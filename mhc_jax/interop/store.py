@@ -141,6 +141,7 @@ def _write(directory: Path, tensors: Mapping[str, np.ndarray], config: str) -> N
         new.mkdir()
         save_file(dict(tensors), new / WEIGHTS, metadata={"format": "pt", DIGEST: tensors_digest(tensors)})
         (new / CONFIG).write_text(config, encoding="utf-8")
+        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # safetensors keeps its files to their owner
         if directory.exists():
             directory.rename(old)
         new.rename(directory)

@@ -3,7 +3,19 @@
 import sys
 
 from parity_tests.discover import modules
-from parity_tests.systems.base import BATCH, TIME, WIDTH, System, batch, kinds_of, split, weights
+from parity_tests.systems.base import (
+    BATCH,
+    LAYERS,
+    POSITIONS,
+    TIME,
+    VOCAB,
+    WIDTH,
+    System,
+    batch,
+    kinds_of,
+    split,
+    weights,
+)
 
 SYSTEMS = {
     system.name: system
@@ -12,4 +24,17 @@ SYSTEMS = {
     for system in module.systems()
 }
 
-__all__ = ["BATCH", "SYSTEMS", "TIME", "WIDTH", "System", "batch", "kinds_of", "split", "weights"]
+__all__ = [
+    "BATCH",
+    "LAYERS",
+    "POSITIONS",
+    "SYSTEMS",
+    "TIME",
+    "VOCAB",
+    "WIDTH",
+    "System",
+    "batch",
+    "kinds_of",
+    "split",
+    "weights",
+]

@@ -24,6 +24,8 @@ from train.terminal.console import task
 
 log = logging.getLogger(__name__)
 
+# Of validation in WikiText-2 and in WikiText-103, raw and not.
+WIKITEXT_ROWS = 3760
 # Changes whenever the same text and tokenizer would give other arrays.
 PACKING_VERSION = 2
 
@@ -121,7 +123,25 @@ def _encoded_splits(
         tokens, records[split] = _encoded(source, split, tokenizer, limits[split], folder)
         check_ids(tokens, tokenizer.vocab_size, f"the {split} tokens of {source.name} under {folder}")
         splits[split] = Split(tokens, records[split]["bytes"], hashlib.sha256(tokens).hexdigest())
+    if config.path and config.source.startswith("wikitext") and "validation" in splits:
+        _check_wikitext(config, splits["validation"].tokens, records["validation"]["documents"], tokenizer)
     return splits, {"splits": records, **source.record}
+
+
+def _check_wikitext(config: CorpusConfig, tokens: Tokens, rows: int, tokenizer: Tokenizer) -> None:
+    """Whether a local folder can be the corpus of that name: a score on another one would bear the wrong name.
+
+    Raises:
+        DataError: it holds the form in which rare words are ``<unk>``, and the other one is asked for.
+    """
+    if "raw" in config.source and "<unk>" in tokenizer.decode(tokens[:20_000].tolist()):
+        other = config.source.replace("-raw", "")
+        raise DataError(
+            f"--data.path {config.path} holds <unk> for rare words, which {config.source} has not; "
+            f"give --data.source {other}, or another folder"
+        )
+    if not config.max_eval_tokens and rows != WIKITEXT_ROWS:
+        log.warning("warning: %s rows of validation under %s; WikiText has %s", f"{rows:,}", config.path, WIKITEXT_ROWS)
 
 
 def _encoded(

@@ -62,6 +62,8 @@ class TextData(Data):
         return train_batches(self._corpus.train, self.config, end=self._end, host=host, hosts=hosts)
 
     def evaluation(self, split="validation", host=0, hosts=1) -> EvalBatches:
+        if getattr(self._corpus, split) is None:
+            raise DataError(f"--data.source {self.config.source} has no {split} split; evaluate its validation split")
         return eval_batches(self._tokens(split), self.config, end=self._end, host=host, hosts=hosts)
 
     def scores(self, split, sums, *, thorough=False):

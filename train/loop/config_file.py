@@ -17,11 +17,11 @@ from train.terminal.flags import flags_of, instead_of_field
 def read_config(path: str | Path) -> RunConfig:
     """The configuration in a file: a run's ``config.json``, or TOML with the same fields.
 
-    What the file leaves out is as in the configuration that its ``name`` names, or at its default. It starts a new run,
-    whatever the file says of resuming.
+    What the file leaves out is as in the configuration that its ``name`` names, or, if that is none, at its default. It
+    starts a new run, whatever the file says of resuming.
 
     Raises:
-        ConfigError: no such file, neither JSON nor TOML, or an unknown field or wrong value, which is named.
+        ConfigError: no such file, neither JSON nor TOML, no ``name``, or an unknown field or wrong value.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -34,6 +34,10 @@ def read_config(path: str | Path) -> RunConfig:
     base = named.load(name) if known else RunConfig()
     with faults_of(path), _fields_of_any_record(path, base):
         config = RunConfig.from_dict(_merged(base.to_dict(), given))
+    if name is None:
+        raise ConfigError(
+            f"{path} has no name, and so nothing says what it leaves out; known: {registry.listed(named.names())}"
+        )
     return config.replace(train=config.train.replace(resume=False))
 
 

@@ -350,6 +350,12 @@ def _introduce(
         f"{data.introduction(baselines)}\n"
         f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
     )
+    known = config.data.vocab_size()
+    if config.model.vocab_size > 2 * known:
+        say(
+            f"warning: the model has a vocabulary of {config.model.vocab_size:,}, the data of {known:,}; to follow it, "
+            "give --model.vocab-size 0"
+        )
     if config.optim.warmup_steps >= total_steps:
         say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
     if mesh.size > 1:

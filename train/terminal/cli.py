@@ -81,7 +81,9 @@ def load_plugin(module: str) -> None:
         importlib.import_module(module)
     except Exception as error:  # whatever a module may raise
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{PLUGIN} {module}: {kind}{error}") from error
+        here = isinstance(error, ModuleNotFoundError) and error.name == module
+        advice = "; its folder must be the present one, or on PYTHONPATH" if here else ""
+        raise ConfigError(f"{PLUGIN} {module}: {kind}{error}{advice}") from error
 
 
 def importing(plugins: Iterable[str]) -> list[str]:

@@ -371,3 +371,9 @@ def test_place_among_processes_comes_from_flags_before_the_environment(monkeypat
     monkeypatch.setenv("MHC_JAX_PROCESS_ID", "first")
     with pytest.raises(ValueError, match="MHC_JAX_PROCESS_ID must be a number, got 'first'"):
         join(DistributedConfig())
+
+
+def test_a_file_says_what_it_starts_from(monkeypatch, tmp_path, capsys):
+    (tmp_path / "a.toml").write_text("[optim]\nlr = 3e-3\n")
+    assert call(monkeypatch, "--config", str(tmp_path / "a.toml")) == 2
+    assert "a.toml has no name, and so nothing says what it leaves out; known: " in capsys.readouterr().err

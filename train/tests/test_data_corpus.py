@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 
@@ -272,3 +273,15 @@ def test_gpt2_equals_the_published_tokenizer_file():
         assert published.encode_documents(texts) == ids
         assert published.encode(texts[2]) == tokenizer.encode(texts[2])
         assert (published.vocab_size, published.eos_id) == (50257, 50256)
+
+
+def test_a_folder_that_cannot_be_the_named_corpus_is_noticed(tmp_path, caplog):
+    for name in ("train", "validation", "test"):
+        rows = datasets.Dataset.from_dict({"text": ["a <unk> word\n", "and more\n"]})
+        rows.to_parquet(tmp_path / f"{name}-00000-of-00001.parquet")
+    config = CorpusConfig("wikitext-2-raw-v1", path=str(tmp_path), tokenizer="bytes", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(DataError, match="holds <unk> for rare words.*give --data.source wikitext-2-v1"):
+        load_corpus(config)
+    with caplog.at_level("WARNING", logger="train"):
+        load_corpus(config.replace(source="wikitext-2-v1"))
+    assert "2 rows of validation under" in caplog.text

@@ -69,8 +69,9 @@ def test_a_document_scores_what_it_scores_alone(mixer):
     assert abs(joined - loss) > 0.05
 
 
-def test_a_run_on_documents_apart(tmp_path):
+def test_a_run_on_documents_apart(tmp_path, capsys):
     config = tiny_run(tmp_path)
+    config = config.replace(model=config.model.replace(vocab_size=600))
     lines = (tmp_path / "corpus.txt").read_text().splitlines()
     (tmp_path / "corpus.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
     data = config.data.replace(source=str(tmp_path / "corpus.jsonl"), documents="apart", seq_len=128)
@@ -79,6 +80,7 @@ def test_a_run_on_documents_apart(tmp_path):
     found = run(apart).summary
     joined = run(apart.replace(data=data.replace(documents="joined"), run_dir=str(tmp_path / "joined"))).summary
     assert found["val_loss"] != joined["val_loss"]
+    assert "warning: the model has a vocabulary of 600, the data of 257" in capsys.readouterr().out
     characters = apart.replace(data=data.replace(tokenizer="chars"), run_dir=str(tmp_path / "chars"))
     with pytest.raises(ConfigError, match="--data.documents apart needs a tokenizer with an end token"):
         run(characters)

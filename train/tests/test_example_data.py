@@ -116,6 +116,13 @@ def test_what_is_next_imports_it_too(small, task, monkeypatch, tmp_path, capsys)
     assert "train.sample" not in " ".join(commands)
 
 
+def test_its_help_has_its_own_flags_alone(task, capsys):
+    command.main(["delayed_copy", "--import", "delayed_copy", "--help"])
+    printed = capsys.readouterr().out
+    assert "--data.seq-len" in printed
+    assert "--data.source" not in printed
+
+
 def test_batches_depend_on_split_seed_and_number_alone(small):
     data = small.data.load()
     first, second = (next(batches) for batches in [data.train()] * 2)
