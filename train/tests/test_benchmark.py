@@ -7,7 +7,7 @@ import torch
 
 from mhc_jax.config import ConfigError
 from train.benchmark import __main__ as benchmark
-from train.benchmark import cases, driver, jax_worker, torch_worker
+from train.benchmark import cases, driver, jax_worker, torch_worker, worker
 from train.benchmark.driver import Contender, Timing, WorkerError, alternate
 from train.measure.scores import evaluate_split
 from train.tests.tiny import tiny_export
@@ -155,3 +155,37 @@ def test_command_times_training_and_restores_weights_before_perplexity(tiny, tmp
 def test_faults_are_named_before_anything_is_timed(argv, fault):
     with pytest.raises(ConfigError, match=fault):
         benchmark.main(argv)
+
+
+def test_rows_have_milliseconds_and_pytorch_is_compiled_where_that_is_said(monkeypatch):
+    columns = cases._columns(Timing(0.002, 0.001, 0.003, 0.5, 3 * 2**20, 1))
+    assert columns == {"ms": 2.0, "low ms": 1.0, "high ms": 3.0, "first call s": 0.5, "peak MiB": 3.0}
+    three = cases.Plan(1, 1, "python").both({"kind": "x"})
+    assert [contender.spec.get("compile") for contender in three.values()] == [None, False, True]
+    assert [contender.eager for contender in three.values()] == [False, True, False]
+
+
+def test_every_compilation_is_timed_once_a_round(tiny, monkeypatch):
+    asked = []
+
+    def alternate(contenders, **options):
+        asked.append((list(contenders), options))
+        return {name: Timing(2.0, 1.0, 3.0, 0.5, 2**20, 1) for name in contenders}
+
+    monkeypatch.setattr(cases, "alternate", alternate)
+    rows, _ = cases.compilation(tiny[0], cases.Plan(3, 9, ""), (2, 5))
+    assert asked == [(["scan 2", "scan 5", "unroll 2", "unroll 5"], {"rounds": 3, "calls": 1})]
+    assert rows[1] == {"layers": "scan", "depth": 5, "s": 2.0, "low s": 1.0, "high s": 3.0}
+
+
+def test_text_outside_the_model_is_refused_before_its_perplexity(tiny):
+    config, params, _ = tiny
+    other = config.replace(model=config.model.replace(vocab_size=70))
+    with pytest.raises(ConfigError, match="outside the vocabulary of 70 ids"):
+        benchmark.perplexity_note(other, params, "")
+
+
+def test_resident_memory_is_what_the_system_says():
+    import psutil
+
+    assert worker.current_rss() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)

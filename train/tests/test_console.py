@@ -101,3 +101,10 @@ def test_bars_belong_to_the_process_that_speaks_on_a_terminal(monkeypatch):
         with console.task("something", quiet=True):
             assert (console._bars is not None) == bars
         assert console._bars is None
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(999, "999"), (37_100, "37.1k"), (1.2e6, "1.2M"), (6e8, "600M"), (1e9, "1G")]
+)
+def test_three_digits_of_a_number(number, text):
+    assert console._short(number) == text

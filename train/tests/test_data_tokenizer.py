@@ -124,6 +124,8 @@ def test_special_tokens_that_the_model_itself_would_find(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(pieces))
     with pytest.raises(DataError, match="^tokenizer .* makes a special token of the text 'a</S>b'$"):
         load_tokenizer(str(tmp_path)).encode_documents(["a</S>b"])
+    with pytest.raises(DataError, match="makes a special token"):  # in one part of several
+        load_tokenizer(str(tmp_path)).encode_documents(["ab<unk>a</S>b"])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "bytes", "chars", "words"])

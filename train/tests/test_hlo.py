@@ -1,6 +1,7 @@
 """Figures read from the text of a program as the TPU compiler writes it."""
 
 from train.measure import hlo
+from train.measure.cost import collective_rows
 
 # A loop of three trips in which a gather runs beside a kernel, and is therefore written three times.
 TPU = """
@@ -84,3 +85,11 @@ ENTRY %main (p: f32[4]) -> f32[8] {
 def test_a_loop_whose_trips_nobody_can_tell_counts_once():
     unclear = TPU.replace("constant(3)\n", "constant(3)\n  %other = s32[]{:T(128)} constant(9)\n")
     assert hlo.cost(unclear).kernels == TRIP_KERNELS + 1
+
+
+def test_collectives_are_rows_and_their_total():
+    rows = collective_rows(TPU)
+    assert rows == [
+        {"collective": "all-gather", "arrays": 3, "MiB": 3 * 2 * 32 / 2**20},
+        {"collective": "total", "arrays": 3, "MiB": 3 * 2 * 32 / 2**20},
+    ]

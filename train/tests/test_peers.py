@@ -256,3 +256,15 @@ def test_after_a_kill_both_resume_bitwise(tmp_path, killed):
 def test_the_status_of_one_whose_peer_is_gone_is_the_documented_one():
     page = Path(__file__).parents[2] / "docs" / "clusters.md"
     assert f"with status {peers.STATUS}." in page.read_text(encoding="utf-8")
+
+
+def test_a_process_that_has_failed_leaves_with_its_status(ended, monkeypatch):
+    monkeypatch.setattr(peers, "_peers", object())
+    monkeypatch.setattr(peers.sys, "excepthook", lambda *_: None)
+    for raised, status in ((SystemExit(2), 2), (SystemExit("words"), 1), (KeyError("x"), 1)):
+        with peers.leaving():
+            raise raised
+        assert ended.pop() == status
+    with pytest.raises(SystemExit), peers.leaving():
+        raise SystemExit(0)
+    assert not ended

@@ -220,3 +220,10 @@ def test_sixteen_sites_stand_in_two_rows_and_more_in_longer_ones():
     of_eight = 13 / 8 + 0.25
     assert height(16) - height(8) == pytest.approx(of_eight)
     assert height(17) - height(8) == pytest.approx(2 * (13 / 16 + 0.25) - of_eight)
+
+
+def test_layers_stand_under_as_many_columns_as_they_have_sites():
+    scale = figures.colours(np.ones((2, 4)))
+    sites = ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
+    page = markup.strip(np.ones((2, 4)), ["0", "1"], sites, scale, "H_pre")
+    assert page.count("<th colspan=2>") == 2

@@ -59,6 +59,8 @@ def test_the_best_rate_is_trained_with_every_seed_and_what_is_finished_is_kept(t
     report = json.loads((tmp_path / "study.json").read_text())
     assert [row["rate"] for row in report["rows"]] == [1e-2, 1e-2]
     assert report["rows"][0]["seeds"]["1"]["val_loss"] == pytest.approx(2.1)
+    assert report["rows"][0]["tried"] == {"0.001": 3.0, "0.01": 2.0, "0.1": math.inf}
+    assert report["rows"][1]["tried"] == {"0.001": 4.0, "0.01": 3.0, "0.1": math.inf}
     assert "+1.0000" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
     figure = study.draw(report["rows"], tmp_path, "tiny on text")
