@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mhc_jax import ops
-from mhc_jax.ops import conv, diag_scan, diag_ssm, loss, norm, sinkhorn, streams
+from mhc_jax.ops import attention, conv, diag_scan, diag_ssm, loss, norm, sinkhorn, streams
 
 diagonal_scan = jax.jit(diag_scan.diagonal_scan, static_argnames=("form", "chunk"))
 log_sinkhorn = jax.jit(sinkhorn.log_sinkhorn, static_argnames=("iters", "temperature"))
@@ -242,3 +242,10 @@ def test_options_left_out_have_the_published_values():
                 if options := {option: p.default for option, p in parameters if p.default is not p.empty}:
                     found[f"{module}.{name}"] = options
     assert found == OMITTED
+
+
+def test_attention_of_other_lengths_asks_where_the_queries_stand():
+    q, k = _random(0, 1, 2, 2, 4), _random(1, 1, 5, 2, 4)
+    with pytest.raises(ValueError, match="2 queries and 5 keys: give the position of the first query as start"):
+        attention.causal_attention(q, k, k)
+    assert attention.causal_attention(q, k, k, start=3).shape == q.shape

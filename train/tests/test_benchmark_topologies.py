@@ -72,6 +72,8 @@ def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
         assert row["ratio"] == pytest.approx(row["ms"] / row["plain ms"])
         assert row["tokens/s"] == pytest.approx(2 * 16 / (1e-3 * row["ms"]))
         assert row["compile s"] > 0
+        assert row["temporary MiB"] == pytest.approx(float(row["temporary MiB"]))
+        assert row["temporary MiB"] > 0
         assert "mfu" not in row, "nobody knows the peak of this processor"
     assert rows[3]["parameters"] > rows[0]["parameters"] == rows[1]["parameters"]
     assert any("kromhc with 3 streams" in note for note in notes)

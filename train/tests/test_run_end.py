@@ -147,7 +147,7 @@ def test_a_run_killed_while_it_is_scored_has_lost_nothing(done, other, monkeypat
     assert measured(folder) == measured(done.folder)
 
 
-@pytest.mark.parametrize(("evaluation", "step"), [(1, 4), (3, 12), (4, 12)])
+@pytest.mark.parametrize(("evaluation", "step"), [(1, 4), (2, 8), (3, 12), (4, 12)])
 def test_a_signal_during_an_evaluation_saves_and_the_score_is_made_up_for(done, other, monkeypatch, evaluation, step):
     folder = run_module.run_folder(other)
     with monkeypatch.context() as patch:
@@ -202,6 +202,13 @@ def test_a_run_stopped_before_its_first_step_starts_again(done, other, monkeypat
                 run(other.replace(optim=other.optim.replace(lr=lr)))
         assert RunConfig.from_json((folder / CONFIG_FILE).read_text()).optim.lr == lr
     assert run(other).summary["val_loss"] == done.summary["val_loss"]
+
+
+def test_nothing_is_finished_where_nothing_was_begun(other):
+    fresh = resumed(other, steps=0)  # as many steps as its epochs have, which nothing tells yet
+    assert run_module.finished(fresh) is None
+    assert run_module.finished(fresh, STEPS) is None
+    assert run_module.finished(other, STEPS) is None
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
