@@ -59,12 +59,22 @@ class Suite:
             self.lines |= {test: record["lines"].get(test, {}) for test in passed}
 
     def watching(self, mutant: Mutant, budget: float) -> list[str]:
-        """Tests that execute the line, then others of its file, the nearest and quickest first."""
+        """Tests that execute the line, then others of its file, the nearest and quickest first.
+
+        A line that runs when its module is imported is executed by no test: those come first then that execute most of
+        the file.
+        """
         home = mutant.file.split("/")[0] + "/"
         ranked = sorted(
-            (mutant.line not in files[mutant.file], not test.startswith(home), self.seconds[test], test)
+            (
+                not (runs := mutant.line in lines),
+                not test.startswith(home),
+                not runs and -len(lines),
+                self.seconds[test],
+                test,
+            )
             for test, files in self.lines.items()
-            if mutant.file in files
+            if (lines := files.get(mutant.file))
         )
         chosen, opened = [], set()
         for *_, seconds, test in ranked:

@@ -71,4 +71,7 @@ def test_tests_of_the_line_come_first_and_the_quick_ones_before_the_slow():
     mutant = Mutant("m.py", 7, 0, "a", "b")
     assert Suite([record]).watching(mutant, budget=30) == ["b.py::near", "a.py::near", "a.py::far"]
     assert Suite([record]).watching(mutant, budget=5) == ["b.py::near"]
+    # A line that runs at import: first the test that runs most of the file.
+    at_import = Mutant("m.py", 99, 0, "a", "b")
+    assert Suite([record]).watching(at_import, budget=30) == ["a.py::near", "a.py::far", "b.py::near"]
     assert Suite([record]).watching(Mutant("o.py", 1, 0, "a", "b"), budget=5) == []

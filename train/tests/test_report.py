@@ -227,3 +227,17 @@ def test_layers_stand_under_as_many_columns_as_they_have_sites():
     sites = ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
     page = markup.strip(np.ones((2, 4)), ["0", "1"], sites, scale, "H_pre")
     assert page.count("<th colspan=2>") == 2
+
+
+@pytest.mark.parametrize(("streams_", "ticks"), [(4, 4), (8, 8), (9, 0)])
+def test_streams_of_a_sheet_are_numbered_while_there_is_room(streams_, ticks):
+    figure = figures.new_figure(4, 4)
+    figures._draw_grid(figure, np.ones((1, streams_, streams_)), ["0 mixer"], 1, 1)
+    assert len(figure.axes[0].get_xticks()) == len(figure.axes[0].get_yticks()) == ticks
+
+
+def test_pictures_of_the_page_have_two_widths(tmp_path, monkeypatch):
+    sizes, new_figure = [], figures.new_figure
+    monkeypatch.setattr(figures, "new_figure", lambda *size: sizes.append(size) or new_figure(*size))
+    render(findings(tmp_path))
+    assert {width for width, _ in sizes} == {4.2, 11}

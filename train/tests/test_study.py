@@ -64,6 +64,7 @@ def test_the_best_rate_is_trained_with_every_seed_and_what_is_finished_is_kept(t
     assert "+1.0000" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
     figure = study.draw(report["rows"], tmp_path, "tiny on text")
+    assert figure.get_size_inches().tolist() == pytest.approx([3.2 + 0.6, 2.5 + 0.8])
     (only,) = figure.axes  # the first row is what the others are compared with
     assert only.get_title(loc="left") == "mhc, lr 0.01: +1.000"
     assert only.lines[-1].get_ydata().tolist() == pytest.approx([1.0])
