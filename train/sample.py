@@ -10,6 +10,7 @@ from mhc_jax.config import Config
 from train.data.continuation import pieces
 from train.storage.restore import load_run
 from train.terminal import cli
+from train.terminal.console import task
 
 # Between samples.
 RULE = "-" * 20
@@ -71,7 +72,9 @@ def main(argv: list[str]) -> None:
             found = pieces(
                 config.model, params, tokenizer, prompt=prompt, stop=stop, seed=(flags.seed + index) % 2**32, **options
             )
-            print(f"{RULE}\n" if index else "", prompt, sep="", end="", flush=True)
+            with task("compiling the model and reading the prompt", quiet=index > 0):
+                first = next(found, "")
+            print(f"{RULE}\n" if index else "", prompt, first, sep="", end="", flush=True)
             for piece in found:
                 print(piece, end="", flush=True)
             print(flush=True)

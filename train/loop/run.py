@@ -129,7 +129,8 @@ def run(
             if config.train.resume:
                 say(f"no finished checkpoint in {folder}: starting at the beginning")
             initialise = functools.partial(init_state, config, optimizer)
-            state, meta = jax.jit(initialise, out_shardings=shardings(abstract))(), {}
+            with task("drawing the initial parameters"):
+                state, meta = jax.jit(initialise, out_shardings=shardings(abstract))(), {}
         start, seconds_before = int(state.step), meta.get("seconds", 0.0)
         scored = [meta.get("best_val_loss"), checkpoints.metric(start)]
         best = min((loss for loss in scored if loss is not None), default=math.inf)
