@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Iterator
 
-from parity_tests.discover import modules
+from parity_tests import discover
 from parity_tests.mutations import Mutation
 
 
 def mutations() -> Iterator[Mutation]:
     """All of them."""
-    for module in modules(sys.modules[__name__]):
+    for module in discover.modules(sys.modules[__name__]):
         yield from module.mutations()

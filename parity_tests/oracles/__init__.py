@@ -4,8 +4,8 @@ import sys
 from collections.abc import Iterator
 
 from mhc_jax.config import ConfigError
+from parity_tests import discover
 from parity_tests.compare import Case
-from parity_tests.discover import modules
 
 
 def cases() -> Iterator[Case]:
@@ -15,7 +15,7 @@ def cases() -> Iterator[Case]:
         ConfigError: a package, or a model of transformers, is not installed.
     """
     try:
-        found = [module for module in modules(sys.modules[__name__]) if hasattr(module, "cases")]
+        found = [module for module in discover.modules(sys.modules[__name__]) if hasattr(module, "cases")]
     except ModuleNotFoundError as error:
         raise ConfigError(f"the tier 'oracles' needs {error.name}: pip install --editable '.[test]'") from None
     for module in found:

@@ -2,7 +2,7 @@
 
 import sys
 
-from parity_tests.discover import modules
+from parity_tests import discover
 from parity_tests.systems.base import (
     BATCH,
     LAYERS,
@@ -19,7 +19,7 @@ from parity_tests.systems.base import (
 
 SYSTEMS = {
     system.name: system
-    for module in modules(sys.modules[__name__])
+    for module in discover.modules(sys.modules[__name__])
     if hasattr(module, "systems")
     for system in module.systems()
 }
