@@ -6,7 +6,7 @@ from mhc_jax.ops import norm
 from parity_tests.faults import mutations
 from parity_tests.mutations import Mutation, line, run, seeded
 
-MUTATIONS = mutations()
+MUTATIONS = list(mutations())
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.fault)
