@@ -36,3 +36,8 @@ def rows_of(config: DataConfig, host: int, hosts: int) -> slice:
         raise ConfigError(f"--data.batch-size {config.batch_size} is not a multiple of the {hosts} hosts")
     share = config.batch_size // hosts
     return slice(host * share, (host + 1) * share)
+
+
+def cut(batch: Batch, rows: slice) -> Batch:
+    """Those rows of a global batch."""
+    return {name: array[rows] for name, array in batch.items()}

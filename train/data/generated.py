@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from mhc_jax.config import ConfigError
-from train.data.batches import numbered, rows_of
+from train.data.batches import cut, numbered, rows_of
 from train.data.errors import DataError
 from train.data.files import sha256_json
 from train.data.kind import IGNORE, Batch, Data, DataConfig, EvalBatches
@@ -67,13 +67,13 @@ class Generated(Data):
 
     def train(self, host=0, hosts=1):
         rows = rows_of(self.config, host, hosts)
-        return numbered(lambda step: _cut(self._batch(STREAMS["train"], step), rows))
+        return numbered(lambda step: cut(self._batch(STREAMS["train"], step), rows))
 
     def evaluation(self, split="validation", host=0, hosts=1):
         if split not in STREAMS:
             raise ConfigError(f"data {self.config.label!r} has no {split} split")
         rows = rows_of(self.config, host, hosts)
-        return EvalBatches(self.config.eval_count, lambda index: _cut(self._batch(STREAMS[split], index), rows))
+        return EvalBatches(self.config.eval_count, lambda index: cut(self._batch(STREAMS[split], index), rows))
 
     def _batch(self, stream: int, index: int) -> Batch:
         config = self.config
@@ -92,7 +92,7 @@ class Generated(Data):
     def _check_ids(self, name: str, array: np.ndarray) -> None:
         if not np.issubdtype(array.dtype, np.integer):
             raise DataError(f"data {self.config.label!r} drew {name} of dtype {array.dtype}; they must be integers")
-        below = {"inputs": self.config.vocab_size(), "targets": self.config.vocab_size()}.get(name, 2**31)
+        below = self.config.vocab_size() if name in ("inputs", "targets") else 2**31
         wrong = (array < 0) | (array >= below)
         if name == "targets":
             wrong &= array != IGNORE
@@ -100,7 +100,3 @@ class Generated(Data):
             raise DataError(
                 f"data {self.config.label!r} drew {array[wrong][0]} among its {name}, outside 0..{below - 1}"
             )
-
-
-def _cut(batch: Batch, rows: slice) -> Batch:
-    return {name: array[rows] for name, array in batch.items()}

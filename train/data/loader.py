@@ -6,7 +6,7 @@ rest shorter than a window is dropped. Every host makes the same global batches 
 
 import numpy as np
 
-from train.data.batches import numbered, restorable, rows_of
+from train.data.batches import cut, numbered, restorable, rows_of
 from train.data.config import CorpusConfig
 from train.data.errors import DataError
 from train.data.kind import IGNORE, Batch, EvalBatches, TrainBatches
@@ -104,7 +104,7 @@ def _shuffled(windows: Windows, config: CorpusConfig, rows: slice) -> TrainBatch
         grain.MapDataset.source(windows)
         .shuffle(seed)
         .batch(config.batch_size, drop_remainder=True)
-        .map(lambda batch: {name: array[rows] for name, array in batch.items()})
+        .map(lambda batch: cut(batch, rows))
         .repeat()
     )
     return restorable(batches)
@@ -145,6 +145,6 @@ def eval_batches(
         for row, window in enumerate(range(index * size, min(index * size + size, len(windows)))):
             for name, values in windows[window].items():
                 arrays[name][row] = values
-        return {name: array[rows] for name, array in arrays.items()}
+        return cut(arrays, rows)
 
     return EvalBatches(-(-len(windows) // size), batch)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from train.data.errors import DataError
-from train.data.files import machine_memory
+from train.data.machine import machine_memory
 from train.data.tokenizer import Tokenizer
 
 BLOCK = 1 << 20

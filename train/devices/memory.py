@@ -7,7 +7,7 @@ import jax
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.nn.model import ModelConfig
-from train.data.files import machine_memory
+from train.data.machine import machine_memory
 
 # Parameters, their gradients, and the two moments of AdamW.
 TRAINING = 4
