@@ -208,3 +208,8 @@ class Data(abc.ABC):
     def epilogue(self, model: "ModelConfig", params: "Params", seed: int) -> str:
         """Shows, and returns, what the trained model does in words; empty if there is nothing to be said."""
         return ""
+
+
+def places(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the tokens of a batch stand, as :func:`mhc_jax.apply` takes it."""
+    return {"positions": batch.get("positions"), "segment_ids": batch.get("segments")}

@@ -15,7 +15,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.ops.loss import IGNORE
 from train.config import RunConfig
-from train.data.kind import Batch
+from train.data.kind import Batch, places
 from train.devices import sharding
 from train.report.quantities import Record
 
@@ -59,8 +59,8 @@ def _statistics(
     batch: Mapping[str, jax.Array],
     batch_sharding: jax.sharding.Sharding | None = None,
 ) -> dict[str, jax.Array]:
-    given = {"positions": batch.get("positions"), "segment_ids": batch.get("segments")}
-    found = mhc_jax.apply(config.model, params, batch["inputs"], taps=True, batch_sharding=batch_sharding, **given)
+    options = {"taps": True, "batch_sharding": batch_sharding}
+    found = mhc_jax.apply(config.model, params, batch["inputs"], **places(batch), **options)
     return diagnostics.statistics(found.taps, batch["targets"] != IGNORE if "targets" in batch else None)
 
 

@@ -9,6 +9,7 @@ from mhc_jax.functional import hidden
 from mhc_jax.ops.loss import IGNORE, chunked_cross_entropy
 from mhc_jax.precision import policy
 from mhc_jax.registry import register
+from train.data.kind import places
 from train.objectives.kind import ObjectiveConfig
 
 
@@ -27,9 +28,8 @@ class CrossEntropyConfig(ObjectiveConfig):
         model.check_next_token()
 
     def sums(self, model, params, batch, *, key=None, progress=None, batch_sharding=None):
-        given = {"positions": batch.get("positions"), "segment_ids": batch.get("segments")}
         called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
-        found = hidden(model, params, batch["inputs"], **given, **called)
+        found = hidden(model, params, batch["inputs"], **places(batch), **called)
         dtypes = policy(model.execution.policy)
         hidden_BTD = found.hidden_BTD.astype(dtypes.compute)
         options = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}
