@@ -22,6 +22,7 @@ from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
 from mhc_jax.tree import flatten
 from parity_tests.cases.decode import decoding
 from parity_tests.compare import Case, Row, failures, judge
@@ -45,7 +46,7 @@ def tiny(topology_name: str, mixer: str) -> LMConfig:
         max_len=POSITIONS,
         width=WIDTH,
         layers=LAYERS,
-        norm="ln" if mixer in _WITH_MLP else "rms",
+        norm=LayerNormConfig() if mixer in _WITH_MLP else RMSNormConfig(),
         mixer=registry.get("mixer", mixer)().small(),
         mlp=GeluMLPConfig(hidden=7) if mixer in _WITH_MLP else None,
     )

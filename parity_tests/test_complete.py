@@ -31,7 +31,7 @@ def _ops():
                 yield f"{module.name}.{name}"
 
 
-AXES = ("model", "residual", "projection", "ends", "mixer", "channel")
+AXES = ("model", "norm", "residual", "projection", "ends", "mixer", "channel")
 PARTS = [(axis, kind) for axis in AXES for kind in registry.names(axis)]
 COVERED = frozenset().union(*(case.covers for case in cases.everything()))
 
@@ -62,7 +62,8 @@ def test_every_op_has_a_twin_and_a_case(path: str):
 
 def test_the_systems_meet_every_choice():
     configs = [system.config for system in SYSTEMS.values()]
-    assert {config.norm for config in configs} == {"rms", "ln"}
+    assert {config.norm.kind for config in configs} == {"rms", "ln"}
+    assert {getattr(config.norm, "bias", None) for config in configs} == {None, True, False}
     assert {config.embed_std for config in configs} == {1.0, 0.02}  # original and default form
     assert {getattr(config.residual, "streams", None) for config in configs} >= {None, 1, 2, 4}
     assert any(config.adapters for config in configs)

@@ -13,6 +13,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from parity_tests import cases, oracles
 from parity_tests.__main__ import main
 from parity_tests.checks import check, of_tier
@@ -89,7 +90,7 @@ def test_a_missing_package_is_named(monkeypatch):
 
 
 def test_a_folder_of_transformers_is_certified(tmp_path, capsys):
-    parts = {"mixer": AttentionConfig(heads=2), "mlp": GeluMLPConfig(activation="tanh"), "norm": "ln"}
+    parts = {"mixer": AttentionConfig(heads=2), "mlp": GeluMLPConfig(activation="tanh"), "norm": LayerNormConfig()}
     config = LMConfig(vocab_size=13, max_len=9, width=8, layers=2, **parts)
     interop.save_huggingface(tmp_path / "model", config, init(config, jax.random.key(0)))
     main(["--checkpoint", str(tmp_path / "model")])

@@ -16,6 +16,7 @@ import tyro
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
+from mhc_jax.registry import listed
 from train.config import RunConfig
 from train.devices import peers
 from train.devices.launch import DistributedConfig, join, use_compile_cache
@@ -24,7 +25,7 @@ from train.loop.config_file import read_config, read_run
 from train.loop.resolve import run_folder
 from train.terminal import cli, interrupt
 from train.terminal.console import say, show_log
-from train.terminal.flags import flags_of
+from train.terminal.flags import flags_of, parts_of
 
 PROG = "python -m train"
 USAGE = f"""usage: {PROG} NAME [--flags]            a configuration of the list
@@ -203,7 +204,10 @@ def _help(prog: str, config: RunConfig) -> str:
     """The flags that are used most, with the values that they start from."""
     own = {flag for flag, _ in flags_of(config)}
     lines = [_entry(flag, f"{words} ({_value(config, flag)})") for flag, words in COMMON.items() if flag in own]
-    return f"usage: {prog} [--flags]\n\n" + "\n".join(lines) + f"\n\nAll flags: {prog} --help-all"
+    kinds = listed(part.flag for part in parts_of(config) if part.flag.startswith("--model."))
+    words, columns = f"Parts of another kind, as in --model.norm ln: {kinds}", shutil.get_terminal_size().columns
+    other = textwrap.fill(words, columns, break_on_hyphens=False)
+    return f"usage: {prog} [--flags]\n\n" + "\n".join(lines) + f"\n\n{other}\nAll flags: {prog} --help-all"
 
 
 def _value(config: RunConfig, flag: str) -> str:

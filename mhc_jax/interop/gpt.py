@@ -11,6 +11,7 @@ from mhc_jax.interop.rules import Arrays, Rule, fused, renamed
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.tree import Shapes
 
 BODY, HEAD, TOKENS = "transformer.", "lm_head.weight", "wte.weight"
@@ -122,7 +123,7 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
         config: the model.
         bias: whether norms, attention and MLP are to have biases; None where either will do.
     """
-    mixer, mlp, without = config.mixer, config.mlp, "without" if bias else "with"
+    mixer, mlp, norm, without = config.mixer, config.mlp, config.norm, "without" if bias else "with"
 
     def unlike(biased: bool) -> bool:
         return bias is not None and biased != bias
@@ -134,9 +135,9 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
         "no MLP": mlp is None,
         f"MLP {mlp and mlp.kind!r} instead of 'gelu_mlp'": not isinstance(mlp, GeluMLPConfig | None),
         f"an MLP {without} biases": isinstance(mlp, GeluMLPConfig) and unlike(mlp.bias),
-        f"norm {config.norm!r} instead of 'ln'": config.norm != "ln",
-        f"LayerNorm {without} bias": config.norm == "ln" and unlike(config.norm_bias),
-        f"norms with epsilon {config.norm_eps}": config.norm_eps not in (None, 1e-5),
+        f"norm {norm.kind!r} instead of 'ln'": not isinstance(norm, LayerNormConfig),
+        f"LayerNorm {without} bias": isinstance(norm, LayerNormConfig) and unlike(norm.bias),
+        "norms with another epsilon than 1e-05": isinstance(norm, LayerNormConfig) and norm.eps != 1e-5,
         "stream adapters": config.adapters is not None,
         "no learned positions": config.positions != "learned",
         "a head of its own": config.head != "tied",
@@ -149,7 +150,7 @@ def _newer(mixer: AttentionConfig) -> dict[str, bool]:
         "rotary positions": mixer.rotary != "none",
         f"{mixer.groups} heads of keys": mixer.groups != mixer.heads,
         f"heads of width {mixer.head_width}": mixer.head_width is not None,
-        "normalised queries and keys": mixer.qk_norm,
+        "normalised queries and keys": mixer.qk_norm is not None,
         "attention that is not causal": not mixer.causal,
     }
 

@@ -16,6 +16,7 @@ from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.registry import register
 
 _ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
@@ -118,7 +119,7 @@ def _config(told: dict[str, int], hints: dict[str, Any]) -> LMConfig:
         width=told["width"],
         layers=told["layers"],
         dropout=free["resid_pdrop"],
-        norm="ln",
+        norm=LayerNormConfig(),
         mixer=AttentionConfig(heads=heads or told["width"] // _HEAD_WIDTH, dropout=free["attn_pdrop"]),
         mlp=GeluMLPConfig(
             hidden=0 if told["hidden"] == 4 * told["width"] else told["hidden"],
@@ -166,6 +167,7 @@ def _check_expressible(config: LMConfig) -> None:
 def _zero_biases(config: LMConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The biases that GPT-2 has and this model has not."""
     assert config.mlp is not None  # refused otherwise
-    biased = config.replace(norm_bias=True, mixer=config.mixer.replace(bias=True), mlp=config.mlp.replace(bias=True))
+    parts = {"mixer": config.mixer.replace(bias=True), "mlp": config.mlp.replace(bias=True)}
+    biased = config.replace(norm=config.norm.with_bias(), **parts)
     dtype = tensors["embed.tokens"].dtype
     return {name: np.zeros(shape, dtype) for name, shape in torch_shapes(biased).items() if name not in tensors}

@@ -14,6 +14,7 @@ from mhc_jax.interop.torch_weights import as_numpy, check_floating, from_torch, 
 from mhc_jax.models.mhc_ssm import Variant, mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
+from mhc_jax.nn.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from mhc_jax.nn.projections import SinkhornConfig
 from mhc_jax.nn.residual import PlainConfig, StaticMHCConfig
 from mhc_jax.registry import register, shown
@@ -50,6 +51,7 @@ _INSIDE = {
 _FREE: dict[str, Any] = {"sinkhorn_iters": 8, "sinkhorn_temp": 1.0, "dropout": 0.0, "adapter_dropout": 0.0}
 _TOLD = {"vocab_size", "dim", "n_layers", "conv_kernel", "norm_type", "n_streams", "stream_adapters", "adapter_rank"}
 _UNREAD = {"adaptive_routing", "route_hidden", "route_from"}
+_NORMS: dict[str, NormConfig] = {"rms": RMSNormConfig(), "ln": LayerNormConfig()}
 
 
 def original_name(torch_name: str) -> str:
@@ -159,7 +161,7 @@ def _config(told: dict[str, Any], shapes: Shapes, free: dict[str, Any]) -> LMCon
         width=told["dim"],
         layers=told["n_layers"],
         dropout=free["dropout"],
-        norm=told["norm_type"],
+        norm=_NORMS[told["norm_type"]],
     )
     config = config.replace(mixer=config.mixer.replace(conv_kernel=told["conv_kernel"]))
     if variant != "baseline":
@@ -183,10 +185,10 @@ def _check_expressible(config: LMConfig) -> None:
         and not residual.unit_writes
         and not residual.identity_mix
     )
-    standard = config.positions == "learned" and config.head == "tied" and config.norm_eps is None
+    standard = config.positions == "learned" and config.head == "tied" and config.norm in _NORMS.values()
     if not faithful or not standard or not isinstance(config.mixer, DiagonalSSMConfig):
         raise InteropError(
             "the original mHC-SSM cannot express this model: it needs the mixer 'diagonal_ssm', learned positions, a "
-            "tied head, norms of the usual epsilon, and a residual that is 'plain', or 'static_mhc' with a Sinkhorn "
-            "projection in the domain 'exp' and neither unit_writes nor identity_mix"
+            "tied head, the norm 'rms' or 'ln' at its defaults, and a residual that is 'plain', or 'static_mhc' with a "
+            "Sinkhorn projection in the domain 'exp' and neither unit_writes nor identity_mix"
         )

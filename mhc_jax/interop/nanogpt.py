@@ -18,6 +18,7 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.projections import OrthostochasticConfig, SinkhornConfig
 from mhc_jax.nn.residual import HyperConnectionsConfig, PlainConfig, StaticMHCConfig
 from mhc_jax.ops.projections import SCHEDULE
@@ -215,7 +216,7 @@ def _config(told: dict[str, Any], hints: dict[str, Any]) -> LMConfig:
         max_len=told["block_size"],
         width=told["n_embd"],
         layers=told["n_layer"],
-        norm_bias=told["bias"],
+        norm=LayerNormConfig(bias=told["bias"]),
     )
     config = config.replace(
         residual=_residual(config.residual, told, free),
@@ -289,7 +290,7 @@ def _dead(config: LMConfig, dtype: np.dtype) -> dict[str, np.ndarray]:
 
 def _check_expressible(config: LMConfig) -> None:
     """Raises InteropError, naming every part at fault, unless the model is one of the published."""
-    bias = config.norm_bias
+    bias = isinstance(config.norm, LayerNormConfig) and config.norm.bias
     mixer, mlp, residual = config.mixer, config.mlp, config.residual
     streams = not isinstance(residual, PlainConfig)
     gpt.refuse(

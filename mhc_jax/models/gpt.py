@@ -14,6 +14,7 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.ends import CopyEndsConfig, EndsConfig, IdentityEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.projections import OrthostochasticConfig
 from mhc_jax.nn.residual import HyperConnectionsConfig, PlainConfig, ResidualConfig, StaticMHCConfig
 from mhc_jax.nn.value_residual import ValueResidualConfig
@@ -87,8 +88,7 @@ def nanogpt(
         max_len=1024,
         width=288,
         layers=6,
-        norm="ln",
-        norm_bias=False,
+        norm=LayerNormConfig(bias=False),
         norm_streams=original and topology != "plain",
         residual=residual,
         ends=ends_for(residual, original=original),
@@ -121,7 +121,7 @@ def gpt2(size: Size = "124M", residual: ResidualConfig = PlainConfig(), **change
         max_len=1024,
         width=width,
         layers=layers,
-        norm="ln",
+        norm=LayerNormConfig(),
         residual=residual,
         ends=ends_for(residual),
         mixer=AttentionConfig(heads=heads),

@@ -5,7 +5,8 @@ from typing import Any
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init, normal, ones, zeros
-from mhc_jax.nn.layers import Dense, Norm, dropout
+from mhc_jax.nn.layers import Dense, dropout
+from mhc_jax.nn.norms import Norm
 from mhc_jax.nn.residual.base import Residual, streams_of, with_streams
 from mhc_jax.ops.adapter import stream_adapter
 from mhc_jax.precision import Policy

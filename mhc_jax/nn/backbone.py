@@ -13,8 +13,8 @@ from mhc_jax.nn.block import Block, Carry, Site
 from mhc_jax.nn.channel import ChannelMixerConfig
 from mhc_jax.nn.ends import EndsConfig, IdentityEndsConfig
 from mhc_jax.nn.init import Init
-from mhc_jax.nn.layers import Norm, NormName
 from mhc_jax.nn.mixers import DiagonalSSMConfig, MixerConfig
+from mhc_jax.nn.norms import NormConfig, RMSNormConfig
 from mhc_jax.nn.residual import PlainConfig, ResidualConfig
 from mhc_jax.nn.residual.base import State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope
@@ -32,9 +32,8 @@ class BackboneConfig(Config):
         width: D, of every residual stream.
         layers: L.
         dropout: after every branch.
-        norm: ``"rms"`` or ``"ln"``.
-        norm_bias: whether the LayerNorms have biases.
-        norm_eps: added to variances; 1e-6 for ``"rms"`` and 1e-5 for ``"ln"`` if None.
+        norm: of what every branch takes, of what adapters take (there with a bias, if its kind can have one), and of
+            the output.
         norm_streams: normalise each stream and then collapse, as published nanoGPT mHC does: with the sum of n streams
             its first logits are n times too large. The default collapses first.
         residual, ends, adapters, mixer: the parts; adapters need a topology with streams.
@@ -47,9 +46,7 @@ class BackboneConfig(Config):
     width: int = 512
     layers: int = 8
     dropout: float = 0.0
-    norm: NormName = "rms"
-    norm_bias: bool = True
-    norm_eps: float | None = None
+    norm: NormConfig = RMSNormConfig()
     norm_streams: bool = False
     residual: ResidualConfig = PlainConfig()
     ends: EndsConfig = IdentityEndsConfig()
@@ -59,13 +56,14 @@ class BackboneConfig(Config):
     value_residual: ValueResidualConfig | None = None
     stream_diversity: float = 0.0
 
+    @classmethod
+    def from_dict(cls, data):
+        return super().from_dict(_with_norm(data))
+
     def validate(self):
         super().validate()
         self.require_counts(1, "width", "layers")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
-        self.require(self.norm in ("rms", "ln"), f"norm must be one of 'rms', 'ln', got {self.norm!r}")
-        eps = self.norm_eps
-        self.require(eps is None or eps >= 0, f"norm_eps must not be negative, got {eps}")
         self.require(self.stream_diversity >= 0, f"stream_diversity must not be negative, got {self.stream_diversity}")
         self.require(
             self.stream_diversity == 0 or self.residual.stream_count is not None,
@@ -91,6 +89,22 @@ class BackboneConfig(Config):
         return 1 if self.mlp is None else 2
 
 
+# Fields of the norm that older records had beside its name.
+_OF_NORM = {"norm_bias": "bias", "norm_eps": "eps"}
+
+
+def _with_norm(data: Any) -> Any:
+    """The fields of an older record, whose norm was a name, as they are now."""
+    if not isinstance(data, dict) or not (_OF_NORM.keys() & data or isinstance(data.get("norm"), str)):
+        return data
+    norm = data.get("norm", "rms")
+    norm = {"kind": norm} if isinstance(norm, str) else norm
+    if isinstance(norm, dict):
+        given = {new: data[old] for old, new in _OF_NORM.items() if data.get(old) is not None}
+        norm = norm | {name: x for name, x in given.items() if name != "bias" or norm.get("kind") == "ln"}
+    return {name: x for name, x in data.items() if name not in _OF_NORM} | {"norm": norm}
+
+
 class Backbone(nnx.Module):
     """See :class:`BackboneConfig`. Parameters live under ``ends``, ``blocks`` (stacked) and ``final_norm``."""
 
@@ -99,10 +113,7 @@ class Backbone(nnx.Module):
         self.ends = config.ends.build(config.width, config.residual.stream_count, self.policy, init / "ends")
         blocks = Init(init.key, f"{init.path}/blocks", sites=config.layers * config.sites_per_layer)
         self.blocks = build_stack(self._build_block, config.layers, blocks)
-        self.final_norm = self._norm(init / "final_norm", biased=config.norm_bias)
-
-    def _norm(self, init: Init, *, biased: bool = True) -> Norm:
-        return Norm(self.config.width, self.config.norm, init, biased=biased, eps=self.config.norm_eps)
+        self.final_norm = config.norm.build(config.width, init / "final_norm")
 
     def _build_block(self, init: Init) -> Block:
         config = self.config
@@ -119,10 +130,10 @@ class Backbone(nnx.Module):
             streams_ = config.residual.stream_count
             assert streams_ is not None  # validate() refuses adapters without streams
             inside = init / "residual" / "adapters"
-            norm = self._norm(inside / "norm")
+            norm = config.norm.with_bias().build(config.width, inside / "norm")
             residual = StreamAdapters(residual, config.adapters, config.width, streams_, norm, self.policy, inside)
         branch = part.build(config.width, self.policy, (init / "branch").repeated(config.residual.branches))
-        norm = None if residual.normalised else self._norm(init / "norm", biased=config.norm_bias)
+        norm = None if residual.normalised else config.norm.build(config.width, init / "norm")
         return Site(residual, branch, norm, config.dropout, self.policy)
 
     def init_state(self, batch: int, max_len: int) -> Any:

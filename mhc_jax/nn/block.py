@@ -8,8 +8,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mhc_jax.nn.channel.base import ChannelMixer
-from mhc_jax.nn.layers import Norm, dropout
+from mhc_jax.nn.layers import dropout
 from mhc_jax.nn.mixers.base import Mixer, MixerState
+from mhc_jax.nn.norms import Norm
 from mhc_jax.nn.residual.base import Residual, State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope, own_values
 from mhc_jax.nn.value_residual import ValueMix, ValueResidual

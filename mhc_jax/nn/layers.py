@@ -1,4 +1,4 @@
-"""Small parametrised pieces that every model uses: dense layers, norms, dropout."""
+"""Small pieces that every model uses: dense layers, dropout."""
 
 from typing import Literal
 
@@ -6,11 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mhc_jax.nn.init import Init, Initializer, ones, uniform, zeros
-from mhc_jax.ops.norm import LAYER_NORM_EPS, RMS_EPS, layer_norm, rms_norm
-
-NormName = Literal["rms", "ln"]
-EPSILONS: dict[NormName, float] = {"rms": RMS_EPS, "ln": LAYER_NORM_EPS}
+from mhc_jax.nn.init import Init, Initializer, uniform
 
 
 class Dense(nnx.Module):
@@ -40,34 +36,6 @@ class Dense(nnx.Module):
         """Computes in the dtype of ``x``."""
         y = x @ self.kernel[...].astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
-
-
-class Norm(nnx.Module):
-    """RMSNorm (``"rms"``) or LayerNorm (``"ln"``, with or without bias) over the last axis, in its input's dtype.
-
-    ``eps`` is added to the variance; :data:`EPSILONS` of its kind if None.
-    """
-
-    def __init__(
-        self,
-        width: int,
-        name: NormName,
-        init: Init,
-        *,
-        biased: bool = True,
-        eps: float | None = None,
-        axis: str = "width",
-    ):
-        self.name, self.eps = name, EPSILONS[name] if eps is None else eps
-        self.scale = init("scale", ones, width, axes=(axis,))
-        self.bias = init("bias", zeros, width, axes=(axis,)) if name == "ln" and biased else None
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.scale[...].astype(x.dtype)
-        if self.name == "rms":
-            return rms_norm(x, scale, eps=self.eps)
-        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...].astype(x.dtype)
-        return layer_norm(x, scale, bias, eps=self.eps)
 
 
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -12,6 +12,7 @@ from mhc_jax import ConfigError, LMConfig, registry
 from mhc_jax.config import Config, FieldError
 from mhc_jax.models import gpt2, mhc_ssm, nanogpt, with_topology
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
+from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
 from mhc_jax.nn.residual import StaticMHCConfig
 from mhc_jax.precision import policy
 
@@ -43,7 +44,7 @@ def changed(path, value):
         (changed("widht", 3), "unknown field 'widht'; did you mean 'width'"),
         (changed("width", "wide"), "LMConfig: width must be a whole number, got 'wide'"),
         (changed("width", True), "LMConfig: width must be a whole number, got True"),
-        (changed("norm", "batch"), "LMConfig: norm must be one of 'rms', 'ln', got 'batch'"),
+        (changed("norm", "batch"), "NormConfig: unknown norm 'batch'; known: ln, rms"),
         (changed("kind", "llm"), "unknown model 'llm'; did you mean 'lm'"),
         (changed("residual.kind", "static_mch"), "unknown residual 'static_mch'; did you mean 'static_mhc'"),
         (changed("residual", {"streams": 2}), '"kind" is missing; known: .*plain'),
@@ -66,6 +67,31 @@ def test_faults_have_one_clear_line(text, message):
         LMConfig.from_json(text)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("older", "norm"),
+    [
+        ({"norm": "rms", "norm_bias": True, "norm_eps": None}, RMSNormConfig()),
+        ({"norm": "rms", "norm_bias": False, "norm_eps": 0.5}, RMSNormConfig(eps=0.5)),
+        ({"norm": "ln"}, LayerNormConfig()),
+        ({"norm": "ln", "norm_bias": False, "norm_eps": 0.5}, LayerNormConfig(eps=0.5, bias=False)),
+        ({"norm_eps": 0.5}, RMSNormConfig(eps=0.5)),
+        ({"norm": {"kind": "ln", "eps": 0.25, "bias": True}, "norm_bias": False}, LayerNormConfig(0.25, False)),
+    ],
+)
+def test_norms_of_older_records_are_read(older, norm):
+    record = {name: value for name, value in mhc_ssm().to_dict().items() if name != "norm"}
+    assert LMConfig.from_dict(record | older) == mhc_ssm(norm=norm)
+
+
+def test_normalised_heads_of_older_records_are_read():
+    def read(**older):
+        return LMConfig.from_dict(gpt2().to_dict() | {"mixer": {"kind": "attention"} | older}).mixer
+
+    assert read(qk_norm=False, qk_norm_eps=1e-6) == AttentionConfig()
+    assert read(qk_norm=True, qk_norm_eps=0.5) == AttentionConfig(qk_norm=RMSNormConfig(eps=0.5))
+    assert read(qk_norm=True) == AttentionConfig(qk_norm=RMSNormConfig())
 
 
 @pytest.mark.parametrize(

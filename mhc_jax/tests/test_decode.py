@@ -12,6 +12,7 @@ from mhc_jax import ConfigError, decode
 from mhc_jax.decode import stream
 from mhc_jax.models import mhc_ssm, nanogpt
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.sampling import sample_token
 
 LOGITS = jnp.array([1.0, 3.0, 2.0, 3.0, 0.0])
@@ -126,7 +127,9 @@ UNEQUAL = {
     **MODELS,
     "adapters": mhc_ssm("adapters", vocab_size=17, max_len=8, width=8, layers=2),
     "rotary, over mhc": MODELS["positions are learned"].replace(
-        mixer=AttentionConfig(heads=4, kv_heads=2, rotary="half", qk_norm=True), positions="none", head="dense"
+        mixer=AttentionConfig(heads=4, kv_heads=2, rotary="half", qk_norm=RMSNormConfig()),
+        positions="none",
+        head="dense",
     ),
 }
 

@@ -16,6 +16,7 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.init import Init, normal, uniform
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.residual import DynamicMHCConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
@@ -28,7 +29,7 @@ BASE = LMConfig(
     max_len=40,
     width=WIDTH,
     layers=LAYERS,
-    norm="ln",
+    norm=LayerNormConfig(),
     mixer=AttentionConfig(heads=2),
     mlp=GeluMLPConfig(hidden=HIDDEN),
 )

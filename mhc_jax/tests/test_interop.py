@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhc_jax import interop
+from mhc_jax import interop, registry
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm
@@ -15,7 +15,7 @@ SIZE = {"vocab_size": 11, "max_len": 7, "width": 6, "layers": 3}
 
 
 def small(variant, form="default", norm="rms", streams=3, kernel=2):
-    config = mhc_ssm(variant, form, norm=norm, **SIZE)
+    config = mhc_ssm(variant, form, norm=registry.get("norm", norm)(), **SIZE)
     config = config.replace(mixer=config.mixer.replace(conv_kernel=kernel))
     if variant != "baseline":
         config = config.replace(residual=config.residual.replace(streams=streams))

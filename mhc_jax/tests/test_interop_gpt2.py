@@ -15,6 +15,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
 from mhc_jax.nn.value_residual import ValueResidualConfig
 from mhc_jax.tree import flatten
 
@@ -183,7 +184,7 @@ def test_hints_are_checked(model, hints, message):
     ("change", "message"),
     [
         (lambda c: c.replace(mlp=None), "no MLP"),
-        (lambda c: c.replace(norm="rms"), "norm 'rms' instead of 'ln'"),
+        (lambda c: c.replace(norm=RMSNormConfig()), "norm 'rms' instead of 'ln'"),
         (lambda c: c.replace(value_residual=ValueResidualConfig()), "value residual"),
         (lambda c: mhc_ssm("mhc", vocab_size=11, max_len=9, width=8, layers=1), "ends 'dense'.*'diagonal_ssm'.*no MLP"),
     ],
@@ -200,7 +201,9 @@ def test_what_gpt2_cannot_express_is_refused(loaded, change, message, tmp_path):
 
 def test_missing_biases_are_written_as_zeros(loaded, tmp_path):
     config = loaded[0].replace(
-        norm_bias=False, mixer=AttentionConfig(heads=2, bias=False), mlp=GeluMLPConfig(activation="tanh", bias=False)
+        norm=LayerNormConfig(bias=False),
+        mixer=AttentionConfig(heads=2, bias=False),
+        mlp=GeluMLPConfig(activation="tanh", bias=False),
     )
     params = jax.tree.map(lambda x: x + 0.1, mhc_jax.init(config, jax.random.key(0)))
     interop.save_huggingface(tmp_path / "model", config, params)

@@ -13,6 +13,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes
 from mhc_jax.models.gpt import nanogpt
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.residual import HyperConnectionsConfig, StaticMHCConfig
 from mhc_jax.ops.loss import cross_entropy
 from mhc_jax.ops.projections import SCHEDULE
@@ -149,7 +150,9 @@ def test_published_numbers(name):
 
 VARIANTS = {
     "plain": small(),
-    "plain with biases": small(norm_bias=True, mixer=AttentionConfig(heads=2), mlp=small().mlp.replace(bias=True)),
+    "plain with biases": small(
+        norm=LayerNormConfig(), mixer=AttentionConfig(heads=2), mlp=small().mlp.replace(bias=True)
+    ),
     "hc": small("hc"),
     "hc of one stream": small("hc", residual=HyperConnectionsConfig(streams=1, mixed=False)),
     "hc of fractions": small("hc", residual=HyperConnectionsConfig(streams=2, fractions=2, mixed=False)),

@@ -1,5 +1,6 @@
 """Whole models: generated properties for every topology and mixer, execution modes, functional use."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -17,9 +18,12 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.ends import DenseEndsConfig, IdentityEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import Norm, NormConfig, RMSNormConfig
 from mhc_jax.nn.projections import SinkhornConfig
 from mhc_jax.nn.residual import StaticMHCConfig
 from mhc_jax.nn.stack import Execution
+from mhc_jax.registry import register
+from mhc_jax.tree import flatten
 
 SMALL = {"vocab_size": 29, "max_len": 12, "width": 8, "layers": 3}
 forward = jax.jit(mhc_jax.apply, static_argnames=("config", "taps"))
@@ -46,7 +50,7 @@ def tokens():
 
 # Attention in its other forms, one with the order of tokens from rotations alone, over plain and streamed topologies.
 FORMS = {
-    "rotary half": {"heads": 4, "kv_heads": 2, "rotary": "half", "qk_norm": True},
+    "rotary half": {"heads": 4, "kv_heads": 2, "rotary": "half", "qk_norm": RMSNormConfig()},
     "rotary interleaved": {"heads": 2, "kv_heads": 1, "head_width": 6, "rotary": "interleaved", "bias": False},
 }
 
@@ -277,7 +281,8 @@ def test_probes_read_cotangents(tokens):
     ("change", "message"),
     [
         ({"width": 0}, "width must be at least 1"),
-        ({"norm": "batch"}, "norm must be one of 'rms', 'ln', got 'batch'"),
+        ({"norm": "rms"}, "norm must be a NormConfig, got 'rms'"),
+        ({"norm": RMSNormConfig(eps=-1.0)}, "rms: eps must not be negative"),
         ({"dropout": 1.0}, "dropout must lie in"),
         ({"ends": IdentityEndsConfig()}, "a residual of 4 streams needs ends that expand"),
         ({"residual": StaticMHCConfig(projection=SinkhornConfig(iters=0))}, "sinkhorn: iters must be at least 1"),
@@ -287,6 +292,26 @@ def test_probes_read_cotangents(tokens):
 def test_contradictions_are_refused(change, message):
     with pytest.raises(mhc_jax.ConfigError, match=message):
         mhc_jax.init(small().replace(**change), jax.random.key(0))
+
+
+def test_a_norm_from_outside_serves_every_site(tokens, monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class HalvedConfig(NormConfig):
+        def build(self, width, init, channels="width"):
+            return Halved()
+
+    class Halved(Norm):
+        def __call__(self, x):
+            return x / 2
+
+    monkeypatch.setattr(registry, "_REGISTRY", registry._REGISTRY | {"norm": dict(registry._REGISTRY["norm"])})
+    register("norm", "halved")(HalvedConfig)
+    config = small("adapters", norm=HalvedConfig())
+    assert LMConfig.from_json(config.to_json()) == config
+    params = perturbed(config)
+    assert not [name for name in flatten(params) if "norm" in name]
+    taps = forward(config, params, tokens, taps=True).taps
+    np.testing.assert_array_equal(taps["hidden"], taps["collapse"] / 2)
 
 
 def test_adapters_without_streams_are_refused():

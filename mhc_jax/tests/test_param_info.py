@@ -15,10 +15,11 @@ from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from mhc_jax.nn.channel import ChannelMixer, ChannelMixerConfig
 from mhc_jax.nn.init import Init, normal
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.tree import flatten
 
 SIZES = {"vocab_size": 11, "max_len": 4, "width": 8, "layers": 2}
-ATTENTION = AttentionConfig(heads=2, qk_norm=True)
+ATTENTION = AttentionConfig(heads=2, qk_norm=RMSNormConfig())
 MODELS = {name: with_topology(gpt2(**SIZES, mixer=ATTENTION), name) for name in registry.names("topology")}
 MODELS |= {"adapters": mhc_ssm("adapters", **SIZES), "dense head": MODELS["plain"].replace(head="dense")}
 

@@ -15,6 +15,7 @@ from mhc_jax.nn.init import Init
 from mhc_jax.nn.layers import dropout
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.attention import causal_attention
@@ -66,7 +67,7 @@ CONFIG = LMConfig(
     width=8,
     layers=2,
     dropout=0.125,
-    norm="ln",
+    norm=LayerNormConfig(),
     mixer=AttentionConfig(heads=2, dropout=0.25),
     mlp=GeluMLPConfig(hidden=4),
     execution=Execution(layers="unroll"),

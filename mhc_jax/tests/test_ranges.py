@@ -26,10 +26,12 @@ PARTS = {
         "identity_mix": RATE,
     },
     "attention": {
-        "heads": COUNT, "rotary_base": POSITIVE, "qk_norm_eps": NATURAL, "views": {"1 or 3": lambda x: x in (1, 3)},
+        "heads": COUNT, "rotary_base": POSITIVE, "views": {"1 or 3": lambda x: x in (1, 3)},
         "init_std": POSITIVE, "dropout": RATE,
     },
     "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
+    "rms": {"eps": NATURAL},
+    "ln": {"eps": NATURAL},
     "gelu_mlp": {"hidden": NATURAL, "init_std": POSITIVE},
     "cayley": {"alpha": POSITIVE, "steps": NATURAL},
     "circulant": {"gamma": SHARE},
@@ -45,7 +47,7 @@ PARTS = {
     "copy": {"head_eps": NATURAL, "norm_eps": NATURAL},
     "dense": {},
 }  # fmt: skip
-AXES = ("residual", "mixer", "channel", "projection", "ends")
+AXES = ("residual", "mixer", "channel", "projection", "ends", "norm")
 
 
 @pytest.mark.parametrize(("axis", "kind"), [(axis, kind) for axis in AXES for kind in registry.names(axis)])

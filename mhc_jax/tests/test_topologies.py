@@ -17,12 +17,19 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.projections import PermutationsConfig
 from mhc_jax.nn.residual import PlainConfig
 
 VOCAB = 64
 BASE = LMConfig(
-    vocab_size=VOCAB, max_len=16, width=16, layers=3, norm="ln", mixer=AttentionConfig(heads=2), mlp=GeluMLPConfig()
+    vocab_size=VOCAB,
+    max_len=16,
+    width=16,
+    layers=3,
+    norm=LayerNormConfig(),
+    mixer=AttentionConfig(heads=2),
+    mlp=GeluMLPConfig(),
 )
 
 

@@ -6,6 +6,7 @@ from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.value_residual import ValueResidualConfig
 from parity_tests.systems.base import LAYERS, POSITIONS, VOCAB, System
 
@@ -26,8 +27,7 @@ def tiny_gpt(topology: str = "plain", *, bias: bool = True, activation="tanh", *
         max_len=POSITIONS,
         width=8,
         layers=LAYERS,
-        norm="ln",
-        norm_bias=bias,
+        norm=LayerNormConfig(bias=bias),
         mixer=AttentionConfig(heads=2, bias=bias),
         mlp=GeluMLPConfig(hidden=7, bias=bias, activation=activation),
     )

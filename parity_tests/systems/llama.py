@@ -4,12 +4,14 @@ from collections.abc import Iterator
 
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
 from mhc_jax.nn.value_residual import ValueResidualConfig
 from parity_tests.systems.base import VOCAB, System
 from parity_tests.systems.gpt import tiny_gpt
 
+NORM = LayerNormConfig(eps=0.02)
 LLAMA = AttentionConfig(
-    heads=4, kv_heads=2, rotary="half", rotary_base=100.0, qk_norm=True, qk_norm_eps=0.1, bias=False
+    heads=4, kv_heads=2, rotary="half", rotary_base=100.0, qk_norm=RMSNormConfig(eps=0.1), bias=False
 )
 WIDE = AttentionConfig(heads=3, kv_heads=1, head_width=4, rotary="interleaved")
 
@@ -23,5 +25,5 @@ def systems() -> Iterator[System]:
 
 def _llama(mixer: AttentionConfig, topology: str = "plain", **changes) -> LMConfig:
     """No table of positions, and a head of its own and of another size."""
-    changes = {"mixer": mixer, "positions": "none", "head": "dense", "outputs": VOCAB + 2, "norm_eps": 0.02} | changes
+    changes = {"mixer": mixer, "positions": "none", "head": "dense", "outputs": VOCAB + 2, "norm": NORM} | changes
     return tiny_gpt(topology, **changes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from mhc_jax import registry
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.lm import LMConfig
 from parity_tests.systems.base import LAYERS, POSITIONS, VOCAB, WIDTH, System
@@ -22,7 +23,7 @@ def systems() -> Iterator[System]:
 def tiny(variant, form, norm, *, streams=4, conv=3, scan="auto", **changes) -> LMConfig:
     """A model of odd sizes."""
     sizes = {"vocab_size": VOCAB, "max_len": POSITIONS, "width": WIDTH, "layers": LAYERS}
-    config = mhc_ssm(variant, form, norm=norm, **sizes, **changes)
+    config = mhc_ssm(variant, form, norm=registry.get("norm", norm)(), **sizes, **changes)
     config = config.replace(mixer=config.mixer.replace(conv_kernel=conv, form=scan, chunk=3))
     if variant != "baseline":
         config = config.replace(residual=config.residual.replace(streams=streams))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torch_ref.nn.layers import Norm
+from torch_ref.nn.norms import Norm
 from torch_ref.nn.residual.base import Residual, streams_of, with_streams
 from torch_ref.ops.adapter import stream_adapter
 

@@ -11,13 +11,15 @@ from torch_ref.config import as_record, implementation, one_of, register
 from torch_ref.nn import channel, ends, mixers  # noqa: F401  (importing a package registers its kinds)
 from torch_ref.nn.adapters import StreamAdapters
 from torch_ref.nn.block import Block, Site
-from torch_ref.nn.layers import Norm, linear
+from torch_ref.nn.layers import linear
+from torch_ref.nn.norms import build_norm
 from torch_ref.nn.residual.base import State, streams_of, with_streams
 from torch_ref.nn.scope import Scope
 from torch_ref.nn.stack import run_stack
 from torch_ref.nn.value_residual import ValueResidual
 from torch_ref.ops import streams
 from torch_ref.ops.loss import cross_entropy
+from torch_ref.ops.norm import LAYER_NORM_EPS, RMS_EPS
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -68,7 +70,7 @@ class LM(nn.Module):
         if self.stream_diversity and self.stream_count is None:
             raise ValueError("stream_diversity needs a residual with streams")
         self.ends = implementation("ends", config.ends)(config.ends, config.width, self.stream_count)
-        self.final_norm = _norm(config, config.norm_bias)
+        self.final_norm = build_norm(_norm_of(config), config.width)
 
     def forward(
         self,
@@ -218,8 +220,13 @@ def total_penalty(penalties: dict[str, list[Tensor]]) -> Tensor | float:
     return sum((torch.stack(values).mean() for values in penalties.values()), 0.0)
 
 
-def _norm(config: Any, biased: bool = True) -> Norm:
-    return Norm(config.width, config.norm, biased, getattr(config, "norm_eps", None))
+def _norm_of(config: Any) -> Any:
+    """The record of the norm; in older configurations it was a name, with its fields beside it."""
+    if not isinstance(config.norm, str):
+        return config.norm
+    eps, bias = getattr(config, "norm_eps", None), getattr(config, "norm_bias", True)
+    usual = RMS_EPS if config.norm == "rms" else LAYER_NORM_EPS
+    return as_record({"kind": config.norm, "eps": usual if eps is None else eps, "bias": bias})
 
 
 def _block(config: Any, layer: int) -> Block:
@@ -233,11 +240,13 @@ def _block(config: Any, layer: int) -> Block:
 def _site(config: Any, axis: str, part: Any, site: int, sites: int) -> Site:
     residual = implementation("residual", config.residual)(config.residual, config.width, site, sites)
     if config.adapters is not None:
-        residual = StreamAdapters(residual, config.adapters, config.width, _norm(config))
+        residual = StreamAdapters(
+            residual, config.adapters, config.width, build_norm(_norm_of(config), config.width, biased=True)
+        )
     branch = implementation(axis, part)(part, config.width, sites)
     if branch.views not in (1, residual.views):
         raise ValueError(f"the {axis} takes {branch.views} views, but the residual gives {residual.views}")
-    norm = nn.Identity() if residual.normalised else _norm(config, config.norm_bias)
+    norm = nn.Identity() if residual.normalised else build_norm(_norm_of(config), config.width)
     return Site(residual, branch, norm, config.dropout)
 
 

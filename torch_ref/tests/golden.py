@@ -11,6 +11,9 @@ import torch
 FOLDER = Path(__file__).parents[2] / "parity_tests" / "golden"
 SUMMARY = json.loads((FOLDER / "mhc_ssm.json").read_text())
 
+RMS = {"kind": "rms", "eps": 1e-6}
+LN = {"kind": "ln", "eps": 1e-5, "bias": True}
+
 
 def config(variant="mhc", form="original", *, mixer=None, residual=None, projection=None, adapters=None, **changes):
     """A language-model configuration as the JSON dict that the JAX side writes, at the size of the golden cases."""
@@ -43,8 +46,7 @@ def config(variant="mhc", form="original", *, mixer=None, residual=None, project
         "width": 16,
         "layers": 2,
         "dropout": 0.0,
-        "norm": "rms",
-        "norm_bias": True,
+        "norm": RMS,
         "norm_streams": False,
         "embed_std": 1.0 if original else 0.02,
         "residual": {"kind": "plain"} if plain else mhc | (residual or {}),
@@ -62,11 +64,11 @@ def config(variant="mhc", form="original", *, mixer=None, residual=None, project
 # name: (configuration, T, coefficient of the diversity term, ignored targets of the first sequence)
 CASES = {
     "S1_baseline_rms_k3": (config("baseline"), 12, 0.0, 0),
-    "S2_baseline_ln_k4": (config("baseline", norm="ln", mixer={"conv_kernel": 4}), 12, 0.0, 0),
+    "S2_baseline_ln_k4": (config("baseline", norm=LN, mixer={"conv_kernel": 4}), 12, 0.0, 0),
     "S3_static_n4": (config(), 12, 0.0, 0),
     "S4_static_n3_it2_temp0.5_ln_k1": (
         config(
-            norm="ln",
+            norm=LN,
             mixer={"conv_kernel": 1},
             residual={"streams": 3},
             projection={"iters": 2, "temperature": 0.5},
@@ -76,7 +78,7 @@ CASES = {
         0,
     ),
     "S5_adapters_r8": (config("adapters"), 12, 0.0, 0),
-    "S6_adapters_r8_ln_div0.1": (config("adapters", norm="ln"), 12, 0.1, 0),
+    "S6_adapters_r8_ln_div0.1": (config("adapters", norm=LN), 12, 0.1, 0),
     "S7_static_n1": (config(residual={"streams": 1}), 12, 0.0, 0),
     "S8_static_T7_of_12_ignore": (config(), 7, 0.0, 3),
     "S9_static_iters0": (config(projection={"iters": 0}), 12, 0.0, 0),

@@ -144,8 +144,14 @@ def mixer(**options):
         {"causal": False},
         {"rotary": "half", "rotary_base": 100.0},
         {"rotary": "interleaved", "rotary_base": 10000.0, "kv_heads": 2},
-        {"qk_norm": True},
-        {"qk_norm": True, "rotary": "half", "rotary_base": 10000.0, "head_width": 8, "kv_heads": 2},
+        {"qk_norm": {"kind": "rms", "eps": 1e-6}},
+        {
+            "qk_norm": {"kind": "rms", "eps": 1e-6},
+            "rotary": "half",
+            "rotary_base": 10000.0,
+            "head_width": 8,
+            "kv_heads": 2,
+        },
     ],
 )
 def test_mixer_against_its_formula(options):

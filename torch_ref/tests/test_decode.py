@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from torch_ref.ops.loss import cross_entropy
-from torch_ref.tests.golden import config
+from torch_ref.tests.golden import RMS, config
 from torch_ref.tests.test_model import VARIANTS, VOCAB, perturbed, tokens
 
 torch.set_num_threads(1)
@@ -22,7 +22,7 @@ MODELS = {
     "ssm": config("baseline", "default", mixer={"form": "chunked", "chunk": 4}),
     "ssm over mhc": config("adapters", "default", mixer={"conv_kernel": 4}, value_residual={"constrained": False}),
     "attention": attention("baseline"),
-    "attention over mhc": attention("mhc", kv_heads=2, rotary="half", qk_norm=True)
+    "attention over mhc": attention("mhc", kv_heads=2, rotary="half", qk_norm=RMS)
     | {"value_residual": {"constrained": False}},
     "attention over branches": attention("baseline", rotary="interleaved")
     | {

@@ -165,7 +165,8 @@ def test_a_tap_sees_its_own_path_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (config(norm="batch"), "unknown norm 'batch'; known: ln, rms"),
+        (config(norm="batch"), "unknown norm kind 'batch'; known: ln, rms"),
+        (config(norm={"kind": "rms", "eps": -1.0}), "rms: eps must not be negative"),
         (config() | {"kind": "tree"}, "unknown model kind 'tree'; known: lm"),
         (config(residual={"kind": "mesh"}), "unknown residual kind 'mesh'; known: .*plain"),
         (config(mixer={"kind": "rnn"}), "unknown mixer kind 'rnn'; known: attention"),
@@ -205,3 +206,17 @@ def test_loss_of_ignored_targets_is_nan_and_diversity_needs_streams():
     assert model.loss(tokens(), torch.full((2, 12), -100)).isnan()
     with pytest.raises(ValueError, match="stream_diversity needs a residual with streams"):
         torch_ref.build(config("baseline", stream_diversity=0.1))
+
+
+def test_norms_of_older_configurations_are_read():
+    """Their norm was a name, with its fields beside it; that of adapters has a bias in any case."""
+    for older, norm in (
+        ({"norm": "rms", "norm_bias": True}, {"kind": "rms", "eps": 1e-6}),
+        ({"norm": "ln", "norm_bias": False, "norm_eps": 0.5}, {"kind": "ln", "eps": 0.5, "bias": False}),
+    ):
+        model = perturbed(config("adapters") | older)
+        same = torch_ref.build(config("adapters", norm=norm)).double()
+        same.load_state_dict(model.state_dict())
+        assert torch.equal(same(tokens()), model(tokens()))
+        biased = {name for name in model.state_dict() if name.endswith("norm.bias")}
+        assert biased == ({f"blocks.{i}.mixer.residual.norm.bias" for i in range(2)} if norm["kind"] == "ln" else set())

@@ -31,7 +31,7 @@ def parse(
     """``record`` filled from flags, starting from ``default``. ``--help`` prints the flags and exits.
 
     Every command takes ``--import MODULE``: a kind from outside that a run is made of registers itself when its module
-    is imported.
+    is imported. A flag with the name of a part chooses its kind; see :func:`train.terminal.flags.kinds_chosen`.
 
     Args:
         record: a dataclass; its docstring is the help.
@@ -44,9 +44,11 @@ def parse(
         ConfigError: an unknown flag (ours of that meaning, or the nearest, is named), a value of the wrong type, or a
             missing argument.
     """
-    known = dict(flags.flags_of(record if default is None else default))
-    if PLUGIN not in known:
+    if PLUGIN not in dict(flags.flags_of(record)):
         argv = _without_plugins(argv)
+    if default is not None:
+        default, argv = flags.kinds_chosen(default, argv)
+    known = dict(flags.flags_of(record if default is None else default))
     switches = [flag for flag, hint in known.items() if hint is bool]
     argv = flags.switches_spelled(argv, switches)
     start = tyro.MISSING_NONPROP if default is None else default

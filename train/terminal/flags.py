@@ -6,17 +6,21 @@ import itertools
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import tyro
 
-from mhc_jax.config import FieldError
+from mhc_jax import registry
+from mhc_jax.config import Config, ConfigError, FieldError
 from mhc_jax.registry import listed, shown
+
+T = TypeVar("T")
 
 NUMBERS = {int: "be a whole number", float: "be a number"}
 
 # What other projects (nanoGPT, Hugging Face, torchtitan, Levanter) call what is called otherwise here: the last part of
-# the flag, and our flag or a sentence. A flag that differs only in what stands before its last part needs no entry.
+# the flag, or the whole of one that was ours once, and our flag or a sentence. A flag that differs only in what stands
+# before its last part needs no entry.
 FOREIGN = {
     "adam-beta1": "--optim.beta1",
     "adam-beta2": "--optim.beta2",
@@ -67,6 +71,9 @@ FOREIGN = {
     "min-lr": "--optim.final-lr (a fraction of --optim.lr)",
     "min-lr-ratio": "--optim.final-lr",
     "mixed-precision": "--model.execution.policy bfloat16",
+    "model.mixer.qk-norm-eps": "give --model.mixer.qk-norm rms --model.mixer.qk-norm.eps EPS",
+    "model.norm-bias": "--model.norm.bias",
+    "model.norm-eps": "--model.norm.eps",
     "model-name-or-path": "name a configuration; python -m train lists them",
     "mp": "--model.execution.policy",
     "n-embd": "--model.width",
@@ -107,21 +114,90 @@ def flags_of(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         record: a dataclass, or one with the values from which the flags start: they decide what lies below them.
         prefix: of the flags, with a dot at the end.
     """
-    hints = typing.get_type_hints(record if isinstance(record, type) else type(record), include_extras=True)
-    for field in dataclasses.fields(record):
-        hint, *marks = typing.get_args(hints[field.name]) if _annotated(hints[field.name]) else (hints[field.name],)
-        name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), field.name)
-        flag = f"{prefix}{name}".replace("_", "-")
+    for field, flag, hint, marks in _fields(record, prefix):
         value = getattr(record, field.name, field.default)
         if dataclasses.is_dataclass(value):
-            yield from flags_of(value, f"{flag}." if name else prefix)
+            yield from flags_of(value, f"{flag}." if flag != prefix else prefix)
         # A part that is left out has no flags, nor can it be put in by one.
         elif tyro.conf.Positional not in marks and not any(map(dataclasses.is_dataclass, typing.get_args(hint))):
             yield f"--{flag}", hint
 
 
+def _fields(record: Any, prefix: str) -> Iterator[tuple[dataclasses.Field, str, Any, list[Any]]]:
+    """The fields of a record with the flag, the type and the marks of each; one without a name has the prefix."""
+    hints = typing.get_type_hints(record if isinstance(record, type) else type(record), include_extras=True)
+    for field in dataclasses.fields(record):
+        hint, *marks = typing.get_args(hints[field.name]) if _annotated(hints[field.name]) else (hints[field.name],)
+        name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), field.name)
+        yield field, f"{prefix}{name}".replace("_", "-"), hint, marks
+
+
 def _annotated(hint: Any) -> bool:
     return typing.get_origin(hint) is typing.Annotated
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of a record that is one kind of several.
+
+    Attributes:
+        flag: that takes the name of its kind.
+        path: the fields that lead to it.
+        axis: of its kinds.
+        value: as it is; None if it is left out.
+        optional: whether it may be.
+    """
+
+    flag: str
+    path: tuple[str, ...]
+    axis: str
+    value: Any
+    optional: bool
+
+
+def parts_of(record: Any, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Part]:
+    """The parts of a record, and of its parts, that are one kind of several."""
+    for field, flag, hint, _ in _fields(record, prefix):
+        value, here = getattr(record, field.name), (*path, field.name)
+        kinds = typing.get_args(hint) or (hint,)
+        axis = next((kind.axis for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)), None)
+        if axis is not None:
+            yield Part(f"--{flag}", here, axis, value, type(None) in kinds)
+        if dataclasses.is_dataclass(value):
+            yield from parts_of(value, f"{flag}." if flag != prefix else prefix, here)
+
+
+def kinds_chosen(record: T, argv: Sequence[str]) -> tuple[T, list[str]]:
+    """The record with parts of other kinds, and the arguments less those that say so: ``--model.norm ln``.
+
+    A part of the kind that it has already stays as it is. ``None`` leaves one out that may be missing.
+
+    Raises:
+        ConfigError: no such kind, or none given.
+    """
+    rest, words = [], list(argv)
+    while words:
+        flag, equals, kind = words[0].partition("=")
+        part = next((part for part in parts_of(record) if part.flag == normal(flag)), None)
+        if part is None:
+            rest.append(words.pop(0))
+            continue
+        kind = kind if equals else next(iter(words[1:]), "")
+        del words[: 1 if equals else 2]
+        known = [*registry.names(part.axis), *(["None"] if part.optional else [])]
+        if not kind or kind.startswith("--"):
+            raise ConfigError(f"{part.flag} needs a kind: {listed(known)}")
+        if kind not in known:
+            raise ConfigError(f"{part.flag}: {registry.unknown(part.axis, kind, known)}")
+        if kind != str(getattr(part.value, "kind", None)):
+            chosen = None if kind == "None" else registry.get(part.axis, kind)()
+            record = _with_part(record, part.path, chosen)
+    return record, rest
+
+
+def _with_part(record: Any, path: tuple[str, ...], part: Any) -> Any:
+    inner = part if len(path) == 1 else _with_part(getattr(record, path[0]), path[1:], part)
+    return dataclasses.replace(record, **{path[0]: inner})
 
 
 def switches_spelled(argv: Sequence[str], switches: Collection[str]) -> list[str]:
@@ -168,7 +244,7 @@ def _ours(flag: str, known: Collection[str]) -> str:
     """The end of a message: our flag that is meant, or the nearest ones; empty where none is near."""
     word = normal(flag).lower().lstrip("-")
     last = word.rpartition(".")[2]
-    if answer := FOREIGN.get(last):
+    if answer := FOREIGN.get(word, FOREIGN.get(last)):
         ours = answer.split()[0]
         if ours in known or not ours.startswith("--") or ours == "--resume":
             return f": {'use ' if ours.startswith('--') else ''}{answer}"

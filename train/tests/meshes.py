@@ -10,6 +10,7 @@ from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.nn.ends import DenseEndsConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from train.config import MeshConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.objectives.cross_entropy import CrossEntropyConfig
@@ -40,7 +41,7 @@ MODELS = {
     "mhc_ssm": mhc_ssm(
         "adapters",
         **SIZES,
-        norm="ln",
+        norm=LayerNormConfig(),
         residual=mhc_ssm().residual.replace(streams=STREAMS),
         # Adapters that act, too.
         adapters=StreamAdaptersConfig(rank=16, zero_init=False),

@@ -96,7 +96,14 @@ def tiny(tmp_path):
         ),
         (["mhc_ssm", "--train.no-resume=maybe"], "no flag takes maybe; see --help\n"),
         (["mhc_ssm", "another"], "no flag takes another; see --help\n"),
-        (["mhc_ssm", "--model.mlp", "gelu"], "unknown flag --model.mlp; did you mean"),
+        (["mhc_ssm", "--model.mlp", "gelu"], "--model.mlp: unknown channel 'gelu'; did you mean 'gelu_mlp'?"),
+        (["mhc_ssm", "--model.norm", "None"], "--model.norm: unknown norm 'None'"),
+        (["nanogpt", "--model.mixer.qk-norm"], "--model.mixer.qk-norm needs a kind: ln, rms, None"),
+        (["nanogpt", "--model.mixer.qk-norm-eps", "0.1"], "give --model.mixer.qk-norm rms"),
+        (["nanogpt", "--model.norm-bias", "True"], "unknown flag --model.norm-bias: use --model.norm.bias"),
+        (["mhc_ssm", "--model.norm-eps", "0.1"], "unknown flag --model.norm-eps: use --model.norm.eps"),
+        (["mhc_ssm", "--model.norm", "ln", "--model.norm.eps", "-1"], "--model.norm.eps must not be negative"),
+        (["mhc_ssm", "--model.residual", "plain"], "use ends 'identity'"),
     ],
 )
 def test_bad_input_gets_one_line_and_status_2(argv, says, monkeypatch, capsys, tmp_path):
@@ -217,6 +224,7 @@ def test_a_plain_name_is_what_the_list_is_about(monkeypatch, capsys):
     assert all(f"  {flag} " in out for flag in command.COMMON)
     assert "peak learning rate (0.004)" in out
     assert "--help-all" in out
+    assert "--model.norm, --model.residual, --model.residual.projection" in " ".join(out.split())
     assert len(out.splitlines()) < 25
 
 

@@ -11,6 +11,7 @@ import torch_ref
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from train import evaluate, export, sample
 from train.data import load_tokenizer
 from train.data.exchange import tokenizer_files
@@ -69,7 +70,7 @@ def gpt(tmp_path_factory):
     """A GPT-2 over bytes: its run configuration, its parameters and its folder in the format of transformers."""
     folder = tmp_path_factory.mktemp("gpt")
     config = tiny_config(folder)
-    parts = {"mixer": AttentionConfig(heads=2), "mlp": GeluMLPConfig(activation="tanh"), "norm": "ln"}
+    parts = {"mixer": AttentionConfig(heads=2), "mlp": GeluMLPConfig(activation="tanh"), "norm": LayerNormConfig()}
     config = config.replace(model=mhc_jax.LMConfig(vocab_size=257, max_len=32, width=8, layers=2, **parts))
     params = mhc_jax.init(config.model, jax.random.key(0))
     export.export(config, params, folder / "ours")

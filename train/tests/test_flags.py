@@ -1,10 +1,16 @@
-"""How faults and mistyped flags are named."""
+"""How faults and mistyped flags are named, and parts of other kinds chosen."""
 
 import ast
 from pathlib import Path
 
+import tyro
+
+import configs
 import train
+from mhc_jax.nn.mixers import DiagonalSSMConfig
+from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
 from train.config import RunConfig
+from train.terminal import cli
 from train.terminal.flags import flags_of
 
 FOLDER = Path(train.__file__).parent
@@ -30,3 +36,19 @@ def test_messages_name_flags_as_they_are_typed():
         if (word in FIELDS and "." in word) or ("--" in word and "_" in word)
     }
     assert not named
+
+
+def test_a_part_may_be_of_another_kind():
+    base = configs.load("nanogpt")
+
+    def parsed(*argv):
+        markers = (tyro.conf.AvoidSubcommands,)
+        return cli.parse(RunConfig, argv, prog="test", default=base, markers=markers).model
+
+    model = base.model
+    assert parsed("--model.norm", "ln") == model  # of its own kind: the fields stay
+    assert parsed("--model.norm=rms", "--model.norm.eps", "0.5") == model.replace(norm=RMSNormConfig(eps=0.5))
+    found = parsed("--model.mixer.qk-norm", "ln", "--model.mixer.qk-norm.no-bias").mixer
+    assert found == model.mixer.replace(qk_norm=LayerNormConfig(bias=False))
+    assert parsed("--model.mlp", "None") == model.replace(mlp=None)
+    assert parsed("--model.mixer", "diagonal_ssm", "--model.mixer.chunk", "3").mixer == DiagonalSSMConfig(chunk=3)

@@ -21,7 +21,7 @@ from train.update.optimizer import make_optimizer
 from train.update.step import init_state
 
 MODELS = {
-    (variant, norm): mhc_ssm(variant, norm=norm)
+    (variant, norm): mhc_ssm(variant, norm=registry.get("norm", norm)())
     for variant in ("baseline", "mhc", "adapters")
     for norm in ("rms", "ln")
 }

@@ -1,14 +1,15 @@
 """Multi-head attention with a key-value cache: GPT-2's, LLaMA's, Qwen3's."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, normal, zeros
-from mhc_jax.nn.layers import Dense, Norm
+from mhc_jax.nn.layers import Dense
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
+from mhc_jax.nn.norms import NormConfig
 from mhc_jax.ops.attention import AttentionName, causal_attention
 from mhc_jax.ops.rotary import rotate
 from mhc_jax.precision import Policy
@@ -30,8 +31,7 @@ class AttentionConfig(MixerConfig):
         rotary: turns queries and keys by their positions, in pairs of channels; see :mod:`mhc_jax.ops.rotary`. With
             ``"none"`` positions come with the embedding.
         rotary_base: of the angles.
-        qk_norm: RMSNorm of every query and key over its head, before they are turned (Qwen3).
-        qk_norm_eps: added to its mean squares.
+        qk_norm: of every query and key over its head, before they are turned (RMSNorm in Qwen3); None for none.
         causal: False lets every token see later ones; such a model cannot decode.
         dropout: of the attention probabilities.
         views: 1, or 3 when queries, keys and values are to be read apart by a topology of three views.
@@ -43,8 +43,7 @@ class AttentionConfig(MixerConfig):
     head_width: int | None = None
     rotary: Literal["none", "half", "interleaved"] = "none"
     rotary_base: float = 10000.0
-    qk_norm: bool = False
-    qk_norm_eps: float = 1e-6
+    qk_norm: NormConfig | None = None
     causal: bool = True
     bias: bool = True
     init_std: float = 0.02
@@ -52,13 +51,16 @@ class AttentionConfig(MixerConfig):
     views: int = 1
     implementation: AttentionName = "xla"
 
+    @classmethod
+    def from_dict(cls, data):
+        return super().from_dict(_with_qk_norm(data))
+
     def validate(self):
         super().validate()
         for name in ("heads", "kv_heads", "head_width"):
             if getattr(self, name) is not None:
                 self.require_counts(1, name)
         self.require(self.heads % self.groups == 0, f"kv_heads {self.groups} must divide heads {self.heads}")
-        self.require(self.qk_norm_eps >= 0, f"qk_norm_eps must not be negative, got {self.qk_norm_eps}")
         self.require(self.rotary_base > 0, f"rotary_base must be positive, got {self.rotary_base}")
         self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
@@ -97,6 +99,14 @@ class AttentionConfig(MixerConfig):
         return Attention(self, width, policy, init)
 
 
+def _with_qk_norm(data: Any) -> Any:
+    """The fields of an older record, which said whether there is an RMSNorm and its epsilon, as they are now."""
+    if not isinstance(data, dict) or not isinstance(data.get("qk_norm"), bool):
+        return data
+    norm = {"kind": "rms", "eps": data.get("qk_norm_eps", 1e-6)} if data["qk_norm"] else None
+    return {name: x for name, x in data.items() if name != "qk_norm_eps"} | {"qk_norm": norm}
+
+
 class Attention(Mixer):
     """``out(softmax(q k' / sqrt(K)) v)``. The state is ``{"k", "v": (B, max_len, G, K)}``, by column of the cache;
     its keys are turned."""
@@ -115,7 +125,7 @@ class Attention(Mixer):
             )
         )
         self.q_norm, self.k_norm = (
-            Norm(self.head_width, "rms", init / name, eps=config.qk_norm_eps, axis="head") if config.qk_norm else None
+            None if config.qk_norm is None else config.qk_norm.build(self.head_width, init / name, channels="head")
             for name in ("q_norm", "k_norm")
         )
 

@@ -5,11 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ref.config import one_of, register
-from torch_ref.nn.layers import Norm, linear
+from torch_ref.config import as_record, one_of, register
+from torch_ref.nn.layers import linear
 from torch_ref.nn.mixers.base import Mixer
+from torch_ref.nn.norms import Norm, build_norm
 from torch_ref.ops.attention import causal_attention
+from torch_ref.ops.norm import RMS_EPS
 from torch_ref.ops.rotary import LAYOUTS, rotate
+
+
+def _qk_norm_of(config: Any) -> Any:
+    """The record of the norm of queries and keys, or None; in older configurations it was whether there is one."""
+    norm = getattr(config, "qk_norm", None)
+    return as_record({"kind": "rms", "eps": getattr(config, "qk_norm_eps", RMS_EPS)}) if norm is True else norm
 
 
 @register("mixer", "attention")
@@ -45,10 +53,9 @@ class Attention(Mixer):
         self.k_proj = linear(width, carried, config.init_std, config.bias)
         self.v_proj = linear(width, carried, config.init_std, config.bias)
         self.out_proj = linear(inner, width, config.init_std / sites**0.5, config.bias)
-        normalised = getattr(config, "qk_norm", False)
-        eps = getattr(config, "qk_norm_eps", None)
-        self.q_norm = Norm(self.head_width, "rms", eps=eps) if normalised else None
-        self.k_norm = Norm(self.head_width, "rms", eps=eps) if normalised else None
+        normalise = _qk_norm_of(config)
+        self.q_norm = build_norm(normalise, self.head_width) if normalise else None
+        self.k_norm = build_norm(normalise, self.head_width) if normalise else None
 
     def init_state(self, batch: int, max_len: int) -> dict[str, Any]:
         if not self.causal:
