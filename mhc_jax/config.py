@@ -291,6 +291,6 @@ def _parse(cls: type[Config], name: str, hint: Any, value: Any) -> Any:
 
 def _converted(hint: Any, value: Any) -> Any:
     """Lists become tuples, and whole numbers are taken where any number may stand."""
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return tuple(_converted(typing.get_args(hint)[0], item) for item in value)
     return float(value) if float in (hint, *typing.get_args(hint)) and value is not None else value

@@ -4,9 +4,7 @@ Past ``max_len`` a model whose mixers carry a state of fixed size goes on with t
 one whose memory is full sees the last ``max_len`` tokens, as nanoGPT does, computed anew for every token.
 """
 
-import dataclasses
 import functools
-import itertools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from mhc_jax.config import ConfigError, check_name
+from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, bind, check_params, checked_tokens, precision
 from mhc_jax.nn.model import ModelConfig
 from mhc_jax.nn.scope import Scope
-from mhc_jax.sampling import Sampling, sample_token
+from mhc_jax.sampling import Sampling, before_the_first, draw
 
 Cache = dict[str, Any]
 
@@ -87,82 +85,104 @@ def generate(
     config: ModelConfig,
     params: Params,
     prompt_BT: ArrayLike,
+    sampling: Sampling | None = None,
     *,
-    max_new_tokens: int,
     lengths_B: ArrayLike | None = None,
     key: jax.Array | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> jax.Array:
-    """Continues every prompt by ``max_new_tokens`` tokens, also beyond ``config.max_len``.
+    """Continues every prompt by ``max_new_tokens`` tokens or up to a stop, also beyond ``config.max_len``.
 
     Args:
         config, params: the model.
         prompt_BT: token ids (B, T).
-        max_new_tokens: how many.
+        sampling: how; see :class:`Sampling`.
         lengths_B: how many tokens of each row are its prompt, 1 to T; what follows them is not looked at. All T if
-            omitted. At temperature 0 every row gives what it gives alone.
-        key: randomness; needed unless ``temperature`` is 0.
-        sampling: fields of :class:`Sampling`.
+            omitted. At temperature 0, or with a key of its own, every row gives what it gives alone.
+        key: randomness, of all rows or (B,) of each; needed unless ``temperature`` is 0.
+        options: fields of ``sampling`` to change, as in ``generate(config, params, prompt, temperature=0.7, key=key)``.
 
     Returns:
-        Prompts and continuations, (B, T + max_new_tokens): those of row b are its first ``lengths_B[b] +
-        max_new_tokens`` tokens, and what follows them is 0.
+        Prompts and continuations, (B, T + max_new_tokens). Row b holds its prompt, then its new tokens, the last of
+        which may be those of a stop, then 0 (after an end, up to ``max_new_tokens``, ``eos_id`` if there is one). How
+        many are text tells :func:`generate_with_lengths`.
 
     Raises:
         ConfigError: parameters that are not the model's, an empty prompt, ids outside the vocabulary, or options out
             of range.
     """
-    options = _options(sampling)
-    prompt_BT, start_B, key = _checked(config, params, prompt_BT, lengths_B, key, options)
-    whole = isinstance(max_new_tokens, int | np.integer) and not isinstance(max_new_tokens, bool)
-    if not whole or not 1 <= max_new_tokens < 2**31:
-        raise ConfigError(f"max_new_tokens must be a whole number from 1 to {2**31 - 1}, got {max_new_tokens}")
-    new_BT = _generate(config, params, prompt_BT, start_B, key, int(max_new_tokens), options)
-    text_BT = jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
-    return text_BT if start_B is None else _flush_left(text_BT, start_B)
+    return generate_with_lengths(config, params, prompt_BT, sampling, lengths_B=lengths_B, key=key, **options)[0]
+
+
+def generate_with_lengths(
+    config: ModelConfig,
+    params: Params,
+    prompt_BT: ArrayLike,
+    sampling: Sampling | None = None,
+    *,
+    lengths_B: ArrayLike | None = None,
+    key: jax.Array | None = None,
+    **options: Any,
+) -> tuple[jax.Array, jax.Array]:
+    """What :func:`generate` returns, and how many tokens of each row, (B,), are its prompt and its new tokens.
+
+    The tokens of a stop count, what follows them does not. The program ends once all rows have.
+    """
+    sampling = _settled(sampling, options)
+    prompt_BT, start_B, key = _checked(config, params, prompt_BT, lengths_B, key, sampling)
+    new_BT, count_B = _generate(config, params, prompt_BT, start_B, key, sampling)
+    text_BT, length_B = jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1), prompt_BT.shape[1]
+    if start_B is not None:
+        text_BT, length_B = _flush_left(text_BT, start_B), length_B - start_B
+    return text_BT, length_B + count_B
 
 
 def stream(
     config: ModelConfig,
     params: Params,
     prompt_BT: ArrayLike,
+    sampling: Sampling | None = None,
     *,
     lengths_B: ArrayLike | None = None,
     key: jax.Array | None = None,
-    **sampling: Any,
+    **options: Any,
 ) -> Iterator[jax.Array]:
-    """The new tokens (B,) of :func:`generate`, one after another as they are computed, without end.
+    """The new tokens (B,) of :func:`generate`, one after another as they are computed; -1 for a row that has ended.
 
     Raises:
         ConfigError: as :func:`generate`, at once.
     """
-    options = _options(sampling)
-    prompt_BT, start_B, key = _checked(config, params, prompt_BT, lengths_B, key, options)
-    return _stream(config, params, prompt_BT, start_B, key, options)
+    sampling = _settled(sampling, options)
+    prompt_BT, start_B, key = _checked(config, params, prompt_BT, lengths_B, key, sampling)
+    return _stream(config, params, prompt_BT, start_B, key, sampling)
 
 
-def _options(sampling: dict[str, Any]) -> Sampling:
-    fields = {field.name for field in dataclasses.fields(Sampling)}
-    for name in sampling:
-        check_name("sampling option", name, fields)
-    return Sampling(**sampling)
+def _settled(sampling: Sampling | None, options: dict[str, Any]) -> Sampling:
+    """The options as one record. Raises ConfigError, see :func:`generate`."""
+    sampling = Sampling.from_dict((sampling or Sampling()).to_dict() | options)
+    sampling.validate()
+    return sampling
 
 
 def _stream(config, params, prompt_BT, start_B, key, sampling):
-    by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, sys.maxsize)
-    token_B, cache = _first_by_pieces(config, params, prompt_BT, start_B, key, sampling)
+    count, sampling = sampling.max_new_tokens, sampling.replace(max_new_tokens=1)  # programs serve any number of tokens
+    by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, count)
+    token_B, cache, past = _first_by_pieces(config, params, prompt_BT, start_B, key, sampling)
     yield token_B
     tokens, window = [token_B], None
-    for index in itertools.count(1):
+    for index in range(1, count):
+        ended_B = past["ended_B"]
+        if sampling.ends and ended_B.all():
+            return
         if index < by_step:
-            token_B, cache = _next(config, params, token_B, cache, key, index, sampling)
-            if by_step < sys.maxsize:
+            token_B, cache, past = _next(config, params, token_B, cache, past, key, index, sampling)
+            if by_step < count:
                 tokens.append(token_B)
         else:
             if window is None:
-                window = *_window(config, prompt_BT, jnp.stack(tokens, axis=1), start_B), cache["seen_BV"]
-            window, token_B = _slid(config, params, window, key, index, sampling)
-        yield token_B
+                window = _window(config, prompt_BT, jnp.stack(tokens, axis=1), start_B)
+            window, token_B, past = _slid(config, params, window, past, key, index, sampling)
+        yield jnp.where(ended_B, -1, token_B) if sampling.ends else token_B
 
 
 def _checked(config, params, prompt_BT, lengths_B, key, sampling):
@@ -170,17 +190,10 @@ def _checked(config, params, prompt_BT, lengths_B, key, sampling):
     check_params(config, params)
     config.check_next_token()
     prompt_BT = jnp.asarray(checked_tokens(config.replace(max_len=sys.maxsize), prompt_BT))
-    sampling.validate()
-    for name, least, most in (("eos_id", 0, config.vocab_size - 1), ("vocab_size", 1, config.vocab_size)):
-        value = getattr(sampling, name)
-        if value is not None and not least <= value <= most:
-            raise ConfigError(f"{name} must lie in {least}..{most} for this model, got {value}")
-    if key is None and sampling.temperature > 0:
-        raise ConfigError("sampling needs a key (or temperature 0)")
-    key = jax.random.key(0) if key is None else key  # unused: the most likely token is taken
+    sampling.check_ids(config.vocab_size)
+    (B, T), key = prompt_BT.shape, _checked_key(key, prompt_BT.shape[0], sampling)
     if lengths_B is None:
         return prompt_BT, None, key
-    B, T = prompt_BT.shape
     lengths_B = np.asarray(lengths_B)
     fits = lengths_B.shape == (B,) and np.issubdtype(lengths_B.dtype, np.integer)
     if not fits or lengths_B.min() < 1 or lengths_B.max() > T:
@@ -188,6 +201,18 @@ def _checked(config, params, prompt_BT, lengths_B, key, sampling):
     start_B = T - jnp.asarray(lengths_B, jnp.int32)
     columns_BT = jnp.maximum(jnp.arange(T) - start_B[:, None], 0)
     return jnp.take_along_axis(prompt_BT, columns_BT, axis=1), start_B, key
+
+
+def _checked_key(key, batch, sampling):
+    if key is None:
+        if sampling.temperature > 0:
+            raise ConfigError("sampling needs a key (or temperature 0)")
+        return jax.random.key(0)  # unused: the most likely token is taken
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.shape not in ((), (batch,)):
+        raise ConfigError(f"key must be one key, or one for each of {batch} prompts, got keys of shape {key.shape}")
+    return key
 
 
 def _flush_left(text_BT, start_B):
@@ -216,41 +241,6 @@ def _goes_on(config: ModelConfig, params: Params) -> bool:
     return shapes(1) == shapes(2)
 
 
-def _draw(logits_BV, seen_BV, key, index, sampling):
-    """Token number ``index`` of the continuation."""
-    if seen_BV is not None:
-        factor_BV = jnp.where(logits_BV > 0, 1 / sampling.repetition_penalty, sampling.repetition_penalty)
-        logits_BV = jnp.where(seen_BV, logits_BV * factor_BV, logits_BV)
-    return sample_token(
-        logits_BV[:, : sampling.vocab_size],
-        jax.random.fold_in(key, index),
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-    )
-
-
-def _seen(config, text_BT, start_B, sampling):
-    """Which tokens the texts hold, (B, V); None where nobody asks."""
-    if sampling.repetition_penalty == 1:
-        return None
-    B, T = text_BT.shape
-    real_BT = jnp.ones((B, T), bool) if start_B is None else jnp.arange(T) >= start_B[:, None]
-    return jnp.zeros((B, config.vocab_size), bool).at[jnp.arange(B)[:, None], text_BT].max(real_BT)
-
-
-def _with(seen_BV, token_B):
-    return None if seen_BV is None else seen_BV.at[jnp.arange(len(token_B)), token_B].set(True)
-
-
-def _ended(token_B, next_B, index, sampling):
-    """``next_B``, or the end again; what ends in the prompt, before token number 0, does not end the continuation."""
-    if sampling.eos_id is None:
-        return next_B
-    return jnp.where((token_B == sampling.eos_id) & (index > 0), sampling.eos_id, next_B)
-
-
 def _last_logits(config, model, hidden_BTD):
     """Logits (B, V) after the last token."""
     with precision(config):
@@ -259,12 +249,12 @@ def _last_logits(config, model, hidden_BTD):
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _first(config, params, prompt_BT, start_B, key, capacity, sampling):
-    """The first token after the prompt, and the cache after the prompt."""
+    """The first token after the prompt, the cache after the prompt, and the past of the next draw."""
     cache = init_cache(config, params, prompt_BT.shape[0], max_len=capacity, start_B=start_B)
     model, hidden_BTD, cache = _advance(config, params, prompt_BT, cache)
-    seen_BV = _seen(config, prompt_BT, start_B, sampling)
-    token_B = _draw(_last_logits(config, model, hidden_BTD), seen_BV, key, 0, sampling)
-    return token_B, cache | {"seen_BV": _with(seen_BV, token_B)}
+    past = before_the_first(sampling, prompt_BT, start_B, config.vocab_size)
+    token_B, past = draw(_last_logits(config, model, hidden_BTD), past, key, 0, sampling)
+    return token_B, cache, past
 
 
 def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
@@ -273,14 +263,14 @@ def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
         return _first(config, params, prompt_BT, start_B, key, config.max_len, sampling)
     prompt_BT = np.asarray(prompt_BT, np.int32)
     B, T = prompt_BT.shape
-    token_B, cache = None, init_cache(config, params, B)
-    seen_BV = _seen(config, prompt_BT, None, sampling)
+    cache, past = init_cache(config, params, B), before_the_first(sampling, prompt_BT, None, config.vocab_size)
     whole = (T - 1) // PIECE * PIECE
     for start in range(0, whole, PIECE):
         cache = _after(config, params, prompt_BT[:, start : start + PIECE], cache)
+    found = None, cache, past
     for place in range(whole, T):  # each draws a token, of which the last one alone counts
-        token_B, cache = _next(config, params, prompt_BT[:, place], cache | {"seen_BV": seen_BV}, key, 0, sampling)
-    return token_B, cache
+        found = _next(config, params, prompt_BT[:, place], found[1], past, key, 0, sampling)
+    return found
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -289,58 +279,62 @@ def _after(config, params, tokens_BT, cache):
     return _advance(config, params, tokens_BT, cache)[2]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6))
-def _next(config, params, token_B, cache, key, index, sampling):
-    """The token after ``token_B``, and the cache after ``token_B``."""
+@functools.partial(jax.jit, static_argnums=(0, 7))
+def _next(config, params, token_B, cache, past, key, index, sampling):
+    """The token after ``token_B``, the cache after ``token_B``, and the past of the next draw."""
     model, hidden_B1D, cache = _advance(config, params, token_B[:, None], cache)
-    seen_BV = cache["seen_BV"]
-    next_B = _draw(_last_logits(config, model, hidden_B1D), seen_BV, key, index, sampling)
-    next_B = _ended(token_B, next_B, index, sampling)
-    return next_B, cache | {"seen_BV": _with(seen_BV, next_B)}
+    token_B, past = draw(_last_logits(config, model, hidden_B1D), past, key, index, sampling)
+    return token_B, cache, past
 
 
 def _window(config, prompt_BT, new_BT, start_B):
     """The last ``max_len`` tokens, and where they start."""
-    text_BT = jnp.concatenate([prompt_BT, new_BT.astype(prompt_BT.dtype)], axis=1)
+    text_BT = jnp.concatenate([prompt_BT.astype(jnp.int32), new_BT], axis=1)
     cut = text_BT.shape[1] - config.max_len
     return text_BT[:, cut:], None if start_B is None else jnp.maximum(start_B - cut, 0)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def _slid(config, params, window, key, index, sampling):
-    """The window moved on by the token after it, and that token."""
-    window_BT, start_B, seen_BV = window
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def _slid(config, params, window, past, key, index, sampling):
+    """The window moved on by the token after it, that token, and the past of the next draw."""
+    window_BT, start_B = window
     columns_T = jnp.arange(window_BT.shape[1])
     padding = None if start_B is None else (columns_T < start_B[:, None]).astype(jnp.int32)
     model = bind(config, params)
     with precision(config):
         hidden_BTD, _ = model(window_BT, None, Scope(_positions(columns_T, start_B), segments_BT=padding))
-    next_B = _draw(_last_logits(config, model, hidden_BTD), seen_BV, key, index, sampling)
-    next_B = _ended(window_BT[:, -1], next_B, index, sampling).astype(window_BT.dtype)
+    token_B, past = draw(_last_logits(config, model, hidden_BTD), past, key, index, sampling)
     start_B = None if start_B is None else jnp.maximum(start_B - 1, 0)
-    window_BT = jnp.concatenate([window_BT[:, 1:], next_B[:, None]], axis=1)
-    return (window_BT, start_B, _with(seen_BV, next_B)), next_B
+    return (jnp.concatenate([window_BT[:, 1:], token_B[:, None]], axis=1), start_B), token_B, past
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5, 6))
-def _generate(config, params, prompt_BT, start_B, key, count, sampling):
+@functools.partial(jax.jit, static_argnums=(0, 5))
+def _generate(config, params, prompt_BT, start_B, key, sampling):
+    """The new tokens (B, max_new_tokens), and how many of each row come before its end."""
+    B, count = prompt_BT.shape[0], sampling.max_new_tokens
     by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, count)
     capacity = prompt_BT.shape[1] + by_step - 1  # the last token is not read any more
-    first_B, cache = _first(config, params, prompt_BT, start_B, key, capacity, sampling)
+    token_B, cache, past = _first(config, params, prompt_BT, start_B, key, capacity, sampling)
+    new_BT = jnp.full((B, count), sampling.filler, jnp.int32).at[:, 0].set(token_B)
 
-    def from_cache(carry, index):
-        token_B, cache = carry
-        following = _next(config, params, token_B, cache, key, index, sampling)
-        return following, following[0]
+    def goes_on(last):
+        return lambda carry: (carry[0] < last) & ~jnp.all(carry[2]["ended_B"])
 
-    (_, cache), next_TB = jax.lax.scan(from_cache, (first_B, cache), jnp.arange(1, by_step))
-    new_BT = jnp.concatenate([first_B[None], next_TB]).T
+    def from_cache(carry):
+        index, new_BT, past, cache = carry
+        token_B, cache, past = _next(config, params, new_BT[:, index - 1], cache, past, key, index, sampling)
+        return index + 1, new_BT.at[:, index].set(token_B), past, cache
+
+    first = jnp.ones((), jnp.int32), new_BT, past, cache
+    index, new_BT, past, _ = jax.lax.while_loop(goes_on(by_step), from_cache, first)
     if by_step == count:
-        return new_BT
+        return new_BT, past["length_B"]
 
-    def from_window(window, index):
-        return _slid(config, params, window, key, index, sampling)
+    def from_window(carry):
+        index, new_BT, past, window = carry
+        window, token_B, past = _slid(config, params, window, past, key, index, sampling)
+        return index + 1, new_BT.at[:, index].set(token_B), past, window
 
-    window = *_window(config, prompt_BT, new_BT, start_B), cache["seen_BV"]
-    _, slid_TB = jax.lax.scan(from_window, window, jnp.arange(by_step, count))
-    return jnp.concatenate([new_BT.astype(slid_TB.dtype), slid_TB.T], axis=1)
+    first = index, new_BT, past, _window(config, prompt_BT, new_BT[:, :by_step], start_B)
+    _, new_BT, past, _ = jax.lax.while_loop(goes_on(count), from_window, first)
+    return new_BT, past["length_B"]

@@ -2,49 +2,64 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from mhc_jax.config import ConfigError
 from mhc_jax.decode import stream
 from mhc_jax.functional import Params
 from mhc_jax.nn.model import ModelConfig
+from mhc_jax.sampling import Sampling
 from train.data.tokenizer import Tokenizer
 
 
-def sample(model: ModelConfig, params: Params, tokenizer: Tokenizer, *, prompt: str = "", **options: Any) -> str:
-    """``prompt`` and its continuation, in one piece; see :func:`pieces`."""
-    return prompt + "".join(pieces(model, params, tokenizer, prompt=prompt, **options))
+def sample(
+    model: ModelConfig, params: Params, tokenizer: Tokenizer, sampling: Sampling, *, prompt: str = "", seed: int = 0
+) -> str:
+    """``prompt`` and its continuation, in one piece; see :func:`texts`."""
+    (found,) = texts(model, params, tokenizer, [prompt], sampling, seed=seed)
+    return prompt + "".join(found)
 
 
-def pieces(
+def texts(
     model: ModelConfig,
     params: Params,
     tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
     *,
-    prompt: str = "",
-    tokens: int = 64,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
     seed: int = 0,
     stop: Sequence[str] = (),
-) -> Iterator[str]:
-    """The continuation of ``prompt`` by at most ``tokens`` tokens, in pieces as they are computed.
+) -> list[Iterator[str]]:
+    """The continuation of each prompt, in pieces as they are computed.
 
-    It ends at the end-of-text token, and before any of the texts in ``stop``. An empty prompt starts a new text, after
-    the end-of-text token (of characters, after a line end).
+    All are computed together, and may be read in any order: what comes meanwhile waits. Each is what its prompt gives
+    alone. A row of tokens ends as ``sampling`` says, and at the tokenizer's end-of-text token, which is no part of the
+    text; the text ends before any of ``stop``, wherever tokens are cut. An empty prompt starts a new text, after the
+    end-of-text token (of characters, after a line end).
 
     Raises:
         ConfigError: at once, for a prompt of no tokens, one that is not Unicode or holds ids outside the model's
             vocabulary, or sampling options out of range.
     """
-    if tokens < 1:
-        raise ConfigError(f"tokens must be at least 1, got {tokens}")
+    rows = [_ids(tokenizer, prompt) for prompt in prompts]
+    lengths = [len(row) for row in rows]
+    ids_BT = [row + [0] * (max(lengths) - len(row)) for row in rows]
+    new = stream(
+        model,
+        params,
+        jnp.asarray(ids_BT),
+        sampling.replace(eos_id=tokenizer.eos_id, vocab_size=tokenizer.vocab_size),
+        lengths_B=lengths if len({*lengths}) > 1 else None,
+        key=jnp.stack([jax.random.key(seed)] * len(rows)),
+    )
+    copies = itertools.tee(map(np.asarray, new), len(rows))
+    return [until(decoded(tokenizer, _row(copy, index, tokenizer.eos_id)), stop) for index, copy in enumerate(copies)]
+
+
+def _ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
@@ -52,21 +67,13 @@ def pieces(
     ids = tokenizer.encode(prompt) if prompt else [tokenizer.start_id]
     if not ids:
         raise ConfigError(f"tokenizer {tokenizer.name!r} makes no tokens of the prompt {prompt!r}; give another one")
-    new = stream(
-        model,
-        params,
-        jnp.asarray([ids]),
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        key=jax.random.key(seed),
-        eos_id=tokenizer.eos_id,
-        vocab_size=tokenizer.vocab_size,
-    )
-    ids = (int(token_B[0]) for token_B in itertools.islice(new, tokens))
-    return until(decoded(tokenizer, itertools.takewhile(lambda token: token != tokenizer.eos_id, ids)), stop)
+    return ids
+
+
+def _row(new: Iterable[np.ndarray], index: int, eos_id: int | None) -> Iterator[int]:
+    """The new tokens of one row, less what ends it."""
+    ids = (int(token_B[index]) for token_B in new)
+    return itertools.takewhile(lambda token: token >= 0 and token != eos_id, ids)
 
 
 _UNFINISHED = "\ufffd"  # what half a character is decoded to

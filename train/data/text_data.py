@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mhc_jax.sampling import Sampling
 from train.data.config import CorpusConfig
 from train.data.continuation import sample
 from train.data.corpus import load_corpus
@@ -91,9 +92,9 @@ class TextData(Data):
     def epilogue(self, model, params, seed):
         if not self.config.sample_tokens:
             return ""
-        options = {"tokens": self.config.sample_tokens, "temperature": 0.8, "top_k": 50, "seed": seed}
+        sampling = Sampling(max_new_tokens=self.config.sample_tokens, temperature=0.8, top_k=50)
         with task("compiling and drawing a text sample"):
-            words = sample(model, params, self._corpus.tokenizer, **options)
+            words = sample(model, params, self._corpus.tokenizer, sampling, seed=seed)
         say(f"sample:\n{words}\n")
         return words
 

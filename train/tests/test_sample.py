@@ -1,4 +1,3 @@
-import dataclasses
 from unittest import mock
 
 import jax
@@ -16,6 +15,8 @@ from train.data import continuation as texts
 from train.data import load_tokenizer
 from train.tests import fuzz
 from train.tests.tiny import tiny_export
+
+SHORT = Sampling(max_new_tokens=12)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_greedy_text_is_what_generate_gives(tiny, capsys):
 def test_seed_decides(tiny):
     config, params, _ = tiny
     tokenizer = load_tokenizer("bytes")
-    drawn = [texts.sample(config.model, params, tokenizer, prompt="a", tokens=12, seed=seed) for seed in (0, 0, 1)]
+    drawn = [texts.sample(config.model, params, tokenizer, SHORT, prompt="a", seed=seed) for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert drawn[0].startswith("a")
 
@@ -45,7 +46,34 @@ def test_end_of_text_ends_the_sample(tiny, monkeypatch):
     tokenizer = load_tokenizer("bytes")
     answer = [[token] for token in [*tokenizer.encode("cd"), tokenizer.eos_id, 65]]
     monkeypatch.setattr(texts, "stream", lambda *args, **options: iter(answer))
-    assert texts.sample(config.model, params, tokenizer, prompt="ab") == "abcd"
+    assert texts.sample(config.model, params, tokenizer, SHORT, prompt="ab") == "abcd"
+
+
+def test_a_batch_reads_as_each_prompt_alone(tiny, capsys):
+    """Prompts of unequal length, drawn, past the longest sequence, with stops that end some sooner than others."""
+    config, params, folder = tiny
+    tokenizer, prompts, sampling = load_tokenizer("bytes"), ["the", "", "a longer start"], Sampling(max_new_tokens=40)
+    alone = [texts.sample(config.model, params, tokenizer, sampling, prompt=prompt, seed=5) for prompt in prompts]
+    flags = [word for prompt in prompts for word in ("--prompt", prompt)]
+    sample.main([str(folder), *flags, "--tokens", "40", "--seed", "5"])
+    assert capsys.readouterr().out == f"\n{sample.RULE}\n".join(alone) + "\n"
+    stop = alone[0][5:7]
+    rows = texts.texts(config.model, params, tokenizer, prompts, sampling, seed=5, stop=[stop])
+    found = ["".join(row) for row in reversed(rows)][::-1]  # in any order
+    assert [prompt + text for prompt, text in zip(prompts, found, strict=True)] == [
+        prompt + whole[len(prompt) :].partition(stop)[0] for prompt, whole in zip(prompts, alone, strict=True)
+    ]
+
+
+def test_rows_end_apart_and_with_half_a_character(tiny, monkeypatch):
+    config, params, _ = tiny
+    tokenizer = load_tokenizer("bytes")
+    half, whole = tokenizer.encode("a😀")[:-1], tokenizer.encode("ü")
+    answer = [[*half, tokenizer.eos_id], [*whole, tokenizer.eos_id, -1, -1], [97] * 5]
+    monkeypatch.setattr(texts, "stream", lambda *_, **options: zip(*answer, strict=True))
+    first, second, third = texts.texts(config.model, params, tokenizer, ["", "", ""], SHORT)
+    assert next(second) == "ü"
+    assert ["".join(row) for row in (first, second, third)] == ["a\ufffd", "", "aaaaa"]
 
 
 def test_samples_stops_and_prompts_one_after_another(tiny, monkeypatch, capsys):
@@ -53,7 +81,8 @@ def test_samples_stops_and_prompts_one_after_another(tiny, monkeypatch, capsys):
     tokenizer = load_tokenizer("bytes")
 
     def text(prompt, seed):
-        return texts.sample(config.model, params, tokenizer, prompt=prompt, tokens=50, seed=seed)  # max_len is 32
+        sampling = Sampling(max_new_tokens=50)  # max_len is 32
+        return texts.sample(config.model, params, tokenizer, sampling, prompt=prompt, seed=seed)
 
     def printed(*flags):
         sample.main([str(folder), "--tokens", "50", *flags])
@@ -88,7 +117,8 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn():
         mhc_jax.generate(model, params, prompt, **options, vocab_size=0)
     # Characters have no end token either, so the text is as long as was asked for.
     config = RunConfig(model=model)
-    text = texts.sample(config.model, params, load_tokenizer("chars:abc"), tokens=60, temperature=1e3)
+    sampling = Sampling(max_new_tokens=60, temperature=1e3)
+    text = texts.sample(config.model, params, load_tokenizer("chars:abc"), sampling)
     assert len(text) == 60
     assert set(text) == set("abc")
 
@@ -107,15 +137,16 @@ class Silent:
     [
         ({"prompt": "x\ud800"}, "the prompt is not Unicode text: character 1"),
         ({"prompt": "x", "temperature": float("nan")}, "temperature must be finite"),
-        ({"prompt": "x", "tokens": 0}, "at least 1"),
+        ({"prompt": "x", "max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"prompt": "x", "temperature": -1.0}, "temperature"),
         ({"prompt": "x", "top_p": 0.0}, "top_p"),
     ],
 )
 def test_impossible_requests_are_named(tiny, options, fault):
     config, params, _ = tiny
+    sampling = Sampling(**{name: value for name, value in options.items() if name != "prompt"})
     with pytest.raises(ConfigError, match=fault):
-        texts.sample(config.model, params, load_tokenizer("bytes"), **options)
+        texts.sample(config.model, params, load_tokenizer("bytes"), sampling, prompt=options["prompt"])
 
 
 @pytest.mark.parametrize(
@@ -143,24 +174,24 @@ def test_any_prompt_is_continued_or_refused(tiny, data):
     prompt, stop = data.draw(fuzz.TEXTS), data.draw(fuzz.TEXTS)
     name = data.draw(st.sampled_from(["temperature", "top-k", "top-p", "seed", "tokens"]))
     value = data.draw(fuzz.INTEGERS.filter(lambda n: abs(n) < 10**30) | fuzz.FLOATS)
-    never_ending = mock.patch.object(texts, "stream", lambda *_, **options: _checked_stream(options))
+    never_ending = mock.patch.object(texts, "stream", lambda *given, **_: _checked_stream(given[-1]))
     with never_ending, mock.patch.object(sample, "load_run", return_value=(config, params)):
         argv = [str(folder), f"--prompt={prompt}", f"--stop={stop}", f"--{name}={value}"]
         fuzz.command(sample.main, argv, folder)
 
 
-def _checked_stream(options):
-    Sampling(**{field.name: options[field.name] for field in dataclasses.fields(Sampling)}).validate()
+def _checked_stream(sampling):
+    sampling.validate()
     return iter([[65], [195], [169], [66]])
 
 
 def test_prompt_of_no_tokens_is_named(tiny):
     config, params, _ = tiny
     with pytest.raises(ConfigError, match="makes no tokens"):
-        texts.sample(config.model, params, Silent(), prompt="x")
+        texts.sample(config.model, params, Silent(), SHORT, prompt="x")
 
 
 def test_ids_outside_the_vocabulary_are_named(tiny):
     config, params, _ = tiny
     with pytest.raises(ConfigError, match=r"tokens must lie in 0\.\.256"):
-        texts.sample(config.model, params, load_tokenizer("gpt2"), prompt="tokenisation", tokens=4)
+        texts.sample(config.model, params, load_tokenizer("gpt2"), SHORT, prompt="tokenisation")
