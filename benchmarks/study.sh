@@ -6,7 +6,7 @@
 set -euo pipefail
 text=$1 file=$2 out=${3:-runs/study-$1} python=${PYTHON:-.venv/bin/python} residual_lr=${RESIDUAL_LR:-3e-3}
 size="--data.source $file --data.seq-len 64 --data.batch-size 16 --data.windows packed --data.max-eval-tokens 40000
-      --model.vocab-size 0 --model.max-len 0 --model.layers 4 --model.width 64 --model.mixer.heads 4
+      --model.vocab-size None --model.max-len None --model.layers 4 --model.width 64 --model.mixer.heads 4
       --model.execution.policy float32 --train.accumulate 1 --train.steps 500 --train.eval-every 100
       --train.eval-batches 20 --objective.chunk 64 --data.sample-tokens 0 --optim.warmup-steps 50
       --optim.decay matrices --optim.residual-lr $residual_lr --checkpoint.every 0 --log.every 25"

@@ -10,7 +10,7 @@ main=(hc hc_static mhc dynamic_mhc single_pass_mhc mhc_lite kromhc ihc gated)
 
 case $size in
 cpu)
-    small=(--model.width 128 --model.layers 4 --model.mixer.heads 4 --model.vocab-size 0 --model.max-len 0
+    small=(--model.width 128 --model.layers 4 --model.mixer.heads 4 --model.vocab-size None --model.max-len None
            --model.execution.policy float32 --data.tokenizer bytes --data.seq-len 256 --data.batch-size 4
            --train.accumulate 1 --out "$results")
     bench nanogpt --what topologies --topologies "${main[@]}" --rounds 7 --calls 1 "${small[@]}"

@@ -59,8 +59,8 @@ def _shakespeare(name: str, size: str, topology: Topology, form: Form) -> RunCon
         layers=layers,
         width=width,
         dropout=dropout,
-        vocab_size=0,
-        max_len=0,
+        vocab_size=None,
+        max_len=None,
         execution=_BFLOAT16,
     )
     return RunConfig(

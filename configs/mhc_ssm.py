@@ -1,6 +1,6 @@
 """mHC-SSM: the published runs in original and repaired form, their controls, and a quick start.
 
-The model's ``vocab_size`` and ``max_len`` are 0 here, which means the tokenizer's and the data's.
+The model's ``vocab_size`` and ``max_len`` are None here: they follow the tokenizer and the data.
 """
 
 import bisect
@@ -15,7 +15,7 @@ from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, Tr
 from train.data.config import CorpusConfig
 from train.objectives.cross_entropy import CrossEntropyConfig
 
-_FROM_DATA = {"vocab_size": 0, "max_len": 0}
+_FROM_DATA = {"vocab_size": None, "max_len": None}
 # Of all forms, so that their numbers compare.
 _PUBLISHED_DATA = CorpusConfig(source="wikitext-2-raw-v1", seq_len=256, batch_size=16)
 

@@ -39,7 +39,7 @@ def delayed_copy() -> RunConfig:
     """The token three places back, with diagonal SSMs over four streams."""
     return RunConfig(
         name="delayed_copy",
-        model=mhc_ssm("mhc", vocab_size=0, max_len=0, width=32, layers=2),
+        model=mhc_ssm("mhc", vocab_size=None, max_len=None, width=32, layers=2),
         data=DelayedCopyConfig(seq_len=32, batch_size=32),
         objective=CrossEntropyConfig(errors=True),
         optim=OptimConfig(lr=1e-2, warmup_steps=20),

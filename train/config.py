@@ -173,7 +173,7 @@ class LogConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Config):
-    """A whole run. In ``model``, ``vocab_size = 0`` means the data's and ``max_len = 0`` means ``data.seq_len``.
+    """A whole run. In ``model``, a ``vocab_size`` of None means the data's and a ``max_len`` of None ``data.seq_len``.
 
     Attributes:
         name: of the configuration it started from.
@@ -182,7 +182,7 @@ class RunConfig(Config):
 
     name: str = "mhc_ssm"
     run_dir: str = ""
-    model: ModelConfig = mhc_ssm(vocab_size=0, max_len=0)
+    model: ModelConfig = mhc_ssm(vocab_size=None, max_len=None)
     data: DataConfig = CorpusConfig()
     objective: ObjectiveConfig = CrossEntropyConfig()
     optim: OptimConfig = OptimConfig()
@@ -195,26 +195,20 @@ class RunConfig(Config):
     def from_dict(cls, data):
         return super().from_dict(_renamed(data))
 
-    @property
-    def sizes_are_open(self) -> bool:
-        """Whether the model's vocabulary or length is still to follow the data."""
-        return 0 in (self.model.vocab_size, self.model.max_len)
-
     def sized(self, vocab_size: int) -> Self:
         """The run with the sizes that its model leaves open.
 
         Args:
             vocab_size: of the data.
         """
-        model = self.model
-        sizes = {"vocab_size": model.vocab_size or vocab_size, "max_len": model.max_len or self.data.seq_len}
-        return self.replace(model=model.replace(**sizes))
+        sizes = {"vocab_size": vocab_size, "max_len": self.data.seq_len}
+        return self.replace(model=self.model.replace(**{name: sizes[name] for name in self.model.open_sizes}))
 
     def validate(self):
         # The data first: the model's open sizes follow from it, and with them its faults.
         with within("data"):
             self.data.validate()
-        if self.sizes_are_open:
+        if self.model.open_sizes:
             self.sized(1).validate()
             return
         super().validate()

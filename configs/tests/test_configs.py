@@ -42,11 +42,13 @@ def test_golden_files_have_no_orphans():
 @pytest.mark.parametrize("name", configs.names())
 def test_is_valid_once_the_data_is_known(name):
     config = configs.load(name)
-    assert config.sizes_are_open == (0 in (config.model.vocab_size, config.model.max_len))
     config.validate()
+    if config.model.open_sizes:
+        with pytest.raises(ConfigError, match="must be given; it follows the data in a run alone"):
+            config.model.validate()
     sized = config.sized(50_304)
     sized.validate()
-    assert not sized.sizes_are_open
+    assert not sized.model.open_sizes
     assert (config.model.vocab_size or 50_304, config.model.max_len or config.data.seq_len) == (
         sized.model.vocab_size,
         sized.model.max_len,
@@ -56,11 +58,11 @@ def test_is_valid_once_the_data_is_known(name):
 def test_the_default_is_valid_and_its_faults_are_those_of_its_fields():
     RunConfig().validate()
     with pytest.raises(ConfigError, match="width must be at least 1"):
-        RunConfig(model=models(vocab_size=0, max_len=0, width=0)).validate()
+        RunConfig(model=models(vocab_size=None, max_len=None, width=0)).validate()
     with pytest.raises(ConfigError, match="max_len 8 is shorter than data.seq_len 256"):
-        RunConfig(model=models(vocab_size=0, max_len=8)).validate()
+        RunConfig(model=models(vocab_size=None, max_len=8)).validate()
     with pytest.raises(ConfigError, match="vocab_size must be at least 1, got -1"):
-        RunConfig(model=models(vocab_size=-1, max_len=0)).validate()
+        RunConfig(model=models(vocab_size=-1, max_len=None)).validate()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ def mhc_ssm(variant: Variant = "mhc", form: Form = "default", **changes: Any) ->
     original = form == "original"
     plain = variant == "baseline"
     config = LMConfig(
+        vocab_size=50257,
+        max_len=256,
         embed_std=1.0 if original else 0.02,
         residual=PlainConfig() if plain else _RESIDUAL[form],
         ends=IdentityEndsConfig() if plain else DenseEndsConfig(init="uniform" if original else "repeat"),

@@ -1,7 +1,7 @@
 """The contract of a model: tokens in, hidden states out, and a head that makes logits of them."""
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,23 @@ from mhc_jax.nn.stack import Execution
 from mhc_jax.precision import Policy
 
 ModelState = Any
+
+# None until it is known. To a type checker it is a number: validate(), through which every use of a model goes, refuses
+# None once and for all, so that nothing after it has to ask.
+if TYPE_CHECKING:
+    Size = int
+else:
+    Size = int | None
+
+
+SIZES = ("vocab_size", "max_len")
+
+
+def _open_sizes(data: Any) -> Any:
+    """The fields of an older record, in which an open size was 0, as they are now."""
+    if not isinstance(data, dict):
+        return data
+    return {name: None if name in SIZES and type(x) is int and x == 0 else x for name, x in data.items()}
 
 
 class Model(nnx.Module):
@@ -53,20 +70,33 @@ class ModelConfig(Config):
     """Base of all model configurations.
 
     Attributes:
-        vocab_size: V, of ids that go in.
-        max_len: tokens of the longest sequence.
+        vocab_size: V, of ids that go in; None: that of the data, in a run alone.
+        max_len: tokens of the longest sequence; None: those of the data's windows, in a run alone.
         execution: how it runs.
     """
 
     axis: ClassVar[str] = "model"
 
-    vocab_size: int = 50257
-    max_len: int = 256
+    vocab_size: Size = None  # pyright: ignore[reportAssignmentType]
+    max_len: Size = None  # pyright: ignore[reportAssignmentType]
     execution: Execution = Execution()
+
+    @classmethod
+    def from_dict(cls, data):
+        return super().from_dict(_open_sizes(data))
+
+    @property
+    def open_sizes(self) -> tuple[str, ...]:
+        """The sizes that are still to follow the data."""
+        return tuple(name for name in SIZES if getattr(self, name) is None)
 
     def validate(self):
         super().validate()
-        self.require_counts(1, "vocab_size", "max_len")
+        for name in SIZES:
+            size = getattr(self, name)
+            self.require(size is not None, f"{name} must be given; it follows the data in a run alone")
+            self.require(size != 0, f"{name} must be at least 1, got 0; None follows the data of a run")
+        self.require_counts(1, *SIZES)
 
     @property
     def description(self) -> tuple[str, ...]:

@@ -6,15 +6,19 @@ import json
 import math
 import re
 
+import jax
 import pytest
 
+import mhc_jax
 from mhc_jax import ConfigError, LMConfig, registry
 from mhc_jax.config import Config, FieldError
+from mhc_jax.functional import param_shapes
 from mhc_jax.models import gpt2, mhc_ssm, nanogpt, with_topology
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
 from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
 from mhc_jax.nn.residual import StaticMHCConfig
 from mhc_jax.precision import policy
+from mhc_jax.summary import summary
 
 
 @pytest.mark.parametrize("variant", ["baseline", "mhc", "adapters"])
@@ -83,6 +87,21 @@ def test_faults_have_one_clear_line(text, message):
 def test_norms_of_older_records_are_read(older, norm):
     record = {name: value for name, value in mhc_ssm().to_dict().items() if name != "norm"}
     assert LMConfig.from_dict(record | older) == mhc_ssm(norm=norm)
+
+
+def test_sizes_that_were_open_as_0_are_none():
+    record = mhc_ssm().to_dict() | {"vocab_size": 0, "max_len": 0}
+    config = LMConfig.from_dict(record)
+    assert config == mhc_ssm(vocab_size=None, max_len=None)
+    assert config.open_sizes == ("vocab_size", "max_len")
+    assert LMConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("door", [lambda config: mhc_jax.init(config, jax.random.key(0)), param_shapes, summary])
+@pytest.mark.parametrize("size", ["vocab_size", "max_len"])
+def test_a_model_alone_needs_its_sizes(door, size):
+    with pytest.raises(ConfigError, match=f"lm: {size} must be given; it follows the data in a run alone"):
+        door(mhc_ssm(**{size: None}))
 
 
 def test_normalised_heads_of_older_records_are_read():

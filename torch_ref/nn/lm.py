@@ -53,7 +53,7 @@ class LM(nn.Module):
     def __init__(self, config: Any):
         super().__init__()
         for name in ("vocab_size", "max_len", "width", "layers"):
-            if getattr(config, name) < 1:
+            if (getattr(config, name) or 0) < 1:
                 raise ValueError(f"lm: {name} must be at least 1, got {getattr(config, name)}")
         self.max_len: int = config.max_len
         self.rate, self.norm_streams = config.dropout, config.norm_streams

@@ -180,6 +180,7 @@ def test_a_tap_sees_its_own_path_alone():
         (config() | {"residual": {"kind": "static_mhc"}}, "static_mhc: field 'streams' is missing"),
         ({"width": 4}, "unknown model kind None; known: lm"),
         (config(layers=0), "layers must be at least 1"),
+        (config(vocab_size=None), "vocab_size must be at least 1, got None"),
     ],
 )
 def test_a_bad_configuration_is_one_clear_error(settings, message):

@@ -97,7 +97,7 @@ def resolve(config: RunConfig) -> RunConfig:
     if config.model.vocab_size < vocab_size:
         raise ConfigError(
             f"--model.vocab-size {config.model.vocab_size} is smaller than the {vocab_size} tokens of the data "
-            f"({config.data.unit}); leave it at 0 to follow the data"
+            f"({config.data.unit}); None follows the data"
         )
     return config
 

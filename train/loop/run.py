@@ -355,7 +355,7 @@ def _introduce(
     if config.model.vocab_size > 2 * known:
         say(
             f"warning: the model has a vocabulary of {config.model.vocab_size:,}, the data of {known:,}; to follow it, "
-            "give --model.vocab-size 0"
+            "give --model.vocab-size None"
         )
     if config.optim.warmup_steps >= total_steps:
         say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")

@@ -36,7 +36,7 @@ def tiny_run(folder: Path) -> RunConfig:
     return RunConfig(
         name="tiny",
         run_dir=str(folder / "run"),
-        model=mhc_ssm("baseline", vocab_size=0, max_len=0, width=16, layers=1),
+        model=mhc_ssm("baseline", vocab_size=None, max_len=None, width=16, layers=1),
         data=CorpusConfig(
             source=str(corpus),
             tokenizer="bytes",

@@ -79,6 +79,7 @@ def tiny(tmp_path):
         (["quickstart@dynamic_mhc", "--model.residual.streams", "3000"], "smaller --model.residual.streams"),
         (["quickstart", "--model.width", "100000000"], "choose a smaller --model.width"),
         (["mhc_ssm", "--model.max-len", "8"], "--model.max-len 8 is shorter than --data.seq-len 256"),
+        (["mhc_ssm", "--model.vocab-size", "0"], "--model.vocab-size must be at least 1, got 0; None follows"),
         (["mhc_ssm", "--model.vocab-size", "99"], "--model.vocab-size 99 is smaller than the 50257 tokens of"),
         (["mhc_ssm", "--mesh.tensor", "64"], "does not use exactly the"),
         (["mhc_ssm", "--data.source", "/no/such/file.txt"], "--data.source /no/such/file.txt: no such file"),

@@ -15,7 +15,7 @@ STEPS, HALF = 12, 6
 def test_two_processes_slice_parameters_then_products(tmp_path):
     config = tiny_run(tmp_path)
     config = config.replace(
-        model=mhc_ssm("adapters", vocab_size=0, max_len=0, width=16, layers=2),
+        model=mhc_ssm("adapters", vocab_size=None, max_len=None, width=16, layers=2),
         # A constant rate, so that the first half does not depend on the length of the run.
         optim=config.optim.replace(lr=1e-2, schedule="constant"),
         train=config.train.replace(steps=STEPS, eval_every=HALF),

@@ -100,7 +100,7 @@ def test_a_kind_is_imported_by_any_command(monkeypatch, tmp_path, capsys):
     with pytest.raises(ConfigError, match="--import goats: No module named 'goats'"):
         evaluate.main(["--import", "goats", str(tmp_path)])
     for spelled in (["--import", "sheep"], ["--import=sheep"]):
-        with pytest.raises(ConfigError, match="config.json: model: vocab_size must be at least 1"):
+        with pytest.raises(ConfigError, match="config.json: model: vocab_size must be given"):
             evaluate.main([str(tmp_path), *spelled])
         assert recorded(tmp_path / "config.json").data.flock == 3
     registry._REGISTRY["data"].pop("counting_sheep")

@@ -221,7 +221,7 @@ def test_a_signal_while_xla_compiles_ends_in_one_line(tmp_path, monkeypatch):
         "loop._compile_train_step = soon\n"
     )
     config = tiny_run(tmp_path)
-    offer(config.replace(model=mhc_ssm("mhc", vocab_size=0, max_len=0, width=32, layers=2)), tmp_path)
+    offer(config.replace(model=mhc_ssm("mhc", vocab_size=None, max_len=None, width=32, layers=2)), tmp_path)
     monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
     monkeypatch.delenv("XLA_FLAGS")  # so that it takes its time
     ended = call(tmp_path, [*command(tmp_path, "run"), "--import", "compiling"])

@@ -137,7 +137,7 @@ def test_resume_refuses_what_changes_the_numbers(done):
     with pytest.raises(ConfigError, match=r": --optim.lr was 0.03 and is now 0.5"):
         run(other)
     with pytest.raises(ConfigError, match=r": --model.ends.init was None and is now 'repeat'"):
-        run(extended(done).replace(model=mhc_ssm(vocab_size=0, max_len=0, width=16, layers=1)))
+        run(extended(done).replace(model=mhc_ssm(vocab_size=None, max_len=None, width=16, layers=1)))
 
 
 def test_resume_refuses_other_text(done):

@@ -34,7 +34,7 @@ def on_shards(tmp_path):
         write_shard(folder / shard_name("train" if number else "validation", number), part)
     data = CorpusConfig(source="fineweb10b", path=str(folder), seq_len=16, batch_size=4, windows="random")
     return config.replace(
-        model=mhc_ssm("baseline", vocab_size=50_304, max_len=0, width=8, layers=1),
+        model=mhc_ssm("baseline", vocab_size=50_304, max_len=None, width=8, layers=1),
         data=data.replace(cache_dir=str(tmp_path / "cache")),
         optim=OptimConfig(lr=3e-2, warmup_steps=0, schedule="constant"),
         objective=CrossEntropyConfig(chunk=8),
@@ -60,7 +60,7 @@ def test_run_on_shards(on_shards, tmp_path, capsys):
 
 def test_vocabulary_of_the_model_and_of_the_shards(on_shards):
     assert resolve(on_shards).model.vocab_size == 50_304
-    follow = on_shards.replace(model=on_shards.model.replace(vocab_size=0))
+    follow = on_shards.replace(model=on_shards.model.replace(vocab_size=None))
     assert resolve(follow).model.vocab_size == 50_257
     with pytest.raises(ConfigError, match=r"--model.vocab-size 50256 is smaller than the 50257 tokens of"):
         resolve(on_shards.replace(model=on_shards.model.replace(vocab_size=50_256)))

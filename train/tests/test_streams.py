@@ -25,7 +25,7 @@ from train.tests.runs import finish, offer, start_two, tiny_run
 def streamed(folder, **train):
     """The tiny run with two layers of four streams, and statistics every third step."""
     config = tiny_run(folder)
-    model = mhc_ssm("mhc", vocab_size=0, max_len=0, width=16, layers=2)
+    model = mhc_ssm("mhc", vocab_size=None, max_len=None, width=16, layers=2)
     steps = config.train.replace(steps=7, eval_every=0, **train)
     return config.replace(model=model, train=steps, log=config.log.replace(streams_every=3))
 

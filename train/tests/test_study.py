@@ -14,7 +14,7 @@ from train.tests.runs import WORDS
 
 FLAGS = "--data.tokenizer bytes --data.seq-len 8 --data.batch-size 2 --model.width 12 --model.layers 1"
 FLAGS += " --model.mixer.heads 2"
-FLAGS += " --model.vocab-size 0 --model.max-len 0 --train.steps 3 --train.accumulate 1 --train.eval-every 1"
+FLAGS += " --model.vocab-size None --model.max-len None --train.steps 3 --train.accumulate 1 --train.eval-every 1"
 FLAGS += " --train.eval-batches 1 --data.max-eval-tokens 40 --data.sample-tokens 0 --model.execution.policy float32"
 
 
