@@ -12,6 +12,7 @@ from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.tests.test_interop import CONFIGS, assert_bitwise, filled
+from mhc_jax.tree import flatten
 
 
 @pytest.mark.parametrize("name", ["baseline ln", "adapters rms"])
@@ -25,13 +26,16 @@ def test_saved_model_loads_bitwise(name, tmp_path):
 
 
 def test_an_export_whose_norm_was_a_name_loads(tmp_path):
-    config = CONFIGS["adapters ln"].replace(norm=LayerNormConfig(eps=0.5))
+    """Without biases, but for the norms of adapters, which always had them."""
+    config = CONFIGS["adapters ln"].replace(norm=LayerNormConfig(eps=0.5, bias=False))
     mhc_jax.save(tmp_path / "model", config, filled(config))
     file = tmp_path / "model" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"norm": "ln", "norm_bias": True, "norm_eps": 0.5}))
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"norm": "ln", "norm_bias": False, "norm_eps": 0.5}))
     found, loaded = mhc_jax.load(tmp_path / "model")
     assert found == config
     assert_bitwise(loaded, filled(config))
+    biased = [name for name in flatten(loaded) if name.endswith("norm.bias")]
+    assert biased == ["blocks.mixer.residual.norm.bias"]
 
 
 def test_saving_replaces_an_export_and_nothing_else(tmp_path):
