@@ -44,7 +44,7 @@ def test_is_valid_once_the_data_is_known(name):
     config = configs.load(name)
     config.validate()
     if config.model.open_sizes:
-        with pytest.raises(ConfigError, match="must be given; it follows the data in a run alone"):
+        with pytest.raises(ConfigError, match="must be given; only in a run can it follow the data"):
             config.model.validate()
     sized = config.sized(50_304)
     sized.validate()

@@ -21,8 +21,8 @@ class LMConfig(BackboneConfig, ModelConfig):
     """A language model: token and position embeddings, a backbone, and a head.
 
     Attributes:
-        vocab_size: rows of the token table; None: follows the data, in a run alone.
-        max_len: the longest sequence; None: follows the data, in a run alone.
+        vocab_size: rows of the token table; in a run, None takes the data's vocabulary.
+        max_len: the longest sequence; in a run, None takes the length of the data's windows.
         positions: ``"learned"`` absolute positions, a table of ``max_len`` rows that is added to the tokens', or
             ``"none"``, for mixers that know the order of tokens themselves.
         head: ``"tied"``, the token table, or ``"dense"``, a matrix of its own.

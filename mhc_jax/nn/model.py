@@ -70,8 +70,8 @@ class ModelConfig(Config):
     """Base of all model configurations.
 
     Attributes:
-        vocab_size: V, of ids that go in; None: that of the data, in a run alone.
-        max_len: tokens of the longest sequence; None: those of the data's windows, in a run alone.
+        vocab_size: V, of ids that go in; in a run, None takes the data's.
+        max_len: tokens of the longest sequence; in a run, None takes those of the data's windows.
         execution: how it runs.
     """
 
@@ -94,7 +94,7 @@ class ModelConfig(Config):
         super().validate()
         for name in SIZES:
             size = getattr(self, name)
-            self.require(size is not None, f"{name} must be given; it follows the data in a run alone")
+            self.require(size is not None, f"{name} must be given; only in a run can it follow the data")
             self.require(size != 0, f"{name} must be at least 1, got 0; None follows the data of a run")
         self.require_counts(1, *SIZES)
 

@@ -100,7 +100,7 @@ def test_sizes_that_were_open_as_0_are_none():
 @pytest.mark.parametrize("door", [lambda config: mhc_jax.init(config, jax.random.key(0)), param_shapes, summary])
 @pytest.mark.parametrize("size", ["vocab_size", "max_len"])
 def test_a_model_alone_needs_its_sizes(door, size):
-    with pytest.raises(ConfigError, match=f"lm: {size} must be given; it follows the data in a run alone"):
+    with pytest.raises(ConfigError, match=f"lm: {size} must be given; only in a run can it follow the data"):
         door(mhc_ssm(**{size: None}))
 
 
