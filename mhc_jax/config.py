@@ -137,6 +137,10 @@ class Config:
             self.require(value >= least, f"{field} {bound}, got {value}")
             self.require(value < 2**31, f"{field} must be below 2**31, got {value}")
 
+    def small(self) -> Self:
+        """The same part at a size for tests, in a model of width 8; its defaults are often small enough."""
+        return self
+
     def parts(self) -> Iterator["Config"]:
         """This record and, recursively, the records it holds."""
         yield self

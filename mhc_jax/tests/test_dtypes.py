@@ -19,6 +19,7 @@ from mhc_jax.ops.attention import causal_attention
 from mhc_jax.ops.loss import chunked_cross_entropy
 from mhc_jax.ops.norm import layer_norm, rms_norm, unit_rms_norm
 from mhc_jax.precision import policy
+from mhc_jax.tests.own import own
 
 BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 # Every tap by the end of its name: what branches compute is bfloat16; streams, coefficients, norms and logits are not.
@@ -41,13 +42,12 @@ TOKENS = jax.ShapeDtypeStruct((2, 12), jnp.int32)
 
 @functools.cache
 def cell(topology, mixer):
-    options = {"heads": 2} if mixer == "attention" else {}
     config = LMConfig(
         vocab_size=29,
         max_len=12,
         width=8,
         layers=2,
-        mixer=registry.get("mixer", mixer)(**options),
+        mixer=registry.get("mixer", mixer)().small(),
         mlp=GeluMLPConfig(),
         execution=Execution(policy="bfloat16"),
     )
@@ -101,7 +101,7 @@ def test_parameters_of_another_dtype_are_cast_before_anything_is_computed(topolo
     assert {name for name, dtype in seen if dtype == BFLOAT16} <= MOVES
 
 
-@pytest.mark.parametrize("mixer", registry.names("mixer"))
+@pytest.mark.parametrize("mixer", own("mixer"))
 def test_what_decoding_keeps_has_the_dtype_of_its_kind(mixer):
     config = cell("mhc", mixer)
     cache = jax.eval_shape(lambda params: decode.init_cache(config, params, 2), param_shapes(config))

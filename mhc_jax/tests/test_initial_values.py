@@ -21,6 +21,7 @@ from mhc_jax.nn.residual import DynamicMHCConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
 from mhc_jax.precision import policy
+from mhc_jax.tests.own import own
 
 FLOAT32 = policy("float32")
 WIDTH, LAYERS, HIDDEN, N = 32, 3, 96, 4
@@ -108,7 +109,7 @@ def checked(found, own):
     return random
 
 
-@pytest.mark.parametrize("name", registry.names("topology"))
+@pytest.mark.parametrize("name", own("topology"))
 def test_every_parameter_of_a_site_and_of_the_ends_starts_as_documented(name):
     config = with_topology(BASE, name)
     init = Init(jax.random.key(0), index=1, sites=2 * LAYERS)

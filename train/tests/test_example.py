@@ -1,11 +1,16 @@
 """The worked example of docs/extending.md: it stands there as it is, trains as a plug-in, and agrees with its twin."""
 
+import copy
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from mhc_jax import registry
+from parity_tests.cases import outside
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -43,9 +48,32 @@ def test_a_topology_outside_the_repository_trains(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "topology", "mixer"),
-    [("layer_scale", "layer_scale", "attention"), ("decaying_average", "mhc", "decaying_average")],
+    [
+        ("layer_scale", "layer_scale", "attention"),
+        ("decaying_average", "mhc", "decaying_average"),
+        ("lazy_walk", "lazy_walk", "attention"),
+    ],
 )
 def test_it_agrees_with_its_twin(name, topology, mixer, tmp_path):
     walk = f"print(parity_tests.matrix.walk({topology!r}, {mixer!r}))"
     done = run(tmp_path, "-c", f"import {name}, {name}_torch, parity_tests.matrix; {walk}")
     assert done.stdout.startswith("ok"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("decaying_average", "mixer decaying_average"),
+        ("squared_relu", "channel squared_relu"),
+        ("bag_of_tokens", "model bag_of_tokens"),
+        ("lazy_walk", None),  # its topology has a case
+    ],
+)
+def test_the_parity_suite_makes_cases_of_it(name, part, monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", copy.deepcopy(registry._REGISTRY))
+    monkeypatch.syspath_prepend(EXAMPLES)
+    for module in (name, f"{name}_torch"):
+        importlib.import_module(module)
+        monkeypatch.delitem(sys.modules, module)
+    found = [(case.tier, case.name) for case in outside.cases()]
+    assert found == ([("models", part), ("gradients", part)] if part else [])

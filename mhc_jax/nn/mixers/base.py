@@ -1,7 +1,7 @@
 """The contract of a sequence mixer: how tokens exchange information."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -53,10 +53,6 @@ class MixerConfig(Config):
     axis: ClassVar[str] = "mixer"
     views: ClassVar[int] = 1
     causal: ClassVar[bool] = True
-
-    def small(self) -> Self:
-        """The same mixer at a size for tests, in a model of width 8."""
-        return self
 
     def check(self, width: int) -> None:
         """Raises ConfigError if the mixer cannot be built for that width."""
