@@ -1,4 +1,4 @@
-"""A model kind from outside: the next token from the decaying mean of all embeddings so far."""
+"""A model kind from outside: it predicts the next token from the decaying mean of all embeddings so far."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A mixer from outside: every channel averages what it has seen, with a decay of its own."""
+"""A mixer from outside: a decaying average of each channel over time, with one learned decay per channel."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A kind of data from outside, and a run on it: after every token, the one that came ``delay`` places before it."""
+"""A kind of data from outside, and a run on it: the target is the token ``delay`` places earlier."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from train.objectives.cross_entropy import CrossEntropyConfig
 @register("data", "delayed_copy")
 @dataclasses.dataclass(frozen=True)
 class DelayedCopyConfig(GeneratedConfig):
-    """Tokens drawn alike; the first targets of a row, which nothing tells, are left out."""
+    """Uniformly drawn tokens; the first targets of a row are unknowable and do not count."""
 
     tokens: int = 8
     delay: int = 3

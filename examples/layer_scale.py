@@ -1,4 +1,4 @@
-"""A topology of one's own: LayerScale (arXiv 2103.17239), a learned gain on each channel of what a branch writes."""
+"""A topology from outside: LayerScale (arXiv 2103.17239), a learned gain on each channel of a branch's output."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""A channel mixer from outside, with an auxiliary loss: squared ReLU (Primer, arXiv 2109.08668), held sparse."""
+"""A channel mixer from outside, with an auxiliary loss: squared ReLU (Primer, arXiv 2109.08668), kept sparse."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from train.config import RunConfig
 @register("channel", "squared_relu")
 @dataclasses.dataclass(frozen=True)
 class SquaredReLUConfig(ChannelMixerConfig):
-    """``down(relu(up(x))^2)``, four times as wide in between.
+    """``down(relu(up(x))^2)`` with a hidden layer four times as wide.
 
     Attributes:
         activity: weight of the mean activation in the training loss.
