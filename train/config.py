@@ -1,4 +1,4 @@
-"""The configuration of a training run: what ``python -m train NAME --flags`` resolves to."""
+"""The configuration of a training run, which ``python -m train NAME --flags`` resolves to."""
 
 import contextlib
 import dataclasses
@@ -21,24 +21,24 @@ SMALLEST, LARGEST = 1.2e-38, 3.4e38
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Config):
-    """AdamW, its schedule and what it decays.
+    """AdamW, its schedule and its weight decay.
 
     Attributes:
         lr: peak learning rate.
-        beta1, beta2, eps: Adam's moments.
-        weight_decay: decoupled (AdamW).
-        decay: ``"matrices"`` decays dense kernels and the matrices of dynamic topologies; ``"kernels"`` dense kernels
-            alone, as nanoGPT does; ``"all"`` also embeddings, gains, biases, poles and mixing logits, as the original
-            mHC-SSM does.
-        clip: global gradient norm; 0 for none. Scales by ``clip / (norm + 1e-6)`` as PyTorch does.
+        beta1, beta2, eps: decay rates of Adam's moments, and the constant in its denominator.
+        weight_decay: coefficient of the decoupled weight decay.
+        decay: ``"matrices"`` decays dense kernels and the matrices of dynamic topologies; ``"kernels"`` only dense
+            kernels, as nanoGPT does; ``"all"`` also embeddings, gains, biases, poles and mixing logits, as the
+            original mHC-SSM does.
+        clip: largest global gradient norm, enforced by a factor of ``clip / (norm + 1e-6)`` as in PyTorch; 0 for none.
         schedule: ``"cosine"`` decays to ``final_lr * lr`` after a linear warm-up; ``"constant"`` only warms up.
         warmup_steps: optimizer steps of linear warm-up.
-        warmup_end: whether the full rate comes first with the ``"last"`` step of the warm-up, or with the one
-            ``"after"`` it, as in nanoGPT.
-        decay_steps: optimizer steps until the cosine has reached its end, warm-up included; 0 for the whole run.
+        warmup_end: the first step with the full rate: the ``"last"`` of the warm-up, or the one ``"after"`` it, as in
+            nanoGPT.
+        decay_steps: optimizer steps until the end of the cosine, including the warm-up; 0 for the whole run.
         final_lr: fraction of ``lr`` at the end of the cosine.
-        value_lr: learning rate of the weights of the value residual, scheduled like ``lr``; 0 for ``lr`` itself.
-        residual_lr: the same, of all parameters that read, mix and write residual streams.
+        value_lr: peak learning rate of the value-residual weights, scheduled like ``lr``; 0 for ``lr`` itself.
+        residual_lr: the same for all parameters that read, mix and write residual streams.
     """
 
     lr: float = 3e-4
@@ -73,18 +73,18 @@ class OptimConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Config):
-    """The loop.
+    """Length, evaluation and seed of training.
 
     Attributes:
         epochs: passes over the training windows; ignored if ``steps`` is given.
-        steps: optimizer steps; 0 to follow ``epochs``.
+        steps: number of optimizer steps; 0 to follow ``epochs``.
         accumulate: micro-batches per optimizer step, weighted by their number of targets.
-        eval_every: optimizer steps between evaluations; 0 for only at the end.
-        eval_batches: batches of the evaluations by which the best checkpoint is chosen; 0 for the whole validation
-            split, which is measured at the end in any case.
-        max_nonfinite: stop after so many consecutive steps with a NaN or Inf gradient (each is skipped).
-        seed: initial parameters and dropout.
-        resume: continue the run in the run directory.
+        eval_every: optimizer steps between evaluations; 0 to evaluate only at the end.
+        eval_batches: batches per evaluation when choosing the best checkpoint; 0 for the whole validation split, on
+            which the final model is always evaluated.
+        max_nonfinite: number of consecutive steps with a NaN or Inf gradient, which are skipped, before training stops.
+        seed: seed of initial parameters and dropout.
+        resume: whether to continue the run in the run directory.
     """
 
     epochs: int = 1
@@ -106,12 +106,12 @@ class TrainConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig(Config):
-    """Devices along each axis of the mesh.
+    """Numbers of devices along each axis of the mesh.
 
     Attributes:
-        data: copies of the parameters, each with a slice of the batch; 0 for all devices the other axes leave.
-        fsdp: slices of parameters and optimizer state; the batch is sliced along it too.
-        tensor: slices of the width of matrix products.
+        data: copies of the parameters, each with a slice of the batch; 0 for all remaining devices.
+        fsdp: slices of parameters and optimizer state; the batch is sliced along this axis too.
+        tensor: slices of the widths of matrix products.
     """
 
     data: int = 0
@@ -126,11 +126,11 @@ class MeshConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Config):
-    """What is saved and how much of it is kept.
+    """How often checkpoints are written, and how many are kept.
 
     Attributes:
-        every: optimizer steps between checkpoints; 0 for only at the end.
-        keep: latest checkpoints kept; the best one is kept besides.
+        every: optimizer steps between checkpoints; 0 to write one only at the end.
+        keep: number of latest checkpoints to keep, in addition to the best one.
     """
 
     every: int = 1000
@@ -144,15 +144,15 @@ class CheckpointConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig(Config):
-    """What is reported.
+    """Metrics, progress and profiles of a run.
 
     Attributes:
         every: optimizer steps between lines of ``metrics.jsonl``.
-        tensorboard: also write TensorBoard events (needs the ``tracking`` extra).
-        wandb: also log to this Weights & Biases project (needs the ``tracking`` extra); empty for none.
-        progress: show a progress bar when standard output is a terminal.
+        tensorboard: whether to write TensorBoard events as well (needs the ``tracking`` extra).
+        wandb: Weights & Biases project to log to (needs the ``tracking`` extra); empty for none.
+        progress: whether to show a progress bar when standard output is a terminal.
         streams_every: optimizer steps between statistics of the residual streams; 0 for none.
-        profile: ``"FROM:TO"``: steps whose trace is written to ``RUN/profile``, for Perfetto or TensorBoard.
+        profile: ``"FROM:TO"``, the steps whose trace is written to ``RUN/profile``, for Perfetto or TensorBoard.
     """
 
     every: int = 10
@@ -176,8 +176,8 @@ class RunConfig(Config):
     """A whole run. In ``model``, a ``vocab_size`` of None means the data's and a ``max_len`` of None ``data.seq_len``.
 
     Attributes:
-        name: of the configuration it started from.
-        run_dir: where everything is written; empty for ``runs/NAME``.
+        name: name of the configuration that the run started from.
+        run_dir: folder of all output; empty for ``runs/NAME``.
     """
 
     name: str = "mhc_ssm"
@@ -196,10 +196,10 @@ class RunConfig(Config):
         return super().from_dict(_renamed(data))
 
     def sized(self, vocab_size: int) -> Self:
-        """The run with the sizes that its model leaves open.
+        """The run with the open sizes of its model filled in.
 
         Args:
-            vocab_size: of the data.
+            vocab_size: vocabulary size of the data.
         """
         sizes = {"vocab_size": vocab_size, "max_len": self.data.seq_len}
         return self.replace(model=self.model.replace(**{name: sizes[name] for name in self.model.open_sizes}))
@@ -228,13 +228,13 @@ def recorded(file: Path) -> RunConfig:
     """The configuration that a run has written to ``file``.
 
     Raises:
-        ConfigError: it is none; the message names the file, and the field as it stands there.
+        ConfigError: the file holds no valid configuration; the message names the file and the field as written there.
     """
     with faults_of(file):
         return RunConfig.from_dict(read_json(file))
 
 
-# Where fields of older runs have gone, and of what kind records were that now have one.
+# New places of the fields of older runs, and the kinds of records that had none.
 MOVED = {
     ("train", "stream_diversity"): ("model", "stream_diversity"),
     ("train", "loss_chunk"): ("objective", "chunk"),
@@ -244,7 +244,7 @@ FIRST_KINDS = {"data": "corpus", "objective": "cross_entropy"}
 
 
 def _renamed(data: Any) -> Any:
-    """The fields of an older run under the names that they have now."""
+    """The fields of an older run under their present names."""
     if not isinstance(data, dict):
         return data
     data = {name: dict(value) if isinstance(value, dict) else value for name, value in data.items()}
@@ -260,7 +260,7 @@ def _renamed(data: Any) -> Any:
 
 @contextlib.contextmanager
 def faults_of(file: Path) -> Iterator[None]:
-    """Inside, faults of fields name the file that holds them."""
+    """A context in which errors about fields name the file that holds them."""
     try:
         yield
     except FieldError as error:

@@ -1,4 +1,4 @@
-"""The record of a corpus: which text, how it becomes tokens, how those become windows. It loads nothing that reads."""
+"""The record of a corpus: its text, tokenizer and windows. Importing this module loads no reader."""
 
 import dataclasses
 from typing import Literal
@@ -10,28 +10,28 @@ from train.data.kind import SPLITS, DataConfig
 @register("data", "corpus")
 @dataclasses.dataclass(frozen=True)
 class CorpusConfig(DataConfig):
-    """Tokens of a text.
+    """A text, tokenised and cut into windows.
 
     Attributes:
         source: ``"docstrings"`` (the embedded corpus), ``"wikitext-2-v1"``, ``"wikitext-2-raw-v1"``,
             ``"wikitext-103-v1"``, ``"wikitext-103-raw-v1"``, ``"fineweb10b"`` (shards of GPT-2 tokens), the path of a
             file or folder of .txt, .jsonl, .json.gz, .jsonl.zst or .parquet, or ``OWNER/NAME`` (or
             ``OWNER/NAME@REVISION``) of a data set of the Hugging Face Hub.
-        subset: of a data set of several, or a folder in it.
+        subset: name of a subset of the data set, or of a folder in it.
         text_column: field or column that holds the text.
-        path: local folder that holds the named source's files or shards; empty to ask the Hub.
-        train_shards: use at most so many training shards of ``"fineweb10b"``, 100M tokens each; 0 for all.
-        validation_fraction: how much of a source without a validation split is for validation: the last lines of a
-            text file (for ``"chars"`` to the character), a share of its documents or of the files of docstrings.
+        path: local folder with the files or shards of the named source; empty to use the Hub.
+        train_shards: largest number of training shards of ``"fineweb10b"``, 100M tokens each; 0 for all.
+        validation_fraction: share of a source without a validation split that serves for validation: the last lines of
+            a text file (exact to the character for ``"chars"``), or a share of the documents or docstring files.
         tokenizer: ``"gpt2"``, ``"bytes"``, ``"chars"`` (the characters of the text itself; a run records them), or the
             path or Hub name of another tokenizer.
-        windows: ``"packed"`` cuts the training tokens into windows and visits them all in every epoch, in another
-            order; ``"random"`` starts every window at a position drawn anew.
-        documents: ``"joined"``, a window is one sequence whatever documents it holds; ``"apart"``, every end token
-            begins a document of its own, whose tokens see no others and count their positions from it.
-        max_train_tokens: use only so many tokens of the training split; 0 for all.
-        max_eval_tokens: use only so many tokens of the validation split; 0 for all.
-        cache_dir: token cache; empty for ``$XDG_CACHE_HOME/mhc_jax`` (``~/.cache/mhc_jax``).
+        windows: ``"packed"`` cuts the training tokens into windows and visits all of them in every epoch, in a new
+            order; ``"random"`` draws the start of every window.
+        documents: ``"joined"`` treats a window as one sequence, across document boundaries; with ``"apart"`` every end
+            token starts a separate document, whose tokens see no others and count their positions from it.
+        max_train_tokens: number of tokens used of the training split; 0 for all.
+        max_eval_tokens: number of tokens used of the validation split; 0 for all.
+        cache_dir: folder of the token cache; empty for ``$XDG_CACHE_HOME/mhc_jax`` (``~/.cache/mhc_jax``).
         sample_tokens: length of the text sample at the end of a run; 0 for none.
     """
 

@@ -1,4 +1,4 @@
-"""What every kind of data offers: a record that travels with a run, and what it loads."""
+"""The contract of every kind of data: a record that travels with a run, and the data that it loads."""
 
 import abc
 import dataclasses
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
-# A target that the loss leaves out.
+# A target that the loss ignores.
 IGNORE = -100
 
 SPLITS = ("train", "validation")
@@ -24,21 +24,21 @@ SPLITS = ("train", "validation")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig(Config):
-    """What a run trains on: a kind of axis ``"data"``.
+    """The data of a run: a kind of the axis ``"data"``.
 
     Attributes:
-        seq_len: tokens of a row of a batch, and the model's ``max_len`` unless that is given.
+        seq_len: tokens per row of a batch; also the model's ``max_len`` unless that is given.
         batch_size: rows in one optimizer step, over all devices and accumulation steps.
-        seed: of the order in which data comes, or of its draws.
+        seed: seed of the data's order, or of its draws.
     """
 
     axis = "data"
 
-    # Whether its tokens stand for text, which a model can be asked to continue.
+    # Whether its tokens stand for text, which a model can continue.
     is_text: ClassVar[bool] = False
-    # Fields that each host of a run may have of its own: they say where the data lies, not what it is.
+    # Fields that may differ between the hosts of a run: they locate the data, but do not define it.
     of_a_host: ClassVar[tuple[str, ...]] = ()
-    # Further ones that a resumed run may change: they decide none of its numbers.
+    # Further fields that a resumed run may change: they affect none of its numbers.
     free_on_resume: ClassVar[tuple[str, ...]] = ()
 
     seq_len: int = 256
@@ -51,40 +51,40 @@ class DataConfig(Config):
         self.require_counts(1, "seq_len", "batch_size")
 
     def settled(self) -> Self:
-        """The record with all that a run must remember of the data written out."""
+        """The record, completed with everything that a run must remember about the data."""
         return self
 
     @property
     def label(self) -> str:
-        """What it is, in few words; losses compare only between runs of one label."""
+        """A short description; losses are comparable only between runs with the same label."""
         return self.kind or type(self).__name__
 
     @property
     def identity(self) -> str:
-        """What its fingerprint is of, in a message."""
+        """The subject of its fingerprint, as used in messages."""
         return "the data"
 
     @property
     def unit(self) -> str:
-        """What makes a token; losses a token compare only between runs of one unit."""
+        """The kind of token; losses per token are comparable only between runs with the same unit."""
         return "tokens"
 
     def tokenizer_of_text(self) -> "Tokenizer":
-        """What turns its tokens into text.
+        """The tokenizer that turns its tokens into text.
 
         Raises:
-            ConfigError: they stand for no text.
+            ConfigError: the tokens do not stand for text.
         """
         raise ConfigError(f"the tokens of data {self.label!r} stand for no text")
 
     def vocab_size(self) -> int:
-        """How many different tokens there are, inputs and targets."""
+        """The number of different tokens, counting inputs and targets."""
         raise NotImplementedError
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a batch, ``inputs`` and ``targets`` among them; all are int32.
 
-        ``segments`` and ``positions``, if they are there, are what :func:`mhc_jax.apply` takes by these names.
+        ``segments`` and ``positions``, if present, are the arguments of :func:`mhc_jax.apply`.
         """
         shape = self.batch_size, self.seq_len
         return {"inputs": shape, "targets": shape}
@@ -93,7 +93,7 @@ class DataConfig(Config):
         """The data itself.
 
         Args:
-            needed: splits that have to be there.
+            needed: splits that must exist.
 
         Raises:
             DataError: something is missing or wrong.
@@ -102,7 +102,7 @@ class DataConfig(Config):
 
 
 class TrainBatches(Protocol):
-    """Batches of one host without end, from a position that a checkpoint keeps."""
+    """An endless iterator over the batches of one host, with a position that checkpoints store."""
 
     def __next__(self) -> Batch: ...
 
@@ -115,7 +115,7 @@ class TrainBatches(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class EvalBatches:
-    """A number of batches that is known, from the first one whenever they are asked for."""
+    """A known number of batches; every iteration starts with the first one."""
 
     count: int
     make: Callable[[int], Batch]
@@ -128,11 +128,11 @@ class EvalBatches:
 
 
 class Data(abc.ABC):
-    """Data that is ready to be read.
+    """Loaded data.
 
     Attributes:
-        config: what it was loaded by.
-        fingerprint: SHA-256 that differs where training and validation data do.
+        config: the record that it was loaded from.
+        fingerprint: SHA-256 that differs whenever the training or validation data differ.
     """
 
     config: DataConfig
