@@ -1,4 +1,4 @@
-"""The platform that a program is made for. It decides between forms of a computation that differ in speed alone.
+"""The target platform of a program, which selects among forms of a computation that differ only in speed.
 
 It is part of the key of JAX's caches: a function that was traced for one platform is traced again for another.
 """
@@ -11,7 +11,7 @@ _target = jax.make_user_context(default_value=None)
 
 
 def target_backend() -> str:
-    """``"cpu"``, ``"gpu"`` or ``"tpu"``: what :func:`compiling_for` names, or else where JAX runs by default."""
+    """``"cpu"``, ``"gpu"`` or ``"tpu"``: the platform of :func:`compiling_for`, or else JAX's default platform."""
     return _target.value or jax.default_backend()
 
 

@@ -31,7 +31,7 @@ class FieldError(ConfigError):
 
     Attributes:
         fault: the message without the record's name; mostly it begins with a field.
-        fields: of the record.
+        fields: names of the record's fields.
         path: fields that lead from the outermost record to this one.
     """
 
@@ -46,7 +46,7 @@ class UnknownFieldError(FieldError):
     """A field that the record does not have.
 
     Attributes:
-        name: of the field.
+        name: name of the field.
         near: whether the message names one that the record has.
     """
 
@@ -71,11 +71,11 @@ def within(field: str) -> Iterator[None]:
 
 
 def read_json(file: str | Path) -> Any:
-    """What a JSON file in UTF-8 holds.
+    """The contents of a JSON file in UTF-8.
 
     Raises:
-        ConfigError: it is not text in UTF-8, or not JSON; the message names the file.
-        OSError: it cannot be read.
+        ConfigError: the file is not UTF-8 or not JSON; the message names it.
+        OSError: the file cannot be read.
     """
     try:
         return parse_json(Path(file).read_bytes())
@@ -87,7 +87,7 @@ def parse_json(text: str | bytes) -> Any:
     """The value of a JSON text; bytes are UTF-8.
 
     Raises:
-        ConfigError: it is none, is nested too deeply, or holds an integer of thousands of digits.
+        ConfigError: the text is not JSON, is nested too deeply, or holds an integer of thousands of digits.
     """
     try:
         return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
@@ -109,8 +109,8 @@ class Config:
     def validate(self) -> None:
         """Checks this record and, recursively, the records it holds.
 
-        Values must be of the type that is annotated, numbers finite and of at most 64 bits, texts such as can name
-        files. Subclasses extend it with their own checks and call ``super().validate()``.
+        Values must have the annotated types, numbers must be finite and fit 64 bits, and texts must be valid in file
+        names. Subclasses add further checks and call ``super().validate()``.
 
         Raises:
             FieldError: one clear message for the first contradiction found.
@@ -152,7 +152,7 @@ class Config:
         """A copy with some fields changed.
 
         Raises:
-            TypeError: one is no field of the record; the message says which is nearest.
+            TypeError: a name is not a field of the record; the message suggests the nearest field.
         """
         check_changes(self.replace, type(self), changes)
         return dataclasses.replace(self, **changes)
@@ -211,7 +211,7 @@ def check_changes(function: Callable[..., Any], record: type[Config], changes: C
     """Checks keywords of ``function`` that are to change fields of ``record``.
 
     Raises:
-        TypeError: one is no field; the message says which field, or argument of the function, is nearest.
+        TypeError: a name is not a field; the message suggests the nearest field or argument.
     """
     fields = {field.name for field in dataclasses.fields(record)}
     for name in changes:
@@ -221,7 +221,7 @@ def check_changes(function: Callable[..., Any], record: type[Config], changes: C
 
 
 def check_name(what: str, name: str, known: Collection[str]) -> None:
-    """Raises ConfigError unless ``name`` is one of the ``known``; the message says which is nearest."""
+    """Raises ConfigError unless ``name`` is one of the ``known``; the message suggests the nearest."""
     if not isinstance(name, str) or name not in known:
         raise ConfigError(registry.unknown(what, name, known))
 
@@ -232,7 +232,7 @@ def _hints(cls: type[Config]) -> dict[str, Any]:
 
 
 def _unlike(hint: Any, value: Any) -> str | None:
-    """What ``value`` must do to be of the annotated type; None if it is, or if the type is none of JSON's."""
+    """The requirement that ``value`` violates; None if it has the annotated type, or if JSON has no such type."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         faults = [_unlike(arg, value) for arg in args if arg is not type(None) or value is None]

@@ -1,4 +1,4 @@
-"""What a model does with its residual streams, in numbers: from the taps of one forward pass.
+"""Statistics of a model's residual streams, from the taps of one forward pass.
 
 Sites are counted through depth: the mixer of layer 0, its channel mixer if blocks have one, the mixer of layer 1, and
 so on. S is the number of sites. Coefficients are those of every token, (S, B, T, ...), or, where all tokens share
@@ -33,11 +33,11 @@ def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None
     ``h_res`` keeps every stream as it is, and counts as the identity.
 
     Args:
-        taps: of :func:`mhc_jax.apply` with ``taps=True``.
-        mask_BT: which tokens count; all if omitted.
+        taps: the taps that :func:`mhc_jax.apply` returns with ``taps=True``.
+        mask_BT: true for tokens that count; all tokens if omitted.
 
     Returns:
-        Nothing for a plain residual, where there are no streams.
+        An empty dict for a plain residual, which has no streams.
     """
     coefficients = _coefficients(taps)
     if not coefficients:
@@ -55,7 +55,7 @@ def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None
 
 
 def mixing(h_res: Float[Array, "S B T N N"], mask_BT: Bool[Array, "B T"] | None = None) -> dict[str, jax.Array]:
-    """How H_res of each site mixes the streams, (S,) each.
+    """Statistics of H_res at each site, (S,) each.
 
     - ``row_sum_min``, ``row_sum_max``, ``row_sum_mean``, and ``column_sum_...``: over rows and tokens;
     - ``row_sum_error``, ``column_sum_error``: the greatest distance of a sum from 1;
@@ -87,11 +87,11 @@ def mixing(h_res: Float[Array, "S B T N N"], mask_BT: Bool[Array, "B T"] | None 
 def composite_gains(
     h_res: Float[Array, "S B T N N"], mask_BT: Bool[Array, "B T"] | None = None
 ) -> dict[str, jax.Array]:
-    """``forward_gain`` and ``backward_gain``, (S,): of all mixing up to and including each site.
+    """``forward_gain`` and ``backward_gain``, (S,), of all mixing up to and including each site.
 
     DeepSeek's Amax gain: the greatest absolute row sum (forward) and column sum (backward) of ``H_s ... H_1 H_0``; the
     product is taken for every token, the mean over tokens last. 1 where mixing neither amplifies nor attenuates. Sums
-    are taken before the absolute value, as published, so that terms of opposite sign cancel.
+    are taken before the absolute value, as in the paper, so that terms of opposite sign cancel.
     """
 
     def deeper(product, h):
@@ -107,7 +107,7 @@ def composite_gains(
 def stream_geometry(
     state: Float[Array, "S B T N D"], mask_BT: Bool[Array, "B T"] | None = None
 ) -> dict[str, jax.Array]:
-    """How much the streams of a token differ, (S,) each, mean over tokens.
+    """Measures of how much the streams of a token differ, (S,) each, mean over tokens.
 
     - ``stream_cosine``: mean cosine between two different streams; 1 with one stream;
     - ``effective_streams``: participation ratio ``(sum l)^2 / sum l^2`` of the squared singular values l of the N
@@ -137,14 +137,14 @@ def _through_depth(of_kinds: Sequence[jax.Array]) -> jax.Array:
 
 
 def _coefficients(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Those that are tapped, (S, B, T, ...) or (S, 1, 1, ...)."""
+    """The tapped coefficients, (S, B, T, ...) or (S, 1, 1, ...)."""
     found = {}
     for name in COEFFICIENTS:
         of_kinds = [taps.get(f"blocks.{kind}.residual.{name}") for kind in _kinds(taps)]
         if of_kinds and of_kinds[0] is not None:
             x = _through_depth(of_kinds)
             tokens = taps[f"blocks.{_kinds(taps)[0]}.state"].shape[1:3]
-            # H_res is a matrix in every topology. The others are vectors, matrices or more, so their shape must tell.
+            # H_res is a matrix in every topology; the others are told apart by their shapes.
             dynamic = x.ndim == 5 if name == "h_res" else x.ndim > 3 and x.shape[1:3] == tokens
             found[name] = x if dynamic else x[:, None, None]
     return found
@@ -163,7 +163,7 @@ def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _mean(x: jax.Array, mask_BT: jax.Array | None) -> jax.Array:
-    """Over the tokens that count of (S, B, T, ...); (S, ...)."""
+    """Mean of (S, B, T, ...) over the tokens that count, (S, ...)."""
     if mask_BT is None or x.shape[1:3] == (1, 1):
         return x.mean((1, 2))
     mask = mask_BT.reshape(mask_BT.shape + (1,) * (x.ndim - 3))

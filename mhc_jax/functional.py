@@ -49,11 +49,11 @@ class Hidden:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class Output:
-    """What a forward pass returns.
+    """The result of a forward pass.
 
     Attributes:
         logits_BTV: next-token logits in the accumulation dtype. Unused outputs cost nothing under jit.
-        hidden_BTD, penalties, taps: as in :class:`Hidden`.
+        hidden_BTD, penalties, taps: see :class:`Hidden`.
     """
 
     logits_BTV: jax.Array
@@ -73,7 +73,7 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters as a plain nested dict; block parameters are stacked over layers.
 
     Raises:
-        ConfigError: the configuration is none, or contradicts itself.
+        ConfigError: ``config`` is not a configuration, or contradicts itself.
     """
     _check_kind(config)
     config.validate()
@@ -99,13 +99,13 @@ def param_shapes(config: ModelConfig) -> Params:
 
 @dataclasses.dataclass(frozen=True)
 class ParamInfo:
-    """What a parameter is, see :mod:`mhc_jax.nn.init`.
+    """The description of a parameter, see :mod:`mhc_jax.nn.init`.
 
     Attributes:
-        shape, dtype: of the array; layers are stacked on its first axis.
-        role: how it acts.
+        shape, dtype: shape and dtype of the array; layers are stacked on its first axis.
+        role: its role in the computation.
         axes: a name for each dimension; ``"layer"`` for the layers, ``""`` for one without a name.
-        uses: how often one token is multiplied by it.
+        uses: number of times that one token is multiplied by it.
     """
 
     shape: tuple[int, ...]
@@ -119,7 +119,7 @@ Infos = Mapping[str, ParamInfo]
 
 
 def param_info(config: ModelConfig) -> dict[str, ParamInfo]:
-    """What every parameter is, by dotted name; allocates nothing.
+    """The descriptions of all parameters by dotted name; allocates nothing.
 
     Raises:
         ConfigError: the configuration contradicts itself, or a part has made a parameter without :class:`Init`.
@@ -196,21 +196,21 @@ def apply(
     """One forward pass.
 
     Ids and positions are checked where their values are known, which outside ``jax.jit`` means that they are copied to
-    the host; a compiled function looks at their shapes and dtypes alone, when it is traced.
+    the host; in a compiled function only shapes and dtypes are checked, while it is traced.
 
     Args:
         config: the model.
-        params: as from :func:`init`.
+        params: parameters, as returned by :func:`init`.
         tokens_BT: token ids, (B, T), T at most ``config.max_len``; an array or nested lists.
         positions: (B, T) absolute positions; 0 .. T-1 if omitted.
         segment_ids: (B, T); mixers keep tokens of different segments apart.
         key: switches dropout on.
-        progress: of training, from 0 to 1, for what is annealed; 1 if omitted.
+        progress: training progress from 0 to 1, used by annealed quantities; 1 if omitted.
         taps: also return named activations.
         probes: arrays added to the activations of those names, of their shapes; the gradient with respect to a zero
             probe is that activation's cotangent.
-        batch_sharding: of arrays (B, ...) on several devices. Embedding, streams and hidden states are held to it,
-            between layers and in the backward pass; what is sliced differently has to move.
+        batch_sharding: sharding of arrays (B, ...) on several devices. Embedding, streams and hidden states are
+            constrained to it, between layers and in the backward pass; other arrays are resharded.
 
     Raises:
         ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
@@ -274,7 +274,7 @@ def _forward(config, params, tokens_BT, positions, segment_ids, key, progress, t
 
 
 def precision(config: ModelConfig):
-    """A context in which matrix products are as precise as the numeric policy says."""
+    """A context in which matrix products have the precision of the numeric policy."""
     return jax.default_matmul_precision(policy(config.execution.policy).precision)
 
 
@@ -322,5 +322,5 @@ def _integers(what: str, x: ArrayLike, shape: tuple[int, ...] | None, below: int
 
 
 def _known(x: Integers) -> bool:
-    """Whether the values are there to be read: neither traced nor held by other processes."""
+    """Whether the values can be read: they are neither traced nor held by other processes."""
     return isinstance(x, np.ndarray) or (not isinstance(x, jax.core.Tracer) and x.is_fully_addressable)

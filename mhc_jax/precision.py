@@ -1,4 +1,4 @@
-"""Numeric policies: which part of the computation runs in which dtype."""
+"""Numeric policies, which assign a dtype to each part of the computation."""
 
 import dataclasses
 from typing import Literal

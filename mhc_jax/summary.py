@@ -1,4 +1,4 @@
-"""What a model is made of and what it costs, from shapes alone: nothing is allocated or compiled."""
+"""The parts and the cost of a model, from shapes alone: nothing is allocated or compiled."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ class Part:
 
     Attributes:
         name: dotted, as in the parameters; layers are stacked under ``blocks``.
-        parameters: how many numbers it holds.
+        parameters: number of its parameters.
         flops: floating-point operations of one token's forward pass.
     """
 
@@ -30,8 +30,8 @@ class Summary:
 
     Operations are those of matrix products: two for each weight of a kernel and token (adapters once per stream that
     uses them, the head too), and between activations attention's two products over the whole length, as PaLM and
-    nanoGPT count them: what the causal mask saves is not taken off. Recurrences, convolutions and the mixing of streams
-    are left out: they are bound by memory and together a few percent.
+    nanoGPT count them: the savings of the causal mask are not deducted. Recurrences, convolutions and stream mixing are
+    not counted: they are bound by memory and make up a few percent together.
 
     Attributes:
         config: the model.
@@ -47,17 +47,17 @@ class Summary:
 
     @property
     def parameters(self) -> int:
-        """How many numbers the model learns."""
+        """The number of trained parameters."""
         return sum(part.parameters for part in self.parts)
 
     @property
     def parameter_bytes(self) -> int:
-        """Of float32 parameters."""
+        """Bytes of float32 parameters."""
         return 4 * self.parameters
 
     @property
     def training_bytes(self) -> int:
-        """Of parameters, gradients and AdamW's two moments in float32; activations are not in it."""
+        """Bytes of parameters, gradients and AdamW's two moments in float32, without activations."""
         return 4 * self.parameter_bytes
 
     @property

@@ -56,12 +56,12 @@ def head_to_deepseek_v4(phi: Any, bias: Any, alpha: Any) -> dict[str, Any]:
 
 
 def layer_from_deepseek_v4(state_dict: Mapping[str, Any], layer: int | None = None) -> dict[str, Site]:
-    """Both sites of a layer, ``{"mixer": ..., "mlp": ...}``: what stands under ``<site>.residual`` in our blocks.
+    """Both sites of a layer, ``{"mixer": ..., "mlp": ...}``: the parameters under ``<site>.residual`` in our blocks.
 
     Args:
         state_dict: of a layer or of a model, by the names of transformers (``attn_hc.fn``) or of the released files
             (``hc_attn_fn``); its other tensors are passed over.
-        layer: which layer of a model.
+        layer: index of the layer in the model.
 
     Raises:
         InteropError: tensors that are missing, of several layers, or of the wrong shape.
@@ -77,7 +77,7 @@ def layer_from_deepseek_v4(state_dict: Mapping[str, Any], layer: int | None = No
         raise InteropError(f"the tensors are those of {len(numbers)} layers: say which")
     wanted = [f"{site} {part}" for site in _SITES for part in _PARTS]
     shapes = {name: tuple(value.shape) for name, value in found.items()}
-    # Sizes are for the sites to check; here it is presence alone.
+    # Only presence is checked here; the sites check sizes.
     account("the hyper-connections of DeepSeek-V4", {name: shapes.get(name, ()) for name in wanted}, shapes)
     return {ours: site_from_deepseek_v4(*(found[f"{site} {part}"] for part in _PARTS)) for site, ours in _SITES.items()}
 

@@ -1,4 +1,4 @@
-"""What checkpoints of GPT-2 and nanoGPT have in common: names, one fused attention matrix, a tied head."""
+"""The common parts of GPT-2 and nanoGPT checkpoints: names, one fused attention matrix, a tied head."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -36,7 +36,7 @@ def rules(names: Iterable[str], *, inputs_first: bool) -> Iterator[Rule]:
     """The translation of embeddings, norms, attention and MLP; published names are without ``transformer.``.
 
     Args:
-        names: of the mirror; those of other parts are passed over.
+        names: names in the mirror; names of other parts are ignored.
         inputs_first: matrices are stored (in, out), as GPT-2's Conv1D does.
     """
     for name in names:
@@ -80,7 +80,7 @@ def without_prefix(system: str, tensors: Mapping[str, Any], prefixes: Iterable[s
 
 
 def infer(system: str, shapes: Shapes, *, inputs_first: bool) -> dict[str, int]:
-    """``vocab_size``, ``positions``, ``width``, ``layers`` and ``hidden`` width of the MLP, as the tensors tell them.
+    """``vocab_size``, ``positions``, ``width``, ``layers`` and ``hidden`` width of the MLP, inferred from the tensors.
 
     Raises:
         InteropError: a tensor that is needed for it is missing or of another rank.
@@ -117,7 +117,7 @@ def tied(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
-    """What keeps a model from being a GPT, whatever its residual, and whether it does.
+    """Reasons why a model is not a GPT, regardless of its residual topology, and whether each applies.
 
     Args:
         config: the model.
@@ -145,7 +145,7 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
 
 
 def _newer(mixer: AttentionConfig) -> dict[str, bool]:
-    """What attention has learned since."""
+    """Attention features that GPT-2 lacks."""
     return {
         "rotary positions": mixer.rotary != "none",
         f"{mixer.groups} heads of keys": mixer.groups != mixer.heads,

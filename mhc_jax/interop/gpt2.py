@@ -22,8 +22,8 @@ from mhc_jax.registry import register
 _ACTIVATIONS = {"gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu": "erf"}
 _ACTIVATION_NAMES = {"tanh": "gelu_new", "erf": "gelu"}
 
-# Fields of GPT2Config: what the tensors cannot say, with its defaults (n_head: see GPT2.read), and the one value that
-# is supported here. reorder_and_upcast_attn changes roundings alone.
+# Fields of GPT2Config: those that tensors do not show, with defaults (n_head: see GPT2.read), and the one value that
+# is supported here. reorder_and_upcast_attn only changes rounding.
 _FREE: dict[str, Any] = {
     "n_head": None,
     "activation_function": "gelu_new",
@@ -79,7 +79,7 @@ class GPT2(Original):
 
 
 def _stored(told: dict[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a ``config.json`` says of the fields that matter; the many others are passed over."""
+    """The fields of a ``config.json`` that matter; all others are ignored."""
     known = {**_published(told), **_FREE, **_FIXED}
     found = {"n_head": 12} | {name: value for name, value in config.items() if name in known} if config else {}
     if found.get("n_inner", 0) is None:
@@ -88,7 +88,7 @@ def _stored(told: dict[str, int], config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _published(told: dict[str, int]) -> dict[str, int]:
-    """What the tensors tell, by the names of GPT2Config."""
+    """The fields that the tensors determine, by the names of GPT2Config."""
     return {
         "vocab_size": told["vocab_size"],
         "n_positions": told["positions"],

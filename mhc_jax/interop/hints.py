@@ -1,4 +1,4 @@
-"""The fields of a published code base's own configuration: what is told, what is free, what is fixed."""
+"""The fields of a published code base's configuration: inferred, free and fixed ones."""
 
 import numbers
 import sys
@@ -23,8 +23,8 @@ def settle(
     Args:
         system: names the code base in messages.
         hints: given by the caller or stored in a checkpoint.
-        told: what the tensors say, which no hint may contradict.
-        free: what they cannot say, with the code base's defaults.
+        told: fields inferred from the tensors, which no hint may contradict.
+        free: fields that the tensors do not show, with the code base's defaults.
         fixed: the one value that the model here can have.
         unread: fields that change nothing.
 
@@ -48,7 +48,7 @@ def settle(
 
 
 def fields(system: str, name: str, record: Any) -> Mapping[str, Any]:
-    """The configuration that a checkpoint stores beside its tensors; none counts as empty.
+    """The configuration that a checkpoint stores next to its tensors; empty if it stores none.
 
     Raises:
         InteropError: it is no dict.

@@ -24,7 +24,7 @@ COMPILED = "_orig_mod."
 TOKENS = "tok_emb.emb.weight"
 TIED_HEAD = "lm_head.weight"
 
-# The mirror's names and the original's differ by these prefixes alone, outside and inside a block.
+# The names of the mirror and the original differ only by these prefixes, outside and inside a block.
 _OUTSIDE = {
     "embed.tokens": TOKENS,
     "embed.positions": "pos_emb.pos.weight",
@@ -98,7 +98,7 @@ def _without_prefix(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
-    """The fields of the original's configuration that the tensors tell."""
+    """The fields of the original's configuration, inferred from the tensors."""
     vocab_size, dim = _shape(shapes, re.escape(TOKENS), "vocab_size and dim", rank=2)
     layers = {match[1] for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
     told = {

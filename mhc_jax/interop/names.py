@@ -1,7 +1,8 @@
 """Canonical parameter names, and how each maps to the PyTorch mirror's name and memory layout.
 
 In JAX the parameters of all layers are stacked under ``blocks.<path>``, layer axis first, wherever ``blocks`` stands in
-the name; in PyTorch layer l owns ``blocks.<l>.<path>``. A leaf is translated by its own name alone, see :data:`_RULES`.
+the name; in PyTorch layer l owns ``blocks.<l>.<path>``. The translation of a leaf depends only on its name, see
+:data:`_RULES`.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ def is_stacked(name: str) -> bool:
 
 
 def of_layer(name: str, layer: int) -> str:
-    """The name of one layer's slice of what is stacked under ``name``."""
+    """The name of one layer's slice of the array stacked under ``name``."""
     before, after = f".{name}".split(f".{STACK}.", 1)
     return f"{before}.{STACK}.{layer}.{after}".removeprefix(".")
 

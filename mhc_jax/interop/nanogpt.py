@@ -156,7 +156,7 @@ def _shared(arrays: Arrays) -> dict[str, np.ndarray]:
 
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
-    """The fields of GPTConfig that the tensors tell."""
+    """The fields of GPTConfig, inferred from the tensors."""
     sizes = gpt.infer("nanogpt", shapes, inputs_first=False)
     told: dict[str, Any] = {
         "block_size": sizes["positions"],
@@ -197,7 +197,7 @@ def _first(shapes: Shapes, leaf: str) -> tuple[int, ...]:
 
 
 def _config(told: dict[str, Any], hints: dict[str, Any]) -> LMConfig:
-    # Of parts that the model lacks, e.g. the streams of a plain one, nothing is told and nothing is read.
+    # Fields of absent parts, e.g. the streams of a plain model, are neither stored nor read.
     unread = {*_UNREAD, *(name for name in _TOLD if name not in told)}
     free = settle("nanogpt", hints, told=told, free=_FREE, unread=unread)
     if free["n_head"] is None:

@@ -17,7 +17,7 @@ class Original:
     """One published code base. Subclasses register under :data:`AXIS` and the system's name.
 
     Attributes:
-        model_type: of Hugging Face transformers, if it is one of theirs.
+        model_type: its name in Hugging Face transformers, if it has one.
     """
 
     model_type: str | None = None
@@ -39,7 +39,7 @@ def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> t
     Args:
         system: ``"gpt2"``, ``"mhc_ssm"`` or ``"nanogpt"``.
         state_dict: the state_dict as tensors or arrays, or the whole checkpoint around it.
-        hints: fields of the original's own configuration, for what the tensors cannot say.
+        hints: fields of the original's configuration that the tensors do not show.
 
     Raises:
         InteropError: an unknown system or hint, a hint that contradicts the tensors, or keys that are

@@ -58,7 +58,7 @@ def read(what: str, rules: Sequence[Rule], shapes: Shapes, arrays: Arrays) -> di
     Args:
         what: names the published weights in the message.
         rules: cover every tensor of the mirror once.
-        shapes: of the mirror.
+        shapes: shapes of the mirror's tensors.
         arrays: the published tensors.
 
     Raises:

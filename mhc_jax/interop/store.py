@@ -20,7 +20,7 @@ from mhc_jax.tree import listed
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 DIGEST = "sha256"
 
-# Of safetensors, what NumPy has too; causal masks beside old weights are integers.
+# The dtypes of safetensors that NumPy has too; causal masks stored with old weights are integers.
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 
 
@@ -98,7 +98,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def tensors_digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 of names, dtypes, shapes and values, whatever the order in a file."""
+    """SHA-256 of names, dtypes, shapes and values, independent of their order in the file."""
     digest = hashlib.sha256()
     for name, x in sorted(tensors.items()):
         digest.update(f"{name} {x.dtype} {x.shape}\n".encode())

@@ -66,11 +66,11 @@ def nanogpt(
     """The published nanoGPT (6 layers of width 288, 1,024 positions, 50,304 tokens, no biases) in one of its variants.
 
     Args:
-        topology: of both sites of every block, four streams.
+        topology: topology of both sites of every block, with four streams.
         form: see the module.
-        heads: of the attention.
+        heads: number of attention heads.
         value_residual: see :class:`mhc_jax.nn.value_residual.ValueResidualConfig`.
-        attention_dropout: of the attention probabilities; ``dropout`` in ``changes`` is that of everything else.
+        attention_dropout: dropout rate of attention probabilities; ``dropout`` in ``changes`` is the rate elsewhere.
         changes: fields of :class:`LMConfig` to replace.
 
     Raises:
@@ -106,7 +106,7 @@ def gpt2(size: Size = "124M", residual: ResidualConfig = PlainConfig(), **change
 
     Args:
         size: ``"124M"``, ``"355M"``, ``"774M"`` or ``"1558M"`` parameters.
-        residual: of both sites of every block.
+        residual: topology of both sites of every block.
         changes: fields of :class:`LMConfig` to replace.
 
     Raises:

@@ -43,10 +43,10 @@ AXIS = "topology"
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A residual topology and what belongs to it.
+    """A residual topology and the settings that belong to it.
 
     Attributes:
-        residual: of every site.
+        residual: configuration of every site.
         ends: None for the usual ones: copies of the embedding in, the mean of the streams out.
         adapters, value_residual, norm_streams: see :class:`mhc_jax.nn.lm.LMConfig`.
         starts_plain: whether the network equals the plain pre-norm one with its initial parameters.
@@ -155,7 +155,7 @@ def hc_fractions() -> Topology:
 
 @register(AXIS, "multi_branch")
 def multi_branch() -> Topology:
-    """Hyper-connections whose branch runs on two reads of its own."""
+    """Hyper-connections whose branch runs on two separate reads."""
     return Topology(MultiBranchHCConfig())
 
 

@@ -1,4 +1,4 @@
-"""What lies between embedding and head: expand, stack of sites, collapse, norm."""
+"""The backbone between embedding and head: expand, stack of sites, collapse, norm."""
 
 import dataclasses
 from typing import Any
@@ -151,7 +151,7 @@ class Backbone(nnx.Module):
         return sliced(self._collapse(state, scope), scope.batch_sharding), states
 
     def _carry(self, state: State) -> Carry:
-        """What the scan over layers begins with."""
+        """The initial carry of the scan over layers."""
         config = self.config
         if config.value_residual is None:
             return state, None

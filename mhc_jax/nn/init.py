@@ -1,4 +1,4 @@
-"""Where parameters are born: a key and a path, so that a draw depends on the parameter's name alone.
+"""The creation of parameters, from a key and a path: a draw depends only on the parameter's name.
 
 Adding or reordering modules therefore leaves the initial values of all others unchanged. With its values a parameter
 gets what it is: a role, and a name for each of its dimensions. Weight decay, sharding and the count of operations read
@@ -24,7 +24,7 @@ Names of dimensions:
     stream, streams: parallel streams; all of them flattened, with their widths.
     coefficient: weights of a site.
 
-Parts from outside may use names of their own.
+Parts from outside may use other names.
 """
 
 import math
@@ -47,9 +47,9 @@ class Init:
     """Creates ``nnx.Param`` leaves under one path.
 
     Attributes:
-        index: which layer is being built or, inside a site, which site of the model, counted from 0 (may be traced).
+        index: index of the layer or, inside a site, of the site being built, counted from 0 (may be traced).
         sites: number of sites in the whole model.
-        repeats: how often a token passes through the part that is being built.
+        repeats: number of times that a token passes through the part being built.
     """
 
     def __init__(self, key: jax.Array, path: str = "", index: ArrayLike = 0, sites: int = 1, repeats: float = 1):
@@ -64,7 +64,7 @@ class Init:
         return Init(self.key, self.path, index, self.sites, self.repeats)
 
     def repeated(self, times: float) -> "Init":
-        """The same key and path for a part through which every token passes so many times."""
+        """The same key and path for a part through which every token passes several times."""
         return Init(self.key, self.path, self.index, self.sites, self.repeats * times)
 
     def __call__(
@@ -81,7 +81,7 @@ class Init:
         Args:
             role: see above; ``"vector"`` if omitted, which a parameter of several dimensions may not do.
             axes: names of its dimensions, see above. A device holds dimensions without names whole.
-            uses: how often the part multiplies one token by it.
+            uses: number of times that the part multiplies one token by it.
 
         Raises:
             ConfigError: no such role, none where one is needed, or not one name for each dimension.

@@ -10,7 +10,7 @@ from mhc_jax.nn.init import Init, Initializer, uniform
 
 
 class Dense(nnx.Module):
-    """``x @ kernel + bias``; kernel (in, out). PyTorch's default initialisation unless told otherwise.
+    """``x @ kernel + bias``; kernel (in, out). PyTorch's default initialisation unless given.
 
     ``bias`` is its initialiser, or False for a layer without one; ``axes`` and ``uses`` are those of the kernel, as in
     :class:`~mhc_jax.nn.init.Init`.

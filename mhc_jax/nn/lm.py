@@ -25,7 +25,7 @@ class LMConfig(BackboneConfig, ModelConfig):
         max_len: the longest sequence; in a run, None takes the length of the data's windows.
         positions: ``"learned"`` absolute positions, a table of ``max_len`` rows that is added to the tokens', or
             ``"none"``, for mixers that know the order of tokens themselves.
-        head: ``"tied"``, the token table, or ``"dense"``, a matrix of its own.
+        head: ``"tied"`` for the token table, or ``"dense"`` for a separate matrix.
         outputs: rows of the head; ``vocab_size`` if None, else the head must be ``"dense"``.
         dropout: after the embedding sum and after every branch.
         embed_std: standard deviation of both embeddings at initialisation; 1 in the original mHC-SSM,

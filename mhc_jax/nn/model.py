@@ -100,11 +100,11 @@ class ModelConfig(Config):
 
     @property
     def description(self) -> tuple[str, ...]:
-        """What it is made of, in a few words each."""
+        """Its parts, in a few words each."""
         return (self.kind or type(self).__name__,)
 
     def product_flops(self, length: int) -> dict[str, int]:
-        """Operations by name of products that no parameter of role ``"kernel"`` tells, for one token among ``length``.
+        """Operations by name of products without a parameter of role ``"kernel"``, for one token among ``length``.
 
         Those between activations, and the head where it is a table.
         """
@@ -112,11 +112,11 @@ class ModelConfig(Config):
 
     @property
     def causal(self) -> bool:
-        """Whether no token's output depends on a later one: what next-token training and decoding need."""
+        """Whether no token's output depends on a later token, as next-token training and decoding require."""
         raise NotImplementedError
 
     def check_next_token(self) -> None:
-        """Raises ConfigError unless the logits are those of the next token: what training on text and decoding need."""
+        """Raises ConfigError unless the logits predict the next token, as training on text and decoding require."""
         self.require(self.causal, "tokens see later ones: it can neither learn nor continue a text")
 
     def build(self, init: Init) -> Model:

@@ -1,4 +1,4 @@
-"""What a call is told: the call-time twin of :class:`mhc_jax.nn.init.Init`."""
+"""The context of a call: the call-time twin of :class:`mhc_jax.nn.init.Init`."""
 
 import dataclasses
 import zlib
@@ -14,27 +14,27 @@ ValueHook = Callable[[jax.Array], jax.Array]
 
 
 def own_values(v_BTD: jax.Array) -> jax.Array:
-    """The values of this layer alone: no value residual."""
+    """Only the values of this layer: no value residual."""
     return v_BTD
 
 
 @dataclasses.dataclass(frozen=True)
 class Scope:
-    """Everything that a part may know about the call it takes part in, beside its input and its state.
+    """The context of a call that a part may use, in addition to its input and its state.
 
     Attributes:
         positions_BT: absolute positions, counted from each row's first token; (1, T) where all rows agree.
         segments_BT: tokens of different segments do not see each other; None where every row is one segment.
-        column: where in the cache the first token of this call belongs; the same for all rows.
-        start_B: column of each row's first token. What lies before it is padding that no token sees.
-        key: of what is drawn at random; None in evaluation.
+        column: cache column of the first token of this call, the same for all rows.
+        start_B: column of each row's first token. Earlier columns are padding that no token sees.
+        key: key of random draws; None in evaluation.
         progress: 0 at the start of training, 1 at its end; None counts as 1.
         layer: counted from 0, inside the layers.
         values: what a mixer carries from token to token (attention's values, the input of a recurrence) passes through
             it once: there the value residual joins.
         taps: recorder of named activations.
         penalties: auxiliary losses that were left so far, by name.
-        batch_sharding: of arrays (B, ...) on several devices.
+        batch_sharding: sharding of arrays (B, ...) on several devices.
     """
 
     positions_BT: jax.Array
@@ -51,11 +51,11 @@ class Scope:
 
     @classmethod
     def over(cls, length: int, **fields) -> Self:
-        """Of whole sequences of so many tokens."""
+        """The scope of whole sequences of ``length`` tokens."""
         return cls(jnp.arange(length)[None], **fields)
 
     def __truediv__(self, name: str) -> Self:
-        """The scope of a part: taps under ``name.``, and a key of its own."""
+        """The scope of a part: taps under ``name.``, and a separate key."""
         return self.keyed(name).replace(taps=self.taps and self.taps / name)
 
     def replace(self, **changes) -> Self:
@@ -71,7 +71,7 @@ class Scope:
         return None if self.key is None else jax.random.fold_in(self.key, zlib.crc32(name.encode()))
 
     def at(self, layer: jax.Array | int) -> Self:
-        """The scope of one layer, with a key of its own."""
+        """The scope of one layer, with a separate key."""
         return self.replace(layer=layer, key=None if self.key is None else jax.random.fold_in(self.key, layer))
 
     def tap(self, name: str, x: jax.Array) -> jax.Array:
@@ -79,7 +79,7 @@ class Scope:
         return x if self.taps is None else self.taps(name, x)
 
     def repeated(self, n: int) -> Self:
-        """Of a batch in which every row stands n times, one after another: branches folded into the batch."""
+        """The scope of a batch in which every row is repeated n times in succession: branches folded into the batch."""
         if n == 1:
             return self
         shared = self.positions_BT.shape[0] == 1
@@ -92,11 +92,11 @@ class Scope:
         self.penalties.setdefault(name, []).append(value)
 
     def mean_penalties(self) -> dict[str, jax.Array]:
-        """What was left, a scalar for each name."""
+        """The recorded penalties, a scalar for each name."""
         return {name: sum(values) / len(values) for name, values in self.penalties.items()}
 
     def starts_BT(self, length: int) -> jax.Array | None:
-        """(B, T) true at tokens that see nothing before them in this call; None if the state alone says so.
+        """(B, T) true at tokens that see no earlier token of this call; None if only the state decides that.
 
         These are the first tokens of segments other than the first, whose past is the state, and the first tokens of
         rows that padding precedes.

@@ -22,12 +22,12 @@ _REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_b
 
 @dataclasses.dataclass(frozen=True)
 class Execution(Config):
-    """How the model runs. Nothing here changes its parameters or, beyond rounding, its values.
+    """Execution settings. None of them changes the parameters or, beyond rounding, the values.
 
     Attributes:
         policy: dtypes; see :mod:`mhc_jax.precision`.
         layers: ``"scan"`` over stacked layers (compile time constant in depth) or ``"unroll"``.
-        remat: what the backward pass keeps of a layer: ``"none"`` recomputes nothing, ``"block"`` everything inside a
+        remat: recomputation in the backward pass: ``"none"`` recomputes nothing, ``"block"`` everything inside a
             layer, ``"dots"`` all but the matrix products.
     """
 
@@ -37,7 +37,7 @@ class Execution(Config):
 
 
 def build_stack(build: Callable[[Init], nnx.Module], layers: int, init: Init) -> nnx.Module:
-    """One module whose parameters carry a leading layer axis (L, ...), each layer drawn with a key of its own."""
+    """One module whose parameters carry a leading layer axis (L, ...), each layer drawn with a separate key."""
 
     def one(layer, key):
         return nnx.state(build(Init(key, init.path, layer, init.sites, init.repeats)), nnx.Param)
@@ -55,7 +55,7 @@ def layer_of(blocks: nnx.Module, index: int) -> nnx.Module:
 
 
 class Prepared(nnx.Variable):
-    """What a module has computed from its parameters alone.
+    """An array that a module has computed from its parameters alone.
 
     What takes many tiny kernels, as Sinkhorn's iterations on one matrix do, then takes them once and not once a layer.
     """
@@ -70,7 +70,7 @@ class Preparing(nnx.Module):
 
 
 def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx.State]:
-    """Stacked parameters, and beside them what their modules prepare."""
+    """Stacked parameters and the arrays that their modules prepare."""
 
     def prepare(params):
         module = nnx.merge(graph, params)

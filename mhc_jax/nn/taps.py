@@ -18,9 +18,9 @@ class Taps:
     """Records every tapped activation in ``values``, after adding the probe of that name and shape, if any.
 
     Attributes:
-        probes: by full name.
-        prefix: of the names that are tapped through this object, such as ``"blocks.mixer."``.
-        values: by full name; shared by all that :meth:`__truediv__` has made of one.
+        probes: probes by full name.
+        prefix: prefix of the names that are tapped through this object, such as ``"blocks.mixer."``.
+        values: tapped values by full name; shared by all objects derived by :meth:`__truediv__`.
     """
 
     probes: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
@@ -40,7 +40,7 @@ class Taps:
         return x
 
     def probes_inside(self, layers: int) -> dict[str, jax.Array]:
-        """Probes under this prefix with so many layers as their first axis, by their names without it."""
+        """Probes under this prefix whose first axis is the layers, by their names without the prefix."""
         inside = {name: probe for name, probe in self.probes.items() if name.startswith(self.prefix)}
         return {name.removeprefix(self.prefix): x for name, x in inside.items() if jnp.shape(x)[:1] == (layers,)}
 

@@ -30,7 +30,7 @@ def causal_attention(
         k_BSGK, v_BSGK: keys and values, S = T unless ``start`` is given. G divides H: query head h uses head
             ``h // (H // G)`` (grouped queries, arXiv 2305.13245).
         start: position of the first query among the keys, which may then be a longer cache; later keys are not seen.
-        start_B: keys before it are padding that no query sees; a query before it sees itself alone, and means nothing.
+        start_B: keys before it are padding that no query sees; a query before it sees only itself and is meaningless.
         causal: False lets every query see later keys too.
         segment_ids: tokens of different segments do not see each other (S = T).
         keep_BHTS: multiplies the probabilities (dropout: 0 or 1 / (1 - rate)).

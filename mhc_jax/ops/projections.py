@@ -2,7 +2,7 @@
 
 All return canonical matrices, ``H[i, j]`` from source stream j to destination stream i. Products
 of these small matrices are unrolled sums, which XLA fuses and which no fast mode of matrix units
-can round. Sinkhorn's iterations have a module of their own, :mod:`mhc_jax.ops.sinkhorn`.
+can round. Sinkhorn's iterations are in a separate module, :mod:`mhc_jax.ops.sinkhorn`.
 """
 
 import itertools
@@ -32,7 +32,7 @@ SCHEDULE: Coefficients = (
     (1.8648, -1.2224, 0.3577),
 )
 
-# Of the logits of a Cayley transform: beyond it a rotation cannot be told from a half-turn.
+# Bound on the logits of a Cayley transform, beyond which a rotation is indistinguishable from a half-turn.
 LARGEST_SKEW = 1e4
 
 
@@ -301,7 +301,7 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _inverse(a_NN: jax.Array) -> jax.Array:
-    """By Gauss-Jordan without pivoting, which is stable where the symmetric part is the identity, as here."""
+    """Solution by Gauss-Jordan without pivoting, which is stable because the symmetric part is the identity."""
     n = a_NN.shape[-1]
     both = jnp.concatenate([a_NN, jnp.broadcast_to(_eye_like(a_NN), a_NN.shape)], axis=-1)
     for k in range(n):

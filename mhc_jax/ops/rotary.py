@@ -23,7 +23,7 @@ def rotate(
         x_BTHK: queries or keys; K is even.
         positions_BT: absolute positions.
         base: the slowest pair turns once in about ``2 pi base`` tokens.
-        layout: which channels are pair i: ``"half"``, i and i + K/2 (GPT-NeoX, LLaMA), or ``"interleaved"``, 2i and
+        layout: channels that form pair i: ``"half"``, i and i + K/2 (GPT-NeoX, LLaMA), or ``"interleaved"``, 2i and
             2i + 1 (RoFormer, GPT-J).
 
     Raises:

@@ -1,9 +1,9 @@
 """Sinkhorn projections onto (nearly) doubly stochastic matrices. Row = last axis.
 
 Public code bases stop at different half-steps, add epsilons at different places and work in
-different domains, so every published order has a function of its own here. All act on canonical
+different domains, so every published order is a separate function here. All act on canonical
 matrices, ``H[i, j]`` from source stream j to destination stream i: a code base that stores the
-transpose runs, in its own terms, the other order.
+transpose runs, in its terms, the other order.
 """
 
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def solve_laplacian(
 ) -> Float[Array, "*L N"]:
     """The x with ``sum_k weight[j, k] (x_j - x_k) = sum_k flow[j, k]`` for all j, and ``x_0 = 0``.
 
-    Streams are eliminated one after another by sums of non-negative numbers alone (Grassmann,
+    Streams are eliminated one after another using only sums of non-negative numbers (Grassmann,
     Taksar & Heyman 1985), so weakly linked streams lose no digits. What drives two groups of streams apart is never
     the difference of what drives their members: between each pair the flow stays of the size of their link. Linear in
     the flow, unrolled over the few streams.

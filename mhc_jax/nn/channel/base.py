@@ -1,4 +1,4 @@
-"""The contract of a channel mixer: what a block does to each token alone."""
+"""The contract of a channel mixer, which transforms each token separately."""
 
 import dataclasses
 from typing import ClassVar

@@ -30,10 +30,10 @@ class AttentionConfig(MixerConfig):
             of sites, as in GPT-2.
         rotary: turns queries and keys by their positions, in pairs of channels; see :mod:`mhc_jax.ops.rotary`. With
             ``"none"`` positions come with the embedding.
-        rotary_base: of the angles.
+        rotary_base: base of the rotary angles.
         qk_norm: of every query and key over its head, before they are turned (RMSNorm in Qwen3); None for none.
         causal: False lets every token see later ones; such a model cannot decode.
-        dropout: of the attention probabilities.
+        dropout: dropout rate of the attention probabilities.
         views: 1, or 3 when queries, keys and values are to be read apart by a topology of three views.
         implementation: see :func:`mhc_jax.ops.attention.causal_attention`; decoding always runs ``"xla"``.
     """

@@ -1,4 +1,4 @@
-"""The contract of a sequence mixer: how tokens exchange information."""
+"""The contract of a sequence mixer, which exchanges information between tokens."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -18,8 +18,8 @@ class Mixer(nnx.Module):
     """Maps (B, T, D) to (B, T, D), causally unless its configuration says otherwise.
 
     The state is a pytree of arrays (B, ...) of fixed shapes: the past of a sequence, so that it can be extended in any
-    pieces. What the mixer carries from token to token, (B, T, :meth:`MixerConfig.value_width`), passes through
-    ``scope.values`` once.
+    pieces. The values that the mixer carries from token to token, (B, T, :meth:`MixerConfig.value_width`), pass
+    through ``scope.values`` once.
 
     Attributes:
         views: inputs it takes. With V > 1 the input is (V, B, T, D).
@@ -35,7 +35,7 @@ class Mixer(nnx.Module):
         """The tokens after ``state``, and the state after the last of them.
 
         Args:
-            u_BTD: normalised input. T is static, so that a mixer may treat one token in its own way.
+            u_BTD: normalised input. T is static, so that a mixer may treat a single token specially.
             state: None for a sequence with nothing before it and nothing to follow; then None comes back.
             scope: see :class:`mhc_jax.nn.scope.Scope`.
         """
@@ -58,7 +58,7 @@ class MixerConfig(Config):
         """Raises ConfigError if the mixer cannot be built for that width."""
 
     def value_width(self, width: int) -> int:
-        """Of what the mixer carries from token to token; the model's by default."""
+        """Width of the values that the mixer carries from token to token; the model's by default."""
         return width
 
     def product_flops(self, width: int, length: int) -> int:

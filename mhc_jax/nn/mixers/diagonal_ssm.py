@@ -28,7 +28,7 @@ class DiagonalSSMConfig(MixerConfig):
         init: ``"time_scales"`` spreads the poles over memories of 2 to 1000 tokens with unit output
             variance and a unit skip; ``"original"`` draws logit_a, b, c from 0.02 N(0, 1) with d = 0, which
             leaves the unit nearly inert.
-        form: how the recurrence is computed; ``"auto"`` is sequential on CPU and chunked elsewhere.
+        form: algorithm of the recurrence; ``"auto"`` is sequential on CPU and chunked elsewhere.
         chunk: tokens per chunk of the chunked form.
     """
 

@@ -1,4 +1,4 @@
-"""The contract of a projection: how free logits become the mixing matrix of a site."""
+"""The contract of a projection, which maps free logits to the mixing matrix of a site."""
 
 import dataclasses
 import math
@@ -28,7 +28,7 @@ class ProjectionConfig(Config):
         return math.prod(self.shape(streams))
 
     def is_identity(self, streams: int) -> bool:
-        """Whether the matrix is the identity whatever the logits. Here: one stream alone, as rows sum to one."""
+        """Whether the matrix is the identity for all logits; by default for a single stream, as rows sum to one."""
         return streams == 1
 
     def near_identity(self, streams: int, strength: float) -> jax.Array:

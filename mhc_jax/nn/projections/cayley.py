@@ -28,7 +28,7 @@ class CayleyConfig(ProjectionConfig):
         self.require(self.steps >= 0, f"steps must not be negative, got {self.steps}")
 
     def near_identity(self, streams, strength):
-        """Zero: the identity itself, whatever the strength."""
+        """Zero, which gives the identity itself for any strength."""
         return jnp.zeros(self.shape(streams))
 
     def project(self, logits, streams):

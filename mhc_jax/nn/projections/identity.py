@@ -11,7 +11,7 @@ from mhc_jax.registry import register
 @register("projection", "identity")
 @dataclasses.dataclass(frozen=True)
 class IdentityProjectionConfig(ProjectionConfig):
-    """The identity, without logits: streams meet in reads and writes alone (iHC)."""
+    """The identity, without logits: streams interact only through reads and writes (iHC)."""
 
     def shape(self, streams):
         return (0,)

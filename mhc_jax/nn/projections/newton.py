@@ -1,4 +1,4 @@
-"""What Sinkhorn's iterations approach, by Newton's method."""
+"""The limit of Sinkhorn's iterations, by Newton's method."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from mhc_jax.registry import register
 @register("projection", "newton")
 @dataclasses.dataclass(frozen=True)
 class NewtonConfig(ProjectionConfig):
-    """What Sinkhorn's iterations approach, by at most ``iters`` Newton steps a temperature: doubly stochastic."""
+    """The doubly stochastic limit of Sinkhorn's iterations, by at most ``iters`` Newton steps per temperature."""
 
     iters: int = 64
 

@@ -19,7 +19,7 @@ class OrthostochasticConfig(ProjectionConfig):
     Attributes:
         schedule: ``"eight"`` steps with coefficients of their own, or ``steps`` times the same ``"quintic"``, which
             leaves sums of rows off by about 1%.
-        steps: of the quintic; 0 squares the logits as they are, divided by their norm.
+        steps: number of quintic steps; 0 squares the logits divided by their norm.
         coefficients: (a, b, c) of the quintic.
         eps: added to the norm of the logits.
         normalise: make the sums of rows exact; the original does not, and of zero logits makes a matrix of zeros.

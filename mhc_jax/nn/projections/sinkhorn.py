@@ -18,7 +18,7 @@ class SinkhornConfig(ProjectionConfig):
     Attributes:
         iters: pairs of half-steps.
         temperature: divides the logits.
-        order: which half-step comes first; the sums of the second are exact. ``"columns_then_rows"``, the paper's,
+        order: order of the half-steps; the sums of the second are exact. ``"columns_then_rows"``, the paper's,
             keeps equal streams equal; ``"rows_then_columns"`` is mHC-SSM's.
         domain: ``"log"`` is finite, and its gradient too, at any finite logits; ``"exp"`` is mHC-SSM's own form, in its
             order only (there 0 iterations are allowed, and leave the exponentials as they are): where the logits of a
