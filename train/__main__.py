@@ -28,38 +28,38 @@ from train.terminal.console import say, show_log
 from train.terminal.flags import flags_of, parts_of
 
 PROG = "python -m train"
-USAGE = f"""usage: {PROG} NAME [--flags]            a configuration of the list
+USAGE = f"""usage: {PROG} NAME [--flags]            a configuration from the list
        {PROG} --config FILE [--flags]   a run's config.json, or TOML
-       {PROG} --resume RUN [--flags]    on from its last checkpoint"""
+       {PROG} --resume RUN [--flags]    continues from its last checkpoint"""
 # Where the words of a list begin.
 INDENT = 30
 
 COMMON = {
     "--train.steps": "optimizer steps; 0 to follow --train.epochs",
     "--train.epochs": "passes over the training windows",
-    "--data.source": "a known corpus, or the path of a text, JSONL or parquet one",
+    "--data.source": "name of a known corpus, or path of text, JSONL or parquet",
     "--data.path": "folder with the files of a known corpus",
     "--data.tokenizer": "gpt2, bytes, chars, or a tokenizer's path or Hub name",
-    "--data.seq-len": "tokens in a training window",
-    "--data.batch-size": "windows in a step, over all devices",
+    "--data.seq-len": "tokens per training window",
+    "--data.batch-size": "windows per step, over all devices",
     "--optim.lr": "peak learning rate",
-    "--optim.warmup-steps": "steps until it is reached",
-    "--model.width": "of every residual stream",
-    "--model.layers": "blocks",
+    "--optim.warmup-steps": "steps until the peak learning rate",
+    "--model.width": "width of each residual stream",
+    "--model.layers": "number of blocks",
     "--model.execution.policy": "float32, bfloat16 or float64",
-    "--train.accumulate": "micro-batches in a step",
-    "--train.seed": "of initial parameters and dropout",
-    "--run-dir": "where everything is written; runs/NAME if empty",
+    "--train.accumulate": "micro-batches per step",
+    "--train.seed": "seed of initial parameters and dropout",
+    "--run-dir": "folder of all output; runs/NAME if empty",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-    """What is needed before a configuration can be read.
+    """Settings that are needed before a configuration can be read.
 
     Attributes:
         plugins: modules to import first; they may register configurations, topologies and mixers.
-        distributed: this process among several.
+        distributed: the place of this process among several.
     """
 
     plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import"), tyro.conf.UseAppendAction] = ()
@@ -68,11 +68,11 @@ class Launch:
 
 @dataclasses.dataclass(frozen=True)
 class Start(Launch):
-    """Where the configuration comes from, if not from a name.
+    """The source of the configuration, if it is not a name.
 
     Attributes:
         config: file to start from: a run's config.json, or TOML with the same fields.
-        resume: run to continue; what it was started with is in its folder.
+        resume: run to continue; its folder holds the configuration.
     """
 
     config: str = ""
@@ -118,7 +118,7 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
         default=Command(start.plugins, start.distributed, config),
         markers=(tyro.conf.AvoidSubcommands,),
     )
-    # Not before: what trains takes seconds to load.
+    # Imported late, because the trainer takes seconds to load.
     from train.loop.run import NonFiniteError, run
 
     config = _resumed(start.resume, command.run) if start.resume else command.run
@@ -135,7 +135,7 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
 
 
 def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
-    """The command as it is shown in help, the configuration that it starts from, and the flags that change it."""
+    """The command as shown in help, the initial configuration, and the flags that change it."""
     name, flags = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("", rest)
     ways = {"NAME": name, "--config FILE": start.config, "--resume RUN": start.resume}
     given = [way for way, value in ways.items() if value]
@@ -151,7 +151,7 @@ def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
 
 
 def _next(argv: list[str], config: RunConfig, plugins: Sequence[str]) -> str:
-    """What to do with a finished run, a command a line."""
+    """Suggested commands for a finished run, one per line."""
     *python, _ = _typed_before(argv)
     folder = run_folder(config)
     more = round(1.5 * config.train.steps) if config.train.steps else 0
@@ -183,7 +183,7 @@ def _resuming(start: Start, config: RunConfig) -> list[str]:
 
 
 def _typed_before(argv: list[str]) -> list[str]:
-    """What stands before ``argv`` in the command line as it was typed."""
+    """The part of the command line before ``argv``, as it was typed."""
     return sys.orig_argv[: -len(argv)] if sys.orig_argv[-len(argv) :] == argv else shlex.split(PROG)
 
 
@@ -201,7 +201,7 @@ def _entry(name: str, words: str) -> str:
 
 
 def _help(prog: str, config: RunConfig) -> str:
-    """The flags that are used most, with the values that they start from."""
+    """The most common flags, with their initial values."""
     own = {flag for flag, _ in flags_of(config)}
     lines = [_entry(flag, f"{words} ({_value(config, flag)})") for flag, words in COMMON.items() if flag in own]
     kinds = listed(part.flag for part in parts_of(config) if part.flag.startswith("--model."))

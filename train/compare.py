@@ -33,7 +33,7 @@ COLUMNS = {
 
 
 def summary_row(run: Path) -> dict[str, Any]:
-    """What the run's ``summary.json`` says, by the titles of :data:`COLUMNS`, and further scores by their names.
+    """The contents of the run's ``summary.json`` by the titles of :data:`COLUMNS`, and further scores by name.
 
     Raises:
         ConfigError: not a finished run.
@@ -59,12 +59,12 @@ def mean_row(runs: Sequence[Path]) -> dict[str, Any]:
     return mean
 
 
-# What makes losses of two runs two measures: a column of the table, where it differs.
+# Settings that make the losses of two runs incomparable; each is a column of the table if it differs.
 MEASURES = {"data": lambda config: config.data.label, "tokenizer": lambda config: config.data.unit}
 
 
 def measures(configs: Mapping[str, Sequence[RunConfig]]) -> dict[str, dict[str, str]]:
-    """By label, those of :data:`MEASURES` in which not all runs are alike."""
+    """Those of :data:`MEASURES` in which runs differ, by label."""
     found = {
         label: {title: ", ".join(dict.fromkeys(map(tell, group))) for title, tell in MEASURES.items()}
         for label, group in configs.items()
@@ -117,7 +117,7 @@ def read_config(run: Path) -> RunConfig:
     """The configuration of a run.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        ConfigError: the configuration is missing or damaged.
     """
     try:
         return recorded(run / CONFIG_FILE)
@@ -126,14 +126,14 @@ def read_config(run: Path) -> RunConfig:
 
 
 def short_names(paths: Sequence[Path]) -> tuple[Path, list[str]]:
-    """The folder that all paths lie in, and what tells them apart."""
+    """The folder that contains all paths, and the distinguishing part of each path."""
     paths = [path.absolute() for path in paths]
     common = Path(os.path.commonpath([path.parent for path in paths]))
     return common, [str(path.relative_to(common)) for path in paths]
 
 
 def _without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Without columns in which no row has anything."""
+    """The table without columns that are empty in all rows."""
     filled = {title for row in rows for title, value in row.items() if value is not None}
     return [{title: value for title, value in row.items() if title in filled} for row in rows]
 
@@ -144,8 +144,8 @@ class Flags:
 
     Attributes:
         runs: run directories.
-        picture: where the curves are drawn; empty for ``compare.png`` in the folder that holds the runs.
-        mean: runs of one folder, as seeds are, make one row.
+        picture: file of the curves; empty for ``compare.png`` in the folder that holds the runs.
+        mean: whether runs of one folder, such as several seeds, make one row of means.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]

@@ -1,4 +1,4 @@
-"""Scores of runs over a whole split, of text loss, perplexity and bits per byte: ``python -m train.evaluate RUN``."""
+"""Scores of runs on a whole split, for text loss, perplexity and bits per byte: ``python -m train.evaluate RUN``."""
 
 import dataclasses
 import json
@@ -19,14 +19,14 @@ PROG = "python -m train.evaluate"
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Scores over a whole split, a row a run: of text its loss, perplexity and bits per byte.
+    """Score runs on a whole split, one row per run: loss, perplexity and, for text, bits per byte.
 
     Attributes:
-        runs: run directories, or exported folders.
-        split: which part of the data.
-        which: checkpoint of a run directory.
-        json: print one JSON object a line instead of a table.
-        data: each run's own by default.
+        runs: run directories or exported folders.
+        split: split of the data.
+        which: checkpoint of each run directory.
+        json: whether to print one JSON object per line instead of a table.
+        data: data to score on; by default that of each run.
     """
 
     runs: tyro.conf.Positional[tuple[str, ...]]

@@ -3,7 +3,7 @@
 ``OUT`` receives ``config.json`` and ``model.safetensors``, which :func:`mhc_jax.load` and ``torch_ref``
 read, and ``run.json``, the whole run configuration: its ``data.tokenizer`` names the tokenizer. With
 ``--format huggingface`` the first two are as transformers writes them, for models that it knows (GPT-2), and tokenizer
-and generation settings stand beside them, so that ``pipeline("text-generation", OUT)`` works.
+and generation settings are added, so that ``pipeline("text-generation", OUT)`` works.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_j
 
     Raises:
         ConfigError: ``out`` exists and is not an empty folder, the format cannot express the model, or its tokenizer is
-            not to be had.
+            not available.
     """
     _check_new(out)
     files = {RUN_FILE: config.to_json()}
@@ -44,7 +44,7 @@ def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_j
 
 
 def _huggingface_files(config: RunConfig) -> dict[str, str]:
-    """What lets transformers read and continue text: the tokenizer, and how generation ends."""
+    """The files that let transformers read and continue text: the tokenizer, and the end of generation."""
     from train.data.exchange import tokenizer_files
 
     tokenizer, model = config.data.tokenizer_of_text(), config.model
@@ -70,10 +70,10 @@ class Flags:
     """Write a trained model as config.json and model.safetensors.
 
     Attributes:
-        run: run directory, or exported folder.
+        run: run directory or exported folder.
         out: folder to create.
         which: checkpoint of the run directory.
-        format: this project's own, or that of Hugging Face transformers.
+        format: the format of this project, or of Hugging Face transformers.
     """
 
     run: tyro.conf.Positional[str]

@@ -1,4 +1,4 @@
-"""What a model is made of, what it costs and what its streams do: ``python -m train.inspect RUN_OR_NAME``."""
+"""The parts, cost and stream statistics of a model: ``python -m train.inspect RUN_OR_NAME``."""
 
 import dataclasses
 from pathlib import Path
@@ -47,15 +47,15 @@ class Flags:
     Attributes:
         name: run directory, exported folder, or name of a configuration (its initial parameters).
         which: checkpoint of a run directory.
-        compile: compile a training step, for memory, arithmetic and compile time.
-        topology: compile it for this machine, which need not be here, and show what it needs there and nothing else:
+        compile: whether to compile a training step, for memory, arithmetic and compile time.
+        topology: machine to compile for, which need not be present; only its requirements are shown:
             ``v4:AxBxC``, ``v5e:AxB``, ``v5p:AxBxC``, ``v6e:AxB`` (chips of a TPU slice along each axis), ``h100:N``.
-        picture: where the mixing matrices and the statistics are drawn; empty for ``mixing.png`` in the folder of
+        picture: file of the plots of mixing matrices and statistics; empty for ``mixing.png`` in the folder of
             the run or export, or ``mixing-NAME.png`` here.
-        html: where to write a report with all of it, and losses, that a browser shows without network; empty for none.
-        tokens: validation tokens of a run that statistics are averaged over; 0, or without a run, a few made-up ones.
-        model, data, objective, optim, train: as in training.
-        mesh: as in training, over the devices of the topology.
+        html: file of a self-contained report with all of this and the losses; empty for none.
+        tokens: number of validation tokens to average statistics over; random tokens are used for 0 or without a run.
+        model, data, objective, optim, train: see training.
+        mesh: see training; over the devices of the topology.
     """
 
     name: tyro.conf.Positional[str]
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
 
 
 def _look_ahead(config: RunConfig, machine: target.Target) -> None:
-    """What the training step needs, moves and is estimated to take on a machine that need not be here, printed."""
+    """Prints memory, traffic and estimated time of the training step on a machine that need not be present."""
     mesh = sharding.make_mesh(config.mesh, target.devices(machine))
     execution, data, train = config.model.execution, config.data, config.train
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
@@ -159,7 +159,7 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
 
 
 def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[quantities.Record, str]:
-    """Stream statistics, and what they are averaged over, in words."""
+    """Stream statistics, and a description of the tokens they are averaged over."""
     if params is None:
         params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
     tokens, words = _tokens(flags, config)
@@ -167,7 +167,7 @@ def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[quant
 
 
 def _tokens(flags: Flags, config: RunConfig) -> tuple[Batch, str]:
-    """What to run the model on, and what that is in words: real text if the run says where there is some."""
+    """Input tokens for the model and their description: real text if the run names a source."""
     folder = Path(flags.name)
     says = (folder / RUN_FILE).is_file() or (folder.is_dir() and not (folder / "model.safetensors").is_file())
     if flags.tokens and says:

@@ -38,25 +38,25 @@ WITH_TORCH = ("train", "decode", "scan")
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Time JAX beside PyTorch, in turns, each in a process of its own; or residual topologies beside the plain one.
+    """Time JAX against PyTorch, in turns and in separate processes; or residual topologies against the plain one.
 
     Attributes:
         name: configuration; python -m train lists them.
-        what: whole training steps, greedy decoding, the diagonal recurrence, or compilation by depth; training steps of
-            the model over each topology, in turns in one process; or what each topology moves through memory.
-        rounds: turns of every contender.
-        calls: timed calls in a turn.
-        batch_sizes: of training and decoding.
+        what: the measurement: whole training steps, greedy decoding, the diagonal recurrence, compilation by depth,
+            training steps with each topology in turns in one process, or the memory traffic of each topology.
+        rounds: number of turns of each contender.
+        calls: timed calls per turn.
+        batch_sizes: batch sizes of training and decoding.
         times: sequence lengths of the recurrence (batch 16, width 512).
         depths: layers for compilation.
-        topologies: for topologies and traffic; none for all.
-        streams: numbers of streams of every topology that has the choice.
-        checkpoint: run directory or exported folder to take model and weights from; empty for random weights.
-        ppl: evaluate the weights on the validation split after timing.
-        torch: time PyTorch too.
-        torch_python: interpreter of PyTorch's side, where it has an environment of its own.
-        out: folder of the results; empty to only print them.
-        model, data, optim, train: as in training; the model comes from the checkpoint if there is one.
+        topologies: topologies to compare for ``topologies`` and ``traffic``; all if none is given.
+        streams: numbers of streams, for topologies that accept several.
+        checkpoint: run directory or exported folder with the model and its weights; empty for random weights.
+        ppl: whether to evaluate the weights on the validation split after timing.
+        torch: whether to time PyTorch too.
+        torch_python: interpreter for PyTorch, if it is installed in another environment.
+        out: folder of the results; if empty, they are only printed.
+        model, data, optim, train: see training; the model is that of the checkpoint if there is one.
     """
 
     name: tyro.conf.Positional[str]
@@ -136,7 +136,7 @@ def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Tab
         case = cases.train if flags.what == "train" else cases.decode
         rows, notes = case(config, weights, plan, flags.batch_sizes)
         if flags.ppl:
-            # The timed steps changed the contenders' copies; what is evaluated is read again from the weights.
+            # The timed steps changed the contenders' copies, so the weights are read again for evaluation.
             notes = [*notes, perplexity_note(config, mhc_jax.load(weights)[1], flags.checkpoint)]
     return rows, notes
 

@@ -1,4 +1,4 @@
-"""What is compared with what. Every function returns the rows of one table and notes on them."""
+"""The comparisons. Every function returns the rows of one table and notes on them."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -88,7 +88,7 @@ def decode(config: RunConfig, weights: Path, plan: Plan, batch_sizes: Sequence[i
 
 
 def scan(plan: Plan, times: Sequence[int], *, batch: int, width: int, chunk: int) -> Table:
-    """The diagonal recurrence, value and gradients, beside the original's loop and the memory-bandwidth floor.
+    """The diagonal recurrence, value and gradients, against the original's loop and the memory-bandwidth floor.
 
     The floor moves five arrays of (B, T, D): the input read and the output written, then input and cotangent
     read and the gradient written, at the bandwidth that a triad on arrays of that size reaches.

@@ -18,12 +18,12 @@ SLOW_S = 20.0  # an eager contender whose first call takes longer is not called 
 
 
 class WorkerError(ConfigError):
-    """A contender could not run what it was asked to. The message ends with the last line it printed."""
+    """A contender failed to run its task. The message ends with the last line that it printed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """What runs: ``python -m module`` with a specification.
+    """A contender: ``python -m module`` with a specification.
 
     Attributes:
         module: worker module.
@@ -43,7 +43,7 @@ class Timing:
     """Seconds of one contender.
 
     Attributes:
-        median_s: over all calls of all rounds.
+        median_s: median over all calls of all rounds.
         low_s, high_s: smallest and largest median of a round.
         first_s: the first call, which compiles.
         peak_bytes: memory at its highest.
@@ -137,5 +137,5 @@ def alternate(contenders: Mapping[str, Contender], *, rounds: int, calls: int) -
 
 
 def _say(line: str) -> None:
-    """On standard error: standard output is the table alone."""
+    """Writes to standard error, because standard output holds only the table."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: one JSON file and one Markdown table, with the machine they come from."""
+"""The results of a benchmark: one JSON file and one Markdown table, with a description of the machine."""
 
 import datetime
 import importlib.metadata

@@ -1,4 +1,4 @@
-"""What a training step costs over each residual topology, beside the plain residual."""
+"""The cost of a training step with each residual topology, relative to the plain residual."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ class Variant:
 
     Attributes:
         topology: its name.
-        streams: how many; None if the topology leaves no choice.
+        streams: number of streams; None if the topology has no such choice.
         model: the whole model.
     """
 
@@ -48,7 +48,7 @@ def variants(model: ModelConfig, names: Sequence[str], counts: Sequence[int]) ->
     """The model over every topology but the plain one, with every number of streams, and notes on what cannot be.
 
     Args:
-        model: whatever its own topology is.
+        model: a model with any topology.
         names: registered topologies; none for all.
         counts: numbers of streams. A topology without that choice appears once.
 
@@ -70,7 +70,7 @@ def variants(model: ModelConfig, names: Sequence[str], counts: Sequence[int]) ->
 
 @dataclasses.dataclass(frozen=True)
 class _Trainer:
-    """A compiled training step that goes on from where it stopped.
+    """A compiled training step that continues from its last state.
 
     Attributes:
         facts: columns of its row that need no clock but the compiler's.

@@ -1,4 +1,4 @@
-"""What a residual topology moves through memory, beside the least it could: from compiled programs, without a clock.
+"""The memory traffic of residual topologies, relative to the least possible: from compiled programs, without a clock.
 
 The unit everywhere is one array of the width, for one token at one site, in the dtype of the streams.
 """
@@ -20,7 +20,7 @@ from train.benchmark.topologies import PLAIN, variants
 from train.config import RunConfig
 from train.measure import hlo
 
-# Depths whose programs are compared: what one more layer adds is free of the embedding, the ends and the first layer.
+# Depths whose programs are compared: the difference excludes the embedding, the ends and the first layer.
 SHALLOW, DEEP = 2, 3
 # Code of the CPU need not be fast to be counted: its fusions are decided before.
 _COMPILER_OPTIONS = {"cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}}
@@ -92,7 +92,7 @@ def site(config: RunConfig, model: ModelConfig) -> dict[str, float]:
 
 
 def _added(config: RunConfig, model: ModelConfig, *, backward: bool) -> np.ndarray:
-    """What a layer adds to an unrolled stack: bytes, XLA's bytes, kernels."""
+    """The increment of one layer in an unrolled stack: bytes, XLA's bytes, kernels."""
 
     def counts(layers: int) -> np.ndarray:
         execution = model.execution.replace(layers="unroll")

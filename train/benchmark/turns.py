@@ -34,7 +34,7 @@ def _timed(step: Step) -> float:
 
 
 def compare(rounds: Rounds, baseline: Rounds) -> dict[str, float]:
-    """One contender beside another that took turns with it.
+    """One contender relative to another that took turns with it.
 
     Returns:
         ``ms`` and ``plain ms``, medians of all calls; ``ratio``, that of the medians; ``ratio 25%`` and ``ratio

@@ -1,4 +1,4 @@
-"""The timed side of a benchmark: one contender in a process of its own, which runs when it is told to.
+"""The timed side of a benchmark: one contender in a separate process, which runs on request.
 
 A worker prints one JSON line when its first call is done, ``{"first_s": seconds}``; then, for every
 number n it reads, the seconds of n calls; and at the end of its input ``{"peak_bytes": bytes}``. It
@@ -30,7 +30,7 @@ def peak_rss() -> int:
 
 
 def current_rss() -> int:
-    """Resident memory of this process now, bytes; its largest so far where the system does not tell."""
+    """Resident memory of this process in bytes; its peak where the system does not report the current value."""
     statm = Path("/proc/self/statm")
     return (
         int(statm.read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else peak_rss()
@@ -45,7 +45,7 @@ def serve(build: Callable[[Spec], Step], peak: Callable[[], int | None]) -> None
         peak: bytes of accelerator memory at their highest; None on the CPU, where the growth of the
             process since before ``build`` counts instead.
     """
-    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints must not look like an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of libraries must not look like an answer
     before = current_rss()
     step = build(json.loads(sys.argv[1]))
 

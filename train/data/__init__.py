@@ -1,4 +1,4 @@
-"""What a run trains on. The kinds: text, see :class:`CorpusConfig`, and tasks, see :class:`GeneratedConfig`."""
+"""The data of a run. The kinds are text, see :class:`CorpusConfig`, and tasks, see :class:`GeneratedConfig`."""
 
 from train.data.config import CorpusConfig as CorpusConfig
 from train.data.corpus import Corpus as Corpus

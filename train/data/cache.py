@@ -37,8 +37,8 @@ def cached_arrays(folder: Path, key: str, make: Callable[[], Made]) -> Made:
     does not match its digests is made again.
 
     Args:
-        folder: of the cache; created if need be.
-        key: of the entry; the same key must always stand for the same arrays.
+        folder: folder of the cache; created if necessary.
+        key: key of the entry; the same key must always stand for the same arrays.
         make: gives the arrays by name, and a JSON-compatible record.
 
     Raises:

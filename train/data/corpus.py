@@ -40,9 +40,9 @@ class Corpus:
             found nor asked for.
         train_bytes, validation_bytes: UTF-8 bytes of the text the tokens stand for. An end token stands
             for none, so bits per byte are bits per byte of text.
-        tokenizer: what made the tokens.
+        tokenizer: tokenizer of the tokens.
         fingerprint: SHA-256 of the tokens of all splits that are loaded and of the tokenizer.
-        test: the test split, if there is one and it is asked for; ``max_eval_tokens`` cuts it too.
+        test: the test split, if it exists and is requested; ``max_eval_tokens`` also limits it.
         test_bytes: its bytes.
         record: JSON-compatible: files or versions that the text comes from, and documents, bytes and tokens that are
             used of each split; of shards, also SHA-256 of each.
@@ -65,12 +65,12 @@ def load_corpus(
     """Finds token shards, or text, which it encodes if the cache does not hold its tokens yet; and gives the tokens.
 
     Args:
-        config: what to read, how to encode it, how much of it to use.
+        config: the source, the tokenizer, and the number of tokens to use.
         needed: splits the source has to have.
         also: of text, splits that are loaded too if there are any.
 
     Raises:
-        DataError: one line on whatever is missing or wrong: source, split, text, shard, tokenizer, ids.
+        DataError: source, split, text, shard, tokenizer or ids are missing or wrong; one line says which.
     """
     config = with_characters(config, needed)
     tokenizer = load_tokenizer(config.tokenizer)
@@ -173,9 +173,9 @@ def pack(
 
     Args:
         pieces: of the documents; no more of them are read than are needed.
-        tokenizer: whose ids they become.
-        limit: how many ids are wanted; 0 for all.
-        folder: where the ids lie until the array, a memory map, is no longer used.
+        tokenizer: tokenizer to encode them with.
+        limit: number of ids to produce; 0 for all.
+        folder: folder of the ids until the array, a memory map, is no longer used.
 
     Returns:
         1-D, uint16 or int32; and how many ``documents`` (the last one cut off, perhaps), ``bytes`` of UTF-8 and

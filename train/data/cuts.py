@@ -1,4 +1,4 @@
-"""Where a text may be cut without changing the ids that a tokenizer of the `tokenizers` library makes of it."""
+"""Places where a text may be cut without changing its ids under a tokenizer of the `tokenizers` library."""
 
 import re
 from typing import Any

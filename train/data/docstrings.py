@@ -108,9 +108,9 @@ class Docstrings:
     """All docstrings of a corpus, in order.
 
     Attributes:
-        names: of the files that hold one.
-        counts: how many each of them holds, int64.
-        ends: where each docstring ends in ``text``, int64.
+        names: names of the files with docstrings.
+        counts: number of docstrings in each file, int64.
+        ends: end of each docstring in ``text``, int64.
         text: UTF-8, uint8.
     """
 

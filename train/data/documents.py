@@ -1,4 +1,4 @@
-"""Documents one after another, from files or from the Hub, and their tokens from any point on."""
+"""Streams of documents, from files or from the Hub, and of their tokens from any point on."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ class Documents:
     """Text that is found but not yet read.
 
     Attributes:
-        name: what a person calls it.
+        name: name used in messages.
         origin: JSON-compatible; the same origin always means the same documents in the same order.
         files: names, and what gives each file's path, having downloaded it if need be.
         column: field that holds the text.
@@ -44,7 +44,7 @@ def find_documents(wanted: Wanted, known_origin: dict[str, Any] | None = None) -
     """The training documents of a file, of a folder, or of a data set of the Hub, in the order of their files' names.
 
     Args:
-        wanted: what to find.
+        wanted: the request.
         known_origin: of the same source when it was read before: a data set is read as it was then.
 
     Raises:
@@ -66,8 +66,8 @@ def token_pieces(
     """The tokens of one piece of a document after the other, the first piece of each after an end token.
 
     Args:
-        documents: what to read.
-        tokenizer: of fewer than 65,536 ids.
+        documents: documents to read.
+        tokenizer: tokenizer with fewer than 65,536 ids.
         start: the place of the first piece.
 
     Yields:

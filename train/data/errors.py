@@ -1,4 +1,4 @@
-"""What bad data raises."""
+"""The error for bad data."""
 
 from mhc_jax.config import ConfigError
 

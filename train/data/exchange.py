@@ -14,7 +14,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_len: int) -> dict[str, str]:
     A character that a tokenizer of characters does not know is left out there, where ours refuses it.
 
     Args:
-        tokenizer: as from :func:`train.data.load_tokenizer`.
+        tokenizer: tokenizer from :func:`train.data.load_tokenizer`.
         max_len: tokens that the model takes.
     """
     backend = _backend(tokenizer)
@@ -52,7 +52,7 @@ def _without_merges(vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
 
 
 def _characters_of_bytes() -> list[str]:
-    """How byte-level tokenizers spell each byte: itself where Latin-1 prints it, else the next from U+0100 on."""
+    """The spelling of each byte in byte-level tokenizers: itself if Latin-1 prints it, else the next from U+0100 on."""
     printed = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
     others = iter(range(256, 512))
     return [chr(byte if byte in printed else next(others)) for byte in range(256)]

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and digests of what they hold."""
+"""Files that appear whole or not at all, and digests of their contents."""
 
 import contextlib
 import hashlib

@@ -1,4 +1,4 @@
-"""FineWeb as shards of GPT-2 tokens: where they lie, that they are sound, and how many bytes of text they stand for."""
+"""FineWeb as shards of GPT-2 tokens: their location, their integrity, and the bytes of text that they represent."""
 
 import dataclasses
 import json
@@ -36,7 +36,7 @@ def shard_name(split: str, number: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class ShardRecord:
-    """A shard as it was written, and where the one after it begins (see :mod:`train.prepare_fineweb`)."""
+    """A shard as it was written, and the start of the next one (see :mod:`train.prepare_fineweb`)."""
 
     name: str
     tokens: int
@@ -46,7 +46,7 @@ class ShardRecord:
 
 @dataclasses.dataclass
 class Manifest:
-    """What :mod:`train.prepare_fineweb` records of a folder.
+    """The record of a folder by :mod:`train.prepare_fineweb`.
 
     Attributes:
         settings: JSON-compatible; decide every byte of the shards.

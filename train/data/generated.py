@@ -10,13 +10,13 @@ from train.data.errors import DataError
 from train.data.files import sha256_json
 from train.data.kind import IGNORE, Batch, Data, DataConfig, EvalBatches
 
-# What is drawn for each split; no two of them share draws.
+# The seeds of the splits, which share no draws.
 STREAMS = {"train": 0, "validation": 1, "test": 2}
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedConfig(DataConfig):
-    """A task that never ends. A kind of its own says its ``vocab_size`` and draws its rows.
+    """A task with endless batches. A subclass states its ``vocab_size`` and draws its rows.
 
     Attributes:
         epoch_steps: optimizer steps that count as an epoch.
@@ -43,7 +43,7 @@ class GeneratedConfig(DataConfig):
 
 
 class Generated(Data):
-    """Batch ``i`` of a split depends on the configuration and ``i`` alone."""
+    """Batch ``i`` of a split depends only on the configuration and on ``i``."""
 
     def __init__(self, config: GeneratedConfig):
         self.config = config

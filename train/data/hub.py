@@ -17,7 +17,7 @@ def hub_folder(repository: str, repo_type: str, patterns: list[str], advice: str
     when there is no network.
 
     Raises:
-        DataError: no such repository, or it is neither reachable nor cached. The message ends in ``advice``.
+        DataError: the repository does not exist, or is neither reachable nor cached. The message ends in ``advice``.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
@@ -27,7 +27,7 @@ def hub_folder(repository: str, repo_type: str, patterns: list[str], advice: str
         try:
             _head(repository, repo_type, revision)
         except (OSError, HTTPError) as error:
-            # What is cached will do. Asked first, because a snapshot waits without end for a Hub that is silent.
+            # The cache is asked first, because a snapshot waits endlessly for a silent Hub.
             try:
                 return Path(snapshot_download(repository, local_files_only=True, **options))
             except OSError:
@@ -45,7 +45,7 @@ def hub_file(repository: str, repo_type: str, name: str, advice: str, revision: 
     """The local copy of one file of ``repository`` at the commit ``revision``, downloaded if need be.
 
     Raises:
-        DataError: as :func:`hub_folder`.
+        DataError: see :func:`hub_folder`.
     """
     from huggingface_hub import hf_hub_download
 

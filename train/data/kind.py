@@ -143,12 +143,12 @@ class Data(abc.ABC):
         """Raises DataError if a token lies outside a model's vocabulary."""
 
     def begun_as(self, fingerprint: str) -> bool:
-        """Whether a run that began with data of that fingerprint may go on with this."""
+        """Whether a run that began with data of that fingerprint may continue with this data."""
         return fingerprint == self.fingerprint
 
     @abc.abstractmethod
     def introduction(self, baselines: Mapping[str, float]) -> str:
-        """What there is to learn, in lines of at most 80 characters.
+        """A description of the data, in lines of at most 80 characters.
 
         Args:
             baselines: see :meth:`baselines`.
@@ -164,7 +164,7 @@ class Data(abc.ABC):
 
     @abc.abstractmethod
     def train(self, host: int = 0, hosts: int = 1) -> TrainBatches:
-        """Batches without end for this host of so many, which share each global batch by rows.
+        """Endless batches for one of several hosts, which share each global batch by rows.
 
         Raises:
             ConfigError: the rows cannot be shared equally.
@@ -193,23 +193,23 @@ class Data(abc.ABC):
         return "  ".join(f"val_{name} {value:.4f}" for name, value in scores.items())
 
     def baselines(self, vocab_size: int) -> dict[str, float]:
-        """Losses of simple models on validation data, nats per token, by name: what training has to fall below.
+        """Losses of simple models on validation data, nats per token, by name, for comparison with the trained model.
 
         Args:
-            vocab_size: of the model.
+            vocab_size: vocabulary size of the model.
         """
         return {}
 
     def closing(self, summary: Mapping[str, Any]) -> str:
-        """How the run ended, in a line or two."""
+        """The outcome of the run, in a line or two."""
         known = {name.removeprefix("val_"): value for name, value in summary.items() if name.startswith("val_")}
         return "validation " + ", ".join(f"{name} {value:.4f}" for name, value in known.items())
 
     def epilogue(self, model: "ModelConfig", params: "Params", seed: int) -> str:
-        """Shows, and returns, what the trained model does in words; empty if there is nothing to be said."""
+        """Shows and returns a sample of the trained model's output; empty if there is none."""
         return ""
 
 
 def places(batch: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the tokens of a batch stand, as :func:`mhc_jax.apply` takes it."""
+    """Positions and segments of the tokens of a batch, as arguments of :func:`mhc_jax.apply`."""
     return {"positions": batch.get("positions"), "segment_ids": batch.get("segments")}

@@ -1,4 +1,4 @@
-"""Which files of a folder, or of a data set of the Hub, hold which split: as `datasets` finds them."""
+"""The files of each split in a folder or in a data set of the Hub, found as `datasets` finds them."""
 
 import dataclasses
 import re
@@ -28,13 +28,13 @@ Splits = dict[str, list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """What a person asked for, and how its flags are spelled.
+    """The user's request, and the spelling of its flags.
 
     Attributes:
         source: file, folder or data set.
         subset: one of those its card names, or a folder in it; empty for the only one, or the default.
         column: field that holds the text.
-        flags: what the names of the flags begin with.
+        flags: prefix of the flags.
     """
 
     source: str
@@ -66,7 +66,7 @@ def read_card(folder: Path) -> list[dict[str, Any]]:
         return []
     try:
         found = metadata_load(card) or {}
-    except Exception as error:  # whatever its YAML makes the parser raise
+    except Exception as error:  # any error that its YAML makes the parser raise
         raise DataError(f"{card} cannot be read ({str(error).splitlines()[0]})") from None
     subsets = found.get("configs")
     named = subsets if isinstance(subsets, list) else []
@@ -110,7 +110,7 @@ def wanted_patterns(wanted: Wanted, card: list[dict[str, Any]]) -> list[str]:
 
 
 def _entry(wanted: Wanted, names: list[str] | None, card: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The card's entry of the subset; None where files are found by their names alone."""
+    """The card's entry of the subset; None where files are found only by their names."""
     entries = {entry["config_name"]: entry for entry in card}
     known = ", ".join(entries)
     known = known if len(known) < 500 else f"{known[:500]} ..."
@@ -130,7 +130,7 @@ def _entry(wanted: Wanted, names: list[str] | None, card: list[dict[str, Any]]) 
 
 
 def _prefix(wanted: Wanted, entry: dict[str, Any] | None) -> str:
-    """What the names of a subset begin with that no card gives patterns for."""
+    """The prefix of a subset's file names if no card gives patterns for it."""
     folder = str(entry.get("data_dir") or "") if entry else wanted.subset
     return f"{folder.strip('/')}/" if folder else ""
 

@@ -44,7 +44,7 @@ class Windows:
 
 
 def _documents(begins_T: np.ndarray) -> Batch:
-    """Which document of a window each token is in, and at which place."""
+    """The document that each token of a window belongs to, and its position there."""
     places_T = np.arange(len(begins_T), dtype=np.int32)
     first_T = np.maximum.accumulate(np.where(begins_T, places_T, 0))
     return {"segments": np.cumsum(begins_T, dtype=np.int32), "positions": places_T - first_T}
@@ -79,7 +79,7 @@ def train_batches(
         tokens: 1-D, integer.
         config: ``seq_len`` T, ``batch_size`` B, ``windows``, ``documents`` and ``seed`` are read.
         end: see :class:`Windows`.
-        host, hosts: this one of so many, which share each batch.
+        host, hosts: index of this host, and the number of hosts that share each batch.
 
     Returns:
         An iterator of ``{"inputs": int32 (B / hosts, T), "targets": int32 (B / hosts, T), ...}``.

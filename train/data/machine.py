@@ -1,4 +1,4 @@
-"""What the machine has that reads and trains."""
+"""The resources of this machine."""
 
 import os
 

@@ -21,8 +21,8 @@ def write_shard(path: Path, tokens: np.ndarray) -> None:
     """Writes a shard, which appears under its name only when it is complete.
 
     Args:
-        path: of the file.
-        tokens: 1-D, uint16; at least one and fewer than 2^31.
+        path: path of the file.
+        tokens: 1-D array of uint16; at least one and fewer than 2^31.
 
     Raises:
         ValueError: other tokens.

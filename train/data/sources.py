@@ -1,4 +1,4 @@
-"""Where text comes from. Each source is a set of splits, each a stream of documents (or of lines, as in WikiText)."""
+"""Sources of text. Each source is a set of splits, each a stream of documents (or of lines, as in WikiText)."""
 
 import dataclasses
 import functools
@@ -37,7 +37,7 @@ class Source:
     """Text that is found but not yet read.
 
     Attributes:
-        name: as in ``CorpusConfig.source``.
+        name: see ``CorpusConfig.source``.
         digest: SHA-256 of the bytes it is read from, and of how they are split.
         splits: each gives the documents of a split, in pieces that may be cut as its argument says (see
             :class:`train.data.tokenizer.Tokenizer`), as often as it is called.
@@ -134,7 +134,7 @@ def check_column(wanted: Wanted, splits: Splits) -> None:
 
 
 def held_out(keys: Iterable[bytes], fraction: float) -> np.ndarray:
-    """Which of the keys go to validation: bool, in their order.
+    """Booleans in the order of the keys: true for keys that go to validation.
 
     Those whose SHA-256 are the smallest, so that it does not depend on the order, and equal keys stay together. At
     least one goes to validation and, of two or more different ones, at least one does not.
@@ -195,7 +195,7 @@ def hub_id(source: str) -> tuple[str, str | None]:
 
 
 def hub_advice(wanted: Wanted, instead: str) -> str:
-    """What to do where the Hub does not give a data set."""
+    """Advice for when the Hub does not provide a data set."""
     fetch = "fetch it where the Hub can be reached; HF_HUB_OFFLINE=1 then takes it from that cache at once"
     return f"nor is there a local {wanted.source}; {instead}, or {fetch}"
 
@@ -296,7 +296,7 @@ def _between(blocks: Iterable[str], start: float, stop: float) -> Iterator[str]:
 
 
 def _last_line(blocks: Iterable[str], stop: int) -> int:
-    """Where the last line that starts at or before ``stop`` does; 0 if that is the first."""
+    """The start of the last line that starts at or before ``stop``; 0 for the first line."""
     at = found = 0
     for block in _between(blocks, 0, stop):
         if (newline := block.rfind("\n")) >= 0:

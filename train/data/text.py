@@ -1,4 +1,4 @@
-"""Text out of files, as strings and never as what a reader would guess: plain text, JSON lines, parquet.
+"""Text from files, always as strings and never converted to other types: plain text, JSON lines, parquet.
 
 A document comes in one piece, but for plain text, whose pieces are of bounded size where the tokenizer allows that.
 """
@@ -17,7 +17,7 @@ from train.data.tokenizer import Tokenizer
 
 BLOCK = 1 << 20
 BATCH_ROWS = 1000
-# What the tokenizers library takes for each character that it encodes at once.
+# Memory that the tokenizers library needs for each character that it encodes at once.
 ENCODING_BYTES = 100
 BATCH_PIECES = 4096
 BATCH_CHARACTERS = 1 << 22
@@ -35,7 +35,7 @@ class Piece(NamedTuple):
     ends: bool = True
 
 
-# How much of a text is encoded for itself, whatever follows: see Tokenizer.last_cut.
+# Length of text that is encoded independently of the rest, see Tokenizer.last_cut.
 LastCut = Callable[[str], int]
 
 
@@ -64,10 +64,10 @@ def read_pieces(path: Path, column: str, last_cut: LastCut, *, name: str = "") -
     """The documents of one file in order.
 
     Args:
-        path: of a file.
+        path: path of the file.
         column: field of a JSON object, or column, that holds the text; a plain text is one document.
         last_cut: see :class:`train.data.tokenizer.Tokenizer`; decides the pieces of a plain text.
-        name: of the file, where its path does not end in it.
+        name: name of the file, if its path does not end in it.
 
     Raises:
         DataError: the file cannot be read, or holds what is not UTF-8 or not text. It names the place.

@@ -33,10 +33,10 @@ USUAL_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>
 
 
 class Tokenizer(Protocol):
-    """What the rest of the project knows of a tokenizer.
+    """The interface of a tokenizer to the rest of the project.
 
     Attributes:
-        name: what a person calls it, and :func:`load_tokenizer` finds it by (but for characters).
+        name: the name by which users and :func:`load_tokenizer` know it (except for characters).
         vocab_size: every id is below it; added tokens count.
         eos_id: the id that ends a text, inside ``range(vocab_size)``; None if texts follow each other without one.
         start_id: the id before a new text.
@@ -66,7 +66,7 @@ class Tokenizer(Protocol):
         ...
 
     def last_cut(self, text: str) -> int:
-        """The last place where ``text`` may be cut without changing its ids, whatever follows; 0 if there is none."""
+        """The last place where ``text`` may be cut without changing its ids, for any continuation; 0 if none."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -239,7 +239,7 @@ class SubwordTokenizer:
 
 
 def _unknown_id(backend: "tokenizers.Tokenizer", model: dict[str, Any]) -> int | None:
-    """The id of whatever is not in the vocabulary, which is marked as special but does stand for text."""
+    """The id of text outside the vocabulary, which is marked as special but does stand for text."""
     token = model.get("unk_token")
     return model.get("unk_id") if token is None else backend.token_to_id(token)
 

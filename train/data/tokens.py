@@ -1,4 +1,4 @@
-"""Flat arrays of token ids, whole or in shards, and what is asked of them."""
+"""Flat arrays of token ids, whole or in shards, and their operations."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ class ShardedTokens:
 
     Args:
         shards: 1-D integer arrays of one dtype, usually memory maps; at least one.
-        counts: how often each id occurs in all of them, which to find out takes reading them; shape (V,).
+        counts: number of occurrences of each id, shape (V,), which takes reading all tokens.
     """
 
     def __init__(self, shards: Sequence[np.ndarray], counts: np.ndarray):
@@ -75,7 +75,7 @@ def check_ids(tokens: Tokens, vocab_size: int, where: str) -> None:
 
 
 def token_counts(tokens: Tokens, vocab_size: int) -> np.ndarray:
-    """How often each id occurs: int64 of shape (vocab_size,). All ids are below ``vocab_size``."""
+    """Number of occurrences of each id, int64 of shape (vocab_size,). All ids are below ``vocab_size``."""
     if isinstance(tokens, ShardedTokens):
         return np.pad(tokens.counts, (0, vocab_size - len(tokens.counts)))
     counts = np.zeros(vocab_size, np.int64)

@@ -1,4 +1,4 @@
-"""What a process sets up before it computes: the compile cache, and its place among the processes of a run."""
+"""Set-up of a process before it computes: the compile cache, and its place among the processes of a run."""
 
 import dataclasses
 import os
@@ -27,8 +27,8 @@ class DistributedConfig(Config):
     Attributes:
         coordinator: ``HOST:PORT`` of process 0, the same for all; ``"auto"`` asks the cluster (SLURM,
             Kubernetes, TPU pods); empty for a single process.
-        num_processes: how many there are.
-        process_id: which one this is, from 0.
+        num_processes: number of processes.
+        process_id: index of this process, from 0.
     """
 
     coordinator: str = ""
@@ -97,6 +97,6 @@ def _number(given: int | None, variable: str) -> int | None:
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs in ``~/.cache/mhc_jax/xla`` for later runs, unless JAX is told where to keep them."""
+    """Keeps compiled programs in ``~/.cache/mhc_jax/xla`` for later runs, unless JAX has another folder."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache_dir() / "xla"))

@@ -1,4 +1,4 @@
-"""What a model needs beside what a machine has: requests beyond all measure are refused before they are made."""
+"""The memory that a model needs and a machine has: impossible requests are refused before they are made."""
 
 import math
 
@@ -14,7 +14,7 @@ TRAINING = 4
 
 
 def check_memory(model: ModelConfig, copies: int) -> None:
-    """Refuses a model whose float32 parameters, so many times, are more than all memory there is.
+    """Refuses a model if several copies of its float32 parameters exceed all memory.
 
     Args:
         copies: 1 to hold the parameters, :data:`TRAINING` to train them.

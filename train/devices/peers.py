@@ -26,7 +26,7 @@ _peers: "Peers | None" = None
 
 
 class Peers:
-    """This process among those of a run, which watches the others from a thread of its own."""
+    """The place of this process among those of a run; a separate thread watches the others."""
 
     def __init__(self, client: Any, index: int, count: int):
         """Args: ``client`` is JAX's, of the coordinator; ``index`` of ``count`` is this process."""
@@ -63,7 +63,7 @@ class Peers:
         return bool(self.get(f"{name}/all", patience))
 
     def tell(self, text: str, status: int) -> None:
-        """Tells the others why this process stops. What is told first counts."""
+        """Tells the others why this process stops. The first message counts."""
         self._leaving.set()
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self.client.key_value_set("mhc_jax/fault", json.dumps({"text": text, "status": status}))
@@ -140,7 +140,7 @@ def start(client: Any, index: int, count: int) -> Peers:
 
 
 def resume_with(command: str) -> None:
-    """What to tell a person when another process is gone."""
+    """The message for when another process is gone."""
     if _peers:
         _peers.resume_command = command
 
@@ -149,8 +149,8 @@ def agree(name: str, mine: Mapping[str, Any]) -> None:
     """Waits for the others and compares what all must have alike.
 
     Args:
-        name: of this comparison; each is made once.
-        mine: JSON-compatible values by what a person calls them.
+        name: name of this comparison; each is made once.
+        mine: JSON-compatible values by the names used in messages.
 
     Raises:
         ConfigError: this process differs from process 0; the first difference is named. The others are told.
@@ -182,7 +182,7 @@ def follow(name: str) -> None:
 
 @contextlib.contextmanager
 def telling() -> Iterator[None]:
-    """Tells the other processes of whatever stops this one inside."""
+    """A context that tells the other processes about any error that stops this one."""
     try:
         yield
     except Exception as error:

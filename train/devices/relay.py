@@ -24,7 +24,7 @@ class Relay:
 
         Args:
             coordinator: ``HOST:PORT``.
-            lost: called in a thread of its own when the coordinator closes a connection.
+            lost: called in a separate thread when the coordinator closes a connection.
         """
         host, _, port = coordinator.rpartition(":")
         self._coordinator, self._lost = (host.strip("[]"), int(port)), lost

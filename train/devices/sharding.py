@@ -1,4 +1,4 @@
-"""Which device holds which slice of the training state.
+"""The slices of the training state that each device holds.
 
 The mesh has three axes. ``data`` repeats the parameters, ``fsdp`` slices them (both slice the batch),
 ``tensor`` slices the width of the matrix products. One table says which mesh axes slice a dimension, by the name that
@@ -70,12 +70,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of a (B, ...) batch: sliced over ``data`` and ``fsdp``."""
+    """The sharding of a (B, ...) batch: sliced over ``data`` and ``fsdp``."""
     return NamedSharding(mesh, BATCH_SPEC)
 
 
 def host_slice(mesh: Mesh) -> tuple[int, int]:
-    """Which of how many equal slices of the global batch this process loads, as ``(host, hosts)``.
+    """The slice of the global batch that this process loads, as ``(index, number of slices)``.
 
     Processes that hold the same rows of the batch (``tensor`` spans them) load the same slice.
 
@@ -113,7 +113,7 @@ def param_specs(infos: Infos, mesh: Mesh) -> dict[str, PartitionSpec]:
 
 
 def for_step(model: ModelConfig, params: Params, mesh: Mesh | None) -> tuple[Params, NamedSharding | None]:
-    """What a step begins with: the parameters, those of :data:`GATHERED` as it uses them, and how it slices the batch.
+    """The inputs of a step: the parameters, those of :data:`GATHERED` as it uses them, and the sharding of the batch.
 
     Without ``mesh`` nothing is sliced.
     """
@@ -132,10 +132,10 @@ def for_step(model: ModelConfig, params: Params, mesh: Mesh | None) -> tuple[Par
 
 
 def _spec(name: str, info: ParamInfo, mesh: Mesh, slices: Slices) -> PartitionSpec:
-    """What the dimensions choose, those first whose names stand first in ``slices``.
+    """The choices of the dimensions, in the order of their names in ``slices``.
 
     Raises:
-        ConfigError: a dimension does not divide by what it has chosen.
+        ConfigError: a dimension is not divisible by its choice.
     """
     chosen: list[tuple[str, ...]] = [()] * len(info.axes)
     for axis, wanted in slices.items():
