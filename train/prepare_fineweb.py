@@ -1,8 +1,8 @@
 """Shards of GPT-2 tokens from FineWeb, or from other text: ``python -m train.prepare_fineweb --out FOLDER``.
 
 As in the shards that are published, every document follows an end token, documents run on from one shard into the next,
-and the first shard is the validation split. ``shards.json`` beside them records the digest of every shard and where the
-next one begins, so that the same command goes on after an interruption and ends with the same bytes.
+and the first shard is the validation split. ``shards.json`` records the digest of every shard and the start of the
+next one, so that the same command continues after an interruption and produces the same bytes.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ FINEWEB, FINEWEB_SUBSET = "HuggingFaceFW/fineweb", "sample-10BT"
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Write FineWeb, or other text, as shards of GPT-2 tokens. The same command goes on after an interruption.
+    """Write FineWeb or other text as shards of GPT-2 tokens. The same command continues after an interruption.
 
     Attributes:
         out: folder of the shards.
         source: ``OWNER/NAME`` of a data set of the Hub, or path of a file or folder of .txt, .jsonl, .json.gz,
-            .jsonl.zst or .parquet; of several splits, the training split is taken.
-        subset: of the data set, or a folder in it; empty for its default (of FineWeb, sample-10BT).
+            .jsonl.zst or .parquet; if there are several splits, the training split is used.
+        subset: subset of the data set, or a folder in it; empty for its default (for FineWeb, sample-10BT).
         text_column: field or column that holds the text.
-        shard_tokens: tokens of a shard.
-        val_tokens: tokens of the first shard, for validation; 0 for as many as of the others.
-        max_tokens: tokens of all shards; 0 for all there are.
+        shard_tokens: number of tokens per shard.
+        val_tokens: number of tokens of the first shard, for validation; 0 for as many as in the others.
+        max_tokens: total number of tokens; 0 for all.
     """
 
     out: str

@@ -1,7 +1,7 @@
 """A controlled comparison of residual topologies: ``python -m train.study NAME --out FOLDER``.
 
 Every row trains on the same tokens with the same learning rates; the rate with the least validation loss at the first
-seed is then trained with the other seeds. What is finished is kept, so an interrupted study goes on where it stopped.
+seed is then trained with the other seeds. Finished runs are kept, so an interrupted study continues where it stopped.
 """
 
 import contextlib
@@ -45,13 +45,13 @@ class Flags:
 
     Attributes:
         plugins: modules to import first, here and in every run.
-        name: of the configuration; its topology is replaced.
-        out: folder of all runs, of ``study.json``, ``study.md`` and ``study.png``.
-        topologies: rows; ``plain_matched`` is the plain model whose MLP is widened to as many parameters as the
-            largest of the other rows has.
+        name: name of the configuration; its topology is replaced.
+        out: folder of all runs, ``study.json``, ``study.md`` and ``study.png``.
+        topologies: rows; ``plain_matched`` is the plain model with an MLP widened to the parameter count of the
+            largest other row.
         rates: learning rates tried at the first seed.
-        seeds: of the initial parameters and of the order of the data.
-        jobs: runs at a time, each a process.
+        seeds: seeds of the initial parameters and of the order of the data.
+        jobs: number of runs at a time, each in its own process.
         train_flags: flags of ``python -m train`` for every run, as in ``--train-flags="--train.steps 500"``.
     """
 
@@ -74,12 +74,12 @@ class Job:
     seed: int
 
     def folder(self, out: Path) -> Path:
-        """Where it is written."""
+        """The folder of the run."""
         return out / self.row / f"lr{self.rate:g}-seed{self.seed}"
 
 
 def row_flags(name: str, row: str, topologies: Sequence[str], flags: Sequence[str]) -> tuple[str, list[str]]:
-    """The configuration's name of a row, and the flags that it needs besides those of all.
+    """The configuration name of a row, and the flags that it needs in addition to the common ones.
 
     Raises:
         ConfigError: an unknown topology or flag.
@@ -124,11 +124,11 @@ class Children:
         self._lock, self._running, self._ended = threading.Lock(), set(), False
 
     def run(self, argv: Sequence[str]) -> tuple[int, str]:
-        """The status of a process, once it has ended, and what it complained of or else printed."""
+        """The exit status of a process and its standard error, or else its output."""
         with self._lock:
             if self._ended:
                 return 128 + signal.SIGTERM, ""
-            # A session of its own: a second signal, from the terminal, would keep it from saving.
+            # A separate session, because a second signal from the terminal would keep it from saving.
             process = subprocess.Popen(
                 argv,
                 stdout=subprocess.PIPE,
@@ -216,7 +216,7 @@ def _best_rate(tried: Mapping[Job, Mapping[str, Any]], row: str) -> float:
 
 
 def table(records: Sequence[Mapping[str, Any]], rates: Sequence[float]) -> list[dict[str, Any]]:
-    """One record a row: parameters, speed, and the validation loss by seed with its spread, beside the first row's."""
+    """One record per row: parameters, speed, validation loss by seed with its spread, and lead over the first row."""
     reference = _mean(records[0])
     rows = []
     for record in records:

@@ -1,4 +1,4 @@
-"""The configuration of a run from a file: what a run has written, or what a person has, as JSON or TOML."""
+"""The configuration of a run from a file, written by a run or by hand, as JSON or TOML."""
 
 import contextlib
 import tomllib
@@ -17,11 +17,11 @@ from train.terminal.flags import flags_of, instead_of_field
 def read_config(path: str | Path) -> RunConfig:
     """The configuration in a file: a run's ``config.json``, or TOML with the same fields.
 
-    What the file leaves out is as in the configuration that its ``name`` names, or, if that is none, at its default. It
-    starts a new run, whatever the file says of resuming.
+    Missing fields have the values of the configuration called ``name``, or their defaults if there is none. The
+    configuration starts a new run, even if the file asks to resume.
 
     Raises:
-        ConfigError: no such file, neither JSON nor TOML, no ``name``, or an unknown field or wrong value.
+        ConfigError: the file is missing, is neither JSON nor TOML, has no ``name``, or has a wrong field.
     """
     path = Path(path).expanduser()
     if not path.is_file():

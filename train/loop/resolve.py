@@ -1,4 +1,4 @@
-"""From the configuration that was asked for to the one that runs, and the folder it may write to."""
+"""The final configuration of a run, from the requested one, and the folder that it may write to."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from train.storage.checkpoint import Checkpoints
 
 
-# What a run may change when it is resumed: how long it goes on, where it runs and what it reports.
+# Fields that a resumed run may change: its length, its devices and its reports.
 # Everything else decides the numbers.
 FREE_ON_RESUME = (
     "run_dir",
@@ -30,19 +30,19 @@ FREE_ON_RESUME = (
 )
 
 
-# What the processes of one run may show each as it likes.
+# Settings that may differ between the processes of a run.
 FREE_ON_A_HOST = ("log.progress",)
 
 
 def must_agree(config: RunConfig) -> dict[str, Any]:
-    """What all processes of a run must be started with alike, by flag."""
+    """The settings that must be equal in all processes of a run, by flag."""
     fields = _flat(config.to_dict())
     free = {*FREE_ON_A_HOST, *(f"data.{name}" for name in config.data.of_a_host)}
     return {_flag(name): fields[name] for name in sorted({*fields} - free)}
 
 
 def run_folder(config: RunConfig) -> Path:
-    """Where the run writes."""
+    """The folder of the run."""
     return Path(config.run_dir or Path("runs", config.name)).expanduser()
 
 
@@ -86,7 +86,7 @@ def resolve(config: RunConfig) -> RunConfig:
     leaves them out.
 
     Raises:
-        ConfigError: it contradicts itself, or the data's vocabulary is not to be had or does not fit the model.
+        ConfigError: it contradicts itself, or the data's vocabulary is not available or does not fit the model.
     """
     config.validate()  # before any text is read
     config = config.replace(data=config.data.settled())
@@ -126,7 +126,7 @@ def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:
     """The summary of a run that is to be resumed and has nothing left to do; None if it has.
 
     Args:
-        total_steps: 0 while the data has not told how many steps an epoch has.
+        total_steps: number of steps; 0 while the length of an epoch is unknown.
 
     Raises:
         ConfigError: the run has done more steps than it is to have.

@@ -49,11 +49,11 @@ class NonFiniteError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
         params: trained parameters, on the devices of the run.
-        summary: what ``summary.json`` holds.
+        summary: contents of ``summary.json``.
     """
 
     params: Params
@@ -66,18 +66,18 @@ def run(
     callbacks: Sequence[Callable[[int, dict[str, float]], None]] = (),
     resume_command: str = "the same command with --train.resume",
 ) -> Result:
-    """Trains, evaluates and writes the run's folder; with ``train.resume`` continues what is there.
+    """Trains, evaluates and writes the run's folder; with ``train.resume`` continues the run there.
 
     SIGTERM or SIGINT finishes the current step and saves. A run to be resumed that has nothing left to do says so.
 
     Args:
-        config: where the model's ``vocab_size`` and ``max_len`` are 0 they follow the data.
+        config: configuration; a ``vocab_size`` or ``max_len`` of 0 in the model follows the data.
         callbacks: called with the step and its values whenever a line is written to ``metrics.jsonl``.
-        resume_command: what to tell a person whose run was interrupted.
+        resume_command: command to print when the run is interrupted.
 
     Raises:
         ConfigError: anything wrong with configuration, data, checkpoint or folder, before training starts.
-        Interrupted: a signal came; the text says what is saved and how to resume.
+        Interrupted: a signal arrived; the text says what is saved and how to resume.
         NonFiniteError: ``train.max_nonfinite`` steps in a row were skipped.
     """
     started = time.monotonic()
@@ -157,7 +157,7 @@ def run(
             return seconds_before + time.monotonic() - started
 
         def validate(state: TrainState, name: str, count: int) -> dict[str, float]:
-            """Scores, with ``name`` before their names, on so many batches of the validation split."""
+            """Scores on some batches of the validation split, under names that begin with ``name``."""
             some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(validation, count))
             with task(f"evaluating {count} validation batches", count, quiet=int(state.step) < total_steps) as work:
                 sums = evaluate(eval_step, state.params, work.over(interrupt.between(some)))
@@ -267,7 +267,7 @@ def run(
                     score(state, saved=saving)
                 meter.restart()
 
-            # All that was trained is saved: what follows loses nothing, and a resumed run begins here.
+            # Everything trained is saved, so nothing below can lose it, and a resumed run begins here.
             final = score(state, saved=True)
             if judged < len(validation):
                 try:
@@ -344,7 +344,7 @@ def _claim(config: RunConfig) -> Iterator[Path]:
 def _introduce(
     config: RunConfig, data: Data, mesh: Mesh, parameters: int, total_steps: int, baselines: dict[str, float]
 ) -> None:
-    """What is about to happen, before anything is compiled."""
+    """Announces the run before anything is compiled."""
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
     say(
         f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}\n"

@@ -1,1 +1,1 @@
-"""What is measured: scores, text, speed, streams, costs of compiled programs."""
+"""Measurements: scores, text, speed, streams, costs of compiled programs."""

@@ -1,4 +1,4 @@
-"""What a model is made of and what a training step costs, here or on a machine that is not here, as tables."""
+"""Tables of a model's parts and of the cost of a training step, on this machine or on an absent one."""
 
 import math
 import time
@@ -63,7 +63,7 @@ def step_flops(config: RunConfig) -> float:
     """Floating-point operations of one training step, as XLA counts them before optimisation.
 
     XLA counts the body of a loop once. The loops over layers, micro-batches and loss chunks are therefore taken
-    apart first; the loop over time is not: it holds a few operations per channel, beside the matrix products.
+    apart first; the loop over time is not: it holds few operations per channel compared with the matrix products.
     """
     execution = config.model.execution.replace(layers="unroll")
     config = config.replace(
@@ -105,7 +105,7 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
 
 
 def _layer_kernels(text: str, layers: int) -> dict[str, tuple[int, str]]:
-    """Of one layer, where the program has a loop over layers for each pass: those of more kernels than other loops."""
+    """Cost of one layer, if the program has a loop over layers for each pass: the loops with the most kernels."""
     loops = sorted(loop.kernels for loop in hlo.loops(text, layers))
     if len(loops) < 2:
         return {}
@@ -113,7 +113,7 @@ def _layer_kernels(text: str, layers: int) -> dict[str, tuple[int, str]]:
 
 
 def collective_rows(text: str) -> list[Row]:
-    """What one device receives in one run of the program ``compiled.as_text()``, by kind; then the total."""
+    """Bytes that one device receives in one run of the program ``compiled.as_text()``, by kind; then the total."""
     found = hlo.collectives(text)
     total = sum(found.values(), hlo.Traffic())
     return [

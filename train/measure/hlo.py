@@ -1,4 +1,4 @@
-"""What a compiled program moves through memory and between devices, and how long that may take, read from its text.
+"""Memory traffic, communication and estimated time of a compiled program, read from its text.
 
 XLA's own "bytes accessed" counts the body of a loop once, however often it runs, and some backends do not give it
 at all. Here, as there, every kernel reads its operands and writes its results once, of an operand that it only
@@ -22,7 +22,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
-# No kernels: names for what is there already, or parts of a kernel that is counted elsewhere.
+# No kernels: names of existing arrays, or parts of a kernel that is counted elsewhere.
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
 _FREE |= {"partition-id", "replica-id"}
 _ASYNC_ENDS = ("-done", "-update")
@@ -93,7 +93,7 @@ def cost(text: str) -> Cost:
 
 
 def loops(text: str, trips: int) -> list[Cost]:
-    """Cost of one trip of each loop that makes so many trips and lies in no other such loop, in order."""
+    """Cost of one trip of each loop with that number of trips outside other such loops, in order."""
     program, entry = _parse(text)
     return [
         sum((_computation(program, name) for name in each.called), Cost()) for each in _outermost(program, entry, trips)
@@ -101,7 +101,7 @@ def loops(text: str, trips: int) -> list[Cost]:
 
 
 def collectives(text: str) -> dict[str, Traffic]:
-    """What one run of the program ``compiled.as_text()`` exchanges between devices, by kind of :data:`COLLECTIVES`.
+    """Communication in one run of the program ``compiled.as_text()``, by kind of :data:`COLLECTIVES`.
 
     A collective in the body of a loop counts as often as the loop runs; a started one counts where it is done.
     """
@@ -137,7 +137,7 @@ def _parse(text: str) -> tuple[_Program, str]:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis closes that was open before ``text``."""
+    """The place in ``text`` where the parenthesis opened before it closes."""
     depth = 1
     for index, character in enumerate(text):
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -157,9 +157,9 @@ def _size(shape: str) -> int:
 
 
 def _runs(program: _Program, computation: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
-    """Every instruction that ``computation`` runs, also inside what it calls, and how often.
+    """Every instruction that ``computation`` runs, including inside its calls, and the number of times.
 
-    A collective that runs beside other kernels is written into each of them; the first one stands for all.
+    A collective that overlaps with other kernels is written into each of them; the first one stands for all.
     """
     channels = set()
     for each in program[computation].values():
@@ -183,12 +183,12 @@ def _outermost(program: _Program, computation: str, trips: int) -> Iterator[_Ins
 
 
 def _trips(program: _Program, each: _Instruction) -> int:
-    """How often an instruction runs what it calls."""
+    """The number of times that an instruction runs its calls."""
     if each.op != "while":
         return 1
     if known := _TRIPS.search(each.rest):
         return int(known[1])
-    # Some backends leave the number only in the condition, as what the counter is compared with.
+    # Some backends keep the number only in the condition, compared with the counter.
     condition = program[_CONDITION.findall(each.rest)[0]]
     constants = [one.rest for one in condition.values() if one.op == "constant" and one.shape.startswith("s32[]")]
     return int(constants[0][: _closing(constants[0])]) if len(constants) == 1 else 1

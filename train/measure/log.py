@@ -1,4 +1,4 @@
-"""What a run reports: speed, and the lines of ``metrics.jsonl`` with their copies elsewhere."""
+"""The reports of a run: speed, and the lines of ``metrics.jsonl`` with their copies elsewhere."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from train.storage.folder import METRICS_FILE, read_metrics
 
 
 class Mean:
-    """The mean of what came since the last reading, without what is not finite; its state travels with checkpoints."""
+    """The mean of the finite values since the last reading; its state travels with checkpoints."""
 
     def __init__(self, before: Mapping[str, float] | None = None):
         self.state = {"sum": 0.0, "count": 0} | dict(before or {})
@@ -35,7 +35,7 @@ class Mean:
 
 
 class Sink(Protocol):
-    """Somewhere that metrics go besides ``metrics.jsonl``."""
+    """A destination of metrics other than ``metrics.jsonl``."""
 
     def write(self, step: int, values: dict[str, float]) -> None: ...
 
@@ -110,7 +110,7 @@ class MetricsLog:
         scored: bool = True,
         callbacks: Sequence[Callable[[int, dict[str, float]], None]] = (),
     ):
-        """Keeps what a resumed run does not repeat: lines of steps up to ``start``, its scores only if ``scored``.
+        """Keeps the lines that a resumed run does not repeat: steps up to ``start``, its scores only if ``scored``.
 
         Args:
             callbacks: called on process 0 with the step and the values of every line but those of streams.
@@ -157,7 +157,7 @@ class MetricsLog:
         """One line ``{"step": ..., "streams": recorded}``; summaries and distributions over sites to the sinks.
 
         Args:
-            recorded: as from :func:`train.measure.streams.record`.
+            recorded: statistics from :func:`train.measure.streams.record`.
         """
         self._line(step, {"streams": recorded})
         for sink in self._sinks:

@@ -30,7 +30,7 @@ def abstract_state(config: RunConfig, optimizer: optax.GradientTransformation, m
 
 
 def shardings(state: Any) -> Any:
-    """Of every leaf of a tree of arrays or abstract arrays."""
+    """Shapes and dtypes of the leaves of a tree of arrays or abstract arrays."""
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 

@@ -32,7 +32,7 @@ class Profiler:
             self._running = True
 
     def after(self, step: int, result: Any) -> None:
-        """Must be called after a step is dispatched, with what it gives."""
+        """Must be called after a step is dispatched, with its results."""
         if self._running and step == self._last:
             jax.block_until_ready(result)
             self._stop()

@@ -20,7 +20,7 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Of :data:`PEAK_FLOPS`; None for a device that is not listed."""
+    """The entry of :data:`PEAK_FLOPS`; None for a device that is not listed."""
     return next((flops for name, flops in PEAK_FLOPS.items() if name in device.device_kind), None)
 
 
@@ -28,7 +28,7 @@ class Meter:
     """Speed between two readings, and over the whole run; time outside :meth:`running` does not count."""
 
     def __init__(self, tokens_per_step: int, flops_per_token: int, before: Mapping[str, float] | None = None):
-        """Goes on from ``before``, the :meth:`total` of what was done of the run."""
+        """Continues from ``before``, the :meth:`total` of the run so far."""
         self.tokens_per_step, self.flops_per_token = tokens_per_step, flops_per_token
         peak = peak_flops(jax.devices()[0])
         self._peak = peak and peak * jax.device_count()
@@ -36,7 +36,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what has passed since the last reading."""
+        """Forgets the time since the last reading."""
         self._start, self._waited, self._steps = time.perf_counter(), 0.0, 0
 
     @contextlib.contextmanager

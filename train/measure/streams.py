@@ -1,4 +1,4 @@
-"""Statistics of the residual streams on real tokens: how they are computed, what they mean, how they are recorded."""
+"""Statistics of the residual streams on real tokens: computation, tables and records."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ def make_stream_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[P
     """
 
     def stream_step(params: Params, batch: Any) -> dict[str, jax.Array]:
-        # Every so many rows, as in training: a batch sharded in contiguous runs is cut without moving a row.
+        # Strided rows, as in training: a batch sharded in contiguous runs is cut without moving a row.
         batch = jax.tree.map(lambda x: x[:: config.train.accumulate], batch)
         params, batch_sharding = sharding.for_step(config.model, params, mesh)
         return _statistics(config, params, batch, batch_sharding)

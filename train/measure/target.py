@@ -57,11 +57,11 @@ class Chip:
     """A kind of accelerator.
 
     Attributes:
-        platform: as JAX's compilers are called, ``"tpu"`` or ``"gpu"``.
-        size: how a machine of them is sized, as a user writes it.
+        platform: name of JAX's compiler, ``"tpu"`` or ``"gpu"``.
+        size: size of the machine, as a user writes it.
         memory: bytes of a device that a program may use.
         clock: cycles per second that the compiler's estimates count in; None if it estimates nothing.
-        options: of the compiler's topology.
+        options: options of the compiler's topology.
     """
 
     platform: str
@@ -161,7 +161,7 @@ def compile_step(config: RunConfig, target: Target, mesh: Mesh) -> tuple[TrainSt
     """The training step as the machine would run it, and before it the abstract state that it takes.
 
     Args:
-        mesh: of the machine's :func:`devices`.
+        mesh: mesh of the machine's :func:`devices`.
 
     Raises:
         ConfigError: batch or parameters do not divide by the mesh.
@@ -181,13 +181,13 @@ def compile_step(config: RunConfig, target: Target, mesh: Mesh) -> tuple[TrainSt
 
 
 def needed_bytes(message: str) -> float:
-    """What a program needs of one device, out of the TPU compiler's complaint: the first size that it names."""
+    """Memory that a program needs on one device, from the TPU compiler's error: the first size in it."""
     number, unit = re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])\b", message)[0]
     return float(number) * 2 ** (10 * ("KMGT".index(unit) + 1))
 
 
 def verdict(target: Target, needed: float) -> str:
-    """Whether so many bytes fit a device of the machine, in one line."""
+    """A line that says whether that number of bytes fits a device of the machine."""
     memory = target.chip.memory
     line = f"{target.name}: peak {needed / GIB:.4g} of {memory / GIB:.4g} GiB a device"
     if needed > memory:

@@ -1,4 +1,4 @@
-"""Versions of what a run was computed with."""
+"""Versions of the software of a run."""
 
 import importlib.metadata
 import platform
@@ -7,7 +7,7 @@ PACKAGES = ("mhc-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gr
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that are installed, by name."""
+    """Versions of Python and of the installed packages, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:

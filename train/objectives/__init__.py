@@ -1,1 +1,1 @@
-"""What training minimises: one kind of objective a file."""
+"""Training objectives, one kind per file."""

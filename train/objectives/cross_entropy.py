@@ -44,7 +44,7 @@ class CrossEntropyConfig(ObjectiveConfig):
 def _errors(
     hidden_BTD: jax.Array, head_VD: jax.Array, targets_BT: jax.Array, *, chunk: int, logits_dtype: jnp.dtype
 ) -> jax.Array:
-    """How many targets have not the greatest logit; of equal ones the first is the greatest, and NaN has none."""
+    """Number of targets without the greatest logit; among equal ones the first counts, and NaN never does."""
     total = jnp.zeros((), logits_dtype)
     for start in range(0, targets_BT.shape[1], chunk):
         hidden_BKD, targets_BK = (x[:, start : start + chunk] for x in (hidden_BTD, targets_BT))

@@ -1,4 +1,4 @@
-"""What every objective offers: sums over the tokens of a batch, of which training minimises one."""
+"""The contract of an objective: sums over the tokens of a batch, one of which training minimises."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -45,9 +45,9 @@ class ObjectiveConfig(Config):
         """Sums over a batch, and the model's auxiliary losses.
 
         Args:
-            batch: as :meth:`train.data.kind.DataConfig.arrays` says.
+            batch: arrays as described by :meth:`train.data.kind.DataConfig.arrays`.
             key: randomness of training; None for evaluation.
-            progress: of training, from 0 to 1; None, as for evaluation, counts as 1.
+            progress: training progress from 0 to 1; None, as in evaluation, counts as 1.
             batch_sharding: see :func:`mhc_jax.apply`.
 
         Returns:

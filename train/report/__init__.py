@@ -1,1 +1,1 @@
-"""Pictures and pages of what was measured."""
+"""Plots and pages of measurements."""

@@ -21,9 +21,9 @@ from train.report.quantities import QUANTITIES, Quantity, Record, by_site
 Theme = Literal["light", "dark"]
 INK = {"light": "#24292f", "dark": "#d7dde4"}
 COLOURS = ("#3b82c4", "#e07b39", "#3f9d6d")
-# How the kinds of sites are told apart, in the order in which a layer has them.
+# Line styles of the kinds of sites, in their order within a layer.
 STYLES = ({"linestyle": "-", "marker": "o"}, {"linestyle": "--", "marker": "s"})
-# What stands together in one plot over depth.
+# Quantities that share one plot over depth.
 PANELS = {
     "composite gain": ("forward_gain", "backward_gain"),
     "stream cosine": ("stream_cosine",),
@@ -43,7 +43,7 @@ def colours(values: np.ndarray, *, most: float | None = None) -> ScalarMappable:
     """The colour scale of weights: from 0 up, or both ways from 0 if some are negative.
 
     Args:
-        most: what the scale reaches at least.
+        most: least upper end of the scale.
     """
     top = max(float(np.abs(values).max(initial=0)), most or 0) or 1.0
     if values.min(initial=0) < 0:
@@ -52,7 +52,7 @@ def colours(values: np.ndarray, *, most: float | None = None) -> ScalarMappable:
 
 
 def strip(weights: Any) -> tuple[np.ndarray, list[str]]:
-    """What every site reads or writes as an image (K, S), a column for each site, and the names of its rows.
+    """Reading or writing weights as an image (K, S) with one column per site, and the names of its rows.
 
     A row is a stream, or, for sites that read or write several things, ``"a.b"``: stream b of view, branch or part a.
     """
@@ -176,7 +176,7 @@ def _kind(site: str) -> str:
 
 
 def _kinds(sites: Sequence[str]) -> dict[str, np.ndarray]:
-    """Where the sites of each kind stand."""
+    """Positions of the sites of each kind."""
     kinds = np.array([_kind(site) for site in sites])
     return {kind: np.flatnonzero(kinds == kind) for kind in dict.fromkeys(kinds.tolist())}
 
@@ -243,17 +243,17 @@ def theme(name: Theme) -> Iterator[None]:
 
 
 def svg(draw: Callable[[], Figure], name: Theme) -> bytes:
-    """What ``draw`` draws, for a light or a dark page."""
+    """The drawing of ``draw``, for a light or a dark page."""
     return _saved(draw, name, format="svg")
 
 
 def png(draw: Callable[[], Figure], name: Theme) -> bytes:
-    """What ``draw`` draws, for a light or a dark page, as pixels."""
+    """The drawing of ``draw`` for a light or a dark page, as pixels."""
     return _saved(draw, name, format="png", dpi=150)
 
 
 def save_png(draw: Callable[[], Figure], path: Path) -> None:
-    """What ``draw`` draws, on white; the folder is made if need be."""
+    """Writes the drawing of ``draw`` on white; the folder is created if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_saved(draw, "light", format="png", dpi=150, facecolor="white"))
 

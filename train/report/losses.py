@@ -18,7 +18,7 @@ def plot_losses(folder: Path, *, title: str, tokens_per_step: int, baselines: Ma
 
     Args:
         folder: holds ``metrics.jsonl``; ``loss.png`` is written there.
-        title: of the picture.
+        title: title of the plot.
         tokens_per_step: for the axis at the top.
         baselines: losses of simple models by name, see :meth:`train.data.kind.Data.baselines`.
     """
@@ -39,7 +39,7 @@ def draw_losses(
 ) -> None:
     """Training loss and validation loss of the lines of a ``metrics.jsonl``, and the baselines.
 
-    A line joins what was measured on the same batches; the loss of the whole validation split stands by itself.
+    A line joins losses on the same batches; the loss on the whole validation split is a separate point.
     """
     blue, orange, green = figures.COLOURS
     train, validation, whole = (_points(lines, key) for key in ("loss", "val_loss", "final_val_loss"))

@@ -31,7 +31,7 @@ def page(title: str, body: str) -> str:
 
 
 def header(title: str, words: str, sections: Sequence[str], values: Mapping[str, str]) -> str:
-    """What the page is about, links to its sections, and the few numbers that matter most."""
+    """The subject of the page, links to its sections, and the most important numbers."""
     links = "".join(f'<a href="#{anchor(name)}">{escape(name)}</a>' for name in sections)
     numbers = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in values.items())
     return (
@@ -58,13 +58,13 @@ def subheading(words: str) -> str:
 
 
 def definitions(meanings: Mapping[str, str]) -> str:
-    """What each word means, a sentence each."""
+    """Definitions of the terms, one sentence each."""
     parts = (f"<div><dt>{escape(name)}</dt><dd>{escape(meaning)}</dd></div>" for name, meaning in meanings.items())
     return f'<dl class="meanings">{"".join(parts)}</dl>'
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """As :func:`train.terminal.table.markdown`; long ones scroll under their header."""
+    """A table like :func:`train.terminal.table.markdown`; long tables scroll under their header."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     kinds = {column: _kind([row.get(column) for row in rows]) for column in columns}
     head = "".join(f"<th{kinds[column]}>{escape(column)}</th>" for column in columns)
@@ -100,9 +100,9 @@ def picture(draw: Callable[[bool], Figure], words: str, *, raster: bool = False)
     """A figure for wide and for narrow windows, for a light and for a dark page.
 
     Args:
-        draw: draws it; told whether the window is narrow.
-        words: what it shows, for who cannot see it.
-        raster: as pixels, for pictures of very many lines.
+        draw: draws it; its argument says whether the window is narrow.
+        words: description of the plot for readers who cannot see it.
+        raster: whether to draw pixels, for plots of very many lines.
     """
     kind, render = ("image/png", png) if raster else ("image/svg+xml", svg)
 

@@ -1,4 +1,4 @@
-"""One HTML file about a run that needs no network: what was trained, how it went, what its residual streams do."""
+"""A self-contained HTML report on a run: the model, its training, and its residual streams."""
 
 import dataclasses
 import math
@@ -31,16 +31,16 @@ MOST_POINTS = 200
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a report is about.
+    """The subject of a report.
 
     Attributes:
-        name: of the run.
+        name: name of the run.
         config: its configuration.
         parameters, cost: tables, see :mod:`train.measure.cost`; no cost if it was not measured.
         streams: the statistics of its parameters; None if nothing is mixed.
-        tokens: what they were averaged over, in words.
+        tokens: description of the tokens that they were averaged over.
         summary: ``summary.json``; empty for a run that is not finished.
-        lines: of ``metrics.jsonl``.
+        lines: lines of ``metrics.jsonl``.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Quantities of residual streams: what they mean, how they are shown, and one number for all sites."""
+"""Quantities of residual streams: their meaning, their display, and one number for all sites."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-# Statistics as nested lists, site by site: what a line of ``metrics.jsonl`` holds under "streams".
+# Statistics as nested lists, site by site, as a line of ``metrics.jsonl`` holds under "streams".
 Record = dict[str, Any]
 
 
-# A sum may be off by so much through float32 rounding alone.
+# Largest error of a sum that float32 rounding alone explains.
 ROUNDING = 1e-8
 
 
@@ -19,11 +19,11 @@ class Quantity:
     """One number per site.
 
     Attributes:
-        name: in :func:`mhc_jax.diagnostics.statistics`, and in ``metrics.jsonl``.
+        name: name in :func:`mhc_jax.diagnostics.statistics` and in ``metrics.jsonl``.
         title: for a person.
         meaning: a sentence.
-        summary: which one number stands for all sites.
-        neutral: what it is where nothing is mixed, if that is known.
+        summary: reduction to one number for all sites.
+        neutral: its value without mixing, if that is known.
         shown: a plot shows at least this range, so that noise does not fill it.
         log: a plot is logarithmic.
     """
@@ -107,7 +107,7 @@ QUANTITIES = (
 
 
 def by_site(recorded: Record) -> dict[str, np.ndarray]:
-    """The quantities of :data:`QUANTITIES` in a record, (S,) each; what was not finite is NaN."""
+    """The quantities of :data:`QUANTITIES` in a record, (S,) each; non-finite values are NaN."""
     return {quantity.name: np.array(recorded[quantity.name], float) for quantity in QUANTITIES}
 
 

@@ -3,7 +3,7 @@
 ``RUN/checkpoints/STEP/`` holds the items ``state`` (parameters, optimizer, counters), ``data`` (position in the
 data) and ``meta``, and ``manifest.sha256``. Orbax writes under a temporary name and renames when all is there, but
 does not notice a file that later loses or changes bytes; the manifest does. It has the format of ``sha256sum``.
-Whatever else has a number for a name there is not a checkpoint, and is left alone.
+Anything else with a number for a name is not a checkpoint, and is not touched.
 ``RUN/checkpoints/scores.json`` holds the metrics of steps that were measured after they were saved.
 """
 
@@ -37,7 +37,7 @@ from train.storage.manifest import Status
 from train.storage.retention import LatestAndBest, Steps, is_checkpoint, is_foreign
 from train.update.state import TrainState
 
-# What a file system may refuse a writer.
+# Errors of a file system that refuses a write.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 SCORES = "scores.json"
 
@@ -78,7 +78,7 @@ class Checkpoints:
 
     @functools.cached_property
     def _manager(self) -> ocp.CheckpointManager:
-        # Orbax logs, with a traceback, what it also raises.
+        # Orbax also logs the errors that it raises, with a traceback.
         for name in ("absl", "asyncio"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         _ignore_writes_left_behind()
@@ -158,7 +158,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _writing(self, step: int) -> Iterator[None]:
-        """Turns whatever a full or forbidden disk makes Orbax raise into one line."""
+        """Turns the errors that Orbax raises on a full or read-only disk into one line."""
         try:
             yield
         except Exception as error:
@@ -195,7 +195,7 @@ class Checkpoints:
         return sorted(metric, key=lambda step: (math.inf if metric[step] is None else metric[step], -step))
 
     def metric(self, step: int) -> float | None:
-        """None also for a step whose metadata cannot be read: it is damaged, and found so before it is used."""
+        """None also for a step with unreadable metadata: it is damaged, which is noticed before it is used."""
         scores = self._scores()
         if str(step) in scores:
             return scores[str(step)]
@@ -205,7 +205,7 @@ class Checkpoints:
             return None
 
     def _scores(self) -> dict[str, float | None]:
-        """What :meth:`score` has filed; nothing if that cannot be read."""
+        """The record of :meth:`score`; empty if it cannot be read."""
         try:
             scores = json.loads((self.directory / SCORES).read_bytes())
             return {str(int(step)): None if metric is None else float(metric) for step, metric in scores.items()}
@@ -286,7 +286,7 @@ class Checkpoints:
                     found = read(path)
                 except CheckpointError:
                     raise
-                except Exception as error:  # whatever a half-written file makes its reader raise
+                except Exception as error:  # any error that a half-written file causes
                     if status == Status.GOOD:
                         raise CheckpointError(f"{path} cannot be read: {_first_line(error)}") from error
                     fault = f"{fault} and cannot be read ({_first_line(error)})"
@@ -299,7 +299,7 @@ class Checkpoints:
 
 
 def _examine(path: Path) -> tuple[Status, str]:
-    """What process 0 found, and there the fault: all processes must choose the same checkpoint."""
+    """The result or error of process 0: all processes must choose the same checkpoint."""
     status, fault = manifest.verify(path) if jax.process_index() == 0 else (Status.GOOD, "")
     return Status(_agreed(status)), fault
 
@@ -381,7 +381,7 @@ def _spell(shape_and_dtype: tuple[tuple[int, ...], str]) -> str:
 
 @functools.cache
 def _ignore_writes_left_behind() -> None:
-    """When one write of a save has failed, others end in threads of TensorStore with nobody left to be told."""
+    """When one write of a save has failed, others end in threads of TensorStore that nothing waits for."""
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     hook = sys.unraisablehook
 

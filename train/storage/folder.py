@@ -1,4 +1,4 @@
-"""Names inside the folder of a run, and what the files under them say."""
+"""Names inside the folder of a run, and the contents of the files."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def _parsed(line: bytes, where: str) -> dict[str, Any]:
 
 
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """What ``summary.json`` of a run says; None if there is none, as before its end.
+    """The contents of a run's ``summary.json``; None if there is none, as before its end.
 
     Raises:
         ConfigError: it is damaged.

@@ -9,7 +9,7 @@ NAME = "manifest.sha256"
 
 
 class Status(enum.IntEnum):
-    """What :func:`verify` found."""
+    """The result of :func:`verify`."""
 
     GOOD = 0
     UNVERIFIED = 1
@@ -33,7 +33,7 @@ def exists(path: Path) -> bool:
 
 
 def verify(path: Path) -> tuple[Status, str]:
-    """GOOD, or what is wrong: BAD if anything differs from the manifest by a byte, UNVERIFIED if there is none."""
+    """GOOD; BAD if anything differs from the manifest by a byte; UNVERIFIED if there is no manifest."""
     if not path.is_dir():
         return Status.BAD, "does not exist"
     if not exists(path):
@@ -50,7 +50,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _digests(path: Path) -> bytes:
-    """What the manifest must hold, to the byte."""
+    """The exact contents that the manifest must have."""
     lines = []
     for file in _files(path):
         with file.open("rb") as content:

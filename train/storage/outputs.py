@@ -1,4 +1,4 @@
-"""Where a command is to write once its work is done: what stands in the way is found before the work."""
+"""Checks of output paths before the work, so that obstacles are found early."""
 
 import tempfile
 from pathlib import Path

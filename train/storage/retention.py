@@ -1,4 +1,4 @@
-"""Which folders are checkpoints, and which of them are kept."""
+"""The choice of folders that are checkpoints, and of those that are kept."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class LatestAndBest(PreservationPolicy):
 
 
 class Steps(ocp.path.step.NameFormat):
-    """Shows Orbax what is a checkpoint, and nothing else: it deletes what it takes for an old one."""
+    """Shows Orbax only checkpoints, because it deletes everything that looks like an old one."""
 
     def build_name(self, step):
         return str(step)

@@ -1,1 +1,1 @@
-"""What is typed and what is shown: command line, progress, tables, interrupts."""
+"""Terminal input and output: command line, progress, tables, interrupts."""

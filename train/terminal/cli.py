@@ -36,9 +36,9 @@ def parse(
     Args:
         record: a dataclass; its docstring is the help.
         argv: without the program's name.
-        prog: as shown in the help.
-        default: what flags that are not given keep.
-        markers: of :mod:`tyro.conf`, for the whole command.
+        prog: command name shown in the help.
+        default: values of flags that are not given.
+        markers: markers of :mod:`tyro.conf` for the whole command.
 
     Raises:
         ConfigError: an unknown flag (ours of that meaning, or the nearest, is named), a value of the wrong type, or a
@@ -63,12 +63,12 @@ def parse_named(record: type[T], argv: Sequence[str], *, prog: str, default: Cal
         default: the record of a name.
 
     Raises:
-        ConfigError: as :func:`parse`, or a flag before the name.
+        ConfigError: see :func:`parse`, or a flag before the name.
     """
     markers = (tyro.conf.AvoidSubcommands,)
     argv = _without_plugins(argv)
     if not argv or argv[0].startswith("-"):
-        parse(record, argv, prog=prog, markers=markers)  # prints the help, or says what is missing
+        parse(record, argv, prog=prog, markers=markers)  # prints the help, or names what is missing
         raise ConfigError(f"the name comes before the flags: {prog} NAME [--flags]")
     return parse(record, argv, prog=prog, default=default(argv[0]), markers=markers)
 
@@ -81,7 +81,7 @@ def load_plugin(module: str) -> None:
     """
     try:
         importlib.import_module(module)
-    except Exception as error:  # whatever a module may raise
+    except Exception as error:  # any error that a module may raise
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         here = isinstance(error, ModuleNotFoundError) and error.name == module
         advice = "; its folder must be the present one, or on PYTHONPATH" if here else ""
@@ -146,7 +146,7 @@ def _one_line(box: str) -> str:
 
 
 def text(argument: str, flag: str) -> str:
-    """An argument as the UTF-8 text that was typed, whatever the locale took its bytes for.
+    """An argument as the UTF-8 text that was typed, independent of the locale's decoding.
 
     Raises:
         ConfigError: it is not UTF-8.

@@ -1,4 +1,4 @@
-"""What a person watches: bars on a terminal, plain lines elsewhere, nothing but on process 0."""
+"""Progress output: bars on a terminal, plain lines elsewhere, only on process 0."""
 
 import contextlib
 import logging
@@ -30,7 +30,7 @@ class Task:
         self._id = _bars and _bars.add_task(what, total=total, completed=done, amount=self._amount(), status="")
 
     def advance(self, amount: float = 1, *, status: str = "") -> None:
-        """So much more is done; ``status`` stands beside the bar."""
+        """Advances the bar by ``amount``; ``status`` is shown next to it."""
         self.done += amount
         if _bars:
             _bars.update(self._id, completed=self.done, amount=self._amount(), status=status)
@@ -69,15 +69,15 @@ def task(
     spell: Callable[[float], str] = "{:,.0f}".format,
     quiet: bool = False,
 ) -> Iterator[Task]:
-    """Says what is about to happen, and while it happens how far it is, how fast it goes and when it will be done.
+    """Announces a task and reports its progress, speed and remaining time.
 
     On a terminal that is a bar, which disappears at the end. Elsewhere it is a line on standard error at the start and
-    one every ten seconds, so that standard output holds results alone.
+    one every ten seconds, so that standard output holds only results.
 
     Args:
         what: is done, as "evaluating the test split".
-        total: how much of it there is, if that is known.
-        done: how much of it is done already.
+        total: total amount of work, if known.
+        done: amount of work already done.
         spell: puts an amount in words.
         quiet: for what happens often: no line at the start.
     """
@@ -149,7 +149,7 @@ class Display:
             self._task.advance(step - self._task.done, status=self._status)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Loss, learning rate, gradient norm and speed up to a step: beside the bar, or at times as a line."""
+        """Loss, learning rate, gradient norm and speed up to a step, next to the bar or as occasional lines."""
         speed = values.get("tokens_per_second", 0)
         words = [
             f"loss {values['loss']:.3f}",
@@ -183,7 +183,7 @@ class _Lines(logging.Handler):
 
 
 def show_log(name: str) -> None:
-    """Prints what the modules of a package log as lines on process 0."""
+    """Prints the log of a package's modules as lines on process 0."""
     logger = logging.getLogger(name)
     logger.handlers, logger.propagate = [_Lines(logging.INFO)], False
     logger.setLevel(logging.INFO)

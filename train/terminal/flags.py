@@ -18,9 +18,8 @@ T = TypeVar("T")
 
 NUMBERS = {int: "be a whole number", float: "be a number"}
 
-# What other projects (nanoGPT, Hugging Face, torchtitan, Levanter) call what is called otherwise here: the last part of
-# the flag, or the whole of one that was ours once, and our flag or a sentence. A flag that differs only in what stands
-# before its last part needs no entry.
+# Other projects' names (nanoGPT, Hugging Face, torchtitan, Levanter) of our flags: the last part of the flag, or the whole
+# of a former flag of ours, and our flag or a sentence. A flag that differs only before its last part needs no entry.
 FOREIGN = {
     "adam-beta1": "--optim.beta1",
     "adam-beta2": "--optim.beta2",
@@ -111,8 +110,8 @@ def flags_of(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every flag of a command and the type of its value.
 
     Args:
-        record: a dataclass, or one with the values from which the flags start: they decide what lies below them.
-        prefix: of the flags, with a dot at the end.
+        record: a dataclass, or an instance with the initial values of the flags, which decide the flags below them.
+        prefix: prefix of the flags, with a dot at the end.
     """
     for field, flag, hint, marks in _fields(record, prefix):
         value = getattr(record, field.name, field.default)
@@ -226,7 +225,7 @@ def normal(flag: str) -> str:
 
 
 def instead_of(flag: str, known: Collection[str]) -> str:
-    """What to say about a flag that there is not: ours of that meaning, or else the nearest."""
+    """The message about an unknown flag: our flag of that meaning, or else the nearest."""
     return f"unknown flag {flag.partition('=')[0][:60]}{_ours(flag, known) or '; --help shows the flags'}"
 
 
@@ -241,7 +240,7 @@ def instead_of_field(path: Sequence[str], known: Collection[str]) -> str:
 
 
 def _ours(flag: str, known: Collection[str]) -> str:
-    """The end of a message: our flag that is meant, or the nearest ones; empty where none is near."""
+    """The end of a message: the intended flag, or the nearest ones; empty if none is near."""
     word = normal(flag).lower().lstrip("-")
     last = word.rpartition(".")[2]
     if answer := FOREIGN.get(word, FOREIGN.get(last)):
@@ -258,7 +257,7 @@ def _ours(flag: str, known: Collection[str]) -> str:
 
 
 def misfit(argv: Sequence[str], known: Mapping[str, Any]) -> str | None:
-    """What to say about the first value that is not of its flag's type, or missing; None if there is none such.
+    """The message about the first value that is missing or of the wrong type; None if there is none.
 
     Args:
         known: types by flag, as from :func:`flags_of`.
@@ -272,7 +271,7 @@ def misfit(argv: Sequence[str], known: Mapping[str, Any]) -> str | None:
             value = following if following is not None and not following.startswith("--") else None
         if fault := _misfit(flag, known[flag], value):
             found.setdefault(known[flag] is bool, fault)
-    # What follows a switch may be an argument of its own, so that anything else is blamed first.
+    # The word after a switch may be a separate argument, so other faults are reported first.
     return found.get(False) or found.get(True)
 
 

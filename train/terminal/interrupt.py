@@ -24,7 +24,7 @@ _repeated = threading.Semaphore(0)  # signals on their way that are no further o
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal asked the program to stop; the text, if there is one, is what a person should know."""
+    """The program was asked to stop by a signal; the text, if any, is a message for the user."""
 
     def __init__(self, number: int, text: str = ""):
         super().__init__(text)
@@ -90,7 +90,7 @@ def raising() -> Iterator[None]:
 
 @contextlib.contextmanager
 def advising(text: str) -> Iterator[None]:
-    """Interruptions inside that have no text of their own get ``text``."""
+    """A context in which interruptions without a text get ``text``."""
     try:
         yield
     except Interrupted as stop:
@@ -141,7 +141,7 @@ class Interrupt:
 
 
 def _processes() -> int:
-    import jax  # only now: what guards a command while it loads must itself load in no time
+    import jax  # imported late, because the guard of a loading command must itself load quickly
 
     return jax.process_count()
 

@@ -26,7 +26,7 @@ def begins(package: str) -> None:
 
 
 def ends() -> None:
-    """What is loaded by now stays, and is not looked through for garbage later either."""
+    """Keeps all loaded objects out of later garbage collections."""
     gc.freeze()
     gc.enable()
 
@@ -34,7 +34,7 @@ def ends() -> None:
 def leave(status: int) -> NoReturn:
     """Ends a command that a signal has stopped, where it stands.
 
-    XLA may still compile in a thread of its own, which must not outlive what the interpreter takes down on its way out.
+    XLA may still compile in a separate thread, which must not outlive the interpreter's shutdown.
     """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):

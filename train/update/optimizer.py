@@ -1,4 +1,4 @@
-"""AdamW as PyTorch computes it, its schedule, and what it decays."""
+"""AdamW as in PyTorch, its schedule, and its weight decay."""
 
 import itertools
 from collections.abc import Callable, Collection, Mapping
@@ -21,7 +21,7 @@ def make_optimizer(config: OptimConfig, total_steps: int, infos: Infos) -> optax
     The rate of the latest update can be read with ``optax.tree.get(opt_state, "learning_rate")``.
 
     Args:
-        infos: what the parameters are, as from :func:`mhc_jax.functional.param_info`.
+        infos: descriptions of the parameters, from :func:`mhc_jax.functional.param_info`.
     """
     clip = [clip_by_global_norm(config.clip)] if config.clip > 0 else []
     return optax.chain(
@@ -105,7 +105,7 @@ def decay_mask(config: OptimConfig, infos: Infos, params: Any) -> Any:
 
 
 def rate_factors(config: OptimConfig, params: Any) -> Any:
-    """What multiplies the learning rate of every parameter, in the structure of ``params``."""
+    """The learning-rate factor of every parameter, in the structure of ``params``."""
     own = {"values": config.value_lr, "residual": config.residual_lr}  # by parts of a block
 
     def factor(path, _):
