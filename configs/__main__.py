@@ -1,4 +1,4 @@
-"""``python -m configs`` writes every configuration as JSON, which shows in review what a change of defaults does."""
+"""``python -m configs`` writes every configuration as JSON, so that a review shows the effect of changed defaults."""
 
 from pathlib import Path
 

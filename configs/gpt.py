@@ -1,8 +1,8 @@
-"""nanoGPT on FineWeb10B and on characters of Shakespeare, as published and repaired; GPT-2.
+"""nanoGPT on FineWeb10B and on characters of Shakespeare, original and repaired; GPT-2.
 
 The published runs take random windows of the tokens; their evaluations see 3,276,800 of them. Where a published file
 sets nothing, its trainer's default counts: among them a cosine that ends at step 2,000, after which the Shakespeare
-runs go on at the lowest rate.
+runs continue at the lowest rate.
 """
 
 import itertools
@@ -18,13 +18,13 @@ from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, Tr
 from train.data.config import CorpusConfig
 
 _BFLOAT16 = Execution(policy="bfloat16")
-# Of both: AdamW (0.9, 0.95), decay of linear layers alone, clipping at 1. The published loop counts its last step too:
-# one more than the steps that it names.
+# Common to both: AdamW (0.9, 0.95), decay of linear layers only, clipping at 1. The published loop counts its last step
+# too: one more than the steps that it names.
 _OPTIM = OptimConfig(lr=6e-4, beta2=0.95, decay="kernels", warmup_steps=200, warmup_end="after", final_lr=0.1)
 
 # Layers to width and sequences in a step: about 20M parameters each.
 _DEPTHS = {6: (288, 128), 48: (150, 32)}
-# Layers, heads, width, dropout, sequences in a step, steps, steps between evaluations.
+# Layers, heads, width, dropout, sequences per step, steps, steps between evaluations.
 _SHAKESPEARE = {"": (6, 6, 384, 0.2, 64, 5001, 200), "_20m": (8, 8, 448, 0.1, 32, 20001, 500)}
 
 

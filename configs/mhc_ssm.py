@@ -21,7 +21,7 @@ _PUBLISHED_DATA = CorpusConfig(source="wikitext-2-raw-v1", seq_len=256, batch_si
 
 
 def _repaired(name: str, model: LMConfig) -> RunConfig:
-    """The published budget with warm-up, cosine decay, and weight decay of dense kernels alone."""
+    """The published budget with warm-up, cosine decay, and weight decay of dense kernels only."""
     return RunConfig(name=name, model=model, data=_PUBLISHED_DATA, train=TrainConfig(epochs=10))
 
 
@@ -71,19 +71,19 @@ def matched() -> RunConfig:
 
 @register("config", "mhc_ssm_original")
 def original() -> RunConfig:
-    """Static mHC-SSM exactly as published."""
+    """The published static mHC-SSM, unchanged."""
     return _original("mhc_ssm_original", models("mhc", "original", **_FROM_DATA))
 
 
 @register("config", "mhc_ssm_baseline_original")
 def baseline_original() -> RunConfig:
-    """The baseline exactly as published."""
+    """The published baseline, unchanged."""
     return _original("mhc_ssm_baseline_original", models("baseline", "original", **_FROM_DATA))
 
 
 @register("config", "mhc_ssm_adapters_original")
 def adapters_original() -> RunConfig:
-    """mHC-SSM with adapters exactly as published."""
+    """The published mHC-SSM with adapters, unchanged."""
     model = models("adapters", "original", **_FROM_DATA)
     model = model.replace(adapters=StreamAdaptersConfig(dropout=0.1, zero_init=False))
     return _original("mhc_ssm_adapters_original", model)

@@ -1,4 +1,4 @@
-"""Plugin of pytest that records which test executes which line, in processes it starts too, and what it costs."""
+"""Pytest plugin that records the lines and the cost of each test, including the processes that it starts."""
 
 import json
 import os

@@ -1,11 +1,11 @@
-"""The mutations: where in a file what would be written instead."""
+"""The mutations: places in a file and their replacements."""
 
 import ast
 import dataclasses
 import itertools
 import re
 
-Edit = tuple[int, int, str]  # start and end, in bytes of the file, and what stands there instead
+Edit = tuple[int, int, str]  # start and end in bytes of the file, and the replacement
 
 ARITHMETIC = {ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "//", ast.Pow: "*"}
 COMPARISONS = {
@@ -34,7 +34,7 @@ class Mutant:
 
     Attributes:
         file: relative to the repository.
-        line: where the replaced text begins, counted from 1.
+        line: first line of the replaced text, counted from 1.
         column: the same in bytes of its line.
         before, after: the text replaced and what replaces it.
     """
@@ -102,7 +102,7 @@ class _Walk(ast.NodeVisitor):
         self.edits.append((*self.span(node), after))
 
     def swap(self, first: ast.AST, second: ast.AST) -> None:
-        """Exchanges two nodes, what lies between them left as it is."""
+        """Exchanges two nodes and keeps the text between them."""
         (start, middle), (rest, end) = self.span(first), self.span(second)
         between = self.data[middle:rest].decode()
         if self.text(first) != self.text(second) and not (_only_fits_its_place(first) or _only_fits_its_place(second)):
@@ -114,7 +114,7 @@ class _Walk(ast.NodeVisitor):
         if match := re.search(rf"(?<![*/<>=!]){re.escape(token)}(?![*/=])", self.data[start:end].decode()):
             self.edits.append((start + match.start(), start + match.end(), after))
 
-    # What is not mutated.
+    # Nodes that are not mutated.
 
     def visit_Import(self, node):
         modules = {(name.asname or name.name).split(".")[0] for name in node.names}
@@ -163,7 +163,7 @@ class _Walk(ast.NodeVisitor):
             self.replace(node, "pass")
         self.generic_visit(node)
 
-    # What is.
+    # Nodes that are.
 
     def visit_BinOp(self, node):
         kind = type(node.op)

@@ -1,4 +1,4 @@
-"""Which tests execute which line, measured one test file at a time, and the tests that could see a mutant."""
+"""The lines that each test executes, measured one test file at a time, and the tests that could see a mutant."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import coverage
 from mutants.contexts import TIMES, VARIABLE
 from mutants.operators import Mutant
 
-FOLDERS = ("mhc_jax", "train", "configs", "parity_tests")  # torch_ref has no line of what is mutated
+FOLDERS = ("mhc_jax", "train", "configs", "parity_tests")  # torch_ref is not mutated
 CONFIG = """[run]
 source =
     {root}/mhc_jax
@@ -30,7 +30,7 @@ Lines = dict[str, dict[str, list[int]]]  # test -> file -> lines
 
 
 def digest(*files: Path) -> str:
-    """Of names and contents."""
+    """A digest of names and contents."""
     sha = hashlib.sha256()
     for file in files:
         sha.update(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
@@ -43,11 +43,11 @@ def test_files(root: Path) -> list[Path]:
 
 
 class Suite:
-    """What was measured of every test.
+    """The measurements of each test.
 
     Attributes:
-        seconds: of processors, its children's included.
-        lines: what it executed, in its own process and in those it started.
+        seconds: processor seconds, including its children's.
+        lines: lines executed in its process and in those it started.
     """
 
     def __init__(self, records: list[dict]):
@@ -120,7 +120,7 @@ def _record(root: Path, folder: Path, file: Path, code: str) -> dict:
 
 
 def read_lines(root: Path, folder: Path) -> Lines:
-    """Combines what the processes left in ``folder``."""
+    """Combines the records of the processes in ``folder``."""
     recorded = coverage.Coverage(data_file=str(folder / "coverage"))
     recorded.combine([str(folder)])
     data, lines = recorded.get_data(), {}

@@ -1,4 +1,4 @@
-"""One mutant in a process of its own, forked from one that has imported everything but the project."""
+"""One mutant in a separate process, forked from one that has imported everything but the project."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ ASLEEP = 180  # seconds without work after which it counts as hanging
 
 
 def preload() -> None:
-    """Imports what the project imports, and leaves it without a backend: that has threads, which no fork survives."""
+    """Imports the project's dependencies without starting a backend, whose threads would not survive a fork."""
     for library in LIBRARIES:
         importlib.import_module(library)
     from jax._src import xla_bridge
@@ -74,8 +74,8 @@ class Trial:
 
     Attributes:
         mutant: None for the unmutated code.
-        tree: a copy of the repository for this process alone.
-        tests: by name, with the processor seconds that each is expected to take; their files are run in this order.
+        tree: copy of the repository for this process only.
+        tests: expected processor seconds by test name; their files are run in this order.
         worked: processor seconds seen so far.
         woke: when they last grew.
     """
@@ -130,7 +130,7 @@ class Trial:
         for few in (files[at : at + FILES_AT_ONCE] for at in range(0, len(files), FILES_AT_ONCE)):
             status = pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", *few], plugins=[chosen])
             sys.stdout.flush()
-            if status not in (0, 5):  # passed, or nothing left of what was chosen
+            if status not in (0, 5):  # passed, or none of the chosen tests exists
                 os._exit(status)
         os._exit(0)
 
@@ -140,7 +140,7 @@ class Trial:
         pid, status = os.waitpid(self.pid, os.WNOHANG)
         if not pid and not self._hangs():
             return None
-        with contextlib.suppress(ProcessLookupError):  # with whatever the tests have started
+        with contextlib.suppress(ProcessLookupError):  # and all processes that the tests have started
             os.killpg(self.pid, signal.SIGKILL)
         if not pid:
             os.waitpid(self.pid, 0)

@@ -1,7 +1,7 @@
-"""Eager PyTorch mirror of the language models, written from the mathematics alone.
+"""Eager PyTorch mirror of the language models, written only from the mathematics.
 
 ``build(config)`` gives a ``torch.nn.Module``. It computes in the dtype of its parameters: float32 as
-built, float64 after ``.double()``. Neither JAX nor ``mhc_jax`` is imported.
+built, float64 after ``.double()``. It imports neither JAX nor ``mhc_jax``.
 """
 
 from torch_ref.nn.lm import LM, build

@@ -1,4 +1,4 @@
-"""What a call of a part is told beside its input."""
+"""The context of a call beyond its input."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Scope:
         layer: index of the layer, from 0.
         values: hook that what a mixer carries from token to token, (B, T, D), passes through once.
         taps: filled with named activations.
-        prefix: of the names under which they are recorded.
+        prefix: prefix of the names under which they are recorded.
         penalties: filled with auxiliary losses by name; see :meth:`penalise`.
     """
 

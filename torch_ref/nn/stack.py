@@ -1,4 +1,4 @@
-"""Layers in a list, walked one after another."""
+"""Layers in a list, run one after another."""
 
 import dataclasses
 from collections.abc import Sequence

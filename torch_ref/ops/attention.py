@@ -23,7 +23,7 @@ def causal_attention(
         k_BSGK, v_BSGK: keys and values of G heads; S = T unless ``start`` is given. G divides H: query head h uses head
             ``h // (H // G)``.
         start: column of the first query among the keys.
-        start_B: (B,) column of each row's first token; keys before it are seen by their own query alone.
+        start_B: (B,) column of each row's first token; keys before it are seen only by their own query.
         segment_ids: (B, T); tokens of different segments do not see each other. Keys before ``start`` belong to the
             first query's segment.
         causal: False lets a query see later keys too.

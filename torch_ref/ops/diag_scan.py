@@ -124,7 +124,7 @@ _FORMS = {"sequential": _sequential, "associative": _associative, "chunked": _ch
 
 
 def original_loop(u_BTD: Tensor, a_D: Tensor, b_D: Tensor, c_D: Tensor, d_D: Tensor) -> Tensor:
-    """The original mHC-SSM's way to ``y_t = c s_t + d u_t``, kept as what the forms above are measured against.
+    """The original mHC-SSM's loop for ``y_t = c s_t + d u_t``, kept as the reference for the speed of the forms above.
 
     Indexing time and writing into a buffer in place makes its backward pass take O(T^2) memory traffic.
     """

@@ -32,7 +32,7 @@ def diag_ssm(
         logit_a_D: pole before :func:`pole`.
         b_D, c_D, d_D: input, output and skip gains.
         s0_BD: state before the first token; zeros if omitted.
-        reset_BT: where true, the state is forgotten before the token is read.
+        reset_BT: true where the state is reset before the token is read.
         form, chunk: see :func:`torch_ref.ops.diag_scan.diagonal_scan`.
 
     Returns:

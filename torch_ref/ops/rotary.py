@@ -11,7 +11,7 @@ LAYOUTS = ("half", "interleaved")
 def rotate(x_BTHK: Tensor, positions_BT: Tensor, *, base: float = 10000.0, layout: str = "half") -> Tensor:
     """Pair i of every head turned by ``position * base^(-2i/K)``, (B, T, H, K).
 
-    The product of a rotated query and a rotated key depends on the distance of their positions alone.
+    The product of a rotated query and a rotated key depends only on the distance of their positions.
 
     Args:
         x_BTHK: queries or keys; K is even.
@@ -29,7 +29,7 @@ def rotate(x_BTHK: Tensor, positions_BT: Tensor, *, base: float = 10000.0, layou
     exponents_P = torch.arange(0, K, 2, dtype=dtype, device=x_BTHK.device) / K
     angles_BT1P = positions_BT[..., None, None].to(dtype) * base**-exponents_P
     cos, sin = angles_BT1P.cos(), angles_BT1P.sin()
-    # The two channels of a pair stand on an axis of their own: before the pairs, or after them.
+    # The two channels of a pair form an axis, before the pairs or after them.
     axis, sizes = (-2, (2, -1)) if layout == "half" else (-1, (-1, 2))
     first, second = x_BTHK.to(dtype).unflatten(-1, sizes).unbind(axis)
     turned = torch.stack([first * cos - second * sin, first * sin + second * cos], axis)

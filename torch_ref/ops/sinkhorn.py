@@ -59,7 +59,7 @@ def log_sinkhorn_columns_then_rows(logits_NN: Tensor, *, iters: int, temperature
 def sinkhorn_clamped(logits_NN: Tensor, *, iters: int) -> Tensor:
     """Form of lucidrains: rows, then columns, over their sum or 1e-12 if that is larger.
 
-    ``iters = 0`` returns the logits themselves, as published.
+    ``iters = 0`` returns the logits themselves, as the published code does.
 
     Raises:
         ValueError: ``iters < 0``.

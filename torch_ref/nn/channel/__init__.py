@@ -1,4 +1,4 @@
-"""Channel mixers, one per file: they map every token's (B, T, D) alone."""
+"""Channel mixers, one per file, which map each token of (B, T, D) separately."""
 
 from torch_ref.nn.channel.base import ChannelMixer
 from torch_ref.nn.channel.gelu_mlp import GeluMLP

@@ -1,4 +1,4 @@
-"""The contract of a channel mixer: what happens to every token alone."""
+"""The contract of a channel mixer, which transforms each token separately."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from torch_ref.nn.scope import Scope
 
 
 class ChannelMixer(nn.Module):
-    """Maps (B, T, D) to (B, T, D), every token alone; built as ``ChannelMixer(config, width, sites)``.
+    """Maps (B, T, D) to (B, T, D), each token separately; built as ``ChannelMixer(config, width, sites)``.
 
     Attributes:
         views: inputs it takes; with V > 1 the input is (V, B, T, D).

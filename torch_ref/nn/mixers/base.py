@@ -1,4 +1,4 @@
-"""The contract of a sequence mixer: how tokens exchange information."""
+"""The contract of a sequence mixer, which exchanges information between tokens."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ class Mixer(nn.Module):
         """The output (B, T, D), and the state after the last token.
 
         What the mixer carries from token to token, (B, T, D) or as wide as it needs, passes ``scope.values`` once.
-        Tokens before ``scope.start_B`` are padding: what they give means nothing, but no other token sees them.
+        Tokens before ``scope.start_B`` are padding: their outputs are meaningless, and no other token sees them.
 
         Args:
             u_BTD: normalised input.

@@ -12,7 +12,7 @@ class Projection:
     """Logits of ``shape`` to matrices (N, N), built as ``Projection(config, streams)``.
 
     Attributes:
-        shape: of the logits of one matrix; an empty shape such as (0,) means that there are none.
+        shape: shape of the logits of one matrix; an empty shape such as (0,) means that there are none.
     """
 
     shape: tuple[int, ...]

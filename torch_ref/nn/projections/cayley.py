@@ -16,7 +16,7 @@ class Cayley(Projection):
         self.alpha, self.steps = config.alpha, config.steps
 
     def near_identity(self, strength):
-        """Zeros: their projection is the identity whatever the strength."""
+        """Zeros, whose projection is the identity for any strength."""
         return torch.zeros(self.shape)
 
     def __call__(self, logits):

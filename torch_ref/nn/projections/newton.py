@@ -1,4 +1,4 @@
-"""What Sinkhorn's iterations approach, by Newton's method."""
+"""The limit of Sinkhorn's iterations, by Newton's method."""
 
 from torch_ref.config import register
 from torch_ref.nn.projections.base import Projection

@@ -15,7 +15,7 @@ _SINKHORN_FORMS = {
 
 @register("projection", "sinkhorn")
 class Sinkhorn(Projection):
-    """The gradient ``recompute`` saves memory alone, so it is ``unrolled`` here."""
+    """The gradient ``recompute`` only saves memory, so it is ``unrolled`` here."""
 
     def __init__(self, config, streams: int):
         super().__init__(config, streams)
