@@ -18,8 +18,8 @@ T = TypeVar("T")
 
 NUMBERS = {int: "be a whole number", float: "be a number"}
 
-# Names of our flags in other projects (nanoGPT, Hugging Face, torchtitan, Levanter): the last part of the flag, or the
-# whole of a former flag of ours, and our flag or a sentence. A flag that differs only before its last part needs no entry.
+# Names of our flags in other projects (nanoGPT, Hugging Face, torchtitan, Levanter): the last part of the flag, or a
+# whole former flag of ours, and our flag or a sentence. A flag that differs only before its last part needs no entry.
 FOREIGN = {
     "adam-beta1": "--optim.beta1",
     "adam-beta2": "--optim.beta2",
