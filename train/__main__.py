@@ -30,7 +30,7 @@ from train.terminal.flags import flags_of, parts_of
 PROG = "python -m train"
 USAGE = f"""usage: {PROG} NAME [--flags]            a configuration from the list
        {PROG} --config FILE [--flags]   a run's config.json, or TOML
-       {PROG} --resume RUN [--flags]    continues from its last checkpoint"""
+       {PROG} --resume RUN [--flags]    continues that run"""
 # Where the words of a list begin.
 INDENT = 30
 
