@@ -72,7 +72,7 @@ class ModelConfig(Config):
     Attributes:
         vocab_size: V, of ids that go in; in a run, None takes the data's.
         max_len: tokens of the longest sequence; in a run, None takes those of the data's windows.
-        execution: how it runs.
+        execution: settings that change speed and memory, not the model.
     """
 
     axis: ClassVar[str] = "model"
