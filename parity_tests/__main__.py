@@ -24,12 +24,12 @@ class Flags:
     Without flags: all cases of all tiers, the golden numbers, and the seeded faults.
 
     Attributes:
-        checkpoint: certify this run directory or exported folder instead.
-        golden: only replay the golden numbers; needs no PyTorch and runs on any device.
-        matrix: only walk every topology with every mixer, half an hour, and print the table of both.
-        only: of the matrix, these topologies and these mixers.
-        json: also write the rows to this file.
-        plugins: modules that add cases of their own (``parity_tests.cases.add``) when imported.
+        checkpoint: run directory or exported folder to certify instead.
+        golden: whether to replay only the golden numbers, which needs no PyTorch and runs on any device.
+        matrix: whether to run only every topology with every mixer, which takes half an hour, and print the table.
+        only: topologies and mixers of the matrix to walk.
+        json: file that also receives the rows.
+        plugins: modules to import first; they may register parts and add cases (``parity_tests.cases.add``).
     """
 
     checkpoint: str = ""
@@ -111,7 +111,7 @@ def _matrix(only: tuple[str, ...]) -> None:
 
 
 def _judge(cases: Iterable[Case]) -> list[Row]:
-    """The rows of all cases; what is being compared is said before it is computed."""
+    """The rows of all cases; each comparison is announced before it is computed."""
     rows: list[Row] = []
     for case in cases:
         print(report.heading(case.tier, case.name), flush=True)

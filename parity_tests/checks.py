@@ -1,4 +1,4 @@
-"""What the tests of all tiers share."""
+"""The common parts of the tests of all tiers."""
 
 import pytest
 

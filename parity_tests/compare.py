@@ -1,4 +1,4 @@
-"""Cases, rows and verdicts: how far each framework is from the truth, tensor by tensor."""
+"""Cases, rows and verdicts: the error of each framework, tensor by tensor."""
 
 import dataclasses
 import math
@@ -23,9 +23,9 @@ class Case:
         jax: runs the computation in a dtype and names its results.
         torch: the same, in order of execution; sample 0 has JAX's inputs, the others inputs that are moved by a
             rounding (:func:`parity_tests.frameworks.jitter`).
-        truth: what both must equal on the inputs of a sample; PyTorch in float64 if omitted.
-        dtypes: in which JAX is judged.
-        covers: what the case exercises, as ``"axis:kind"`` or ``"op:name"``.
+        truth: reference values for the inputs of a sample; PyTorch in float64 if omitted.
+        dtypes: dtypes in which JAX is judged.
+        covers: parts and ops that the case exercises, as ``"axis:kind"`` or ``"op:name"``.
     """
 
     tier: str
@@ -44,10 +44,10 @@ class Row:
     Attributes:
         err_jax: relative L2 distance of JAX's float32 result from the truth; NaN if not judged.
         err_torch: the largest such distance of PyTorch, over the samples.
-        ratio: of the two.
+        ratio: ratio of the two.
         ulp: largest distance of JAX's float32 result from the truth, in units in the last place of the largest entry.
         err_float64: relative L2 distance of JAX's float64 result from the truth.
-        fault: what is wrong; empty if the tensor passes.
+        fault: description of the fault; empty if the tensor passes.
     """
 
     tier: str
@@ -77,12 +77,12 @@ def error(x: np.ndarray, truth: np.ndarray, scale: float = 0.0) -> float:
 
 
 def vanishes(truth: np.ndarray, scale: float) -> bool:
-    """Whether the truth is rounding beside ``scale``."""
+    """Whether the truth is only rounding relative to ``scale``."""
     return float(np.linalg.norm(truth[np.isfinite(truth)])) <= tolerances.VANISHING * scale
 
 
 def scales(truth: Values) -> dict[str, float]:
-    """What each tensor is measured beside if it vanishes: for gradients the largest of them, for all else nothing."""
+    """The scale of a vanishing tensor: for gradients the largest gradient, for all else none."""
     largest = max((float(np.linalg.norm(x)) for name, x in truth.items() if name.startswith("gradient")), default=0.0)
     return {name: largest if name.startswith("gradient") else 0.0 for name in truth}
 
@@ -146,14 +146,14 @@ def _measure(row: Row, jax: Values, truth: np.ndarray, scale: float) -> Row:
 def _verdict(row: Row) -> str:
     faults = []
     if not math.isnan(row.err_float64):
-        # Where sums cancel, PyTorch's float32 error tells how much rounding is multiplied.
+        # Where sums cancel, PyTorch's float32 error shows how much rounding is amplified.
         cancelled = 0.0 if math.isnan(row.err_torch) else row.err_torch * tolerances.FLOAT64_PER_FLOAT32
         bound = max(tolerances.FLOAT64[row.tier], tolerances.RATIO * cancelled)
         if not row.err_float64 <= bound:
             faults.append(f"float64 error {row.err_float64:.1e} > {bound:.0e}")
     if not math.isnan(row.err_jax):
         rounding = tolerances.FEW_ULP * float(np.finfo(np.float32).eps)
-        # The same program in float64, whose errors are bounded above, tells how far its own rounding is multiplied.
+        # The same program in float64, whose errors are bounded above, shows how much its own rounding is amplified.
         multiplied = 0.0 if math.isnan(row.err_float64) else row.err_float64 / tolerances.FLOAT64_PER_FLOAT32
         if not row.err_jax <= max(tolerances.RATIO * max(row.err_torch, multiplied), rounding):
             faults.append(f"float32 error {row.err_jax:.1e}, PyTorch's own {row.err_torch:.1e}")
@@ -161,7 +161,7 @@ def _verdict(row: Row) -> str:
 
 
 def _mismatch(x: np.ndarray | None, truth: np.ndarray, dtype: DType, scale: float) -> str:
-    """What can be said without measuring: presence, shape, dtype, and where NaN, infinities and zeros stand."""
+    """Faults found without measuring: presence, shape, dtype, and the places of NaN, infinities and zeros."""
     if x is None:
         return "JAX lacks this tensor"
     if x.shape != truth.shape:

@@ -1,4 +1,4 @@
-"""Catalogues that are folders: what stands in one is found, so that more is added by a file alone."""
+"""Catalogues that are folders: every file in one is found, so that adding a file is enough."""
 
 import importlib
 import pkgutil

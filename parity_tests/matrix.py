@@ -1,7 +1,7 @@
-"""Every topology with every mixer, at a tiny size: built, trained for a step, decoded, converted, and compared.
+"""Every topology with every mixer at a tiny size: built, trained for a step, decoded, converted and compared.
 
-``python -m parity_tests --matrix`` prints the table. A registered topology or mixer, a plug-in's too, gets its row or
-column without further ado.
+``python -m parity_tests --matrix`` prints the table. Every registered topology and mixer has a row or column,
+including those of plug-ins.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_train_step
 
 WIDTH = 8
-# Mixers that come with a channel mixer in a site of its own.
+# Mixers that come with a channel mixer in a separate site.
 _WITH_MLP = {"attention"}
 
 
@@ -60,11 +60,11 @@ def tiny(topology_name: str, mixer: str) -> LMConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One topology with one mixer, and what came of it.
+    """The result for one topology with one mixer.
 
     Attributes:
         ratio: largest float32 error of JAX over PyTorch's own, logits, activations, cotangents and gradients.
-        faults: one line each; none if all is well.
+        faults: one line per fault; empty if all is well.
     """
 
     topology: str
@@ -80,7 +80,7 @@ def names(only: Collection[str] = ()) -> list[tuple[str, str]]:
     """(topology, mixer), topology by topology.
 
     Args:
-        only: topologies and mixers to be walked; all of an axis of which none is named.
+        only: topologies and mixers to walk; all of an axis if none of it is named.
 
     Raises:
         ConfigError: a name of neither axis.

@@ -17,10 +17,10 @@ class Mutation:
     """A fault, and the case that must notice it.
 
     Attributes:
-        fault: what is wrong.
+        fault: description of the fault.
         target: ``"module:attribute"`` or ``"module:Class.attribute"`` to replace.
         replace: from the healthy object to the faulty one.
-        tier, case: which case is run.
+        tier, case: the case to run.
     """
 
     fault: str
@@ -78,7 +78,7 @@ def run(mutation: Mutation) -> Outcome:
     case = cases.of_tier(mutation.tier)[mutation.case]
     rows: list[Row] = []
     with seeded(mutation):
-        for dtype in case.dtypes:  # float64 first: what it catches need not run again
+        for dtype in case.dtypes:  # float64 first: a fault caught there need not run again
             rows = judge(case, (dtype,))
             if failures(rows):
                 break
@@ -97,5 +97,5 @@ def line(outcome: Outcome) -> str:
 
 
 def kill_rate(outcomes: Sequence[Outcome]) -> str:
-    """How many of the faults were caught."""
+    """The number of caught faults."""
     return f"kill rate: {sum(outcome.caught for outcome in outcomes)} of {len(outcomes)}"

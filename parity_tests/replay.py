@@ -29,7 +29,7 @@ VOCAB = 97
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """One case of the original: what its tensors do not tell, and its inputs."""
+    """One case of the original: its inputs, and the settings that its tensors do not show."""
 
     name: str
     hints: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -106,7 +106,7 @@ def replay(case: Golden) -> list[Row]:
 
 
 def replay_units() -> Iterator[Row]:
-    """Sinkhorn and the diagonal SSM alone."""
+    """Sinkhorn and the diagonal SSM on their own."""
     summary = _summary()
     logits = np.asarray(summary["sk_in"], np.float32)
     for name, iters, temperature in (

@@ -47,7 +47,7 @@ def rows() -> list[Row]:
 
 
 def replay(name: str, case: dict[str, Any]) -> list[Row]:
-    """What a site reads, the streams after it, and every gradient of the golden loss; or the output of stream ends."""
+    """A site's reading, the streams after it, and every gradient of the golden loss; or the output of stream ends."""
     with jax.enable_x64(True), jax.default_matmul_precision("highest"):
         module = _build(case)
         graph, state = nnx.split(module, nnx.Param)

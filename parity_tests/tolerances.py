@@ -21,7 +21,7 @@ FEW_ULP = 8.0
 FLOAT64_PER_FLOAT32 = 2.0**-29
 
 # A gradient this much smaller than the largest one of its case, in float64, is zero by symmetry, and its rounding is
-# measured beside that largest one.
+# measured relative to that largest one.
 VANISHING = 1e-13
 
 # Float64 against float64, relative L2. Rounding is 1e-16; each bound is some ten times the worst that was measured
@@ -46,7 +46,7 @@ GOLDEN = 1e-5
 # Published matrices are printed with eight decimals.
 GOLDEN_DIGITS = 1e-8
 
-# Size of a golden gradient below which it is what the original's rounding left of a cancellation.
+# Size of a golden gradient below which it is only the original's rounding of a cancellation.
 GOLDEN_SMALLEST = 1e-3
 
 # Stream diversity is a mean of |cosine - 0 or 1|: its rounding is that of numbers near 1, even where it is 0.

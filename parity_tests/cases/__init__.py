@@ -40,6 +40,6 @@ def of_tier(tier: str) -> dict[str, Case]:
 
 
 def everything() -> list[Case]:
-    """All cases, tier by tier, what is small first."""
+    """All cases, tier by tier, small ones first."""
     load()
     return sorted(_CASES.values(), key=lambda case: list(FLOAT64).index(case.tier))

@@ -1,4 +1,4 @@
-"""Parts of a model alone, on inputs of their own: mixers, residual topologies with their adapters, stream ends."""
+"""Single parts of a model on separate inputs: mixers, residual topologies with their adapters, stream ends."""
 
 import dataclasses
 import functools
@@ -40,7 +40,7 @@ def cases() -> Iterator[Case]:
         state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), system.config.width))
         yield part(f"site of {system.name}", system, state, _site_jax, _site_torch)
         yield part(f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, system.config.width)), _ends, _ends)
-    # Float64 alone: the matrix of topologies and mixers has them in float32.
+    # Only float64: the matrix of topologies and mixers covers float32.
     for name in registry.names("topology"):
         system = System(name, tiny_gpt(name))
         streams = system.config.residual.stream_count

@@ -1,4 +1,4 @@
-"""Every function of ``mhc_jax.ops`` with its derivatives, beside the function of the same name in ``torch_ref.ops``."""
+"""Every function of ``mhc_jax.ops`` with its derivatives, against the same function in ``torch_ref.ops``."""
 
 import functools
 import importlib

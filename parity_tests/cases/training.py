@@ -115,7 +115,7 @@ def _updates_torch(config, weights: Arrays, optim: OptimConfig, dtype: DType, sa
 def trajectory(name: str, system: System, optim: OptimConfig, settings: TrainConfig) -> Case:
     """The loss of every step of a training run, and the parameters at its end.
 
-    In float64 alone: float32 roundings grow from step to step, in either framework.
+    Only in float64, because float32 rounding errors grow from step to step in both frameworks.
     """
     arguments = system.config, weights(system.config), optim, settings
     return Case(

@@ -1,4 +1,4 @@
-"""The faults that are seeded: what goes wrong, and the case that must notice it; one file for each system."""
+"""The seeded faults, each with the case that must notice it; one file for each system."""
 
 import sys
 from collections.abc import Iterator

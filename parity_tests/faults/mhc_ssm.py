@@ -165,7 +165,7 @@ def _unchanged(healthy):
 
 
 def _stale_state(part: str) -> Replace:
-    """One part of a mixer's state stays what it was before the tokens."""
+    """One part of a mixer's state is not updated by the tokens."""
 
     def replace(healthy):
         def mixer(self, u, state, scope):

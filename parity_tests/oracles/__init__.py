@@ -1,4 +1,4 @@
-"""Code of others as the judge: every case runs a published implementation, in float64 as the truth."""
+"""Published implementations as references: every case runs one of them, in float64 for the truth."""
 
 import sys
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""GPT-2 as Hugging Face transformers runs it: logits, loss, and the gradient of every parameter."""
+"""GPT-2 in Hugging Face transformers: logits, loss, and the gradient of every parameter."""
 
 import functools
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The residual streams of DeepSeek-V4, GLM-5-next, Hy-V4 and Qwen4-exp as Hugging Face transformers runs them."""
+"""The residual streams of DeepSeek-V4, GLM-5-next, Hy-V4 and Qwen4-exp in Hugging Face transformers."""
 
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -93,7 +93,7 @@ def _site(config: DynamicMHCConfig, arrays):
 
 
 def _run(config: ResidualConfig, params: dict[str, Any], arrays):
-    """What is read, the taps, and the state after the site."""
+    """The site's reading, the taps, and the state after the site."""
     residual = ours(lambda policy, init: config.build(WIDTH, policy, init), params, arrays["x"].dtype)
     scope = Scope.over(arrays["x"].shape[1], taps=(taps := Taps()))
     collapsed, ctx = residual.pre(arrays["x"], scope)

@@ -1,4 +1,4 @@
-"""Published modules beside parts of ours, on the same inputs and the same weights, by the published names."""
+"""Published modules against parts of ours, on the same inputs and weights, by the published names."""
 
 import contextlib
 import functools
@@ -26,7 +26,7 @@ def beside(name: str, published: torch.nn.Module, torch_part: TorchPart, jax_par
     """Outputs of a published module and of ours, and their weighted sum's gradient by inputs and weights.
 
     Args:
-        name: of the case.
+        name: name of the case.
         published: gives names and shapes of the weights.
         torch_part: from ``(module, arrays)`` to named outputs; the module's weights are among the arrays.
         jax_part: from arrays to the same outputs.

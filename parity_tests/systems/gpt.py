@@ -1,4 +1,4 @@
-"""Attention and a channel mixer in sites of their own, over one stream and over several."""
+"""Attention and a channel mixer in separate sites, over one stream and over several."""
 
 from collections.abc import Iterator
 
@@ -21,7 +21,7 @@ def systems() -> Iterator[System]:
 
 
 def tiny_gpt(topology: str = "plain", *, bias: bool = True, activation="tanh", **changes) -> LMConfig:
-    """Attention of two heads and an MLP, each in a site of its own."""
+    """Attention with two heads and an MLP, in separate sites."""
     config = LMConfig(
         vocab_size=VOCAB,
         max_len=POSITIONS,

@@ -1,4 +1,4 @@
-"""Rotary positions, grouped and normalised heads, a head of its own and of another size, attention both ways."""
+"""Rotary positions, grouped and normalised heads, a separate output head of another size, bidirectional attention."""
 
 from collections.abc import Iterator
 
@@ -24,6 +24,6 @@ def systems() -> Iterator[System]:
 
 
 def _llama(mixer: AttentionConfig, topology: str = "plain", **changes) -> LMConfig:
-    """No table of positions, and a head of its own and of another size."""
+    """No table of positions, and a separate output head of another size."""
     changes = {"mixer": mixer, "positions": "none", "head": "dense", "outputs": VOCAB + 2, "norm": NORM} | changes
     return tiny_gpt(topology, **changes)
