@@ -198,7 +198,7 @@ def _watched(pieces: Iterable[Piece], bar: Progress, flags: Flags, done: int) ->
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.prepare_fineweb")
-    with interrupt.advising("interrupted; the same command goes on from here"):
+    with interrupt.advising("interrupted; the same command continues from here"):
         prepare(flags)
 
 

@@ -293,7 +293,7 @@ def main(argv: list[str]) -> None:
         cli.load_plugin(plugin)
     for row in flags.topologies:
         row_flags(flags.name, row, flags.topologies, flags.train_flags.split())  # bad names are met before any run
-    with interrupt.advising("interrupted: what was trained is saved; the same command goes on from here"):
+    with interrupt.advising("interrupted: what was trained is saved; the same command continues from here"):
         records, out = study(flags), Path(flags.out)
     rows = table(records, flags.rates)
     found = {"flags": dataclasses.asdict(flags), "rows": records}

@@ -325,7 +325,7 @@ def test_interruption_is_one_line(source, tmp_path, monkeypatch):
         raise Interrupted(signal.SIGINT)
 
     monkeypatch.setattr(prepare_fineweb, "write_shard", stop)
-    with pytest.raises(Interrupted, match="interrupted; the same command goes on from here"):
+    with pytest.raises(Interrupted, match="interrupted; the same command continues from here"):
         prepare_fineweb.main(["--source", str(source), "--out", str(tmp_path / "out"), "--shard-tokens", "500"])
 
 
