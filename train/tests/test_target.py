@@ -122,7 +122,7 @@ def test_the_step_is_traced_for_the_machine_and_nothing_is_allocated(monkeypatch
             target.compile_step(config, target.find(name), sharding.make_mesh(config.mesh))
         assert fault.value.needed == 205.02 * 2**30
     assert seen == ["tpu", "gpu"]
-    assert len(jax.live_arrays()) == before
+    assert len(jax.live_arrays()) <= before  # arrays of earlier tests may be collected meanwhile
 
 
 def test_other_failures_of_the_compiler_are_not_taken_for_memory(monkeypatch, tmp_path):
