@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from mhc_jax.config import check_name
 
-PolicyName = Literal["float32", "bfloat16", "float64"]
+PolicyName = Literal["float32", "bfloat16", "bfloat16_wide_streams", "float64"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,19 +17,23 @@ class Policy:
 
     Attributes:
         compute: matrix products, convolutions and activations.
-        accumulate: residual streams, mixing coefficients, recurrences, norm statistics, logits and loss.
+        streams: parallel residual streams, as one site hands them to the next.
+        accumulate: a single residual stream, mixing coefficients and the sums they weigh, recurrences, norm statistics,
+            logits and loss.
         precision: matrix-product precision handed to XLA; ``"highest"`` forbids TF32 and bf16 passes.
     """
 
     compute: DTypeLike
+    streams: DTypeLike
     accumulate: DTypeLike
     precision: str | None
 
 
 _POLICIES: dict[str, Policy] = {
-    "float32": Policy(jnp.float32, jnp.float32, "highest"),
-    "bfloat16": Policy(jnp.bfloat16, jnp.float32, None),
-    "float64": Policy(jnp.float64, jnp.float64, "highest"),
+    "float32": Policy(jnp.float32, jnp.float32, jnp.float32, "highest"),
+    "bfloat16": Policy(jnp.bfloat16, jnp.bfloat16, jnp.float32, None),
+    "bfloat16_wide_streams": Policy(jnp.bfloat16, jnp.float32, jnp.float32, None),
+    "float64": Policy(jnp.float64, jnp.float64, jnp.float64, "highest"),
 }
 
 

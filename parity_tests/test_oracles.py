@@ -48,7 +48,7 @@ MUTATIONS = [
     _fault(
         "mixed streams transposed",
         "ops.streams:mix",
-        lambda healthy: lambda h_BTND, mix_NN: healthy(h_BTND, mix_NN.mT),
+        lambda healthy: lambda h, mix_MN: healthy(h, mix_MN.mT),
         "hyper-connections 0.4.11 mHC version 2, linear domain",
     ),
 ]

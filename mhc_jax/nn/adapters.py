@@ -3,12 +3,15 @@
 import dataclasses
 from typing import Any
 
+import jax
+
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init, normal, ones, zeros
 from mhc_jax.nn.layers import Dense, dropout
 from mhc_jax.nn.norms import Norm
 from mhc_jax.nn.residual.base import Residual, streams_of, with_streams
 from mhc_jax.ops.adapter import stream_adapter
+from mhc_jax.ops.streams import add, copies, each, each_or_one
 from mhc_jax.precision import Policy
 
 
@@ -62,23 +65,28 @@ class StreamAdapters(Residual):
             for name in ("gamma_pre", "gamma_post")
         )
 
-    def _adapt(self, x, gamma, *, per_stream, key):
+    def _adapt(self, x, gamma, key):
+        """What the adapter adds to every stream, from x: one array for all of them, or streams."""
         leaves: tuple[Any, ...] = (gamma, self.down.kernel, self.down.bias, self.up.kernel, self.up.bias)
         gamma, down, down_bias, up, up_bias = (leaf[...].astype(self.policy.compute) for leaf in leaves)
-        x = self.norm(x.astype(self.policy.accumulate)).astype(self.policy.compute)
-        adapted = stream_adapter(x, gamma, down, down_bias, up, up_bias, per_stream=per_stream)
-        return dropout(adapted, self.config.dropout, key)
+
+        def normalise(x_BTD):
+            return self.norm(x_BTD.astype(self.policy.accumulate)).astype(self.policy.compute)
+
+        adapted = stream_adapter(each_or_one(normalise, x), gamma, down, down_bias, up, up_bias)
+        keys = [None] * len(adapted) if key is None else jax.random.split(key, len(adapted))
+        return each(lambda x, key: dropout(x, self.config.dropout, key), adapted, keys)
 
     def pre(self, state, scope):
-        h_BTND = streams_of(state)
-        adapted = self._adapt(h_BTND, self.gamma_pre, per_stream=True, key=scope.key_of("adapter"))
-        state = with_streams(state, scope.tap("adapted", h_BTND + adapted.astype(h_BTND.dtype)))
+        h = streams_of(state)
+        adapted = self._adapt(h, self.gamma_pre, scope.key_of("adapter")).astype(self.policy.accumulate)
+        state = with_streams(state, scope.tap("adapted", add(h, adapted).astype(h.dtype)))
         u_BTD, ctx = self.inner.pre(state, scope.keyed("inner"))
         return u_BTD, (state, ctx)
 
     def post(self, state, y, ctx, scope):
         state, ctx = ctx
-        adapted = self._adapt(y, self.gamma_post, per_stream=False, key=scope.key_of("adapter"))
-        dtype = streams_of(state).dtype
-        y_BTND = scope.tap("y_streams", y[..., None, :].astype(dtype) + adapted.astype(dtype))
-        return self.inner.post(state, y_BTND, ctx, scope.keyed("inner"))
+        adapted = self._adapt(y, self.gamma_post, scope.key_of("adapter"))
+        y = copies(y.astype(self.policy.accumulate), len(adapted))
+        y = scope.tap("y_streams", add(y, adapted))
+        return self.inner.post(state, y, ctx, scope.keyed("inner"))

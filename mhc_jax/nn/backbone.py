@@ -9,7 +9,7 @@ from flax import nnx
 
 from mhc_jax.config import Config, within
 from mhc_jax.nn.adapters import StreamAdapters, StreamAdaptersConfig
-from mhc_jax.nn.block import Block, Carry, Site
+from mhc_jax.nn.block import Block, Site
 from mhc_jax.nn.channel import ChannelMixerConfig
 from mhc_jax.nn.ends import EndsConfig, IdentityEndsConfig
 from mhc_jax.nn.init import Init
@@ -143,26 +143,33 @@ class Backbone(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, states: Any | None, scope: Scope) -> tuple[jax.Array, Any | None]:
         """The normalised output (B, T, D), and the mixers' states after the last token; see :class:`Mixer`."""
-        state = self.config.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
-        (state, _), states = run_stack(self.blocks, self._carry(state), states, scope / "blocks", self.execution)
+        carry = self._begin(x_BTD, scope), self._no_values(x_BTD)
+        (state, _), states = run_stack(self.blocks, carry, states, scope / "blocks", self.execution)
         if self.config.stream_diversity:
-            diversity = streams.diversity(streams_of(state))
+            diversity = streams.diversity(streams_of(state).astype(self.policy.accumulate))
             scope.penalise("stream_diversity", self.config.stream_diversity * diversity)
         return sliced(self._collapse(state, scope), scope.batch_sharding), states
 
-    def _carry(self, state: State) -> Carry:
-        """The initial carry of the scan over layers."""
+    def _begin(self, x_BTD: jax.Array, scope: Scope) -> State:
+        """The residual state before the first layer."""
+        state = self.config.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
+        if self.config.residual.stream_count is None:
+            return state
+        return with_streams(state, streams_of(state).astype(self.policy.streams))
+
+    def _no_values(self, x_BTD: jax.Array) -> jax.Array | None:
+        """The place of the first layer's values, if later layers share them."""
         config = self.config
         if config.value_residual is None:
-            return state, None
-        B, T = streams_of(state).shape[:2]
+            return None
+        B, T = x_BTD.shape[:2]
         shape = B * config.residual.branches, T, config.mixer.value_width(config.width)
-        return state, jnp.zeros(shape, self.policy.compute)
+        return jnp.zeros(shape, self.policy.compute)
 
     def _collapse(self, state: State, scope: Scope) -> jax.Array:
         if self.config.norm_streams:
             h = streams_of(state).astype(self.policy.accumulate)
-            normalised = scope.tap("normalised", self.final_norm(h))
+            normalised = scope.tap("normalised", streams.each_or_one(self.final_norm, h))
             return scope.tap("hidden", self.ends.collapse(with_streams(state, normalised)))
         collapsed = scope.tap("collapse", self.ends.collapse(state))
         return scope.tap("hidden", self.final_norm(collapsed.astype(self.policy.accumulate)))

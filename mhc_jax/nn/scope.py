@@ -3,13 +3,15 @@
 import dataclasses
 import zlib
 from collections.abc import Callable
-from typing import Self
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.taps import Taps
+from mhc_jax.ops.streams import Streams, stack, unstack
 
+Tapped = TypeVar("Tapped", jax.Array, Streams)
 ValueHook = Callable[[jax.Array], jax.Array]
 
 
@@ -74,9 +76,11 @@ class Scope:
         """The scope of one layer, with a separate key."""
         return self.replace(layer=layer, key=None if self.key is None else jax.random.fold_in(self.key, layer))
 
-    def tap(self, name: str, x: jax.Array) -> jax.Array:
-        """``x``, recorded under the name if activations are recorded."""
-        return x if self.taps is None else self.taps(name, x)
+    def tap(self, name: str, x: Tapped) -> Tapped:
+        """``x``, recorded under the name if activations are recorded; streams as one array (B, T, N, D)."""
+        if self.taps is None:
+            return x
+        return unstack(self.taps(name, stack(x))) if isinstance(x, Streams) else self.taps(name, x)
 
     def repeated(self, n: int) -> Self:
         """The scope of a batch in which every row is repeated n times in succession: branches folded into the batch."""

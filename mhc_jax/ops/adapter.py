@@ -3,24 +3,26 @@
 import jax
 from jaxtyping import Array, Float
 
+from mhc_jax.ops.streams import Streams, copies, each, unstack
+
 
 def stream_adapter(
-    x: Float[Array, "*B D"] | Float[Array, "*B N D"],
+    x: Float[Array, "*B D"] | Streams,
     gamma_NR: Float[Array, "N R"],
     down_DR: Float[Array, "D R"],
     down_bias_R: Float[Array, " R"],
     up_RD: Float[Array, "R D"],
     up_bias_D: Float[Array, " D"],
-    *,
-    per_stream: bool,
-) -> Float[Array, "*B N D"]:
+) -> Streams:
     """``up(gamma[i] * SiLU(down(x_i)))`` for every stream i (mHC-SSM, section 1.5).
 
     Args:
-        x: normalised input; (B, T, N, D) if ``per_stream``, else (B, T, D) shared by all streams.
+        x: normalised input; one array shared by all streams goes through ``down`` once.
         gamma_NR: gain of each stream on the bottleneck, the only per-stream parameter.
     """
-    hidden = jax.nn.silu(x @ down_DR + down_bias_R)
-    if not per_stream:
-        hidden = hidden[..., None, :]
-    return (gamma_NR * hidden) @ up_RD + up_bias_D
+
+    def down(x_BTD):
+        return jax.nn.silu(x_BTD @ down_DR + down_bias_R)
+
+    hidden = each(down, x) if isinstance(x, Streams) else copies(down(x), len(gamma_NR))
+    return each(lambda gamma_R, hidden_BTR: (gamma_R * hidden_BTR) @ up_RD + up_bias_D, unstack(gamma_NR), hidden)

@@ -23,9 +23,10 @@ from mhc_jax.nn.residual import (
     SinglePassMHCConfig,
     StaticMHCConfig,
 )
-from mhc_jax.nn.residual.base import streams_of
+from mhc_jax.nn.residual.base import streams_of, with_streams
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
+from mhc_jax.ops.streams import Streams, stack, unstack
 from mhc_jax.precision import policy
 
 FLOAT32 = policy("float32")
@@ -58,10 +59,26 @@ def site(config, index=1, *, perturbed=False):
 
 
 def passed(config, h, y, *, index=1, perturbed=False):
-    """The state after a site whose branch returns ``y``, what it read, and its taps."""
+    """The state after a site whose branch returns ``y``, what it read, and its taps; streams are arrays here."""
     module, taps = site(config, index, perturbed=perturbed), {}
-    u, ctx = module.pre(h, scope := Scope.over(1, taps=Taps(values=taps)))
-    return module.post(h, y, ctx, scope), u, taps
+    before = with_streams(h, held(config, streams_of(h)))
+    u, ctx = module.pre(before, scope := Scope.over(1, taps=Taps(values=taps)))
+    after = module.post(before, y, ctx, scope)
+    return with_streams(after, as_array(streams_of(after))), u, taps
+
+
+def held(config, h):
+    """An array as the topology holds it."""
+    return h if config.stream_count is None else unstack(h)
+
+
+def as_array(h):
+    return stack(h) if isinstance(h, Streams) else h
+
+
+def begun(config, h):
+    state = config.begin(held(config, h))
+    return with_streams(state, as_array(streams_of(state)))
 
 
 def output(config, y):
@@ -73,7 +90,7 @@ def output(config, y):
 def test_coefficients_are_float32_in_bfloat16_models(name):
     config, taps = topologies.topology(name).residual, {}
     module = config.build(WIDTH, policy("bfloat16"), Init(jax.random.key(0), sites=6))
-    state = config.begin(draw(0, 1, 2, config.stream_count, WIDTH))
+    state = config.begin(unstack(draw(0, 1, 2, config.stream_count, WIDTH)))
     _, ctx = module.pre(state, scope := Scope.over(2, taps=Taps(values=taps)))
     state = module.post(state, output(config, draw(1, 1, 2, WIDTH)).astype(jnp.bfloat16), ctx, scope)
     assert taps
@@ -86,7 +103,7 @@ def test_equal_streams_stay_equal_at_the_start(name):
     config = topologies.topology(name).residual
     x, y = draw(0, 1, 2, WIDTH), draw(1, 1, 2, WIDTH)
     h = jnp.broadcast_to(x[..., None, :], (1, 2, config.stream_count, WIDTH))
-    state = config.begin(h)
+    state = begun(config, h)
     after, u, _ = passed(config, state, output(config, y))
     np.testing.assert_allclose(streams_of(after), h + y[..., None, :], rtol=2e-6, atol=2e-6)
     if not site(config).normalised:
@@ -121,7 +138,7 @@ def test_without_mixing_streams_meet_in_reads_and_writes_alone():
 def test_single_pass_reads_with_the_weights_of_the_site_before():
     h, y = draw(0, 2, 3, N, WIDTH), draw(1, 2, 3, WIDTH)
     config = SinglePassMHCConfig()
-    state = config.begin(h)
+    state = begun(config, h)
     first, u, _ = passed(config, state, y, perturbed=True)
     np.testing.assert_allclose(u, h.mean(-2), rtol=1e-5, atol=1e-6)
     # Everything but the read is dynamic mHC with the same parameters.
@@ -208,7 +225,7 @@ def test_streams_may_start_with_a_vector_of_their_own():
     ends = CopyEndsConfig(stream_embed=True).build(WIDTH, N, FLOAT32, Init(jax.random.key(0)))
     ends.stream_embed[...] = draw(1, N, WIDTH)
     x = draw(0, 2, 3, WIDTH)
-    np.testing.assert_allclose(ends.expand(x), x[:, :, None] + draw(1, N, WIDTH), rtol=1e-6)
+    np.testing.assert_allclose(stack(ends.expand(x)), x[:, :, None] + draw(1, N, WIDTH), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

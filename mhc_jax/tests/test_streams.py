@@ -7,8 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhc_jax.ops import hyper, norm, streams
-from mhc_jax.tests.test_projections import fill
+from mhc_jax.ops import adapter, hyper, norm, streams
+from mhc_jax.tests import test_projections
+
+close = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
+
+
+def fill(*shape):
+    return test_projections.fill(*shape).astype(np.float32)
 
 
 def test_unit_rms_norm():
@@ -20,17 +26,16 @@ def test_unit_rms_norm():
 
 def test_coefficients_of_one_stream_and_of_all():
     h, phi = fill(2, 3, 4, 5), fill(7, 20)
-    flat = h.reshape(2, 3, 20)
+    held, flat = streams.unstack(h), h.reshape(2, 3, 20)
     want = flat @ phi.T / np.sqrt((flat**2).mean(-1, keepdims=True) + 1e-3)
-    np.testing.assert_allclose(hyper.flat_weights(h, phi, eps=1e-3), want, rtol=2e-5, atol=1e-5)
+    close(hyper.flat_weights(held, phi, eps=1e-3), want)
     for act in (np.tanh, lambda x: x):
         want = fill(4, 3) + 0.1 * act(h @ fill(5, 3))
-        got = hyper.dynamic_weights(h, fill(5, 3), 0.1, fill(4, 3), tanh=act is np.tanh)
-        np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+        close(hyper.dynamic_weights(held, fill(5, 3), 0.1, fill(4, 3), tanh=act is np.tanh), want)
     gamma = fill(5)
-    got = hyper.dynamic_weights(h, fill(5, 3), 0.1, fill(4, 3), tanh=True, gamma_M=gamma)
-    want = hyper.dynamic_weights(norm.unit_rms_norm(h, gamma), fill(5, 3), 0.1, fill(4, 3), tanh=True)
-    np.testing.assert_allclose(got, want, rtol=2e-5, atol=1e-5)
+    got = hyper.dynamic_weights(held, fill(5, 3), 0.1, fill(4, 3), tanh=True, gamma_D=gamma)
+    normed = streams.unstack(norm.unit_rms_norm(h, gamma))
+    close(got, hyper.dynamic_weights(normed, fill(5, 3), 0.1, fill(4, 3), tanh=True))
 
 
 def test_gated_read():
@@ -38,41 +43,61 @@ def test_gated_read():
     x = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) * (1 + scale)
     hidden = x.reshape(2, 3, 20) @ down.T / 4
     gate = 1 / (1 + np.exp(-(hidden / (1 + np.exp(-hidden))) @ up.T))
-    read, flat = hyper.stream_gate(h, scale, down, up, eps=1e-6)
-    np.testing.assert_allclose(flat, x.reshape(2, 3, 20), rtol=2e-5, atol=1e-5)
-    np.testing.assert_allclose(read, (gate.reshape(x.shape) * x).mean(-2), rtol=2e-5, atol=1e-5)
+    read, normed = hyper.stream_gate(streams.unstack(h), scale, down, up, eps=1e-6)
+    close(streams.stack(normed), x)
+    close(read, (gate.reshape(x.shape) * x).mean(-2))
 
 
-def test_streams_are_summed_as_they_are_contracted(monkeypatch):
-    """Each platform runs one of the two forms, so values and gradients of both are compared here."""
-    h, y = fill(2, 3, 4, 5), fill(2, 3, 5)
-    static, per_token = (fill(4), fill(6, 4)), (fill(2, 3, 4), fill(2, 3, 6, 4))
-
-    def loss(h, y, weight, mixing):
-        read, mixed = streams.read(h, weight), streams.mix(h, mixing)
-        written = streams.write(y, weight, per_stream=False) + streams.write(h, weight, per_stream=True)
-        return sum(jnp.sum(jnp.sin(out) * fill(*out.shape)) for out in (read, mixed, written))
-
-    for coefficients in (static, per_token):
-        results = []
-        for contracts in (False, True):
-            monkeypatch.setattr(streams, "_contracts", lambda contracts=contracts: contracts)
-            results.append(jax.value_and_grad(loss, argnums=(0, 1, 2, 3))(h, y, *coefficients))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *results)
-
-
-@pytest.mark.parametrize("contracts", [False, True])
+@pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("lead", [(), (3,), (2, 1, 3)])
-def test_streams_stand_before_the_width_whatever_comes_first(lead, contracts, monkeypatch):
-    monkeypatch.setattr(streams, "_contracts", lambda: contracts)
-    h, y, weight, mixing = fill(*lead, 4, 5), fill(*lead, 5), fill(*lead, 4), fill(*lead, 6, 4)
-    close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-    close(streams.read(h, weight), np.einsum("...n,...nd->...d", weight, h))
-    close(streams.mix(h, mixing), np.einsum("...mn,...nd->...md", mixing, h))
-    close(streams.write(y, weight, per_stream=False), np.einsum("...n,...d->...nd", weight, y))
-    close(streams.write(h, weight, per_stream=True), np.einsum("...n,...nd->...nd", weight, h))
+def test_streams_are_read_mixed_and_written_by_their_weights(lead, per_token):
+    h, y, rows = fill(*lead, 4, 5), fill(*lead, 5), lead if per_token else ()
+    weight, mixing, wider = fill(*rows, 4), fill(*rows, 4, 4), fill(*rows, 6, 4)
+    held = streams.unstack(h)
+    close(streams.read(held, weight), np.einsum("...n,...nd->...d", weight, h))
+    for matrix in (mixing, wider):
+        close(streams.stack(streams.mix(held, matrix)), np.einsum("...mn,...nd->...md", matrix, h))
+    close(streams.stack(streams.write(y, weight)), np.einsum("...n,...d->...nd", weight, y))
+    close(streams.stack(streams.write(held, weight)), np.einsum("...n,...nd->...nd", weight, h))
 
 
-def test_mix_may_change_the_number_of_streams():
-    h, wide = fill(2, 3, 4, 5), fill(6, 4)
-    np.testing.assert_allclose(streams.mix(h, wide), np.einsum("ij,btjd->btid", wide, h), rtol=1e-4, atol=1e-5)
+def test_streams_of_a_width_and_back():
+    x = fill(2, 3, 12)
+    for n in (1, 3, 4):
+        held = streams.split_streams(x, n)
+        assert (len(held), held.batch_shape) == (n, (2, 3))
+        np.testing.assert_array_equal(streams.stack(held), x.reshape(2, 3, n, -1))
+        np.testing.assert_array_equal(streams.join_streams(held), x)
+        np.testing.assert_array_equal(streams.stack(streams.unstack(streams.stack(held))), streams.stack(held))
+
+
+def test_fractions_of_streams_and_back():
+    h = fill(2, 3, 4, 6)
+    pieces = streams.fractions(streams.unstack(h), 3)
+    # Fraction f of stream s is piece f * 4 + s.
+    want = np.moveaxis(h.reshape(2, 3, 4, 3, 2), 3, 2).reshape(2, 3, 12, 2)
+    np.testing.assert_array_equal(streams.stack(pieces), want)
+    np.testing.assert_array_equal(streams.stack(streams.join_fractions(pieces, 3)), h)
+
+
+def test_a_new_state_of_narrow_streams_is_rounded_once():
+    """Sums are taken in the dtype of the coefficients, whatever that of the streams."""
+    h, y = fill(2, 3, 4, 5).astype(jnp.bfloat16), fill(2, 3, 5).astype(jnp.bfloat16)
+    mixing, weight = fill(4, 4), fill(4)
+    held = streams.unstack(h)
+    for narrow in (streams.read(held, weight), streams.project(held, fill(7, 20)), *streams.mix(held, mixing).parts):
+        assert narrow.dtype == jnp.float32
+    exact = np.einsum("mn,...nd->...md", *(np.asarray(x, np.float64) for x in (mixing, h)))
+    exact += np.einsum("n,...d->...nd", *(np.asarray(x, np.float64) for x in (weight, y)))
+    after = streams.add(streams.mix(held, mixing), streams.write(y, weight)).astype(held.dtype)
+    np.testing.assert_array_equal(streams.stack(after), jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16))
+
+
+def test_adapters_share_all_but_their_gains():
+    x, gamma, down, up = fill(2, 3, 4, 5), fill(4, 2), fill(5, 2), fill(2, 5)
+    hidden = x @ down + 0.5
+    want = (gamma * hidden / (1 + np.exp(-hidden))) @ up - 0.25
+    parts = gamma, down, np.full(2, 0.5, np.float32), up, np.full(5, -0.25, np.float32)
+    close(streams.stack(adapter.stream_adapter(streams.unstack(x), *parts)), want)
+    shared = adapter.stream_adapter(x[..., 0, :], *parts)
+    close(streams.stack(shared), streams.stack(adapter.stream_adapter(streams.copies(x[..., 0, :], 4), *parts)))

@@ -57,15 +57,15 @@ def _projections():
 def _coefficients():
     factor = frozenset({"op:norm.inverse_unit_rms"})
     yield op("norm.unit_rms_norm", "", draw(x=(B, T, D), gamma_D=(D,)), covers=factor)
-    parts = draw(x_BM=(B, T, N, D), fn_MK=(D, 4), scale=(), static_K=(N, 4))
+    parts = draw(h_BTND=(B, T, N, D), fn_DK=(D, 4), scale=(), static_NK=(N, 4))
     yield op("hyper.dynamic_weights", "tanh", parts, tanh=True)
     yield op("hyper.dynamic_weights", "linear, a scale for each column", parts | draw(scale=(4,)), tanh=False)
-    yield op("hyper.dynamic_weights", "of what a norm makes of x", parts | draw(scale=(4,), gamma_M=(D,)), tanh=True)
+    yield op("hyper.dynamic_weights", "of what a norm makes of x", parts | draw(scale=(4,), gamma_D=(D,)), tanh=True)
     state = draw(h_BTND=(B, T, N, D))
     yield op("hyper.flat_weights", "", state | draw(phi_KM=(6, N * D)), eps=1e-6)
     gate = draw(scale_ND=(N, D), down_RM=(2, N * D), up_MR=(N * D, 2))
     yield op("hyper.stream_gate", "", state | gate, eps=1e-6)
-    yield op("streams.mix", "to fewer streams", state | draw(mix_NN=(B, T, 2, N)), positional=True)
+    yield op("streams.mix", "to fewer streams", state | draw(mix_MN=(B, T, 2, N)))
 
 
 def _attention():

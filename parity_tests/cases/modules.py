@@ -16,6 +16,7 @@ from mhc_jax.nn import scope as jax_scope
 from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.stack import layer_of
+from mhc_jax.ops import streams
 from parity_tests.cases.ops import draw
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
@@ -39,8 +40,10 @@ def cases() -> Iterator[Case]:
         streams = system.config.residual.stream_count
         state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), system.config.width))
         yield part(f"site of {system.name}", system, state, _site_jax, _site_torch)
-        yield part(f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, system.config.width)), _ends, _ends)
-    # Only float64: the matrix of topologies and mixers covers float32.
+        yield part(
+            f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, system.config.width)), _ends_jax, _ends_torch
+        )
+    # Float64 alone: the matrix of topologies and mixers has them in float32.
     for name in registry.names("topology"):
         system = System(name, tiny_gpt(name))
         streams = system.config.residual.stream_count
@@ -50,7 +53,7 @@ def cases() -> Iterator[Case]:
     for name, ends in ENDS.items():
         system = System(name, tiny_gpt("mhc", ends=ends))
         inputs = draw(state=(BATCH, TIME, 4, 8), x=(BATCH, TIME, 8))
-        yield part(f"ends: {name}", system, inputs, _ends, _ends)
+        yield part(f"ends: {name}", system, inputs, _ends_jax, _ends_torch)
 
 
 ENDS = {
@@ -118,11 +121,20 @@ def _mixer_torch(model, arrays):
 
 def _site_jax(model, arrays):
     site = layer_of(model.blocks, 0).mixer
-    before = model.config.residual.begin(arrays["state"])
-    scope = jax_scope.Scope.over(arrays["state"].shape[1])
+    before = model.config.residual.begin(_held(model, arrays["state"]))
+    scope = jax_scope.Scope.over(TIME)
     u, _ = site.residual.pre(before, scope)
     state, _ = site(before, lambda x, inside: site.branch(x, None, inside), scope)
-    return {"u": u, "state": streams_of(state)}
+    return {"u": u, "state": _array(streams_of(state))}
+
+
+def _held(model, state):
+    """The state of one array as the topology holds it."""
+    return state if model.config.residual.stream_count is None else streams.unstack(state)
+
+
+def _array(h):
+    return streams.stack(h) if isinstance(h, streams.Streams) else h
 
 
 def _site_torch(model, arrays):
@@ -137,5 +149,10 @@ def _positions():
     return torch.arange(TIME).expand(BATCH, TIME)
 
 
-def _ends(model, arrays):
+def _ends_jax(model, arrays):
+    state = _held(model, arrays["state"])
+    return {"expand": _array(model.ends.expand(arrays["x"])), "collapse": model.ends.collapse(state)}
+
+
+def _ends_torch(model, arrays):
     return {"expand": model.ends.expand(arrays["x"]), "collapse": model.ends.collapse(arrays["state"])}

@@ -2,11 +2,12 @@
 
 import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from mhc_jax.ops import streams as jax_streams
 from parity_tests.compare import Case
 from parity_tests.frameworks import Arrays, Function, vjp_jax, vjp_torch
 from torch_ref.ops import loss as torch_loss
@@ -26,7 +27,9 @@ def op(
     inputs: Arrays,
     *,
     torch: Function | None = None,
+    mirror_options: Mapping[str, Any] | None = None,
     positional: bool = False,
+    as_streams: str = "h_BTND",
     covers: frozenset[str] = frozenset(),
     **options: Any,
 ) -> Case:
@@ -34,17 +37,39 @@ def op(
 
     Args:
         torch: stands in for a function that the mirror does not have.
+        mirror_options: options that the mirror alone takes.
         positional: inputs are given in their order instead, where the two frameworks' shape letters differ.
+        as_streams: the input (B, T, N, D) that JAX takes as streams, under its name without the letters of its shape.
         covers: other ops that the case exercises.
     """
-    ours, mirror = (_function(package, path, options, positional) for package in ("mhc_jax", "torch_ref"))
+    ours = _function("mhc_jax", path, options, positional)
+    mirror = _function("torch_ref", path, {**options, **(mirror_options or {})}, positional)
+
+    def on_streams(arrays):
+        held = {_named(name): x for name, x in arrays.items()}
+        if as_streams in arrays:
+            held[_named(as_streams)] = jax_streams.unstack(arrays[as_streams])
+        return _stacked(ours(held))
+
     return Case(
         tier="ops",
         name=f"{path} {what}".strip(),
-        jax=functools.partial(vjp_jax, ours, inputs),
+        jax=functools.partial(vjp_jax, on_streams, inputs),
         torch=functools.cache(functools.partial(vjp_torch, torch or mirror, inputs)),
         covers=covers | {f"op:{path}"},
     )
+
+
+def _named(name: str) -> str:
+    """The name of an input in JAX: streams have no letters of a shape."""
+    return name.removesuffix("_BTND")
+
+
+def _stacked(outputs: Any) -> Any:
+    """Streams among the outputs as arrays (B, T, N, D)."""
+    if isinstance(outputs, tuple):
+        return tuple(_stacked(x) for x in outputs)
+    return jax_streams.stack(outputs) if isinstance(outputs, jax_streams.Streams) else outputs
 
 
 def _function(package: str, path: str, options: dict[str, Any], positional: bool) -> Callable:
@@ -135,15 +160,17 @@ def _streams():
     for what, lead in (("static", ()), ("per token", (B, T))):
         weights = draw(weight_N=(*lead, N))
         yield op("streams.read", what, state | weights)
-        yield op("streams.mix", what, state | draw(mix_NN=(*lead, N, N)))
-        yield op("streams.write", f"{what}, shared", draw(y=(B, T, D)) | weights, per_stream=False)
-        yield op("streams.write", f"{what}, per stream", draw(y=(B, T, N, D)) | weights, per_stream=True)
+        yield op("streams.mix", what, state | draw(mix_MN=(*lead, N, N)))
+        per_stream = {"as_streams": "y", "mirror_options": {"per_stream": True}}
+        yield op("streams.write", f"{what}, per stream", draw(y=(B, T, N, D)) | weights, **per_stream)
+        yield op("streams.write", f"{what}, shared", draw(y=(B, T, D)) | weights, mirror_options={"per_stream": False})
 
 
 def _adapter():
     parts = draw(gamma_NR=(N, 4), down_DR=(D, 4), down_bias_R=(4,), up_RD=(4, D), up_bias_D=(D,))
-    yield op("adapter.stream_adapter", "shared", draw(x=(B, T, D)) | parts, per_stream=False)
-    yield op("adapter.stream_adapter", "per stream", draw(x=(B, T, N, D)) | parts, per_stream=True)
+    shared, per_stream = draw(x=(B, T, D)) | parts, draw(x=(B, T, N, D)) | parts
+    yield op("adapter.stream_adapter", "shared", shared, mirror_options={"per_stream": False})
+    yield op("adapter.stream_adapter", "per stream", per_stream, as_streams="x", mirror_options={"per_stream": True})
 
 
 def _loss():

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.residual.base import streams_of, with_streams
-from mhc_jax.ops import sinkhorn
+from mhc_jax.ops import sinkhorn, streams
 from parity_tests.mutations import Mutation, Replace, argument, op, options
 
 GPT, VALUES = "gpt", "gpt over mhc, constrained value residual"
@@ -44,11 +44,11 @@ def _projections():
 
 def _coefficients():
     flat = "hyper.flat_weights"
-    yield op("streams flattened channel by channel", flat, argument("h_BTND", lambda h: jnp.swapaxes(h, -1, -2)))
+    yield op("streams flattened channel by channel", flat, argument("h", _channels_first))
     yield op("coefficients' norm with epsilon 1e-5", flat, options(eps=1e-5))
     yield op("no tanh", "hyper.dynamic_weights", options(tanh=False), "tanh")
     normed = "of what a norm makes of x"
-    yield op("gain of the norm left out", "hyper.dynamic_weights", argument("gamma_M", jnp.zeros_like), normed)
+    yield op("gain of the norm left out", "hyper.dynamic_weights", argument("gamma_D", jnp.zeros_like), normed)
     raw = "mhc_jax.nn.residual.hyper_connections:streams"
     yield Mutation("HC discards its mixed streams", raw, _never_mixes, "modules", "site of topology hc")
 
@@ -60,6 +60,10 @@ def _models():
     yield Mutation("value-residual weights swapped", values, _swapped_values, "models", VALUES)
     collapse = "mhc_jax.nn.backbone:Backbone._collapse"
     yield Mutation("final norm before the collapse", collapse, _norm_first, "models", DEEPSEEK)
+
+
+def _channels_first(h):
+    return streams.unstack(jnp.swapaxes(streams.stack(h), -1, -2))
 
 
 def _forgets_column(healthy):
@@ -92,10 +96,10 @@ def _symmetric(x: jax.Array) -> jax.Array:
 def _never_mixes(healthy):
     """Stands in for the ops of streams in a site: square matrices act as the identity."""
 
-    def mix(h, mix_NN):
-        return h if mix_NN.shape[-2] == h.shape[-2] else healthy.mix(h, mix_NN)
+    def mix(h, mix_MN):
+        return h if mix_MN.shape[-2] == len(h) else healthy.mix(h, mix_MN)
 
-    return types.SimpleNamespace(mix=mix, write=healthy.write)
+    return types.SimpleNamespace(**{**vars(healthy), "mix": mix})
 
 
 def _other_gelu(healthy):
@@ -109,7 +113,7 @@ def _swapped_values(healthy):
 
 def _norm_first(healthy):
     def collapse(self, state, scope):
-        h = streams_of(state).astype(self.policy.accumulate)
-        return scope.tap("hidden", self.ends.collapse(with_streams(state, self.final_norm(h))))
+        h = streams.each(self.final_norm, streams_of(state).astype(self.policy.accumulate))
+        return scope.tap("hidden", self.ends.collapse(with_streams(state, h)))
 
     return collapse

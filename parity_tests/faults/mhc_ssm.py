@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.ops.streams import stack, total, unstack
 from parity_tests.mutations import Mutation, Replace, argument, op, options
 
 MHC, ADAPTERS, REPAIRED, BASELINE = (
@@ -141,19 +142,22 @@ def _unmasked_loss(healthy):
 
 
 def _off_diagonal_diversity(healthy):
-    return lambda h_BTND: healthy(h_BTND) * h_BTND.shape[2] / (h_BTND.shape[2] - 1)
+    return lambda h: healthy(h) * len(h) / (len(h) - 1)
 
 
 def _transposed(healthy):
-    return lambda h_BTND, mix_NN: healthy(h_BTND, jnp.swapaxes(mix_NN, -1, -2))
+    return lambda h, mix_MN: healthy(h, jnp.swapaxes(mix_MN, -1, -2))
 
 
 def _interleaved(healthy):
-    return lambda x_BTM, streams: jnp.swapaxes(healthy(x_BTM, x_BTM.shape[-1] // streams), -1, -2)
+    def split(x_BTM, streams):
+        return unstack(jnp.swapaxes(stack(healthy(x_BTM, x_BTM.shape[-1] // streams)), -1, -2))
+
+    return split
 
 
 def _plain_mean(healthy):
-    return lambda self, state: jnp.mean(state, axis=-2)
+    return lambda self, state: total(state) / len(state)
 
 
 def _late_positions(healthy):

@@ -7,17 +7,17 @@ from torch_ref.ops.norm import rms_norm, unit_rms_norm
 
 
 def dynamic_weights(
-    x_BM: Tensor, fn_MK: Tensor, scale: Tensor, static_K: Tensor, *, tanh: bool, gamma_M: Tensor | None = None
+    h_BTND: Tensor, fn_DK: Tensor, scale: Tensor, static_NK: Tensor, *, tanh: bool, gamma_D: Tensor | None = None
 ) -> Tensor:
     """``static + scale * act(x @ fn)``, act the tanh or nothing.
 
     Args:
-        x_BM: input, any leading axes; normalised here if ``gamma_M`` is given.
+        h_BTND: streams; normalised here if ``gamma_D`` is given.
         scale: a scalar, or one for each coefficient.
         static_K: (K,), or (R, K) with one row for each row of an input (..., R, M).
     """
-    logits_BK = (x_BM if gamma_M is None else unit_rms_norm(x_BM, gamma_M)) @ fn_MK
-    return static_K + scale * (logits_BK.tanh() if tanh else logits_BK)
+    logits_BTNK = (h_BTND if gamma_D is None else unit_rms_norm(h_BTND, gamma_D)) @ fn_DK
+    return static_NK + scale * (logits_BTNK.tanh() if tanh else logits_BTNK)
 
 
 def flat_weights(h_BTND: Tensor, phi_KM: Tensor, *, eps: float) -> Tensor:
@@ -36,10 +36,10 @@ def stream_gate(
         scale_ND: the streams x are normalised one by one, times ``1 + scale``.
 
     Returns:
-        The read (B, T, D), and the normalised streams in one vector (B, T, M).
+        The read (B, T, D), and the normalised streams (B, T, N, D).
     """
     N = h_BTND.shape[-2]
     x_BTND = rms_norm(h_BTND, 1 + scale_ND, eps=eps)
     x_BTM = x_BTND.flatten(-2)
     gate_BTM = F.linear(F.silu(F.linear(x_BTM, down_RM) / N), up_MR).sigmoid()
-    return (gate_BTM.view_as(x_BTND) * x_BTND).mean(-2), x_BTM
+    return (gate_BTM.view_as(x_BTND) * x_BTND).mean(-2), x_BTND

@@ -18,9 +18,9 @@ def read(h_BTND: Tensor, weight_N: Tensor) -> Tensor:
     return (weight_N[..., None] * h_BTND).sum(-2)
 
 
-def mix(h_BTND: Tensor, mix_NN: Tensor) -> Tensor:
+def mix(h_BTND: Tensor, mix_MN: Tensor) -> Tensor:
     """``h'_i = sum_j mix[i, j] * h_j``; matrix (M, N) or per token (B, T, M, N), which gives M streams."""
-    return torch.einsum("...ij,...jd->...id", mix_NN, h_BTND)
+    return torch.einsum("...ij,...jd->...id", mix_MN, h_BTND)
 
 
 def write(y: Tensor, weight_N: Tensor, *, per_stream: bool) -> Tensor:

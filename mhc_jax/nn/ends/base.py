@@ -9,14 +9,15 @@ from flax import nnx
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.residual.base import ResidualConfig, State
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
 
 
 class StreamEnds(nnx.Module):
     """How the embedding becomes the residual streams, and how the state becomes the output."""
 
-    def expand(self, x_BTD: jax.Array) -> jax.Array:
-        """The streams before the first site."""
+    def expand(self, x_BTD: jax.Array) -> jax.Array | Streams:
+        """The streams before the first site; the array itself for a topology without streams."""
         raise NotImplementedError
 
     def collapse(self, state: State) -> jax.Array:

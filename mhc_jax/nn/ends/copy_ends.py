@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from typing import Literal
 
 import jax
@@ -52,7 +53,7 @@ class CopyEndsConfig(EndsConfig):
 
 
 class CopyEnds(StreamEnds):
-    """Streams (B, T, N, D)."""
+    """See :class:`CopyEndsConfig`."""
 
     def __init__(self, config: CopyEndsConfig, width: int, stream_count: int, policy: Policy, init: Init):
         self.config, self.policy, self.stream_count = config, policy, stream_count
@@ -70,25 +71,30 @@ class CopyEnds(StreamEnds):
             )
 
     def expand(self, x_BTD):
-        x_BTD = x_BTD.astype(self.policy.accumulate)
-        shape = (*x_BTD.shape[:-1], self.stream_count, x_BTD.shape[-1])
-        h_BTND = jnp.broadcast_to(x_BTD[..., None, :], shape)
-        return h_BTND + self.stream_embed[...].astype(h_BTND.dtype) if self.config.stream_embed else h_BTND
+        h = streams.copies(x_BTD.astype(self.policy.accumulate), self.stream_count)
+        if not self.config.stream_embed:
+            return h
+        return streams.add(h, streams.unstack(self.stream_embed[...].astype(h.dtype)))
 
     def collapse(self, state):
-        h_BTND, how = streams_of(state), self.config.collapse
+        h, how = streams_of(state).astype(self.policy.accumulate), self.config.collapse
         if how == "mean":
-            return jnp.mean(h_BTND, axis=streams.STREAM_AXIS)
+            return streams.total(h) / self.stream_count
         if how == "sum":
-            return jnp.sum(h_BTND, axis=streams.STREAM_AXIS)
+            return streams.total(h)
         if how == "head":
-            return streams.read(h_BTND, self._head(h_BTND))
+            return streams.read(h, self._head(h))
         if how == "pool":
-            weight = jax.nn.softmax(h_BTND @ self.pool[...].astype(h_BTND.dtype).T, axis=streams.STREAM_AXIS)
-            return jnp.sum(weight * h_BTND, axis=streams.STREAM_AXIS)
-        return streams.read(h_BTND, state["read"])
+            return self._pool(h)
+        return streams.read(h, state["read"])
 
-    def _head(self, h_BTND):
-        phi, bias, alpha = (leaf[...].astype(h_BTND.dtype) for leaf in (self.phi, self.bias, self.alpha))
-        logits_BTN = alpha * hyper.flat_weights(h_BTND, phi, eps=self.config.norm_eps) + bias
+    def _pool(self, h):
+        pool = self.pool[...].astype(h.dtype)
+        logits = streams.stack(streams.each(lambda x: x @ pool.T, h))
+        weights = streams.unstack(jax.nn.softmax(logits, axis=streams.STREAM_AXIS))
+        return streams.total(streams.each(operator.mul, weights, h))
+
+    def _head(self, h):
+        phi, bias, alpha = (leaf[...].astype(h.dtype) for leaf in (self.phi, self.bias, self.alpha))
+        logits_BTN = alpha * hyper.flat_weights(h, phi, eps=self.config.norm_eps) + bias
         return jax.nn.sigmoid(logits_BTN) + self.config.head_eps

@@ -34,7 +34,7 @@ class DenseEndsConfig(EndsConfig):
 
 
 class DenseEnds(StreamEnds):
-    """State (B, T, N, D); stream i is expanded by columns i*D .. (i+1)*D-1 of the kernel."""
+    """N streams; stream i is expanded by columns i*D .. (i+1)*D-1 of the kernel."""
 
     def __init__(self, config: DenseEndsConfig, width: int, stream_count: int, policy: Policy, init: Init):
         self.policy, self.stream_count = policy, stream_count

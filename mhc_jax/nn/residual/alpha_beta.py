@@ -7,6 +7,7 @@ from mhc_jax.nn.init import Init, constant, zeros
 from mhc_jax.nn.residual.base import Residual
 from mhc_jax.nn.residual.mhc import UnitGain
 from mhc_jax.ops import hyper
+from mhc_jax.ops.streams import Streams
 
 
 class AlphaBeta(Residual):
@@ -16,7 +17,7 @@ class AlphaBeta(Residual):
         """Leaves of the dynamic part, which starts at zero.
 
         Args:
-            width: of one row of x.
+            width: of one stream of x.
             beta_shape: of ``dynamic_beta_fn`` after the width.
             rms: with the gain of the unit RMS norm.
         """
@@ -29,11 +30,11 @@ class AlphaBeta(Residual):
         self.dynamic_beta_scale = init("dynamic_beta_scale", constant(0.01))
         self.norm = UnitGain(width, init / "norm") if rms else None
 
-    def dynamic(self, x: jax.Array, alpha: jax.Array, beta: jax.Array, *, tanh: bool) -> tuple[jax.Array, jax.Array]:
+    def dynamic(self, x: Streams, alpha: jax.Array, beta: jax.Array, *, tanh: bool) -> tuple[jax.Array, jax.Array]:
         """Static alpha (R, C) and beta (R, W) plus their dynamic parts, (..., R, C) and (..., R, W), by one product.
 
         Args:
-            x: (..., R, width); normalised, unless the site has the gain of the unit RMS norm.
+            x: R streams; normalised, unless the site has the gain of the unit RMS norm.
         """
         leaves = (self.dynamic_alpha_fn, self.dynamic_beta_fn, self.dynamic_alpha_scale, self.dynamic_beta_scale)
         alpha_fn, beta_fn, alpha_scale, beta_scale = (leaf[...].astype(alpha.dtype) for leaf in leaves)
@@ -44,6 +45,6 @@ class AlphaBeta(Residual):
             jnp.concatenate([jnp.broadcast_to(alpha_scale, C), jnp.broadcast_to(beta_scale, W)]),
             jnp.concatenate([alpha, beta], axis=-1),
             tanh=tanh,
-            gamma_M=None if self.norm is None else self.norm.gamma[...].astype(alpha.dtype),
+            gamma_D=None if self.norm is None else self.norm.gamma[...].astype(alpha.dtype),
         )
         return weights[..., :C], weights[..., C:]

@@ -9,17 +9,18 @@ from flax import nnx
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
 
 State = Any
 
 
-def streams_of(state: State) -> jax.Array:
-    """The residual stream or streams in a state: the state itself, or the entry ``"streams"`` of a dict."""
+def streams_of(state: State) -> Any:
+    """The streams, or the one residual stream (B, T, D), of a state: itself, or the entry ``"streams"`` of a dict."""
     return state["streams"] if isinstance(state, dict) else state
 
 
-def with_streams(state: State, h: jax.Array) -> State:
+def with_streams(state: State, h: jax.Array | Streams) -> State:
     """The state with its streams replaced."""
     return {**state, "streams": h} if isinstance(state, dict) else h
 
@@ -27,9 +28,11 @@ def with_streams(state: State, h: jax.Array) -> State:
 class Residual(nnx.Module):
     """How the residual state passes one site (a branch such as a mixer). Position-wise by contract.
 
-    The state is an array of streams, or a dict that holds it under ``"streams"`` beside what else is carried: a pytree
-    of fixed shapes, the carry of the scan over layers. No token's state may depend on another token, so decoding needs
-    no residual cache.
+    The state is :class:`~mhc_jax.ops.streams.Streams`, touched through :mod:`mhc_jax.ops.streams` alone, or one array
+    (B, T, D), or a dict that holds either under ``"streams"`` beside what else is carried: a pytree of fixed shapes and
+    dtypes, the carry of the scan over layers. Streams may be narrower than coefficients (``policy.streams``): sums are
+    taken in the dtype of the coefficients, and :meth:`post` rounds the new streams once. No token's state may depend on
+    another token, so decoding needs no residual cache.
 
     Attributes:
         views: reads per site. With V > 1, :meth:`pre` gives (V, B, T, D): a branch that takes V inputs gets them all,
@@ -47,8 +50,8 @@ class Residual(nnx.Module):
         """What the branch reads, (B, T, D), and the context that :meth:`post` needs."""
         raise NotImplementedError
 
-    def post(self, state: State, y: jax.Array, ctx: Any, scope: Scope) -> State:
-        """The state after the branch has returned ``y``: (B, T, D), or (B, T, N, D) if it differs by stream."""
+    def post(self, state: State, y: jax.Array | Streams, ctx: Any, scope: Scope) -> State:
+        """The state after the branch has returned ``y``: (B, T, D), or streams if it differs by stream."""
         raise NotImplementedError
 
 
@@ -67,10 +70,10 @@ class ResidualConfig(Config):
 
     @property
     def stream_count(self) -> int | None:
-        """Number of parallel streams in the state (B, T, N, D), or None if the state is (B, T, D)."""
+        """Number of parallel streams in the state, or None if the state is one array (B, T, D)."""
         raise NotImplementedError
 
-    def begin(self, h: jax.Array) -> State:
+    def begin(self, h: jax.Array | Streams) -> State:
         """The state before the first site, from the expanded streams."""
         return h
 

@@ -84,10 +84,10 @@ class DynamicMHC(MHC):
         self.bias = init("bias", constant(_initial_bias(config, init)), count, axes=("coefficient",))
         self.alpha = init("alpha", constant(config.alpha), parts, axes=("coefficient",))
 
-    def coefficients(self, h_BTND):
+    def coefficients(self, h):
         config, dtype, n = self.config, self.policy.accumulate, self.config.streams
         phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
-        weights_BTK = hyper.flat_weights(h_BTND.astype(dtype), phi_KM, eps=config.norm_eps)
+        weights_BTK = hyper.flat_weights(h, phi_KM, eps=config.norm_eps)
         logits_BTK = alpha[np.repeat(range(3), self.sizes)] * weights_BTK + bias_K
         pre_BTN = jax.nn.sigmoid(logits_BTK[..., :n]) + config.pre_eps
         post_BTN = config.post_gain * jax.nn.sigmoid(logits_BTK[..., n : 2 * n]) + config.post_eps

@@ -64,14 +64,14 @@ class FracConnections(AlphaBeta):
         parts = streams.split_streams(state, m)
         alpha, beta = self._coefficients(parts)
         from_part = jnp.swapaxes(alpha, -1, -2)
-        u_BTD = streams.mix(parts, scope.tap("h_pre", from_part[..., :m, :])).reshape(state.shape)
+        u_BTD = streams.join_streams(streams.mix(parts, scope.tap("h_pre", from_part[..., :m, :])))
         return u_BTD, (scope.tap("h_post", beta), scope.tap("h_res", from_part[..., m:, :]))
 
     def post(self, state, y, ctx, scope):
         beta, res = ctx
-        parts, y_parts = (streams.split_streams(x.astype(state.dtype), self.config.fractions) for x in (state, y))
-        written = streams.write(y_parts, beta, per_stream=True)
-        return (streams.mix(parts, res) + written).reshape(state.shape)
+        parts, y_parts = (streams.split_streams(x, self.config.fractions) for x in (state, y))
+        after = streams.add(streams.mix(parts, res), streams.write(y_parts, beta))
+        return streams.join_streams(after).astype(state.dtype)
 
     def _coefficients(self, parts):
         """[Y | A], (..., m, 2 m), and B, (..., m)."""
@@ -79,5 +79,5 @@ class FracConnections(AlphaBeta):
         alpha, beta = self.static_alpha[...].astype(dtype), self.static_beta[...].astype(dtype)
         if not self.config.dynamic:
             return alpha, beta
-        alpha, beta = self.dynamic(layer_norm(parts), alpha, beta[:, None], tanh=self.config.tanh)
+        alpha, beta = self.dynamic(streams.each(layer_norm, parts), alpha, beta[:, None], tanh=self.config.tanh)
         return alpha, beta[..., 0]

@@ -46,7 +46,7 @@ class GatedResidualConfig(StreamsConfig):
 
 
 class GatedResidual(Residual):
-    """State (B, T, N, D): ``u = mean_s gate_s * norm(X_s)``, ``X'_s = X_s + 2 sigmoid(inject @ norm(X) / n)_s Y_s``."""
+    """N streams: ``u = mean_s gate_s * norm(X_s)``, ``X'_s = X_s + 2 sigmoid(inject @ norm(X) / n)_s Y_s``."""
 
     def __init__(self, config: GatedResidualConfig, width: int, policy: Policy, init: Init):
         n, channels = config.streams, config.streams * width
@@ -65,9 +65,9 @@ class GatedResidual(Residual):
     def pre(self, state, scope):
         leaves = (self.gate_scale, self.down, self.up, self.inject)
         scale_ND, down_RM, up_MR, inject_NM = (leaf[...].astype(self.policy.accumulate) for leaf in leaves)
-        u_BTD, x_BTM = hyper.stream_gate(state, scale_ND, down_RM, up_MR, eps=self.config.norm_eps)
-        logits_BTN = jnp.einsum("...m,nm->...n", x_BTM, inject_NM) / self.config.streams
+        u_BTD, x = hyper.stream_gate(state, scale_ND, down_RM, up_MR, eps=self.config.norm_eps)
+        logits_BTN = streams.project(x, inject_NM) / self.config.streams
         return u_BTD, scope.tap("h_post", 2 * jax.nn.sigmoid(logits_BTN))
 
     def post(self, state, y, ctx, scope):
-        return state + streams.write(y.astype(state.dtype), ctx, per_stream=y.ndim == state.ndim)
+        return streams.add(state, streams.write(y, ctx)).astype(state.dtype)

@@ -56,7 +56,7 @@ class HyperConnectionsConfig(StreamsConfig):
 
 
 class HyperConnections(AlphaBeta):
-    """State (B, T, S, D). Coefficients act between the S * F pieces of a token, piece f * S + s.
+    """S streams. Coefficients act between the S * F pieces of a token, piece f * S + s.
 
     Row p of ``alpha`` has the weights of piece p in all F * (v + S) results. Result f * (v + S) + t is fraction f of
     view t if t < v, else of stream t - v. Entry ``[f * S + s, g]`` of ``beta`` is the weight of fraction f of the
@@ -73,34 +73,35 @@ class HyperConnections(AlphaBeta):
             self.add_dynamic_part(init, width // F, results, (F,), rms=config.norm == "rms")
 
     def pre(self, state, scope):
-        pieces, F = self._pieces(state), self.config.fractions
+        F = self.config.fractions
+        pieces = streams.fractions(state, F)
         read, post, res = self._coefficients(pieces)
         # Without views and fractions the taps are (..., S), as in the other topologies.
         read = scope.tap("h_pre", read[..., 0, :])[..., None, :] if self.views == F == 1 else scope.tap("h_pre", read)
         post = scope.tap("h_post", post[..., 0, :])[..., None, :] if F == 1 else scope.tap("h_post", post)
-        u = self._whole(streams.mix(pieces, read))
-        mixed = self._whole(streams.mix(pieces, scope.tap("h_res", res))) if self.config.mixed else state
-        return u[..., 0, :] if self.views == 1 else jnp.moveaxis(u, -2, 0), (mixed, post)
+        reads = streams.join_fractions(streams.mix(pieces, read), F)
+        u = streams.total(reads) if self.views == 1 else jnp.moveaxis(streams.stack(reads), -2, 0)
+        return u, (scope.tap("h_res", res) if self.config.mixed else None, post)
 
     def post(self, state, y, ctx, scope):
+        (res, weight), F = ctx, self.config.fractions
+        mixed = state
+        if res is not None:
+            mixed = streams.join_fractions(streams.mix(streams.fractions(state, F), res), F)
+        return streams.add(mixed, self._written(y, weight)).astype(state.dtype)
+
+    def _written(self, y, weight):
+        """What the streams gain: fraction g of stream s ``sum_f weight[f, g * S + s] * y_f``, y_f fraction f of y."""
         S, F = self.config.streams, self.config.fractions
-        (mixed, weight), y = ctx, y.astype(state.dtype)
         if F == 1:
-            return mixed + streams.write(y, weight[..., 0, :], per_stream=y.ndim == state.ndim)
-        y_SFd = y.reshape(*state.shape[:2], -1, F, state.shape[-1] // F)
-        weight_SFF = jnp.swapaxes(weight.reshape(*weight.shape[:-1], F, S), -1, -3)
-        return mixed + streams.mix(y_SFd, weight_SFF).reshape(mixed.shape)
-
-    def _pieces(self, h_BTSD):
-        """The streams of each token as pieces, (B, T, F * S, D / F)."""
-        S, F = self.config.streams, self.config.fractions
-        cut = jnp.swapaxes(h_BTSD.reshape(*h_BTSD.shape[:-1], F, -1), -3, -2)
-        return cut.reshape(*h_BTSD.shape[:-2], F * S, -1)
-
-    def _whole(self, pieces):
-        """Vectors of width D from their fractions: (B, T, F * n, D / F) to (B, T, n, D)."""
-        cut = jnp.swapaxes(pieces.reshape(*pieces.shape[:-2], self.config.fractions, -1, pieces.shape[-1]), -3, -2)
-        return cut.reshape(*cut.shape[:-2], -1)
+            return streams.write(y, weight[..., 0, :])
+        to_piece = jnp.swapaxes(weight, -1, -2)
+        if not isinstance(y, streams.Streams):
+            return streams.join_fractions(streams.mix(streams.split_streams(y, F), to_piece), F)
+        # Fractions of stream s reach stream s alone.
+        own = jnp.tile(jnp.eye(S, dtype=weight.dtype), (F, 1))[:, None]
+        matrix = (to_piece[..., None] * own).reshape(*to_piece.shape[:-1], F * S)
+        return streams.join_fractions(streams.mix(streams.fractions(y, F), matrix), F)
 
     def _coefficients(self, pieces):
         """H_pre (..., F * v, F * S), H_post (..., F, F * S) and H_res (..., F * S, F * S)."""
@@ -109,7 +110,7 @@ class HyperConnections(AlphaBeta):
         alpha = self.static_alpha[...].astype(dtype)
         beta = jnp.tile(self.static_beta[...].astype(dtype).reshape(S, F), (F, 1))
         if self.config.dynamic:
-            x = pieces if self.config.norm == "rms" else layer_norm(pieces)
+            x = pieces if self.config.norm == "rms" else streams.each(layer_norm, pieces.astype(dtype))
             alpha, beta = self.dynamic(x, alpha, beta, tanh=self.config.tanh)
         to_result = jnp.swapaxes(alpha, -1, -2).reshape(*alpha.shape[:-2], F, v + S, F * S)
         read, res = to_result[..., :v, :], to_result[..., v:, :]

@@ -11,6 +11,7 @@ from mhc_jax.nn.init import Init, zeros
 from mhc_jax.nn.residual.base import Residual, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
+from mhc_jax.ops.streams import Streams
 
 # Where sites start: reading weight of their own stream, and how near the identity H_res is, as a logit.
 READ_LEAN, DIAGONAL_BIAS = 0.7, 4.0
@@ -36,9 +37,9 @@ class StreamsConfig(ResidualConfig):
 
 
 class MHC(Residual):
-    """State (B, T, N, D): ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
+    """N streams: ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
 
-    def coefficients(self, h_BTND: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    def coefficients(self, h: Streams) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """H_pre (..., N), H_post (..., N) and H_res (..., N, N) as they act; row i of H_res feeds stream i.
 
         None stands for an H_res that is the identity by construction: nothing is mixed then.
@@ -52,8 +53,8 @@ class MHC(Residual):
 
     def post(self, state, y, ctx, scope):
         post_N, res_NN = ctx
-        written = streams.write(y.astype(state.dtype), post_N, per_stream=y.ndim == state.ndim)
-        return (state if res_NN is None else streams.mix(state, res_NN)) + written
+        mixed = state if res_NN is None else streams.mix(state, res_NN)
+        return streams.add(mixed, streams.write(y, post_N)).astype(state.dtype)
 
 
 def tap_mixing(res_NN: jax.Array | None, scope: Scope) -> jax.Array | None:

@@ -38,7 +38,7 @@ class MultiBranchHCConfig(StreamsConfig):
 
 
 class MultiBranchHC(AlphaBeta):
-    """State (B, T, S, D). Row s of ``alpha`` has the weights of stream s in the I reads and in the S mixed streams."""
+    """S streams. Row s of ``alpha`` has the weights of stream s in the I reads and in the S mixed streams."""
 
     def __init__(self, config: MultiBranchHCConfig, width: int, policy: Policy, init: Init):
         S, I = config.streams, config.branches
@@ -55,16 +55,16 @@ class MultiBranchHC(AlphaBeta):
         alpha, beta = self.dynamic(state, static_alpha, static_beta, tanh=True)
         from_stream = jnp.swapaxes(alpha, -1, -2)
         reads = streams.mix(state, scope.tap("h_pre", from_stream[..., :I, :]))
-        u = jnp.moveaxis(reads, -2, 0) if I > 1 else reads[..., 0, :]
+        u = jnp.moveaxis(streams.stack(reads), -2, 0) if I > 1 else streams.total(reads)
         return u, (scope.tap("h_post", jnp.swapaxes(beta, -1, -2)), scope.tap("h_res", from_stream[..., I:, :]))
 
     def post(self, state, y, ctx, scope):
         post_IS, res_SS = ctx
-        runs = y.astype(state.dtype) if self.branches > 1 else y.astype(state.dtype)[None]
-        written = sum(
-            streams.write(run, post_IS[..., i, :], per_stream=run.ndim == state.ndim) for i, run in enumerate(runs)
-        )
-        return streams.mix(state, res_SS) + written
+        runs = y if self.branches > 1 else [y]
+        after = streams.mix(state, res_SS)
+        for i, run in enumerate(runs):
+            after = streams.add(after, streams.write(run, post_IS[..., i, :]))
+        return after.astype(state.dtype)
 
 
 def _initial_alpha(config: MultiBranchHCConfig, init: Init) -> jax.Array:

@@ -73,7 +73,7 @@ class PerStreamMHC(MHC):
             setattr(self, name, init(name, constant(0.01)))
         self.norm = UnitGain(width, init / "norm")
 
-    def coefficients(self, h_BTND):
+    def coefficients(self, h):
         dtype, n = self.policy.accumulate, self.config.streams
         read_scale, res_scale, post_scale = (
             leaf[...].astype(dtype) for leaf in (self.pre_scale, self.res_scale, self.post_scale)
@@ -85,7 +85,7 @@ class PerStreamMHC(MHC):
         fn_DK, static_NK = (jnp.concatenate([a, b[:, None]], axis=1) for a, b in ((alpha_fn, beta_fn), (alpha, beta)))
         scale_K = jnp.concatenate([read_scale[None], jnp.broadcast_to(res_scale, n), post_scale[None]])
         gamma_D = self.norm.gamma[...].astype(dtype)
-        logits = hyper.dynamic_weights(h_BTND, fn_DK, scale_K, static_NK, tanh=False, gamma_M=gamma_D)
+        logits = hyper.dynamic_weights(h, fn_DK, scale_K, static_NK, tanh=False, gamma_D=gamma_D)
         pre_BTN, post_BTN = jax.nn.sigmoid(logits[..., 0]), 2 * jax.nn.sigmoid(logits[..., -1])
         if self.config.projection.is_identity(n):
             return pre_BTN, post_BTN, None

@@ -23,14 +23,14 @@ class SinglePassMHCConfig(DynamicMHCConfig):
     carries = frozenset({"read"})
 
     def begin(self, h):
-        return {"streams": h, "read": jnp.full(h.shape[:-1], 1 / self.streams, h.dtype)}
+        return {"streams": h, "read": jnp.full((*h.batch_shape, self.streams), 1 / self.streams, h.dtype)}
 
     def build(self, width, policy, init):
         return SinglePassMHC(self, width, policy, init)
 
 
 class SinglePassMHC(DynamicMHC):
-    """State: ``"streams"`` (B, T, N, D), and ``"read"`` (B, T, N), the weights with which the next site reads."""
+    """State: ``"streams"``, and ``"read"`` (B, T, N), the weights with which the next site reads."""
 
     def pre(self, state, scope):
         next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])

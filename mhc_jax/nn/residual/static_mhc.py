@@ -74,7 +74,7 @@ class StaticMHC(MHC, Preparing):
             odds = config.identity_mix / (1 - config.identity_mix)
             self.mix_logit = init("mix_logit", constant(math.log(odds)))
 
-    def coefficients(self, h_BTND):
+    def coefficients(self, h):
         config, dtype = self.config, self.policy.accumulate
         pre_N, post_N = (_simplex(logits[...].astype(dtype)) for logits in (self.pre_logits, self.post_logits))
         if config.unit_writes:

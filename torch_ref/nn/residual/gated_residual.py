@@ -31,8 +31,8 @@ class GatedResidual(Residual):
         self.inject = nn.Parameter(torch.zeros(n, n * width))
 
     def pre(self, state, scope):
-        u_BTD, x_BTM = stream_gate(state, self.gate_scale, self.down, self.up, eps=self.norm_eps)
-        post_BTN = 2 * (F.linear(x_BTM, self.inject) / self.stream_count).sigmoid()
+        u_BTD, x_BTND = stream_gate(state, self.gate_scale, self.down, self.up, eps=self.norm_eps)
+        post_BTN = 2 * (F.linear(x_BTND.flatten(-2), self.inject) / self.stream_count).sigmoid()
         return u_BTD, scope.tap("h_post", post_BTN)
 
     def post(self, state, y, ctx, scope):
