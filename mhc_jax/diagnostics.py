@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mhc_jax.nn.backbone import BackboneConfig
-from mhc_jax.ops.streams import split_streams, stack
+from mhc_jax.ops.streams import split_streams
 
 SITES = ("mixer", "mlp")
 COEFFICIENTS = ("h_pre", "h_post", "h_res")
@@ -154,7 +154,7 @@ def _streams(state: jax.Array, coefficients: Mapping[str, jax.Array]) -> jax.Arr
     """(L, B, T, N, D); the streams of a state without them are the fractions of its width that H_res mixes."""
     if state.ndim == 5:
         return state
-    return stack(split_streams(state, coefficients["h_res"].shape[-1] if "h_res" in coefficients else 1))
+    return split_streams(state, coefficients["h_res"].shape[-1] if "h_res" in coefficients else 1).stack()
 
 
 def _ratio(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
 from mhc_jax.ops import projections, sinkhorn
-from mhc_jax.ops.streams import Streams, stack, unstack
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import policy
 from mhc_jax.tree import flatten, unflatten
 from parity_tests import tolerances
@@ -101,14 +101,14 @@ def _site(module: Any, case: dict[str, Any], x: jax.Array) -> Values:
     packed, n = case["layout"] == "packed", case["streams"]
     # Fractions of one stream are the only state without an axis of streams.
     h_BTND = _from_packed(x, n) if packed else x
-    h = unstack(h_BTND) if h_BTND.ndim == 4 else h_BTND
+    h = Streams.unstack(h_BTND) if h_BTND.ndim == 4 else h_BTND
     recorded: Values = {}
     scope = Scope.over(h_BTND.shape[1], taps=Taps(values=recorded))
     u, ctx = module.pre(h, scope)
     y = jnp.asarray(fill(case["y"], 60))
     state = module.post(h, y.reshape(module.branches, -1, *y.shape[1:]) if module.branches > 1 else y, ctx, scope)
     out = streams_of(state)
-    out = stack(out) if isinstance(out, Streams) else out
+    out = out.stack() if isinstance(out, Streams) else out
     values = {"read": u.reshape(-1, *u.shape[2:]) if module.branches > 1 else u}
     values["out"] = _to_packed(out) if packed else out
     if "post" in case["golden"]:
@@ -119,7 +119,7 @@ def _site(module: Any, case: dict[str, Any], x: jax.Array) -> Values:
 
 
 def _ends(module: Any, case: dict[str, Any], x: jax.Array) -> Values:
-    return {"out": module.collapse(unstack(x))}
+    return {"out": module.collapse(Streams.unstack(x))}
 
 
 def _from_packed(x: jax.Array, n: int) -> jax.Array:

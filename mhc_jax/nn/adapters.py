@@ -11,7 +11,7 @@ from mhc_jax.nn.layers import Dense, dropout
 from mhc_jax.nn.norms import Norm
 from mhc_jax.nn.residual.base import Residual, streams_of, with_streams
 from mhc_jax.ops.adapter import stream_adapter
-from mhc_jax.ops.streams import add, copies, each, each_or_one
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
 
 
@@ -73,20 +73,20 @@ class StreamAdapters(Residual):
         def normalise(x_BTD):
             return self.norm(x_BTD.astype(self.policy.accumulate)).astype(self.policy.compute)
 
-        adapted = stream_adapter(each_or_one(normalise, x), gamma, down, down_bias, up, up_bias)
+        adapted = stream_adapter(jax.tree.map(normalise, x), gamma, down, down_bias, up, up_bias)
         keys = [None] * len(adapted) if key is None else jax.random.split(key, len(adapted))
-        return each(lambda x, key: dropout(x, self.config.dropout, key), adapted, keys)
+        return adapted.each(lambda x, key: dropout(x, self.config.dropout, key), keys)
 
     def pre(self, state, scope):
         h = streams_of(state)
         adapted = self._adapt(h, self.gamma_pre, scope.key_of("adapter")).astype(self.policy.accumulate)
-        state = with_streams(state, scope.tap("adapted", add(h, adapted).astype(h.dtype)))
+        state = with_streams(state, scope.tap("adapted", (h + adapted).astype(h.dtype)))
         u_BTD, ctx = self.inner.pre(state, scope.keyed("inner"))
         return u_BTD, (state, ctx)
 
     def post(self, state, y, ctx, scope):
         state, ctx = ctx
         adapted = self._adapt(y, self.gamma_post, scope.key_of("adapter"))
-        y = copies(y.astype(self.policy.accumulate), len(adapted))
-        y = scope.tap("y_streams", add(y, adapted))
+        y = Streams.copies(y.astype(self.policy.accumulate), len(adapted))
+        y = scope.tap("y_streams", y + adapted)
         return self.inner.post(state, y, ctx, scope.keyed("inner"))

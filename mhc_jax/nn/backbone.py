@@ -169,7 +169,7 @@ class Backbone(nnx.Module):
     def _collapse(self, state: State, scope: Scope) -> jax.Array:
         if self.config.norm_streams:
             h = streams_of(state).astype(self.policy.accumulate)
-            normalised = scope.tap("normalised", streams.each_or_one(self.final_norm, h))
+            normalised = scope.tap("normalised", jax.tree.map(self.final_norm, h))
             return scope.tap("hidden", self.ends.collapse(with_streams(state, normalised)))
         collapsed = scope.tap("collapse", self.ends.collapse(state))
         return scope.tap("hidden", self.final_norm(collapsed.astype(self.policy.accumulate)))

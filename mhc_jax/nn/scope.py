@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.taps import Taps
-from mhc_jax.ops.streams import Streams, stack, unstack
+from mhc_jax.ops.streams import Streams
 
 Tapped = TypeVar("Tapped", jax.Array, Streams)
 ValueHook = Callable[[jax.Array], jax.Array]
@@ -80,7 +80,7 @@ class Scope:
         """``x``, recorded under the name if activations are recorded; streams as one array (B, T, N, D)."""
         if self.taps is None:
             return x
-        return unstack(self.taps(name, stack(x))) if isinstance(x, Streams) else self.taps(name, x)
+        return Streams.unstack(self.taps(name, x.stack())) if isinstance(x, Streams) else self.taps(name, x)
 
     def repeated(self, n: int) -> Self:
         """The scope of a batch in which every row is repeated n times in succession: branches folded into the batch."""

@@ -3,7 +3,7 @@
 import jax
 from jaxtyping import Array, Float
 
-from mhc_jax.ops.streams import Streams, copies, each, unstack
+from mhc_jax.ops.streams import Streams
 
 
 def stream_adapter(
@@ -24,5 +24,5 @@ def stream_adapter(
     def down(x_BTD):
         return jax.nn.silu(x_BTD @ down_DR + down_bias_R)
 
-    hidden = each(down, x) if isinstance(x, Streams) else copies(down(x), len(gamma_NR))
-    return each(lambda gamma_R, hidden_BTR: (gamma_R * hidden_BTR) @ up_RD + up_bias_D, unstack(gamma_NR), hidden)
+    hidden = x.each(down) if isinstance(x, Streams) else Streams.copies(down(x), len(gamma_NR))
+    return hidden.each(lambda hidden_BTR, gamma_R: (gamma_R * hidden_BTR) @ up_RD + up_bias_D, gamma_NR)

@@ -1,14 +1,12 @@
 """Coefficients of hyper-connections that depend on the token: from one stream, or from all streams of the token."""
 
-import operator
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from mhc_jax.ops.norm import inverse_unit_rms, rms_norm
-from mhc_jax.ops.streams import Streams, each, mean_square, project, split_streams, stack, total, unstack
+from mhc_jax.ops.streams import Streams, project, split_streams
 
 
 def dynamic_weights(
@@ -37,7 +35,7 @@ def dynamic_weights(
             return x_BTD @ fn_DK
         return x_BTD @ ((1 + gamma_D[:, None]) * fn_DK) * inverse_unit_rms(x_BTD)
 
-    logits_BTNK = stack(each(dynamic, h.astype(fn_DK.dtype)))
+    logits_BTNK = h.astype(fn_DK.dtype).each(dynamic).stack()
     return static_NK + scale * (jnp.tanh(logits_BTNK) if tanh else logits_BTNK)
 
 
@@ -52,7 +50,8 @@ def flat_weights(h: Streams, phi_KM: Float[Array, "K M"], *, eps: float) -> Floa
         eps: added to the mean square.
     """
     h = h.astype(phi_KM.dtype)
-    return project(h, phi_KM) * lax.rsqrt(mean_square(h) + eps)
+    squares_BT1 = h.each(lambda x: jnp.mean(jnp.square(x), axis=-1, keepdims=True)).total()
+    return project(h, phi_KM) * lax.rsqrt(squares_BT1 / len(h) + eps)
 
 
 def stream_gate(
@@ -78,7 +77,7 @@ def stream_gate(
         The read (B, T, D), and the normalised streams.
     """
     N = len(h)
-    x = each(lambda x, scale: rms_norm(x, 1 + scale, eps=eps), h.astype(scale_ND.dtype), unstack(scale_ND))
+    x = h.astype(scale_ND.dtype).each(lambda x, scale_D: rms_norm(x, 1 + scale_D, eps=eps), scale_ND)
     hidden_BTR = jax.nn.silu(project(x, down_RM) / N)
-    gates = each(lambda up_RD: jax.nn.sigmoid(hidden_BTR @ up_RD), split_streams(up_MR.T, N))
-    return total(each(operator.mul, gates, x)) / N, x
+    gated = x.each(lambda x, up_RD: jax.nn.sigmoid(hidden_BTR @ up_RD) * x, split_streams(up_MR.T, N))
+    return gated.total() / N, x

@@ -20,7 +20,7 @@ from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.residual import DynamicMHCConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
-from mhc_jax.ops.streams import unstack
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import policy
 from mhc_jax.tests.own import own
 
@@ -219,7 +219,7 @@ def taps_of(name, streams):
     residual, taps = topologies.topology(name).residual, {}
     module = residual.build(WIDTH, FLOAT32, Init(jax.random.key(0), index=1, sites=6))
     h = jnp.zeros((1, 1, streams, WIDTH))
-    module.pre(residual.begin(unstack(h)), Scope.over(1, taps=Taps(values=taps)))
+    module.pre(residual.begin(Streams.unstack(h)), Scope.over(1, taps=Taps(values=taps)))
     # All are of one token, whatever leading axes they have.
     shapes = {tap: x.shape[-2:] if tap == "h_res" or name == "multi_branch" else -1 for tap, x in taps.items()}
     return {tap: np.asarray(x).reshape(shapes[tap]) for tap, x in taps.items()}

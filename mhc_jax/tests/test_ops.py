@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mhc_jax import ops
 from mhc_jax.ops import attention, conv, diag_scan, diag_ssm, loss, norm, sinkhorn, streams
+from mhc_jax.ops.streams import Streams
 
 diagonal_scan = jax.jit(diag_scan.diagonal_scan, static_argnames=("form", "chunk"))
 log_sinkhorn = jax.jit(sinkhorn.log_sinkhorn, static_argnames=("iters", "temperature"))
@@ -164,19 +165,19 @@ def test_sinkhorn_refuses_nonsense():
 def test_mix_reads_sources_by_column():
     h = _random(0, 2, 3, 4, 5)
     asymmetric = np.arange(16, dtype=np.float32).reshape(4, 4)
-    mixed = streams.mix(streams.unstack(h), asymmetric)
-    np.testing.assert_allclose(streams.stack(mixed), np.einsum("ij,btjd->btid", asymmetric, h), rtol=1e-5)
+    mixed = streams.mix(Streams.unstack(h), asymmetric)
+    np.testing.assert_allclose(mixed.stack(), np.einsum("ij,btjd->btid", asymmetric, h), rtol=1e-5)
     per_token = _random(1, 2, 3, 4, 4)
-    mixed = streams.mix(streams.unstack(h), per_token)
-    np.testing.assert_allclose(streams.stack(mixed), np.einsum("btij,btjd->btid", per_token, h), rtol=1e-4)
+    mixed = streams.mix(Streams.unstack(h), per_token)
+    np.testing.assert_allclose(mixed.stack(), np.einsum("btij,btjd->btid", per_token, h), rtol=1e-4)
 
 
 def test_diversity_of_known_streams():
-    one_hot, equal = streams.unstack(jnp.eye(4)[None, None]), streams.copies(jnp.ones((1, 2, 3)), 4)
+    one_hot, equal = Streams.unstack(jnp.eye(4)[None, None]), Streams.copies(jnp.ones((1, 2, 3)), 4)
     np.testing.assert_allclose(streams.diversity(one_hot), 0, atol=1e-7)
     np.testing.assert_allclose(streams.diversity(equal), 0.75, rtol=1e-6)
-    nothing = jax.grad(streams.diversity)(streams.unstack(jnp.zeros((1, 2, 4, 3))))
-    assert np.isfinite(streams.stack(nothing)).all()
+    nothing = jax.grad(streams.diversity)(Streams.unstack(jnp.zeros((1, 2, 4, 3))))
+    assert np.isfinite(nothing.stack()).all()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])

@@ -26,7 +26,7 @@ from mhc_jax.nn.residual import (
 from mhc_jax.nn.residual.base import streams_of, with_streams
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
-from mhc_jax.ops.streams import Streams, stack, unstack
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import policy
 
 FLOAT32 = policy("float32")
@@ -69,11 +69,11 @@ def passed(config, h, y, *, index=1, perturbed=False):
 
 def held(config, h):
     """An array as the topology holds it."""
-    return h if config.stream_count is None else unstack(h)
+    return h if config.stream_count is None else Streams.unstack(h)
 
 
 def as_array(h):
-    return stack(h) if isinstance(h, Streams) else h
+    return h.stack() if isinstance(h, Streams) else h
 
 
 def begun(config, h):
@@ -90,7 +90,7 @@ def output(config, y):
 def test_coefficients_are_float32_in_bfloat16_models(name):
     config, taps = topologies.topology(name).residual, {}
     module = config.build(WIDTH, policy("bfloat16"), Init(jax.random.key(0), sites=6))
-    state = config.begin(unstack(draw(0, 1, 2, config.stream_count, WIDTH)))
+    state = config.begin(Streams.unstack(draw(0, 1, 2, config.stream_count, WIDTH)))
     _, ctx = module.pre(state, scope := Scope.over(2, taps=Taps(values=taps)))
     state = module.post(state, output(config, draw(1, 1, 2, WIDTH)).astype(jnp.bfloat16), ctx, scope)
     assert taps
@@ -225,7 +225,7 @@ def test_streams_may_start_with_a_vector_of_their_own():
     ends = CopyEndsConfig(stream_embed=True).build(WIDTH, N, FLOAT32, Init(jax.random.key(0)))
     ends.stream_embed[...] = draw(1, N, WIDTH)
     x = draw(0, 2, 3, WIDTH)
-    np.testing.assert_allclose(stack(ends.expand(x)), x[:, :, None] + draw(1, N, WIDTH), rtol=1e-6)
+    np.testing.assert_allclose(ends.expand(x).stack(), x[:, :, None] + draw(1, N, WIDTH), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

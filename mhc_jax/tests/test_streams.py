@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mhc_jax.ops import adapter, hyper, norm, streams
+from mhc_jax.ops.streams import Streams
 from mhc_jax.tests import test_projections
 
 close = partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
@@ -26,7 +27,7 @@ def test_unit_rms_norm():
 
 def test_coefficients_of_one_stream_and_of_all():
     h, phi = fill(2, 3, 4, 5), fill(7, 20)
-    held, flat = streams.unstack(h), h.reshape(2, 3, 20)
+    held, flat = Streams.unstack(h), h.reshape(2, 3, 20)
     want = flat @ phi.T / np.sqrt((flat**2).mean(-1, keepdims=True) + 1e-3)
     close(hyper.flat_weights(held, phi, eps=1e-3), want)
     for act in (np.tanh, lambda x: x):
@@ -34,7 +35,7 @@ def test_coefficients_of_one_stream_and_of_all():
         close(hyper.dynamic_weights(held, fill(5, 3), 0.1, fill(4, 3), tanh=act is np.tanh), want)
     gamma = fill(5)
     got = hyper.dynamic_weights(held, fill(5, 3), 0.1, fill(4, 3), tanh=True, gamma_D=gamma)
-    normed = streams.unstack(norm.unit_rms_norm(h, gamma))
+    normed = Streams.unstack(norm.unit_rms_norm(h, gamma))
     close(got, hyper.dynamic_weights(normed, fill(5, 3), 0.1, fill(4, 3), tanh=True))
 
 
@@ -43,8 +44,8 @@ def test_gated_read():
     x = h / np.sqrt((h**2).mean(-1, keepdims=True) + 1e-6) * (1 + scale)
     hidden = x.reshape(2, 3, 20) @ down.T / 4
     gate = 1 / (1 + np.exp(-(hidden / (1 + np.exp(-hidden))) @ up.T))
-    read, normed = hyper.stream_gate(streams.unstack(h), scale, down, up, eps=1e-6)
-    close(streams.stack(normed), x)
+    read, normed = hyper.stream_gate(Streams.unstack(h), scale, down, up, eps=1e-6)
+    close(normed.stack(), x)
     close(read, (gate.reshape(x.shape) * x).mean(-2))
 
 
@@ -53,12 +54,12 @@ def test_gated_read():
 def test_streams_are_read_mixed_and_written_by_their_weights(lead, per_token):
     h, y, rows = fill(*lead, 4, 5), fill(*lead, 5), lead if per_token else ()
     weight, mixing, wider = fill(*rows, 4), fill(*rows, 4, 4), fill(*rows, 6, 4)
-    held = streams.unstack(h)
+    held = Streams.unstack(h)
     close(streams.read(held, weight), np.einsum("...n,...nd->...d", weight, h))
     for matrix in (mixing, wider):
-        close(streams.stack(streams.mix(held, matrix)), np.einsum("...mn,...nd->...md", matrix, h))
-    close(streams.stack(streams.write(y, weight)), np.einsum("...n,...d->...nd", weight, y))
-    close(streams.stack(streams.write(held, weight)), np.einsum("...n,...nd->...nd", weight, h))
+        close(streams.mix(held, matrix).stack(), np.einsum("...mn,...nd->...md", matrix, h))
+    close(streams.write(y, weight).stack(), np.einsum("...n,...d->...nd", weight, y))
+    close(streams.write(held, weight).stack(), np.einsum("...n,...nd->...nd", weight, h))
 
 
 def test_streams_of_a_width_and_back():
@@ -66,31 +67,31 @@ def test_streams_of_a_width_and_back():
     for n in (1, 3, 4):
         held = streams.split_streams(x, n)
         assert (len(held), held.batch_shape) == (n, (2, 3))
-        np.testing.assert_array_equal(streams.stack(held), x.reshape(2, 3, n, -1))
-        np.testing.assert_array_equal(streams.join_streams(held), x)
-        np.testing.assert_array_equal(streams.stack(streams.unstack(streams.stack(held))), streams.stack(held))
+        np.testing.assert_array_equal(held.stack(), x.reshape(2, 3, n, -1))
+        np.testing.assert_array_equal(held.join(), x)
+        np.testing.assert_array_equal(Streams.unstack(held.stack()).stack(), held.stack())
 
 
 def test_fractions_of_streams_and_back():
     h = fill(2, 3, 4, 6)
-    pieces = streams.fractions(streams.unstack(h), 3)
+    pieces = Streams.unstack(h).fractions(3)
     # Fraction f of stream s is piece f * 4 + s.
     want = np.moveaxis(h.reshape(2, 3, 4, 3, 2), 3, 2).reshape(2, 3, 12, 2)
-    np.testing.assert_array_equal(streams.stack(pieces), want)
-    np.testing.assert_array_equal(streams.stack(streams.join_fractions(pieces, 3)), h)
+    np.testing.assert_array_equal(pieces.stack(), want)
+    np.testing.assert_array_equal(pieces.join_fractions(3).stack(), h)
 
 
 def test_a_new_state_of_narrow_streams_is_rounded_once():
     """Sums are taken in the dtype of the coefficients, whatever that of the streams."""
     h, y = fill(2, 3, 4, 5).astype(jnp.bfloat16), fill(2, 3, 5).astype(jnp.bfloat16)
     mixing, weight = fill(4, 4), fill(4)
-    held = streams.unstack(h)
+    held = Streams.unstack(h)
     for narrow in (streams.read(held, weight), streams.project(held, fill(7, 20)), *streams.mix(held, mixing).parts):
         assert narrow.dtype == jnp.float32
     exact = np.einsum("mn,...nd->...md", *(np.asarray(x, np.float64) for x in (mixing, h)))
     exact += np.einsum("n,...d->...nd", *(np.asarray(x, np.float64) for x in (weight, y)))
-    after = streams.add(streams.mix(held, mixing), streams.write(y, weight)).astype(held.dtype)
-    np.testing.assert_array_equal(streams.stack(after), jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16))
+    after = (streams.mix(held, mixing) + streams.write(y, weight)).astype(held.dtype)
+    np.testing.assert_array_equal(after.stack(), jnp.asarray(exact, jnp.float32).astype(jnp.bfloat16))
 
 
 def test_adapters_share_all_but_their_gains():
@@ -98,6 +99,6 @@ def test_adapters_share_all_but_their_gains():
     hidden = x @ down + 0.5
     want = (gamma * hidden / (1 + np.exp(-hidden))) @ up - 0.25
     parts = gamma, down, np.full(2, 0.5, np.float32), up, np.full(5, -0.25, np.float32)
-    close(streams.stack(adapter.stream_adapter(streams.unstack(x), *parts)), want)
+    close(adapter.stream_adapter(Streams.unstack(x), *parts).stack(), want)
     shared = adapter.stream_adapter(x[..., 0, :], *parts)
-    close(streams.stack(shared), streams.stack(adapter.stream_adapter(streams.copies(x[..., 0, :], 4), *parts)))
+    close(shared.stack(), adapter.stream_adapter(Streams.copies(x[..., 0, :], 4), *parts).stack())

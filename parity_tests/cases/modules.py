@@ -16,7 +16,7 @@ from mhc_jax.nn import scope as jax_scope
 from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.stack import layer_of
-from mhc_jax.ops import streams
+from mhc_jax.ops.streams import Streams
 from parity_tests.cases.ops import draw
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
@@ -130,11 +130,11 @@ def _site_jax(model, arrays):
 
 def _held(model, state):
     """The state of one array as the topology holds it."""
-    return state if model.config.residual.stream_count is None else streams.unstack(state)
+    return state if model.config.residual.stream_count is None else Streams.unstack(state)
 
 
 def _array(h):
-    return streams.stack(h) if isinstance(h, streams.Streams) else h
+    return h.stack() if isinstance(h, Streams) else h
 
 
 def _site_torch(model, arrays):

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mhc_jax.ops import streams as jax_streams
+from mhc_jax.ops.streams import Streams
 from parity_tests.compare import Case
 from parity_tests.frameworks import Arrays, Function, vjp_jax, vjp_torch
 from torch_ref.ops import loss as torch_loss
@@ -48,7 +48,7 @@ def op(
     def on_streams(arrays):
         held = {_named(name): x for name, x in arrays.items()}
         if as_streams in arrays:
-            held[_named(as_streams)] = jax_streams.unstack(arrays[as_streams])
+            held[_named(as_streams)] = Streams.unstack(arrays[as_streams])
         return _stacked(ours(held))
 
     return Case(
@@ -69,7 +69,7 @@ def _stacked(outputs: Any) -> Any:
     """Streams among the outputs as arrays (B, T, N, D)."""
     if isinstance(outputs, tuple):
         return tuple(_stacked(x) for x in outputs)
-    return jax_streams.stack(outputs) if isinstance(outputs, jax_streams.Streams) else outputs
+    return outputs.stack() if isinstance(outputs, Streams) else outputs
 
 
 def _function(package: str, path: str, options: dict[str, Any], positional: bool) -> Callable:
@@ -157,6 +157,7 @@ def _streams():
     state = draw(h_BTND=(B, T, N, D))
     yield op("streams.split_streams", "", draw(x_BTM=(B, T, N * D)), streams=N)
     yield op("streams.diversity", "", state)
+    yield op("streams.project", "", state | draw(phi_KM=(4, N * D)))
     for what, lead in (("static", ()), ("per token", (B, T))):
         weights = draw(weight_N=(*lead, N))
         yield op("streams.read", what, state | weights)

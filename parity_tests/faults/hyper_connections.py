@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.residual.base import streams_of, with_streams
-from mhc_jax.ops import sinkhorn, streams
+from mhc_jax.ops import sinkhorn
+from mhc_jax.ops.streams import Streams
 from parity_tests.mutations import Mutation, Replace, argument, op, options
 
 GPT, VALUES = "gpt", "gpt over mhc, constrained value residual"
@@ -63,7 +64,7 @@ def _models():
 
 
 def _channels_first(h):
-    return streams.unstack(jnp.swapaxes(streams.stack(h), -1, -2))
+    return Streams.unstack(jnp.swapaxes(h.stack(), -1, -2))
 
 
 def _forgets_column(healthy):
@@ -113,7 +114,7 @@ def _swapped_values(healthy):
 
 def _norm_first(healthy):
     def collapse(self, state, scope):
-        h = streams.each(self.final_norm, streams_of(state).astype(self.policy.accumulate))
+        h = streams_of(state).astype(self.policy.accumulate).each(self.final_norm)
         return scope.tap("hidden", self.ends.collapse(with_streams(state, h)))
 
     return collapse

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.ops.streams import stack, total, unstack
+from mhc_jax.ops.streams import Streams
 from parity_tests.mutations import Mutation, Replace, argument, op, options
 
 MHC, ADAPTERS, REPAIRED, BASELINE = (
@@ -151,13 +151,13 @@ def _transposed(healthy):
 
 def _interleaved(healthy):
     def split(x_BTM, streams):
-        return unstack(jnp.swapaxes(stack(healthy(x_BTM, x_BTM.shape[-1] // streams)), -1, -2))
+        return Streams.unstack(jnp.swapaxes(healthy(x_BTM, x_BTM.shape[-1] // streams).stack(), -1, -2))
 
     return split
 
 
 def _plain_mean(healthy):
-    return lambda self, state: total(state) / len(state)
+    return lambda self, state: state.total() / len(state)
 
 
 def _late_positions(healthy):

@@ -17,7 +17,7 @@ from mhc_jax.nn.projections import DeepseekSinkhornConfig, IdentityProjectionCon
 from mhc_jax.nn.residual import DynamicMHCConfig, GatedResidualConfig, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
-from mhc_jax.ops import streams
+from mhc_jax.ops.streams import Streams
 from parity_tests.compare import Case
 from parity_tests.oracles.modules import BATCH, TIME, beside, ours
 
@@ -97,9 +97,9 @@ def _run(config: ResidualConfig, params: dict[str, Any], arrays):
     """The site's reading, the taps, and the state after the site."""
     residual = ours(lambda policy, init: config.build(WIDTH, policy, init), params, arrays["x"].dtype)
     scope = Scope.over(arrays["x"].shape[1], taps=(taps := Taps()))
-    h = streams.unstack(arrays["x"])
+    h = Streams.unstack(arrays["x"])
     collapsed, ctx = residual.pre(h, scope)
-    return collapsed, taps.values, streams.stack(residual.post(h, arrays["y"], ctx, scope))
+    return collapsed, taps.values, residual.post(h, arrays["y"], ctx, scope).stack()
 
 
 def _gated_torch(module, arrays):
@@ -126,11 +126,11 @@ def _head_torch(module, arrays):
 
 def _head_jax(arrays):
     params = head_from_deepseek_v4(*(arrays[name] for name in ("hc_fn", "hc_base", "hc_scale")))
-    return _ends(HEAD, params, arrays).collapse(streams.unstack(arrays["x"]))
+    return _ends(HEAD, params, arrays).collapse(Streams.unstack(arrays["x"]))
 
 
 def _mean_jax(arrays):
-    return _ends(CopyEndsConfig(), {}, arrays).collapse(streams.unstack(arrays["x"]))
+    return _ends(CopyEndsConfig(), {}, arrays).collapse(Streams.unstack(arrays["x"]))
 
 
 def _ends(config: CopyEndsConfig, params: dict[str, Any], arrays) -> Any:

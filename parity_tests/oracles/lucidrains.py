@@ -13,7 +13,7 @@ from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.projections import ClampedSinkhornConfig, SinkhornConfig
 from mhc_jax.nn.residual import HyperConnectionsConfig, MultiBranchHCConfig, PerStreamMHCConfig, ResidualConfig
 from mhc_jax.nn.scope import Scope
-from mhc_jax.ops.streams import stack, unstack
+from mhc_jax.ops.streams import Streams
 from parity_tests.compare import Case
 from parity_tests.oracles.modules import BATCH, TIME, beside, ours
 
@@ -71,8 +71,8 @@ def _ends():
         f"{NAME} StreamEmbed",
         mHCv2.StreamEmbed(n, WIDTH, expand_to_streams=True),
         lambda module, arrays: module(arrays["x"]),
-        lambda arrays: stack(
-            _copy_ends(embed, n, {"stream_embed": arrays["stream_embed"]}, arrays).expand(arrays["x"])
+        lambda arrays: (
+            _copy_ends(embed, n, {"stream_embed": arrays["stream_embed"]}, arrays).expand(arrays["x"]).stack()
         ),
         x=(BATCH, TIME, WIDTH),
     )
@@ -82,7 +82,7 @@ def _ends():
         mHCv2.AttentionPoolReduceStream(WIDTH),
         lambda module, arrays: module(arrays["x"]),
         lambda arrays: _copy_ends(pool, n, {"pool": arrays["to_attn_logits.weight"]}, arrays).collapse(
-            unstack(arrays["x"])
+            Streams.unstack(arrays["x"])
         ),
         x=(BATCH, TIME, n, WIDTH),
     )
@@ -115,11 +115,11 @@ def _site(config: ResidualConfig, translate: Callable[[Any, Any], dict[str, Any]
     """Runs our residual with the published weights."""
 
     def run(arrays):
-        x, h, y = arrays["x"], unstack(arrays["x"]), arrays["y"]
+        x, h, y = arrays["x"], Streams.unstack(arrays["x"]), arrays["y"]
         residual = ours(lambda policy, init: config.build(WIDTH, policy, init), translate(config, arrays), x.dtype)
         scope = Scope.over(x.shape[1])
         read, ctx = residual.pre(h, scope)
-        return {"read": read, "state": stack(residual.post(h, y, ctx, scope))}
+        return {"read": read, "state": residual.post(h, y, ctx, scope).stack()}
 
     return run
 

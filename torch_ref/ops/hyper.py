@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from torch_ref.ops.norm import rms_norm, unit_rms_norm
+from torch_ref.ops.streams import project
 
 
 def dynamic_weights(
@@ -14,7 +15,7 @@ def dynamic_weights(
     Args:
         h_BTND: streams; normalised here if ``gamma_D`` is given.
         scale: a scalar, or one for each coefficient.
-        static_K: (K,), or (R, K) with one row for each row of an input (..., R, M).
+        static_NK: one row for each stream.
     """
     logits_BTNK = (h_BTND if gamma_D is None else unit_rms_norm(h_BTND, gamma_D)) @ fn_DK
     return static_NK + scale * (logits_BTNK.tanh() if tanh else logits_BTNK)
@@ -22,9 +23,8 @@ def dynamic_weights(
 
 def flat_weights(h_BTND: Tensor, phi_KM: Tensor, *, eps: float) -> Tensor:
     """``phi @ x / sqrt(mean(x^2) + eps)``, (B, T, K), of all streams of a token in one vector x of M = N D channels."""
-    x_BTM = h_BTND.flatten(-2)
     # The division commutes with the product; on K numbers it is cheaper than on M.
-    return F.linear(x_BTM, phi_KM) / (x_BTM.square().mean(-1, keepdim=True) + eps).sqrt()
+    return project(h_BTND, phi_KM) / (h_BTND.square().mean((-2, -1))[..., None] + eps).sqrt()
 
 
 def stream_gate(
@@ -40,6 +40,5 @@ def stream_gate(
     """
     N = h_BTND.shape[-2]
     x_BTND = rms_norm(h_BTND, 1 + scale_ND, eps=eps)
-    x_BTM = x_BTND.flatten(-2)
-    gate_BTM = F.linear(F.silu(F.linear(x_BTM, down_RM) / N), up_MR).sigmoid()
+    gate_BTM = F.linear(F.silu(project(x_BTND, down_RM) / N), up_MR).sigmoid()
     return (gate_BTM.view_as(x_BTND) * x_BTND).mean(-2), x_BTND

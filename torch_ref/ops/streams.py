@@ -23,6 +23,11 @@ def mix(h_BTND: Tensor, mix_MN: Tensor) -> Tensor:
     return torch.einsum("...ij,...jd->...id", mix_MN, h_BTND)
 
 
+def project(h_BTND: Tensor, phi_KM: Tensor) -> Tensor:
+    """``phi @ x``, (B, T, K), of all streams of a token in one vector x of M = N D channels."""
+    return F.linear(h_BTND.flatten(-2), phi_KM)
+
+
 def write(y: Tensor, weight_N: Tensor, *, per_stream: bool) -> Tensor:
     """``weight[i] * y_i`` for every stream i, (B, T, N, D).
 

@@ -12,6 +12,7 @@ from mhc_jax.nn.ends.base import EndsConfig, StreamEnds
 from mhc_jax.nn.init import Init, constant, zeros
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.ops import hyper, streams
+from mhc_jax.ops.streams import STREAM_AXIS, Streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -71,17 +72,17 @@ class CopyEnds(StreamEnds):
             )
 
     def expand(self, x_BTD):
-        h = streams.copies(x_BTD.astype(self.policy.accumulate), self.stream_count)
+        h = Streams.copies(x_BTD.astype(self.policy.accumulate), self.stream_count)
         if not self.config.stream_embed:
             return h
-        return streams.add(h, streams.unstack(self.stream_embed[...].astype(h.dtype)))
+        return h.each(operator.add, self.stream_embed[...].astype(h.dtype))
 
     def collapse(self, state):
         h, how = streams_of(state).astype(self.policy.accumulate), self.config.collapse
         if how == "mean":
-            return streams.total(h) / self.stream_count
+            return h.total() / self.stream_count
         if how == "sum":
-            return streams.total(h)
+            return h.total()
         if how == "head":
             return streams.read(h, self._head(h))
         if how == "pool":
@@ -90,9 +91,9 @@ class CopyEnds(StreamEnds):
 
     def _pool(self, h):
         pool = self.pool[...].astype(h.dtype)
-        logits = streams.stack(streams.each(lambda x: x @ pool.T, h))
-        weights = streams.unstack(jax.nn.softmax(logits, axis=streams.STREAM_AXIS))
-        return streams.total(streams.each(operator.mul, weights, h))
+        logits_BTND = h.each(lambda x: x @ pool.T).stack()
+        weights = Streams.unstack(jax.nn.softmax(logits_BTND, axis=STREAM_AXIS))
+        return weights.each(operator.mul, h).total()
 
     def _head(self, h):
         phi, bias, alpha = (leaf[...].astype(h.dtype) for leaf in (self.phi, self.bias, self.alpha))

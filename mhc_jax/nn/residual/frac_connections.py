@@ -64,14 +64,14 @@ class FracConnections(AlphaBeta):
         parts = streams.split_streams(state, m)
         alpha, beta = self._coefficients(parts)
         from_part = jnp.swapaxes(alpha, -1, -2)
-        u_BTD = streams.join_streams(streams.mix(parts, scope.tap("h_pre", from_part[..., :m, :])))
+        u_BTD = streams.mix(parts, scope.tap("h_pre", from_part[..., :m, :])).join()
         return u_BTD, (scope.tap("h_post", beta), scope.tap("h_res", from_part[..., m:, :]))
 
     def post(self, state, y, ctx, scope):
         beta, res = ctx
         parts, y_parts = (streams.split_streams(x, self.config.fractions) for x in (state, y))
-        after = streams.add(streams.mix(parts, res), streams.write(y_parts, beta))
-        return streams.join_streams(after).astype(state.dtype)
+        after = streams.mix(parts, res) + streams.write(y_parts, beta)
+        return after.join().astype(state.dtype)
 
     def _coefficients(self, parts):
         """[Y | A], (..., m, 2 m), and B, (..., m)."""
@@ -79,5 +79,5 @@ class FracConnections(AlphaBeta):
         alpha, beta = self.static_alpha[...].astype(dtype), self.static_beta[...].astype(dtype)
         if not self.config.dynamic:
             return alpha, beta
-        alpha, beta = self.dynamic(streams.each(layer_norm, parts), alpha, beta[:, None], tanh=self.config.tanh)
+        alpha, beta = self.dynamic(parts.each(layer_norm), alpha, beta[:, None], tanh=self.config.tanh)
         return alpha, beta[..., 0]

@@ -70,4 +70,4 @@ class GatedResidual(Residual):
         return u_BTD, scope.tap("h_post", 2 * jax.nn.sigmoid(logits_BTN))
 
     def post(self, state, y, ctx, scope):
-        return streams.add(state, streams.write(y, ctx)).astype(state.dtype)
+        return (state + streams.write(y, ctx)).astype(state.dtype)

@@ -74,21 +74,21 @@ class HyperConnections(AlphaBeta):
 
     def pre(self, state, scope):
         F = self.config.fractions
-        pieces = streams.fractions(state, F)
+        pieces = state.fractions(F)
         read, post, res = self._coefficients(pieces)
         # Without views and fractions the taps are (..., S), as in the other topologies.
         read = scope.tap("h_pre", read[..., 0, :])[..., None, :] if self.views == F == 1 else scope.tap("h_pre", read)
         post = scope.tap("h_post", post[..., 0, :])[..., None, :] if F == 1 else scope.tap("h_post", post)
-        reads = streams.join_fractions(streams.mix(pieces, read), F)
-        u = streams.total(reads) if self.views == 1 else jnp.moveaxis(streams.stack(reads), -2, 0)
+        reads = streams.mix(pieces, read).join_fractions(F)
+        u = reads.total() if self.views == 1 else jnp.moveaxis(reads.stack(), -2, 0)
         return u, (scope.tap("h_res", res) if self.config.mixed else None, post)
 
     def post(self, state, y, ctx, scope):
         (res, weight), F = ctx, self.config.fractions
         mixed = state
         if res is not None:
-            mixed = streams.join_fractions(streams.mix(streams.fractions(state, F), res), F)
-        return streams.add(mixed, self._written(y, weight)).astype(state.dtype)
+            mixed = streams.mix(state.fractions(F), res).join_fractions(F)
+        return (mixed + self._written(y, weight)).astype(state.dtype)
 
     def _written(self, y, weight):
         """What the streams gain: fraction g of stream s ``sum_f weight[f, g * S + s] * y_f``, y_f fraction f of y."""
@@ -97,11 +97,11 @@ class HyperConnections(AlphaBeta):
             return streams.write(y, weight[..., 0, :])
         to_piece = jnp.swapaxes(weight, -1, -2)
         if not isinstance(y, streams.Streams):
-            return streams.join_fractions(streams.mix(streams.split_streams(y, F), to_piece), F)
+            return streams.mix(streams.split_streams(y, F), to_piece).join_fractions(F)
         # Fractions of stream s reach stream s alone.
         own = jnp.tile(jnp.eye(S, dtype=weight.dtype), (F, 1))[:, None]
         matrix = (to_piece[..., None] * own).reshape(*to_piece.shape[:-1], F * S)
-        return streams.join_fractions(streams.mix(streams.fractions(y, F), matrix), F)
+        return streams.mix(y.fractions(F), matrix).join_fractions(F)
 
     def _coefficients(self, pieces):
         """H_pre (..., F * v, F * S), H_post (..., F, F * S) and H_res (..., F * S, F * S)."""
@@ -110,7 +110,7 @@ class HyperConnections(AlphaBeta):
         alpha = self.static_alpha[...].astype(dtype)
         beta = jnp.tile(self.static_beta[...].astype(dtype).reshape(S, F), (F, 1))
         if self.config.dynamic:
-            x = pieces if self.config.norm == "rms" else streams.each(layer_norm, pieces.astype(dtype))
+            x = pieces if self.config.norm == "rms" else pieces.astype(dtype).each(layer_norm)
             alpha, beta = self.dynamic(x, alpha, beta, tanh=self.config.tanh)
         to_result = jnp.swapaxes(alpha, -1, -2).reshape(*alpha.shape[:-2], F, v + S, F * S)
         read, res = to_result[..., :v, :], to_result[..., v:, :]

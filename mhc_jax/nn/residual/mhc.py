@@ -54,7 +54,7 @@ class MHC(Residual):
     def post(self, state, y, ctx, scope):
         post_N, res_NN = ctx
         mixed = state if res_NN is None else streams.mix(state, res_NN)
-        return streams.add(mixed, streams.write(y, post_N)).astype(state.dtype)
+        return (mixed + streams.write(y, post_N)).astype(state.dtype)
 
 
 def tap_mixing(res_NN: jax.Array | None, scope: Scope) -> jax.Array | None:

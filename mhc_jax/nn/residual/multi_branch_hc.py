@@ -55,7 +55,7 @@ class MultiBranchHC(AlphaBeta):
         alpha, beta = self.dynamic(state, static_alpha, static_beta, tanh=True)
         from_stream = jnp.swapaxes(alpha, -1, -2)
         reads = streams.mix(state, scope.tap("h_pre", from_stream[..., :I, :]))
-        u = jnp.moveaxis(streams.stack(reads), -2, 0) if I > 1 else streams.total(reads)
+        u = jnp.moveaxis(reads.stack(), -2, 0) if I > 1 else reads.total()
         return u, (scope.tap("h_post", jnp.swapaxes(beta, -1, -2)), scope.tap("h_res", from_stream[..., I:, :]))
 
     def post(self, state, y, ctx, scope):
@@ -63,7 +63,7 @@ class MultiBranchHC(AlphaBeta):
         runs = y if self.branches > 1 else [y]
         after = streams.mix(state, res_SS)
         for i, run in enumerate(runs):
-            after = streams.add(after, streams.write(run, post_IS[..., i, :]))
+            after += streams.write(run, post_IS[..., i, :])
         return after.astype(state.dtype)
 
 

@@ -1,7 +1,6 @@
 """Gated residual of Qwen4: a low-rank gate on every channel of the read, no mixing."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from torch_ref.config import register
@@ -32,7 +31,7 @@ class GatedResidual(Residual):
 
     def pre(self, state, scope):
         u_BTD, x_BTND = stream_gate(state, self.gate_scale, self.down, self.up, eps=self.norm_eps)
-        post_BTN = 2 * (F.linear(x_BTND.flatten(-2), self.inject) / self.stream_count).sigmoid()
+        post_BTN = 2 * (streams.project(x_BTND, self.inject) / self.stream_count).sigmoid()
         return u_BTD, scope.tap("h_post", post_BTN)
 
     def post(self, state, y, ctx, scope):
