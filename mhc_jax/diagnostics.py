@@ -151,7 +151,9 @@ def _coefficients(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
 
 
 def _streams(state: jax.Array, coefficients: Mapping[str, jax.Array]) -> jax.Array:
-    """(L, B, T, N, D); the streams of a state without them are the fractions of its width that H_res mixes."""
+    """(L, B, T, N, D), at least float32; streams of a state without them are the fractions of its width that H_res
+    mixes."""
+    state = state.astype(jnp.promote_types(state.dtype, jnp.float32))
     if state.ndim == 5:
         return state
     return split_streams(state, coefficients["h_res"].shape[-1] if "h_res" in coefficients else 1).stack()

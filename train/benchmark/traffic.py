@@ -83,7 +83,7 @@ def site(config: RunConfig, model: ModelConfig) -> dict[str, float]:
         ``kernels`` of the latter program.
     """
     tokens = config.data.batch_size * config.data.seq_len
-    unit = tokens * model.width * np.dtype(policy(model.execution.policy).accumulate).itemsize
+    unit = tokens * model.width * np.dtype(policy(model.execution.policy).streams).itemsize
     forward, both = (
         _added(config, model, backward=backward) / model.sites_per_layer / np.array([unit, unit, 1])
         for backward in (False, True)
