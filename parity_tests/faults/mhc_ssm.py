@@ -123,8 +123,8 @@ def _weights(change: Callable) -> Replace:
 
 
 def _swapped_gammas(healthy):
-    def adapt(self, x, gamma, **options):
-        return healthy(self, x, self.gamma_post if gamma is self.gamma_pre else self.gamma_pre, **options)
+    def adapt(self, x, gamma, key):
+        return healthy(self, x, self.gamma_post if gamma is self.gamma_pre else self.gamma_pre, key)
 
     return adapt
 
