@@ -11,9 +11,10 @@ RATIO = 4.0
 SAMPLES = 5
 
 # Where PyTorch is (nearly) exact in all samples the ratio means nothing; an error of this many units in the last
-# place passes on its own. The longest chain of one op, eight log-domain Sinkhorn iterations of extreme logits, was
-# measured at 5.
-FEW_ULP = 8.0
+# place passes on its own. A gradient by one number, a sum over batch, time and streams, was measured between 0.2 and 7
+# in PyTorch over eight samples and between 0.3 and 8.2 in JAX, and the longest chain of one op, eight log-domain
+# Sinkhorn iterations of extreme logits, at 5.
+FEW_ULP = 12.0
 
 # Where sums cancel to almost nothing, float64 loses as many digits as float32: JAX's float64 may be as far from the
 # truth as PyTorch's float32 (times RATIO), less the 29 bits that float64 has more, and the other way round JAX's
