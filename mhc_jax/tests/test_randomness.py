@@ -95,10 +95,10 @@ def drawn(topology):
 
 @pytest.mark.parametrize(("topology", "adapters"), [("plain", False), ("mhc_ssm_adapters", True)])
 def test_every_draw_of_a_model_has_a_key_and_a_rate_of_its_own(topology, adapters):
-    """The embedding; in both layers attention's probabilities and two branches; adapters before and after."""
+    """The embedding; in both layers attention's probabilities and two branches; adapters of four streams before and after."""
     keys, kept = zip(*drawn(topology), strict=True)
     assert len(set(keys)) == len(keys)
-    assert sorted(kept) == sorted([0.875] * 5 + [0.75] * 2 + [0.5] * (8 if adapters else 0))
+    assert sorted(kept) == sorted([0.875] * 5 + [0.75] * 2 + [0.5] * (8 * 4 if adapters else 0))
 
 
 def test_masks_differ_by_layer_site_and_row():
