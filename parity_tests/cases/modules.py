@@ -43,7 +43,7 @@ def cases() -> Iterator[Case]:
         yield part(
             f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, system.config.width)), _ends_jax, _ends_torch
         )
-    # Float64 alone: the matrix of topologies and mixers has them in float32.
+    # Only float64: the matrix of topologies and mixers covers float32.
     for name in registry.names("topology"):
         system = System(name, tiny_gpt(name))
         streams = system.config.residual.stream_count
