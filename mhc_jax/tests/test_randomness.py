@@ -95,7 +95,7 @@ def drawn(topology):
 
 @pytest.mark.parametrize(("topology", "adapters"), [("plain", False), ("mhc_ssm_adapters", True)])
 def test_every_draw_of_a_model_has_a_key_and_a_rate_of_its_own(topology, adapters):
-    """The embedding; in both layers attention's probabilities and two branches; adapters of four streams before and after."""
+    """The embedding; in both layers attention's probabilities and two branches; four streams' adapters at both ends."""
     keys, kept = zip(*drawn(topology), strict=True)
     assert len(set(keys)) == len(keys)
     assert sorted(kept) == sorted([0.875] * 5 + [0.75] * 2 + [0.5] * (8 * 4 if adapters else 0))

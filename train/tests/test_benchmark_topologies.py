@@ -264,8 +264,8 @@ def test_cores_are_those_that_this_process_may_use():
 
 def test_traffic_is_that_of_one_site_in_units_of_its_activations(run, monkeypatch):
     """What a layer of two sites adds: bytes over those of one activation, kernels as they are, each halved."""
-    model = run.model.replace(mlp=GeluMLPConfig(), execution=Execution(policy="bfloat16"))  # streams stay float32
-    unit = run.data.batch_size * run.data.seq_len * model.width * 4
+    model = run.model.replace(mlp=GeluMLPConfig(), execution=Execution(policy="bfloat16"))
+    unit = run.data.batch_size * run.data.seq_len * model.width * 2
     monkeypatch.setattr(
         traffic, "_added", lambda *_, backward: np.array([6.0 * unit, 4.0 * unit, 10.0]) * (1 + backward)
     )
