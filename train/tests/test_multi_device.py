@@ -25,6 +25,9 @@ REPOSITORY = WORKER.parents[2]
 MARGIN = 100
 FLOAT32_EPS = 1.2e-7
 FLOAT32 = 4
+# Parameters that all streams share, by how many products there are: adapters read every stream, and write the one
+# output of the branch to every stream.
+SHARED = {"(down|norm)\\..*": STREAMS + 1, "up\\..*": 2 * STREAMS, "dynamic_(alpha|beta)_fn": STREAMS}
 
 
 @pytest.fixture(scope="module", params=["quick", pytest.param("all", marks=pytest.mark.slow)])
@@ -167,8 +170,9 @@ def gradients(model, mesh):
         uses = 1
         if name == "embed.tokens":
             uses = LENGTH // CHUNK + 1
-        elif re.fullmatch(r"blocks\.\w+\.residual\.(down|up|norm)\..*", name):
-            uses = 2  # adapters read and write
+        for pattern, of_streams in SHARED.items():
+            if re.fullmatch(rf"blocks\.\w+\.residual\.{pattern}", name):
+                uses = of_streams
         total += size * uses * (1 + 1 / fsdp if fsdp > 1 and MESHES[mesh].data > 1 else 1)
     return accumulated(model) * total if slices_of(mesh) > 1 else 0
 
