@@ -35,7 +35,7 @@ class Taps:
         name = self.prefix + name
         # One of another shape is refused by `mhc_jax.apply`, which knows both as a person does, layers included.
         if name in self.probes and jnp.shape(self.probes[name]) == x.shape:
-            x = x + self.probes[name]
+            x = (x + self.probes[name]).astype(x.dtype)  # streams may be narrower than the probe
         self.values[name] = x
         return x
 

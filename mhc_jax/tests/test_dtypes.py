@@ -158,3 +158,16 @@ def test_norms_keep_the_dtype_they_are_given():
 def test_policies(name, compute, accumulate, precision):
     found = policy(name)
     assert (jnp.dtype(found.compute), jnp.dtype(found.accumulate), found.precision) == (compute, accumulate, precision)
+
+
+@pytest.mark.parametrize("layers", ["scan", "unroll"])
+def test_a_probe_of_a_wider_dtype_leaves_the_carried_one(layers):
+    config = cell("mhc_ssm_adapters", "attention")
+    config = config.replace(execution=config.execution.replace(layers=layers))
+    params, tokens = mhc_jax.init(config, jax.random.key(0)), jnp.arange(24).reshape(2, 12)
+    plain = mhc_jax.apply(config, params, tokens, taps=True)
+    names = ("blocks.mixer.state", "blocks.mixer.residual.adapted")
+    probes = {name: jnp.zeros(plain.taps[name].shape) for name in names}
+    probed = mhc_jax.apply(config, params, tokens, taps=True, probes=probes)
+    assert {probed.taps[name].dtype for name in names} == {BFLOAT16}
+    np.testing.assert_array_equal(probed.logits_BTV, plain.logits_BTV)
