@@ -137,6 +137,11 @@ class Config:
             self.require(value >= least, f"{field} {bound}, got {value}")
             self.require(value < 2**31, f"{field} must be below 2**31, got {value}")
 
+    def require_not_negative(self, *fields: str) -> None:
+        """Raises :class:`FieldError` unless these are at least 0."""
+        for field in fields:
+            self.require(getattr(self, field) >= 0, f"{field} must not be negative, got {getattr(self, field)}")
+
     def small(self) -> Self:
         """The same part at a size for tests, in a model of width 8; its defaults are often small enough."""
         return self

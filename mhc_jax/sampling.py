@@ -40,7 +40,7 @@ class Sampling(Config):
     def validate(self):
         super().validate()
         self.require_counts(1, "max_new_tokens")
-        self.require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
+        self.require_not_negative("temperature")
         self.require_counts(0, "top_k")
         self.require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
         self.require(0 <= self.min_p <= 1, f"min_p must lie in [0, 1], got {self.min_p}")

@@ -64,8 +64,7 @@ class OptimConfig(Config):
             self.require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         self.require(self.eps >= SMALLEST, f"eps must be at least {SMALLEST}, or it is 0 in float32; got {self.eps}")
         self.require_counts(0, "warmup_steps", "decay_steps")
-        for name in ("weight_decay", "clip", "value_lr", "residual_lr"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require_not_negative("weight_decay", "clip", "value_lr", "residual_lr")
         for name in ("lr", "value_lr", "residual_lr", "weight_decay", "clip"):
             self.require(getattr(self, name) <= LARGEST, f"{name} must be at most {LARGEST}, got {getattr(self, name)}")
         self.require(0 <= self.final_lr <= 1, f"final_lr must lie in [0, 1], got {self.final_lr}")

@@ -64,7 +64,7 @@ class BackboneConfig(Config):
         super().validate()
         self.require_counts(1, "width", "layers")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
-        self.require(self.stream_diversity >= 0, f"stream_diversity must not be negative, got {self.stream_diversity}")
+        self.require_not_negative("stream_diversity")
         self.require(
             self.stream_diversity == 0 or self.residual.stream_count is not None,
             f"stream_diversity needs a residual with streams, not {self.residual.kind!r}",

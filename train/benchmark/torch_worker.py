@@ -36,7 +36,7 @@ def load(spec: Spec) -> torch_ref.LM:
 
 def autocast(spec: Spec) -> torch.autocast:
     """Mixed precision where the JAX side computes in bfloat16."""
-    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=spec["policy"] == "bfloat16")
+    return torch.autocast(DEVICE.type, torch.bfloat16, enabled=spec["policy"].startswith("bfloat16"))
 
 
 def train(spec: Spec) -> Step:

@@ -62,8 +62,7 @@ class CorpusConfig(DataConfig):
             f"validation_fraction must lie between 0 and 1, got {self.validation_fraction}",
         )
         self.require_counts(0, "train_shards", "sample_tokens")
-        for name in ("max_train_tokens", "max_eval_tokens"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require_not_negative("max_train_tokens", "max_eval_tokens")
 
     def settled(self):
         from train.data.corpus import with_characters

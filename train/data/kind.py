@@ -47,7 +47,7 @@ class DataConfig(Config):
 
     def validate(self):
         super().validate()
-        self.require(self.seed >= 0, f"seed must not be negative, got {self.seed}")
+        self.require_not_negative("seed")
         self.require_counts(1, "seq_len", "batch_size")
 
     def settled(self) -> Self:

@@ -189,3 +189,12 @@ def test_resident_memory_is_what_the_system_says():
     import psutil
 
     assert worker.current_rss() == pytest.approx(psutil.Process().memory_info().rss, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("policy", "narrow"), [("float32", False), ("bfloat16", True), ("bfloat16_wide_streams", True)]
+)
+def test_pytorch_computes_in_the_dtype_of_the_policy(policy, narrow):
+    with torch_worker.autocast({"policy": policy}):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert product.dtype == (torch.bfloat16 if narrow else torch.float32)

@@ -32,7 +32,7 @@ class GeluMLPConfig(ChannelMixerConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.hidden >= 0, f"hidden must not be negative, got {self.hidden}")
+        self.require_not_negative("hidden")
         self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
 
     def build(self, width, policy, init):

@@ -38,8 +38,7 @@ class CopyEndsConfig(EndsConfig):
 
     def validate(self):
         super().validate()
-        for name in ("head_eps", "norm_eps"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require_not_negative("head_eps", "norm_eps")
 
     def check(self, residual):
         self.require(residual.stream_count is not None, "the residual has no streams to expand to; use ends 'identity'")

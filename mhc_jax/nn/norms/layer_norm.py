@@ -25,7 +25,7 @@ class LayerNormConfig(NormConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.eps >= 0, f"eps must not be negative, got {self.eps}")
+        self.require_not_negative("eps")
 
     def with_bias(self):
         return self.replace(bias=True)

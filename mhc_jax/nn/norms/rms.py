@@ -21,7 +21,7 @@ class RMSNormConfig(NormConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.eps >= 0, f"eps must not be negative, got {self.eps}")
+        self.require_not_negative("eps")
 
     def build(self, width, init, channels="width"):
         return RMSNorm(self, width, init, channels)

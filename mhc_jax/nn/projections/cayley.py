@@ -25,7 +25,7 @@ class CayleyConfig(ProjectionConfig):
     def validate(self):
         super().validate()
         self.require(self.alpha > 0, f"alpha must be positive, got {self.alpha}")
-        self.require(self.steps >= 0, f"steps must not be negative, got {self.steps}")
+        self.require_not_negative("steps")
 
     def near_identity(self, streams, strength):
         """Zero, which gives the identity itself for any strength."""

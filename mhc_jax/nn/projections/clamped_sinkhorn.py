@@ -19,7 +19,7 @@ class ClampedSinkhornConfig(ProjectionConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.iters >= 0, f"iters must not be negative, got {self.iters}")
+        self.require_not_negative("iters")
 
     def is_identity(self, streams):
         return super().is_identity(streams) and self.iters > 0

@@ -18,7 +18,7 @@ class DeepseekSinkhornConfig(ProjectionConfig):
     def validate(self):
         super().validate()
         self.require(self.iters >= 1, f"iters must be at least 1, got {self.iters}")
-        self.require(self.eps >= 0, f"eps must not be negative, got {self.eps}")
+        self.require_not_negative("eps")
 
     def is_identity(self, streams):
         return super().is_identity(streams) and self.eps == 0

@@ -37,7 +37,7 @@ class OrthostochasticConfig(ProjectionConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.steps >= 0, f"steps must not be negative, got {self.steps}")
+        self.require_not_negative("steps")
         self.require(len(self.coefficients) == 3, f"coefficients must be three numbers, got {self.coefficients}")
         self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
 

@@ -54,8 +54,7 @@ class DynamicMHCConfig(StreamsConfig):
     def validate(self):
         super().validate()
         self.projection.check(self.streams)
-        for name in ("norm_eps", "pre_eps", "post_eps", "phi_std"):
-            self.require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        self.require_not_negative("norm_eps", "pre_eps", "post_eps", "phi_std")
         self.require(self.read_lean <= 1, f"read_lean must be at most 1, got {self.read_lean}")
         self.require(
             self.bias == "zeros" or 0 < 1 - self.post_eps < self.post_gain,

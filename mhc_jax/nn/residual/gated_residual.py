@@ -39,7 +39,7 @@ class GatedResidualConfig(StreamsConfig):
     def validate(self):
         super().validate()
         self.require(self.rank >= 1, f"rank must be at least 1, got {self.rank}")
-        self.require(self.norm_eps >= 0, f"norm_eps must not be negative, got {self.norm_eps}")
+        self.require_not_negative("norm_eps")
 
     def build(self, width, policy, init):
         return GatedResidual(self, width, policy, init)

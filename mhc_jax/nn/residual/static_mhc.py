@@ -49,7 +49,7 @@ class StaticMHCConfig(StreamsConfig):
     def validate(self):
         super().validate()
         self.projection.check(self.streams)
-        self.require(self.noise >= 0, f"noise must not be negative, got {self.noise}")
+        self.require_not_negative("noise")
         self.require(0 <= self.identity_mix < 1, f"identity_mix must lie in [0, 1), got {self.identity_mix}")
 
     def build(self, width, policy, init):
