@@ -71,7 +71,7 @@ def run(
     SIGTERM or SIGINT finishes the current step and saves. A run to be resumed that has nothing left to do says so.
 
     Args:
-        config: configuration; a ``vocab_size`` or ``max_len`` of 0 in the model follows the data.
+        config: configuration; a ``vocab_size`` or ``max_len`` of None in the model follows the data.
         callbacks: called with the step and its values whenever a line is written to ``metrics.jsonl``.
         resume_command: command to print when the run is interrupted.
 
