@@ -12,6 +12,9 @@ FORBIDDEN = {
     "mhc_jax/ops": ("flax", "mhc_jax.nn", "mhc_jax.models", "mhc_jax.functional", "mhc_jax.config"),
     "mhc_jax/nn": ("mhc_jax.models", "mhc_jax.functional", "mhc_jax.decode", "mhc_jax.interop"),
     "mhc_jax/models": ("mhc_jax.functional", "mhc_jax.decode", "mhc_jax.interop"),
+    # A model is a function from messages to a text; adapters import what they adapt when they are called.
+    "mhc_jax/rlm": ("mhc_jax.nn", "mhc_jax.models", "mhc_jax.ops", "mhc_jax.interop"),
+    "mhc_jax/rlm/environments": ("jax", "mhc_jax.decode", "mhc_jax.functional"),
     "torch_ref": ("jax", "flax", "mhc_jax", "train", "parity_tests", "configs"),
     "train": ("parity_tests",),
 }
