@@ -1,1 +1,26 @@
 """Where the code of a model runs: never in this process."""
+
+from collections.abc import Callable
+
+from mhc_jax.config import ConfigError
+from mhc_jax.rlm.environments.base import Cell, Environment, SandboxDied, SandboxUnavailable, ToolError
+from mhc_jax.rlm.environments.monty import Monty
+from mhc_jax.rlm.limits import Limits
+
+__all__ = ["Cell", "Environment", "SandboxDied", "SandboxUnavailable", "ToolError", "make"]
+
+_KINDS: dict[str, Callable[[Limits], Environment]] = {"monty": Monty}
+
+
+def make(name: str = "monty", limits: Limits = Limits()) -> Environment:
+    """An environment that is still to be started.
+
+    Args:
+        name: ``"monty"``, a subset of Python that runs everywhere.
+
+    Raises:
+        ConfigError: there is no such environment.
+    """
+    if name not in _KINDS:
+        raise ConfigError(f"there is no environment {name!r}; known: {', '.join(_KINDS)}")
+    return _KINDS[name](limits)

@@ -1,0 +1,398 @@
+"""Environments of the scaffold: what code finds in them, what the host gets back, and what lasts."""
+
+import threading
+import time
+
+import psutil
+import pytest
+
+from mhc_jax.config import ConfigError
+from mhc_jax.rlm import environments, prelude
+from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, ToolError, host, monty
+from mhc_jax.rlm.limits import Limits
+
+KINDS = ("monty",)
+LIMITS = Limits(cell_timeout=0.5, memory_mb=100, max_output_chars=200)
+TEXT = "".join(f"line {i} of the text\n" for i in range(1000))
+
+
+def llm_query(prompt, model=None):
+    return f"reply to {prompt}"
+
+
+def opened(kind, names=None, limits=LIMITS, **functions):
+    environment = environments.make(kind, limits)
+    environment.start(names or {"context": TEXT}, {"llm_query": llm_query, **functions})
+    return environment
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture
+def begin(kind):
+    """Starts environments of one kind, which end with the test."""
+    started = []
+
+    def begin(names=None, limits=LIMITS, **functions):
+        started.append(opened(kind, names, limits, **functions))
+        return started[-1]
+
+    yield begin
+    for environment in started:
+        environment.close()
+
+
+@pytest.fixture
+def run(begin):
+    """Cells of one session."""
+    return begin().execute
+
+
+def test_variables_functions_and_imports_last_over_cells(run):
+    run("import math\nhalf = 21\ndef double(x):\n    return math.floor(2 * x)")
+    assert run("print(double(half), len(context))").stdout == f"42 {len(TEXT)}\n"
+
+
+def test_the_value_of_a_last_expression_is_shown_but_not_none(run):
+    assert run("x = 3\nx + 1").stdout == "4\n"
+    assert run("'text'").stdout == "text\n"
+    assert run("[1, {'a': (2.5, None)}]").stdout == "[1, {'a': (2.5, None)}]\n"
+    assert run("None").stdout == run("x = 4").stdout == ""
+
+
+def test_contexts_of_every_kind(begin):
+    names = {"context": ["one", "two"], "facts": {"a": 1, "b": [1.5, True, None]}, "empty": "", "odd": "ü€😀\x00"}
+    run = begin(names).execute
+    assert run("context[1], facts['b'], empty").stdout == "('two', [1.5, True, None], '')\n"
+    assert run("print(odd)").stdout == "ü€😀\x00\n"
+    assert run("peek()").stdout == "one\ntwo\n"
+
+
+def test_names_that_cannot_be_variables(begin):
+    for name, message in (
+        ("two words", "cannot be the name"),
+        ("for", "cannot be the name"),
+        ("_hidden", "cannot be the name"),
+        ("answer", "is taken"),
+        ("peek", "is taken"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            begin({name: "text"})
+    with pytest.raises(TypeError, match="must be a text"):
+        begin({"context": object()})
+
+
+def test_functions_of_the_host(begin):
+    calls = []
+
+    def tool(*args, **kwargs):
+        calls.append((args, kwargs))
+        return {"list": [1, "two"]}
+
+    run = begin(tool=tool).execute
+    assert run("llm_query('a'), llm_query(prompt='b', model='m')").stdout == "('reply to a', 'reply to b')\n"
+    assert run("tool('x', [1, 2.5], k={'a': None})['list'][1]").stdout == "two\n"
+    assert calls == [(("x", [1, 2.5]), {"k": {"a": None}})]
+
+
+def test_faults_of_functions_reach_the_code_in_words_of_our_own(begin):
+    def secret(x):
+        raise FileNotFoundError("/home/host/secret")
+
+    def spent(x):
+        raise ToolError("no calls are left")
+
+    run = begin(secret=secret, spent=spent).execute
+    assert "no calls are left" in run("spent(1)").error
+    fault = run("secret(1)").error
+    assert "secret failed: FileNotFoundError" in fault
+    assert "/home/host" not in fault
+    assert "missing a required argument: 'prompt'" in run("llm_query()").error
+    assert run("try:\n    spent(1)\nexcept Exception as error:\n    print('caught', error)").stdout.startswith(
+        "caught no"
+    )
+
+
+def test_an_interrupt_in_a_function_ends_the_cell_and_reaches_the_host(begin):
+    def interrupted():
+        raise KeyboardInterrupt("by the user")
+
+    environment = begin(stop=interrupted)
+    with pytest.raises(KeyboardInterrupt, match="by the user"):
+        environment.execute(
+            "x = 1\nfor _ in range(50):\n    try:\n        stop()\n    except:\n        pass\n    x += 1"
+        )
+    assert environment.execute("len(context)").stdout == f"{len(TEXT)}\n"
+
+
+def test_only_plain_data_of_bounded_size_reaches_a_function(begin):
+    seen = []
+    run = begin(tool=seen.append, limits=Limits(cell_timeout=5, memory_mb=300)).execute
+    for code, words in (
+        ("class A:\n    pass\ntool(A())", "only texts, numbers"),
+        ("x = []\nfor i in range(50): x = [x]\ntool(x)", "nested too deeply"),
+        ("tool([1] * 200000)", "too large"),
+        ("tool('x' * 17000000)", "characters"),
+        ("tool(2 ** 5000)", "too large"),
+    ):
+        assert words in run(code).error, code
+    assert not seen
+
+
+def test_each_way_to_answer(begin):
+    run = begin().execute
+    assert run("FINAL('it is ' + str(3))").answer == "it is 3"
+    assert run("FINAL([1, 'a'])").answer == "[1, 'a']"
+    assert run("result = {'a': 1}\nFINAL_VAR('result')").answer == "{'a': 1}"
+    assert run("FINAL_VAR(result)").answer == "{'a': 1}"
+    cell = run("answer['content'] = 7\nanswer['ready'] = True\nprint('on')")
+    assert (cell.answer, cell.stdout, cell.error) == ("7", "on\n", None)
+    assert run("answer['ready'] = False").answer is None
+    assert run("answer = {'content': 'new', 'ready': True}").answer == "new"
+
+
+def test_what_stands_after_final_does_not_run(run):
+    cell = run("print('before')\nFINAL('done')\nprint('after')")
+    assert (cell.stdout, cell.error, cell.answer) == ("before\n", None, "done")
+    cell = run("try:\n    FINAL('done')\nexcept Exception:\n    print('caught')")
+    assert (cell.stdout, cell.answer) == ("", "done")
+
+
+def test_a_bare_except_around_final_does_not_lose_the_answer(run):
+    cell = run(
+        "try:\n    FINAL('first')\nexcept:\n    pass\nprint('went on')\ntry:\n    FINAL('second')\nexcept:\n    pass"
+    )
+    assert (cell.stdout, cell.error, cell.answer) == ("went on\n", None, "first")
+    assert run("1 + 1").answer is None
+
+
+def test_an_answer_that_is_no_dictionary_any_more(run):
+    assert prelude.ANSWER_LOST in run("answer = '42'").error
+    assert run("answer").stdout == "{'content': '', 'ready': False}\n"
+
+
+def test_final_var_of_no_variable_names_the_fault(run):
+    cell = run("FINAL_VAR('nothing')")
+    assert cell.answer is None
+    assert "no variable 'nothing'" in cell.error
+
+
+def test_assigned_names_of_the_host_are_back_in_the_next_cell(run):
+    run("llm_query = 5\npeek = FINAL = FINAL_VAR = search = None\ndef SHOW_VARS():\n    return 'mine'")
+    assert run("llm_query('x'), len(peek())").stdout == "('reply to x', 1000)\n"
+    assert run("SHOW_VARS()").stdout == "{'context': 'str'}\n"
+    assert run("FINAL('ok')").answer == "ok"
+
+
+def test_show_vars(run):
+    run("a, b = 1, 'x'\nfor item in [1.5]:\n    deep = [item]\ndef f(q):\n    inner = q\n    return q\nllm_query = 3")
+    expected = {"a": "int", "b": "str", "context": "str", "deep": "list", "f": "function", "item": "float"}
+    assert run("SHOW_VARS()").stdout == f"{expected}\n"
+
+
+def test_peek_chunk_and_search(run):
+    assert run("print(peek(0, 6), peek(-6), peek(5, 6, 'abcdefg'), peek(10**9))").stdout == "line 0  text\n f \n"
+    assert run("[len(part) for part in chunk(8000, 1000)]").stdout == f"{[8000, 8000, len(TEXT) - 14000]}\n"
+    assert run("chunk(4, 1, 'abcdefghij'), chunk(4, 0, '')").stdout == "(['abcd', 'defg', 'ghij'], [''])\n"
+    assert "overlap must lie" in run("chunk(4, 4)").error
+    at = TEXT.index("line 77 ")
+    assert run("search('e 77 ', 3, 4)").stdout == f"{[(at + 3, TEXT[at - 1 : at + 12])]}\n"
+    assert (
+        run("len(search('line')), search('nowhere'), search('x*', 2, 0, 'ab')").stdout
+        == "(10, [], [(0, ''), (1, '')])\n"
+    )
+
+
+def test_errors_name_the_line_and_a_way_out(run):
+    error = run("def f(x):\n    return 1 / x\n\nf(0)").error
+    assert error.startswith("ZeroDivisionError: division by zero\n")
+    assert "line 4" in error
+    assert "line 2" in error
+    assert "SyntaxError" in run("x = (").error
+    assert "SHOW_VARS()" in run("unknown").error
+    assert "at most" in run("#" * (host.MAX_CODE + 1)).error
+
+
+def test_output_keeps_head_and_tail(run):
+    cell = run("for i in range(100000): print(i)")
+    assert cell.stdout.startswith("0\n1\n2\n")
+    assert cell.stdout.endswith("99998\n99999\n")
+    assert len(cell.stdout) < LIMITS.max_output_chars + 50
+    assert f"[{588890 - LIMITS.max_output_chars} characters left out]" in cell.stdout
+
+
+@pytest.mark.parametrize("limit", [0, 1, 7, 100, 190, 300])
+def test_cut_output_adds_up(limit):
+    text = "".join(str(i) for i in range(100))
+    for step in (1, 3, 1000):
+        output = host.Output(limit)
+        for at in range(0, len(text), step):
+            output.write(text[at : at + step])
+        gone = len(text) - limit
+        gap = f"\n[{gone} characters left out]\n" if gone > 0 else ""
+        head = limit - limit // 2 if gone > 0 else len(text)
+        assert output.text() == text[:head] + gap + text[head + max(0, gone) :]
+
+
+def test_a_cell_beyond_its_time_leaves_the_variables_from_before(run):
+    run("kept = [1, 2]\nfor_later = 5")
+    begun = time.monotonic()
+    cell = run("kept.append(3)\nlost = 1\nprint('so far')\nwhile True: pass")
+    assert time.monotonic() - begun < 5
+    assert cell.stdout == "so far\n"
+    assert "longer than 0.5 s" in cell.error
+    assert "before it" in cell.error
+    assert run("kept, for_later, len(context)").stdout == f"([1, 2], 5, {len(TEXT)})\n"
+    assert "lost" in run("lost").error
+    assert "lost" not in run("SHOW_VARS()").stdout
+
+
+def test_a_cell_beyond_its_memory_leaves_the_variables_from_before(run):
+    run("kept = 'here'")
+    for code in ("x = 'a' * 10**10", "x = [0] * 10**9", "x = []\nwhile True: x.append('a' * 100000 + str(len(x)))"):
+        cell = run(code)
+        assert "before it" in cell.error, code
+        assert "Memory" in cell.error or "memory" in cell.error, code
+        assert run("kept").stdout == "here\n"
+
+
+def test_the_clock_of_a_cell_stands_still_while_the_host_works(begin):
+    def slow():
+        time.sleep(0.4)
+        return "ok"
+
+    run = begin(slow=slow).execute  # twice 0.4 s against 0.5 s
+    assert run("slow() + slow()").stdout == "okok\n"
+
+
+def test_clock_sleep_and_random_numbers_are_the_same_in_every_session(kind):
+    code = (
+        "import datetime, random, time\n"
+        "time.sleep(1000)\n"
+        "print(random.random(), random.randint(0, 9**9), time.time(), time.perf_counter(), datetime.datetime.now(),"
+        " datetime.date.today())"
+    )
+    texts = []
+    for _ in range(2):
+        environment = opened(kind)
+        texts.append(environment.execute(code).stdout + environment.execute("random.random()").stdout)
+        environment.close()
+    assert texts[0] == texts[1]
+    assert "2026-01-01" in texts[0]
+
+
+def test_a_dump_restores_variables_functions_and_names(kind, begin):
+    first = begin()
+    first.execute("import math\nx = {'a': [1, 2]}\ndef f(n):\n    return math.sqrt(n)")
+    dump = first.dump()
+    second = environments.make(kind, LIMITS)
+    second.load(dump, {"llm_query": llm_query})
+    assert second.execute("x['a'], f(9), llm_query('q'), len(context)").stdout == (
+        f"([1, 2], 3.0, 'reply to q', {len(TEXT)})\n"
+    )
+    assert "'x': 'dict'" in second.execute("SHOW_VARS()").stdout
+    second.close()
+
+
+def test_a_dump_that_is_none(kind):
+    environment = environments.make(kind, LIMITS)
+    with pytest.raises(SandboxDied, match="does not load"):
+        environment.load(b"not a dump", {})
+    environment.close()
+
+
+def test_further_contexts_join_a_session(begin):
+    environment = begin()
+    environment.execute("x = 1\nanswer['content'] = 'old'\nanswer['ready'] = True")
+    environment.bind({"context": "second", "context_1": "second"})
+    cell = environment.execute("x, context, context_1, answer['ready']")
+    assert (cell.stdout, cell.answer) == ("(1, 'second', 'second', False)\n", None)
+
+
+def test_a_session_within_a_call_and_several_at_once(kind, begin):
+    def inner(text):
+        child = opened(kind, {"context": text})
+        try:
+            return child.execute("FINAL(context.upper())").answer
+        finally:
+            child.close()
+
+    assert begin(rlm_query=inner).execute("rlm_query('abc')").stdout == "ABC\n"
+    found = []
+    threads = [threading.Thread(target=lambda i=i: found.append(inner(f"t{i}"))) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(found) == ["T0", "T1", "T2"]
+
+
+def test_a_closed_session(begin):
+    environment = begin()
+    environment.close()
+    environment.close()
+    with pytest.raises(SandboxDied, match="closed"):
+        environment.execute("1")
+
+
+def test_a_worker_that_is_killed_is_replaced(begin):
+    environment = begin()
+    environment.execute("x = 41")
+    for child in psutil.Process().children(recursive=True):
+        if child.name() == "monty":
+            child.kill()
+    cell = environment.execute("x + 1")
+    assert "The sandbox ended" in cell.error
+    assert environment.execute("x + 1").stdout == "42\n"
+
+
+def test_an_unknown_environment_is_named():
+    with pytest.raises(ConfigError, match="no environment 'local'; known: monty"):
+        environments.make("local")
+
+
+def test_monty_that_is_not_installed_runs_nothing(monkeypatch):
+    monkeypatch.setattr(monty, "monty", None)
+    with pytest.raises(SandboxUnavailable, match=r"pip install 'pydantic-monty"):
+        opened("monty")
+
+
+def test_monty_that_does_not_start_runs_nothing(tmp_path):
+    environment = monty.Monty(LIMITS, binary=tmp_path / "missing")
+    with pytest.raises(SandboxUnavailable, match="does not start"):
+        environment.start({}, {})
+    with pytest.raises(SandboxDied, match="closed"):
+        environment.execute("1")
+
+
+def test_every_module_that_the_hint_names_exists():
+    environment = opened("monty")
+    for name in monty.MODULES.split():
+        assert environment.execute(f"import {name}").error is None, name
+    assert monty.MODULES in environment.execute("import numpy").error
+    environment.close()
+
+
+def test_constructs_that_are_missing_are_named(run):
+    for code, word in (("def g():\n    yield 1", "yield"), ("x = 1\ndel x", "del"), ("class A(dict): pass", "class")):
+        error = run(code).error
+        assert word in error
+        assert "Hint: write it another way" in error
+
+
+def test_more_calls_than_a_session_has_do_not_end_it(monkeypatch):
+    monkeypatch.setattr(host, "MAX_CALLS", 20)
+    monkeypatch.setattr(monty, "SUSPENSIONS", 80)
+    environment = opened("monty")
+    for i in range(12):
+        assert environment.execute(f"for i in range(15): llm_query('q')\nx = {i}").error is None
+    assert environment.execute("x").stdout == "11\n"
+    cell = environment.execute("for i in range(100): llm_query('q')")
+    assert "more than 20 calls of the host in one cell" in cell.error
+    cell = environment.execute("y = 1\nwhile True:\n    try:\n        llm_query('q')\n    except:\n        pass")
+    assert "before it" in cell.error
+    assert environment.execute("x").stdout == "11\n"
+    environment.close()
