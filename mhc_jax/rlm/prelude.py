@@ -13,24 +13,24 @@ def FINAL(value):
     """Ends the work with this answer."""
     _submit(f"{value}")
 
-def FINAL_VAR(name):
+def FINAL_VAR(_name):
     """Ends the work with the value of the variable of this name."""
-    if type(name) is type("") and name.isidentifier():
+    if type(_name) is type("") and _name.isidentifier():
         try:
-            name = eval(name)
+            _name = eval(_name)
         except NameError:
-            raise NameError(f"FINAL_VAR: no variable {name!r}; FINAL(value) takes the answer itself")
-    _submit(f"{name}")
+            raise NameError(f"FINAL_VAR: no variable {_name!r}; FINAL(value) takes the answer itself")
+    _submit(f"{_name}")
 
 def SHOW_VARS():
     """The variables and their types."""
-    found = {}
-    for name in _assigned:
+    _found = {}
+    for _name in _assigned:
         try:
-            found[name] = type(eval(name)).__name__
+            _found[_name] = type(eval(_name)).__name__
         except NameError:
             pass
-    return found
+    return _found
 
 def _text(source):
     value = context if source is None else source

@@ -4,19 +4,20 @@ from collections.abc import Callable
 
 from mhc_jax.config import ConfigError
 from mhc_jax.rlm.environments.base import Cell, Environment, SandboxDied, SandboxUnavailable, ToolError
+from mhc_jax.rlm.environments.bwrap import Bwrap
 from mhc_jax.rlm.environments.monty import Monty
 from mhc_jax.rlm.limits import Limits
 
 __all__ = ["Cell", "Environment", "SandboxDied", "SandboxUnavailable", "ToolError", "make"]
 
-_KINDS: dict[str, Callable[[Limits], Environment]] = {"monty": Monty}
+_KINDS: dict[str, Callable[[Limits], Environment]] = {"monty": Monty, "bwrap": Bwrap}
 
 
 def make(name: str = "monty", limits: Limits = Limits()) -> Environment:
     """An environment that is still to be started.
 
     Args:
-        name: ``"monty"``, a subset of Python that runs everywhere.
+        name: ``"monty"``, a subset of Python that runs everywhere, or ``"bwrap"``, full CPython on Linux.
 
     Raises:
         ConfigError: there is no such environment.

@@ -15,11 +15,15 @@ MAX_CHARS = 1 << 24
 MAX_ITEMS = 1 << 17
 MAX_NESTING = 8
 MAX_BITS = 1 << 10
+# Characters and elements of a variable that the host gives.
+MAX_BOUND = 1 << 32
 # Characters of a cell's code, and of an error.
 MAX_CODE = 1 << 18
 MAX_ERROR = 4000
 # Calls of the host in one cell.
 MAX_CALLS = 2000
+
+GONE = "What this cell assigned is gone; the variables are as they were before it."
 
 # Where a line of code may give a name a value, in any scope.
 _ASSIGNED = re.compile(
@@ -63,7 +67,7 @@ class Output:
         return "".join([*self._head, *gap, *self._tail])
 
 
-def plain(value: Any) -> Any:
+def plain(value: Any, chars: int = MAX_CHARS, items: int = MAX_ITEMS) -> Any:
     """``value`` if it is made of texts, numbers, lists, tuples and dictionaries within bounds.
 
     Nothing is formatted or compared, because lists that hold each other take for ever then.
@@ -71,13 +75,13 @@ def plain(value: Any) -> Any:
     Raises:
         ToolError: it is not.
     """
-    chars, items = MAX_CHARS, MAX_ITEMS
     left = [(value, 0)]
     while left:
         one, depth = left.pop()
         kind, items = type(one), items - 1
         if kind is str:
             chars -= len(one)
+            _check_text(one)
         elif kind in (list, tuple, dict):
             if depth == MAX_NESTING or len(one) > items:
                 raise ToolError("a list or dictionary is too large or nested too deeply")
@@ -88,7 +92,7 @@ def plain(value: Any) -> Any:
         elif kind not in (int, float, bool, type(None)):
             raise ToolError("only texts, numbers, lists and dictionaries can be passed; convert with str()")
         if chars < 0 or items < 0:
-            raise ToolError(f"more than {MAX_CHARS} characters or {MAX_ITEMS} elements")
+            raise ToolError("too many characters or elements")
     return value
 
 
@@ -135,7 +139,7 @@ class Calls:
         except TypeError as error:
             raise ToolError(f"{name}(): {error}") from None
         try:
-            return function(*args, **kwargs)
+            return plain(function(*args, **kwargs))
         except (ToolError, Ended):
             raise
         except Exception as error:
@@ -159,6 +163,22 @@ def check_names(names: Mapping[str, Any]) -> None:
             raise ValueError(f"{name!r} cannot be the name of a variable")
         if name in prelude.NAMES:
             raise ValueError(f"the name {name!r} is taken: {', '.join(prelude.NAMES)}")
+
+
+def check_data(names: Mapping[str, Any]) -> None:
+    """Raises TypeError for a variable that is no data."""
+    for name, value in names.items():
+        try:
+            plain(value, MAX_BOUND, MAX_BOUND)
+        except ToolError as error:
+            raise TypeError(f"the variable {name} must be text, a number, or a list or dictionary: {error}") from None
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        raise ToolError("a text with half a surrogate pair") from None
 
 
 def assigned(code: str) -> set[str]:

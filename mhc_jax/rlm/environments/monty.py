@@ -46,7 +46,6 @@ HINTS = {
     "MemoryError": "go through the text in parts, see chunk()",
     "TimeoutError": "do less in one cell",
 }
-GONE = "What this cell assigned is gone; the variables are as they were before it."
 
 
 class Monty:
@@ -74,18 +73,19 @@ class Monty:
 
     def bind(self, names: Mapping[str, Any]) -> None:
         host.check_names(names)
+        host.check_data(names)
         self._names |= set(names)
         try:
             self._feed(f"{prelude.EMPTY_ANSWER}{self._known()}", inputs=dict(names))
             self._state = self._session.dump()
-        except monty.MontyConversionError as error:
-            raise TypeError(f"a variable must be a text, a number, or a list or dictionary of these: {error}") from None
         except monty.MontyError as error:
             raise SandboxDied(f"the variables do not fit into the sandbox: {error}") from error
 
     def execute(self, code: str) -> Cell:
         if fault := host.too_long(code):
             return Cell(error=fault)
+        if self._session is None:
+            raise SandboxDied("the sandbox is closed")
         output = host.Output(self._limits.max_output_chars)
         before, self._names = self._names, self._names | host.assigned(code) - {*self._calls.names, *prelude.NAMES}
         self._calls.begin()
@@ -98,7 +98,11 @@ class Monty:
         except monty.MontyError as fault:
             self._names = before
             self._checkout(self._state)
-            error = f"{self._words(fault, code)}\n{GONE}"
+            error = f"{self._words(fault)}\n{host.GONE}"
+        except BaseException:  # Ctrl-C: a cell half done
+            self._names = before
+            self._checkout(self._state)
+            raise
         if self._calls.fault:
             raise self._calls.fault
         if self._calls.answer is not None:
@@ -131,7 +135,7 @@ class Monty:
         except monty.MontyError as fault:
             if _spoils(fault):
                 raise
-            error = self._words(fault, code)
+            error = self._words(fault)
         try:
             answer = self._feed(prelude.ANSWERED)
         except monty.MontyError as fault:
@@ -179,12 +183,14 @@ class Monty:
 
     def _feed(self, code: str, *, inputs: Any = None, functions: Any = None, output: host.Output | None = None) -> Any:
         """The value of the last expression of ``code``."""
-        if self._session is None:
-            raise SandboxDied("the sandbox is closed")
 
         def write(_stream: str, text: str) -> None:
-            if output is not None:
-                output.write(text)
+            try:
+                if output is not None:
+                    output.write(text)
+            except BaseException as fault:  # the same
+                self._calls.fault = fault
+                raise
 
         return self._session.feed_run(code, inputs=inputs, external_lookup=functions, print_callback=write)
 
@@ -199,6 +205,9 @@ class Monty:
                     raise SystemExit(str(end)) from None
                 except ToolError as error:
                     raise RuntimeError(str(error)[: host.MAX_ERROR]) from None
+                except BaseException as fault:  # Ctrl-C between the lines above, which Monty would hand to the code
+                    self._calls.fault = fault
+                    raise SystemExit("stopped by the host") from None
 
             function.__name__ = function.__qualname__ = name
             return function
@@ -208,7 +217,7 @@ class Monty:
     def _known(self) -> str:
         return f"_assigned = {sorted(self._names)}\n"
 
-    def _words(self, fault: "monty.MontyError", code: str) -> str:
+    def _words(self, fault: "monty.MontyError") -> str:
         """An error as the model is told it: message, lines of its own code, advice."""
         if isinstance(fault, monty.MontyCrashedError):
             return f"The sandbox ended: it took too much time or memory at once ({fault})"

@@ -1,0 +1,312 @@
+"""The program inside bubblewrap: runs cells for :mod:`mhc_jax.rlm.environments.bwrap`. Nothing in the host imports it.
+
+It speaks over standard input and output in messages of four bytes of length and a body. The host sends pickles; back
+go lists of texts in JSON, the first two of which are the kind of the message and the number of the cell. Code of a
+model shares this process, so that whatever comes back may be its own.
+"""
+
+import ast
+import base64
+import builtins
+import json
+import os
+import pickle
+import struct
+import sys
+import traceback
+import types
+from time import monotonic as clock  # before it is frozen
+
+TO_HOST, FROM_HOST = sys.stdout.buffer, sys.stdin.buffer
+# Characters that wait until they are sent, and for how long.
+BUFFERED, BUFFERED_S = 1 << 16, 0.01
+
+MAIN = types.ModuleType("__main__")
+cell = "0"
+given: dict = {}  # variables as the host set them
+sources: list = []  # statements that define what cannot be pickled: functions, classes, modules
+
+
+def send(kind: str, *texts: str) -> None:
+    body = json.dumps([kind, cell, *texts], ensure_ascii=False).encode("utf-8", "replace")
+    TO_HOST.write(struct.pack(">I", len(body)) + body)
+    TO_HOST.flush()
+
+
+def receive():
+    head = FROM_HOST.read(4)
+    if len(head) < 4:
+        os._exit(0)
+    return pickle.loads(FROM_HOST.read(struct.unpack(">I", head)[0]))
+
+
+class Out:
+    """Standard output of a cell."""
+
+    encoding, errors = "utf-8", "replace"
+
+    def __init__(self):
+        self.parts, self.size, self.sent = [], 0, 0.0
+
+    def write(self, text: str) -> int:
+        self.parts.append(text)
+        self.size += len(text)
+        if self.size > BUFFERED or (text[-1:] == "\n" and clock() - self.sent > BUFFERED_S):
+            self.flush()
+        return len(text)
+
+    def flush(self) -> None:
+        if self.parts:
+            text, self.parts, self.size, self.sent = "".join(self.parts), [], 0, clock()
+            send("out", text)
+
+    def isatty(self) -> bool:
+        return False
+
+
+def function(name: str):
+    """A function of the host."""
+
+    def call(*args, **kwargs):
+        out.flush()
+        send("call", name, json.dumps([args, kwargs], ensure_ascii=False, default=refuse))
+        kind, value = receive()
+        if kind == "end":
+            raise SystemExit(value)
+        if kind == "error":
+            raise RuntimeError(value)
+        return value
+
+    call.__name__ = call.__qualname__ = name
+    call.__module__ = "host"
+    return call
+
+
+def refuse(value):
+    raise TypeError("only texts, numbers, lists and dictionaries can be passed; convert with str()")
+
+
+def run(code: str, before: str, after: str, functions: list, hints: dict) -> None:
+    """One cell, reported with its error and its answer."""
+    space, error, answer = MAIN.__dict__, "", None
+    sys.stdout = sys.stderr = out
+    sys.setrecursionlimit(1000)
+    space.update({name: function(name) for name in functions})
+    try:
+        exec(compile(before, "<prelude>", "exec"), space)
+        tree = ast.parse(code, "<cell>")
+        last = tree.body.pop().value if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, "<cell>", "exec"), space)
+        if last is not None:
+            value = eval(compile(ast.Expression(last), "<cell>", "eval"), space)
+            if value is not None:
+                out.write(f"{value if type(value) is str else repr(value)}\n")
+        remember(tree)
+    except BaseException as fault:
+        error = words(fault, code, hints)
+    try:
+        answer = eval(after[0], space)
+    except Exception:
+        error = error or after[1]
+    except BaseException as fault:
+        error = words(fault, code, hints)
+    sys.stdout = sys.stderr = out
+    out.flush()
+    send("done", error, *([answer] if type(answer) is str else []))
+
+
+def words(fault: BaseException, code: str, hints: dict) -> str:
+    """An error: message, lines of the cell's own code, advice."""
+    try:
+        message = f"{type(fault).__name__}: {fault}"
+    except BaseException:
+        message = type(fault).__name__
+    lines, numbers = code.splitlines(), []
+    if isinstance(fault, SyntaxError) and fault.filename == "<cell>":
+        message, numbers = f"SyntaxError: {fault.msg}", [fault.lineno or 1]
+    elif not isinstance(fault, MemoryError | RecursionError):
+        numbers = [at.lineno for at in traceback.extract_tb(fault.__traceback__) if at.filename == "<cell>"]
+    shown = [f"  line {n}: {lines[n - 1]}"[:200] for n in numbers[-5:] if n and n <= len(lines)]
+    advice = next((f"Hint: {hint}" for start, hint in hints.items() if message.startswith(start)), None)
+    return "\n".join([message, *shown, *([advice] if advice else [])])
+
+
+def remember(tree: ast.Module) -> None:
+    """Keeps the statements at the top level that make functions, classes and modules."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+    sources.extend(ast.unparse(node) for node in tree.body if isinstance(node, kinds))
+
+
+def state(whole: bool) -> bytes:
+    """Definitions as source, values as pickles, without what neither holds; unless whole, without the host's texts."""
+    kept = {}
+    for name, value in MAIN.__dict__.items():
+        if name.startswith("__") or (not whole and isinstance(value, str) and given.get(name) is value):
+            continue
+        try:
+            kept[name] = pickle.dumps(value)
+            if isinstance(value, type | types.FunctionType):
+                del kept[name]
+        except Exception:
+            continue
+    return pickle.dumps((sources, kept))
+
+
+def restore(dump: bytes) -> None:
+    old, kept = pickle.loads(dump)
+    sources[:] = old
+    for source in sources:
+        try:
+            exec(compile(source, "<kept>", "exec"), MAIN.__dict__)
+        except Exception:
+            continue
+    for name, value in kept.items():
+        try:
+            MAIN.__dict__[name] = pickle.loads(value)
+        except Exception:
+            continue
+
+
+def freeze(instant: float) -> None:
+    """The same clock and random numbers in every session, and a sleep that takes no time."""
+    import time
+
+    for name in ("time", "monotonic", "perf_counter", "process_time", "thread_time"):
+        setattr(time, name, lambda: instant)
+        setattr(time, f"{name}_ns", lambda: int(instant) * 10**9)
+    time.sleep = lambda seconds: None
+    for name in ("gmtime", "localtime", "ctime"):
+        setattr(
+            time, name, lambda seconds=None, real=getattr(time, name): real(instant if seconds is None else seconds)
+        )
+    strftime, asctime = time.strftime, time.asctime
+    time.strftime = lambda form, at=None: strftime(form, time.localtime() if at is None else at)
+    time.asctime = lambda at=None: asctime(time.localtime() if at is None else at)
+
+    import datetime as module
+
+    class datetime(module.datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromtimestamp(instant, tz)
+
+        @classmethod
+        def utcnow(cls):
+            return cls.fromtimestamp(instant, module.UTC).replace(tzinfo=None)
+
+        today = now
+
+    class date(module.date):
+        @classmethod
+        def today(cls):
+            return cls.fromtimestamp(instant)
+
+    for frozen in (datetime, date):
+        frozen.__module__, frozen.__qualname__ = "datetime", frozen.__name__
+        setattr(module, frozen.__name__, frozen)
+
+    import random
+
+    random.seed(0)
+    source = random.Random(0)
+    os.urandom = random._urandom = lambda count: source.randbytes(count)
+
+
+def confine(program: bytes, memory: int) -> None:
+    """Bounds of the process, and the filter of system calls, for good."""
+    import ctypes
+    import resource
+
+    for bound, value in (
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_FSIZE, 1 << 25),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_NPROC, 0),
+        (resource.RLIMIT_CPU, 3600),
+    ):
+        resource.setrlimit(bound, (value, value))
+    if program:
+        code = ctypes.create_string_buffer(program, len(program))
+        head = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
+        if libc.prctl(22, 2, ctypes.create_string_buffer(head, len(head)), 0, 0):  # PR_SET_SECCOMP, a filter
+            raise OSError(ctypes.get_errno(), "the kernel refuses the filter of system calls")
+
+
+def canary(secret: str, variables: list, calls: dict) -> list:
+    """What must not be possible and is: six attempts."""
+    import ctypes
+    import socket
+
+    def reads():
+        open(secret, "rb").close()
+
+    def writes():
+        open("/written", "wb").close()
+
+    def sees():
+        if set(os.environ) <= set(variables):
+            os.listdir("/proc")
+
+    def connects():
+        socket.socket(socket.AF_UNIX).close()
+
+    def starts():
+        child = os.fork()
+        if not child:
+            os._exit(0)
+
+    def escapes():
+        libc = ctypes.CDLL(None)
+        if all(libc.syscall(number, 0, 0, 0, 0, 0) == -1 for number in calls.values()):
+            raise OSError
+
+    attempts = {
+        "read files of the host": reads,
+        "write outside of its folder": writes,
+        "see the environment of the host": sees,
+        "open a socket": connects,
+        "start a process": starts,
+        f"make system calls such as {' or '.join(calls)}": escapes,
+    }
+    managed = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except OSError:
+            continue
+        managed.append(name)
+    return managed
+
+
+def main() -> None:
+    global cell
+    last = None
+    cell, settings = receive()
+    freeze(settings["instant"])
+    confine(settings["program"], settings["memory"])
+    send("ready", *canary(settings["secret"], settings["variables"], settings["calls"]))
+    sys.modules["__main__"] = MAIN
+    MAIN.__dict__["__builtins__"] = builtins
+    while True:
+        cell, kind, *rest = receive()
+        if kind == "run":
+            run(*rest)
+        elif kind == "bind":
+            given.update(rest[0])
+            MAIN.__dict__.update(rest[0])
+            exec(rest[1], MAIN.__dict__)
+            send("done", "")
+        elif kind == "restore":
+            restore(rest[0])
+            send("done", "")
+        else:
+            whole, kept = rest[0], state(rest[0])
+            send("state", "" if kept == last and not whole else base64.b64encode(kept).decode())
+            last = kept
+
+
+out = Out()
+main()

@@ -1,0 +1,72 @@
+"""bubblewrap: what it refuses, and that nothing runs where it is refused."""
+
+import ast
+import platform
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mhc_jax.rlm import environments
+from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, bwrap, seccomp
+from mhc_jax.tests.sandboxes import missing
+
+
+def test_bwrap_that_is_not_installed_runs_nothing(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(subprocess, "Popen", None)
+    with pytest.raises(SandboxUnavailable, match="install it with: .* monty"):
+        environments.make("bwrap").start({}, {})
+
+
+def test_bwrap_on_an_unknown_machine_runs_nothing(monkeypatch):
+    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
+    with pytest.raises(SandboxUnavailable, match="not to be had here"):
+        environments.make("bwrap").start({}, {})
+
+
+@pytest.mark.parametrize(
+    ("method", "value", "words"),
+    [
+        ("_filter", b"", "can open a socket, start a process, make system calls"),
+        ("_arguments", ["--no-such-flag"], "does not start: .*no-such-flag"),
+        ("_arguments", ["--ro-bind", "/", "/", "--", sys.executable, "-sSP", str(bwrap.WORKER)], "can read files"),
+    ],
+)
+def test_bwrap_that_does_not_hold_is_refused(monkeypatch, method, value, words):
+    if reason := missing():
+        pytest.skip(reason)
+    monkeypatch.setattr(bwrap.Bwrap, method, lambda self: value)
+    environment = environments.make("bwrap")
+    with pytest.raises(SandboxUnavailable, match=words):
+        environment.start({}, {})
+    with pytest.raises(SandboxDied, match="closed"):
+        environment.execute("1")
+
+
+def test_a_filter_for_both_machines(monkeypatch):
+    """Every jump of the program stays within it, and it ends by refusing."""
+    for machine in ("x86_64", "aarch64"):
+        monkeypatch.setattr(platform, "machine", lambda machine=machine: machine)
+        steps = list(struct.iter_unpack("=HBBI", seccomp.program()))
+        assert all(at + 1 + max(yes, no) < len(steps) for at, (code, yes, no, _) in enumerate(steps) if code & 7 == 5)
+        assert steps[-1] == (0x06, 0, 0, 0x00050001)
+        assert not {number for code, *_, number in steps if code == 0x15} & set(seccomp.forbidden().values())
+
+
+def test_nothing_of_a_model_is_executed_in_this_process():
+    """No builtin that runs code is called outside of what runs inside a sandbox, which nothing imports."""
+    folder = Path(environments.__file__).parents[1]
+    for path in folder.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if path != bwrap.WORKER:
+            assert not {"exec", "eval", "compile", "__import__"} & names, path
+            assert not re.search(
+                r"pickle\.loads?\b|marshal|runpy|\bcode\.Interactive", path.read_text(encoding="utf-8")
+            ), path
+        assert "environments.worker" not in path.read_text(encoding="utf-8")
