@@ -1,0 +1,192 @@
+"""What happened in a completion: a flat list of events whose paths make the tree of calls.
+
+A path holds whole numbers. The root has the path ``()``; its turn t has ``(t,)``, block c of that turn ``(t, c)``, and
+the sub-call s that the block made ``(t, c, s)``, which is the root of a child where the call was recursive. Paths are
+handed out before anything runs at the same time, so that two runs of the same program have the same trace.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+Event = dict[str, Any]
+
+# Contexts up to so many characters of JSON travel with the trace.
+KEPT = 100_000
+# What differs between two runs that are the same.
+VARIES = ("seconds",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Usage:
+    """What a completion took, with all that it called.
+
+    Attributes:
+        calls: of models, those that failed included.
+        memoised: calls that were answered from memory.
+        prompt_tokens, completion_tokens: sums.
+        estimated: whether some of them are estimates.
+        cost: sum of what models reported; None if none did.
+        models: calls by name of the model.
+    """
+
+    calls: int = 0
+    memoised: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    estimated: bool = False
+    cost: float | None = None
+    models: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def tokens(self) -> int:
+        """Of prompts and replies."""
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Trace:
+    """Events, added by any thread, read in the order of their paths. Equal to another apart from the time they took.
+
+    Kinds of events, beside ``path``:
+
+    =====  =============================================================================================================
+    run    question, context (itself if short), about, digest, depth, model; of the root also limits, environment, seed
+    turn   role ("turn", "final" or "compaction"), model, messages (those that are new), left_out, reply, tokens
+    cell   code, stdout, error, notes, answer
+    call   model, prompt, reply, tokens, memo
+    end    status, answer, reason
+    =====  =============================================================================================================
+
+    A turn or a call that failed has an ``error``, and ``refused`` if a limit refused it.
+    """
+
+    def __init__(self, events: Iterable[Event] = ()):
+        self._events = list(events)
+        self._lock = threading.Lock()
+
+    def add(self, kind: str, path: tuple[int, ...], **fields: Any) -> Event:
+        """Adds an event and returns it."""
+        event = {"kind": kind, "path": list(path), **fields}
+        with self._lock:
+            self._events.append(event)
+        return event
+
+    @property
+    def events(self) -> list[Event]:
+        """All events: a run before its turns, a turn before its blocks, a block before what it called."""
+        with self._lock:
+            return sorted(self._events, key=_place)
+
+    def under(self, path: tuple[int, ...]) -> Iterator[Event]:
+        """The events of a run and of all that it called."""
+        return (event for event in self.events if tuple(event["path"][: len(path)]) == path)
+
+    def usage(self, path: tuple[int, ...] = ()) -> Usage:
+        """Of a run with all that it called."""
+        asked = [event for event in self.under(path) if event["kind"] in ("turn", "call") and "refused" not in event]
+        paid = [event for event in asked if not event.get("memo")]
+        costs = [event["cost"] for event in paid if event.get("cost") is not None]
+        return Usage(
+            calls=len(paid),
+            memoised=len(asked) - len(paid),
+            prompt_tokens=sum(event.get("prompt_tokens", 0) for event in paid),
+            completion_tokens=sum(event.get("completion_tokens", 0) for event in paid),
+            estimated=any(event.get("estimated", False) for event in paid),
+            cost=math.fsum(costs) if costs else None,
+            models={name: sum(event["model"] == name for event in paid) for name in sorted({e["model"] for e in paid})},
+        )
+
+    def replies(self) -> dict[tuple[int, ...], Event]:
+        """The events that hold replies, by path."""
+        return {tuple(event["path"]): event for event in self.events if event["kind"] in ("turn", "call")}
+
+    def difference(self, other: "Trace") -> str | None:
+        """Where two traces part, in words; None if they are the same."""
+        mine, others = [*map(same, self.events)], [*map(same, other.events)]
+        for first, second in zip(mine, others, strict=False):
+            if first != second:
+                keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+                return f"event {first['kind']} at {tuple(first['path'])} differs in {', '.join(keys)}"
+        return None if len(mine) == len(others) else f"{len(mine)} events against {len(others)}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Trace) and self.difference(other) is None
+
+    __hash__ = None
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the events as lines of JSON."""
+        write(Path(path), "".join(json.dumps(event, ensure_ascii=True) + "\n" for event in self.events).encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads what :meth:`save` has written. Raises ValueError for a file that is not a trace."""
+        try:
+            events = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+            return cls(event for event in events if _place(event))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not a trace: {error}") from None
+
+    def __str__(self) -> str:
+        return "\n".join(lines(self.events))
+
+
+def same(event: Event) -> Event:
+    """An event without what differs between two runs that are the same."""
+    return {key: value for key, value in event.items() if key not in VARIES}
+
+
+def _place(event: Event) -> tuple[float, ...]:
+    """Sorts a run before and its end after all that is in it."""
+    return (*event["path"], math.inf) if event["kind"] == "end" else (*event["path"], -1)
+
+
+def about(context: Any) -> Event:
+    """A context as a trace holds it: itself if it is short, and its digest."""
+    short = (len(context) if isinstance(context, str) else len(json.dumps(context))) <= KEPT
+    return {"context": context if short else None, "digest": digest(context)}
+
+
+def digest(context: Any) -> str:
+    """The same for the same context, in every process. Raises TypeError for what JSON does not hold."""
+    text = context if isinstance(context, str) else json.dumps(context)
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Puts a file in place whole: whoever reads it meanwhile sees the old one."""
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        new.write_bytes(content)
+        os.replace(new, path)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def lines(events: Iterable[Event], width: int = 80) -> Iterator[str]:
+    """The tree in a terminal, one event a line."""
+    for event in events:
+        if text := _LINES.get(event["kind"], lambda _: "")(event):
+            # What a model says does not command the terminal.
+            plain = "".join(character if character.isprintable() else " " for character in text[: 2 * width])
+            line = "  " * len(event["path"]) + " ".join(plain.split())
+            yield line if len(line) <= width else line[: width - 3] + "..."
+
+
+def _said(event: Event) -> str:
+    return event.get("error") or event.get("reply") or "(nothing)"
+
+
+_LINES: dict[str, Callable[[Event], str]] = {
+    "run": lambda event: f"run: {event['question'] or '(the question is in the context)'} [{event['about']}]",
+    "turn": lambda event: f"{event['role']} {event['path'][-1]}: {_said(event)}",
+    "cell": lambda event: f"block: {event['error'] or event['stdout'] or '(no output)'}",
+    "call": lambda event: f"call{' (memo)' if event['memo'] else ''}: {event['prompt']} -> {_said(event)}",
+    "end": lambda event: f"{event['status']}: {event['answer'] if event['answer'] is not None else event['reason']}",
+}

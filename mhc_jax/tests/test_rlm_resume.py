@@ -1,0 +1,199 @@
+"""Runs that are the same twice, are replayed without a model, and go on after an interruption."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from mhc_jax.config import ConfigError
+from mhc_jax.rlm import RLM, Diverged, Limits, Reply, Scripted, Trace, replay
+
+CONTEXT = "alpha beta gamma delta " * 50
+
+
+def code(*lines):
+    return "```repl\n" + "\n".join(lines) + "\n```"
+
+
+def speak(messages):
+    """Three turns with sub-calls, recursion, randomness and time; a child of one turn."""
+    if messages[0]["role"] != "system":
+        return Reply(f"reply to {messages[0]['content'][:20]}")
+    if "Question: What?" not in messages[1]["content"]:
+        return code("FINAL(llm_query('of the child: ' + context[:5]))")
+    turn = sum(message["role"] == "assistant" for message in messages)
+    return [
+        code("import random, time", "found = llm_batch(chunk(300))", "print(random.random(), time.time(), found)"),
+        code("found += rlm_query_batched(['one', 'two'])", "print(len(found))", "llm_query('after')"),
+        code("FINAL(found[-1] + str(len(found)))"),
+    ][turn]
+
+
+LIMITS = Limits(max_depth=2)
+
+
+def complete(model=speak, **options):
+    return RLM(model, limits=LIMITS, **options).completion(CONTEXT, "What?")
+
+
+def test_the_same_run_twice_is_the_same():
+    first, second = complete(), complete()
+    assert first.answer == "reply to of the child: two6"
+    assert first.trace == second.trace
+    assert first == second
+
+
+def test_seeds_give_other_random_numbers():
+    assert complete(seed=1).trace.difference(complete(seed=2).trace) is not None
+    assert complete(seed=1).trace == complete(seed=1).trace
+
+
+@pytest.mark.parametrize("memo", [False, True])
+def test_a_trace_is_replayed_without_a_model(memo, tmp_path):
+    first = complete(memo=memo)
+    first.trace.save(tmp_path / "trace.jsonl")
+    loaded = Trace.load(tmp_path / "trace.jsonl")
+    assert loaded == first.trace
+    again = replay(loaded)
+    assert (again.answer, again.status, again.usage) == (first.answer, first.status, first.usage)
+
+
+def test_a_run_that_failed_is_replayed_too():
+    model = Scripted([OSError("reset"), code("llm_batch(['a', 'b'])"), *[OSError("gone")] * 3, "no code", "late"])
+    first = RLM(model, limits=Limits(max_errors=9, max_llm_calls=7, max_prompt_chars=3000)).completion("x", "What?")
+    again = replay(first.trace)
+    assert (again.answer, again.status, again.reason) == (first.answer, first.status, first.reason)
+
+
+def test_a_replay_that_differs_says_where():
+    trace = complete().trace
+    events = [dict(event) for event in trace.events]
+    cell = next(event for event in events if event["kind"] == "cell")
+    cell["stdout"] = "something else"
+    with pytest.raises(Diverged, match=r"cell at \(1, 1\) differs in stdout"):
+        replay(Trace(events))
+
+
+def test_a_long_context_is_given_to_the_replay():
+    rlm = RLM(Scripted([code("FINAL(len(context))")]))
+    trace = rlm.completion("x" * 200_000).trace
+    with pytest.raises(ConfigError, match="too long to be in the trace"):
+        replay(trace)
+    with pytest.raises(ConfigError, match="not the context"):
+        replay(trace, "y" * 200_000)
+    assert replay(trace, "x" * 200_000).answer == "200000"
+    assert all(len(str(event)) < 100_000 for event in trace.events)
+
+
+def test_a_file_that_is_no_trace(tmp_path):
+    (tmp_path / "none").write_text("{}\n")
+    with pytest.raises(ValueError, match="is not a trace"):
+        Trace.load(tmp_path / "none")
+    with pytest.raises(ConfigError, match="holds no run"):
+        replay(Trace())
+
+
+class Interrupted:
+    """A model that is interrupted at one of its calls, and asked for the others once each."""
+
+    name = "speak"
+    parallel = False  # so that it is the same call every time
+
+    def __init__(self, at):
+        self.at, self.calls = at, 0
+
+    def __call__(self, messages):
+        self.calls += 1
+        if self.calls == self.at:
+            raise KeyboardInterrupt
+        return speak(messages)
+
+
+WHOLE = 3 + 4 + 2 + 2 + 1  # turns, chunks, children with a call each, the last call
+
+
+@pytest.mark.parametrize("at", range(1, WHOLE + 1))
+@pytest.mark.parametrize("kept", [True, False])
+def test_an_interrupted_run_goes_on_where_it_stopped(at, kept, tmp_path, monkeypatch):
+    if not kept:  # as an environment that has no dumps
+        monkeypatch.setattr("mhc_jax.rlm.environments.monty.Monty.dump", without_dumps)
+    path, whole = tmp_path / "state", complete()
+    model = Interrupted(at)
+    with pytest.raises(KeyboardInterrupt):
+        RLM(model, limits=LIMITS).completion(CONTEXT, "What?", state=path)
+    assert path.exists()
+    result = RLM(model, limits=LIMITS).resume(path)
+    assert result.answer == whole.answer
+    assert result.trace.difference(whole.trace) is None
+    assert result.usage == whole.usage
+    assert model.calls == WHOLE + 1
+    assert not path.exists()
+
+
+def without_dumps(self):
+    raise NotImplementedError("no dumps")
+
+
+def test_limits_count_what_was_spent_before_an_interruption(tmp_path):
+    model = Interrupted(11)
+    with pytest.raises(KeyboardInterrupt):
+        RLM(model, limits=LIMITS).completion(CONTEXT, "What?", state=tmp_path / "state")
+    result = RLM(model, limits=Limits(max_depth=2, max_llm_calls=10)).resume(tmp_path / "state")
+    assert (result.status, result.usage.calls) == ("calls", 10)
+    assert model.calls == 11
+
+
+def test_a_run_without_an_answer_can_go_on_with_more(tmp_path):
+    path = tmp_path / "state"
+    short = RLM(speak, limits=Limits(max_depth=2, max_timeout=1e-9)).completion(CONTEXT, "What?", state=path)
+    assert short.status == "timeout"
+    assert RLM(speak, limits=LIMITS).resume(path).answer == complete().answer
+
+
+def test_a_state_file_is_not_overwritten_and_must_fit(tmp_path):
+    path = tmp_path / "state"
+    with pytest.raises(ConfigError, match="there is no saved run"):
+        RLM(speak).resume(path)
+    path.write_text("something of mine")
+    with pytest.raises(ConfigError, match="holds a run already"):
+        RLM(speak).completion(CONTEXT, state=path)
+    with pytest.raises(ConfigError, match="is no saved run"):
+        RLM(speak).resume(path)
+    assert path.read_text() == "something of mine"
+    path.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        RLM(Interrupted(3), limits=LIMITS).completion(CONTEXT, "What?", state=path)
+    with pytest.raises(ConfigError, match="saved with seed 0; this one has 5"):
+        RLM(Interrupted(99), limits=LIMITS, seed=5).resume(path)
+    assert path.exists()
+
+
+def test_a_signal_in_the_middle(tmp_path):
+    script = tmp_path / "run.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, signal, sys
+        from mhc_jax.rlm import RLM
+        from mhc_jax.tests.test_rlm_resume import CONTEXT, LIMITS, speak
+
+        def model(messages):
+            if len(messages) > 3 and not os.path.exists("sent"):
+                open("sent", "w").close()
+                os.kill(os.getpid(), signal.SIGINT)
+            return speak(messages)
+
+        model.name = "speak"
+        try:
+            RLM(model, limits=LIMITS).completion(CONTEXT, "What?", state="state")
+        except KeyboardInterrupt:
+            sys.exit(130)
+        """)
+    )
+    run = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert run.returncode in (130, -signal.SIGINT)
+    model = Interrupted(-1)
+    assert RLM(model, limits=LIMITS).resume(tmp_path / "state").answer == complete().answer
+    assert model.calls < WHOLE
