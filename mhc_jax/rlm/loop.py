@@ -62,7 +62,7 @@ class RLM:
         tools: functions and values that code finds under these names, at every depth.
         system_prompt: instead of :data:`mhc_jax.rlm.protocol.SYSTEM`, with the same fields in braces.
         memo: answer sub-calls of the same model and prompt from memory, over completions too.
-        seed: of random numbers in the environment.
+        seed: of random numbers in an environment that is named.
         compaction: characters of a conversation above which the model is asked to summarise it; None for never.
         on_iteration_start, on_iteration_complete: called with the place of each turn of each level.
         on_subcall_start, on_subcall_complete: called with the event of each sub-call, in the thread that makes it. What
@@ -97,13 +97,16 @@ class RLM:
             raise ConfigError(f"compaction must be at least 1 character, got {compaction}")
         self._limits, self._seed = limits, seed
         self._environment_name = environment if isinstance(environment, str) else name_of(environment)
-        self._make = functools.partial(environments.make, environment) if isinstance(environment, str) else environment
+        if isinstance(environment, str):
+            make = functools.partial(environments.make, environment, limits, seed)
+        else:
+            make = functools.partial(environment, limits)
         self._memo = Memo() if memo else None
         self._on_subcall = on_subcall_start, on_subcall_complete
         self._program = Program(
             model,
             sub_model or model,
-            lambda: self._make(limits),
+            make,
             limits,
             dict(tools or {}),
             system_prompt,

@@ -56,12 +56,13 @@ class Bwrap:
 
     Args:
         limits: ``cell_timeout``, ``memory_mb`` and ``max_output_chars`` count here.
+        seed: of random numbers.
     """
 
     name = "bwrap"
 
-    def __init__(self, limits: Limits = Limits()):
-        self._limits = limits
+    def __init__(self, limits: Limits = Limits(), *, seed: int = 0):
+        self._limits, self._seed = limits, seed
         self._process: subprocess.Popen[bytes] | None = None
         self._open = False
         self._received, self._cell = bytearray(), 0
@@ -218,6 +219,7 @@ class Bwrap:
         with tempfile.NamedTemporaryFile() as secret:
             settings = {
                 "instant": INSTANT,
+                "seed": self._seed,
                 "program": self._filter(),
                 "memory": (self._limits.memory_mb << 20) + INTERPRETER,
                 "secret": secret.name,

@@ -21,11 +21,10 @@ except ImportError:
     monty = None
 
 INSTALL = "install it with: pip install 'pydantic-monty>=1.4,<2'"
-# The same instant and seed in every session, and a sleep that takes no time.
+# The same instant in every session, and a sleep that takes no time.
 FROZEN = {
     "datetime": datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC),
     "sleep": "zero",
-    "random_start": {"seed": 0},
 }
 # Calls of the host and look-ups of names in one session, which is renewed when a half is gone.
 SUSPENSIONS = 4 * host.MAX_CALLS
@@ -54,12 +53,13 @@ class Monty:
     Args:
         limits: ``cell_timeout``, ``memory_mb`` and ``max_output_chars`` count here.
         binary: program to start as the worker; None for the one that is installed.
+        seed: of random numbers.
     """
 
     name = "monty"
 
-    def __init__(self, limits: Limits = Limits(), binary: Path | None = None):
-        self._limits, self._binary = limits, binary
+    def __init__(self, limits: Limits = Limits(), binary: Path | None = None, *, seed: int = 0):
+        self._limits, self._binary, self._seed = limits, binary, seed
         self._pool = self._session = None
         self._state = b""
         self._names: set[str] = set()
@@ -167,7 +167,7 @@ class Monty:
             "max_recursion_depth": RECURSION,
             "max_suspensions": SUSPENSIONS,
         }
-        session = self._pool.checkout(limits=limits, os_policy=FROZEN)
+        session = self._pool.checkout(limits=limits, os_policy=FROZEN | {"random_start": {"seed": self._seed}})
         self._session = session.__enter__()
         self._calls.total = 0
         if state is not None:

@@ -167,7 +167,7 @@ def restore(dump: bytes) -> None:
             continue
 
 
-def freeze(instant: float) -> None:
+def freeze(instant: float, seed: int) -> None:
     """The same clock and random numbers in every session, and a sleep that takes no time."""
     import time
 
@@ -207,8 +207,8 @@ def freeze(instant: float) -> None:
 
     import random
 
-    random.seed(0)
-    source = random.Random(0)
+    random.seed(seed)
+    source = random.Random(seed)
     os.urandom = random._urandom = lambda count: source.randbytes(count)
 
 
@@ -285,7 +285,7 @@ def main() -> None:
     global cell
     last = None
     cell, settings = receive()
-    freeze(settings["instant"])
+    freeze(settings["instant"], settings["seed"])
     confine(settings["program"], settings["memory"])
     send("ready", *canary(settings["secret"], settings["variables"], settings["calls"]))
     sys.modules["__main__"] = MAIN
