@@ -23,11 +23,13 @@ class BagOfTokensConfig(ModelConfig):
 
     width: int = 16
 
-    causal = True
-
     def validate(self):
         super().validate()
         self.require_counts(1, "width")
+
+    @property
+    def causal(self):
+        return True
 
     def build(self, init):
         return BagOfTokens(self, init)

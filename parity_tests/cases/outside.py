@@ -12,6 +12,7 @@ from parity_tests.systems.gpt import tiny_gpt
 # The model that holds a part of each axis.
 HOSTS = {
     "model": lambda part: part.replace(vocab_size=VOCAB, max_len=POSITIONS),
+    "norm": lambda part: tiny_gpt("mhc", norm=part),
     "mixer": lambda part: tiny_gpt("mhc", mixer=part),
     "channel": lambda part: tiny_gpt("mhc", mlp=part),
     "projection": lambda part: tiny_gpt("mhc", residual=StaticMHCConfig(projection=part)),

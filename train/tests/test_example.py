@@ -3,6 +3,7 @@
 import copy
 import importlib
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,12 @@ EXAMPLES = ROOT / "examples"
 def test_the_page_shows_the_whole_example(name):
     page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
     assert f"```python\n{(EXAMPLES / name).read_text()}```" in page
+
+
+def test_every_axis_has_an_example():
+    examples = "".join(path.read_text() for path in EXAMPLES.glob("*.py"))
+    shown = set(re.findall(r'^@register\("(\w+)"', examples, re.MULTILINE))
+    assert set(registry._REGISTRY) - {"original"} == shown
 
 
 def run(tmp_path, *argv):
@@ -66,6 +73,7 @@ def test_it_agrees_with_its_twin(name, topology, mixer, tmp_path):
     [
         ("decaying_average", "mixer decaying_average"),
         ("squared_relu", "channel squared_relu"),
+        ("dynamic_tanh", "norm dynamic_tanh"),
         ("bag_of_tokens", "model bag_of_tokens"),
         ("lazy_walk", None),  # its topology has a case
         ("rolled_ends", None),
