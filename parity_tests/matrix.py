@@ -22,7 +22,7 @@ from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.tree import flatten
 from parity_tests.cases.decode import decoding
 from parity_tests.compare import Case, Row, failures, judge
@@ -35,20 +35,18 @@ from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_train_step
 
 WIDTH = 8
-# Mixers that come with a channel mixer in a separate site.
-_WITH_MLP = {"attention"}
 
 
 def tiny(topology_name: str, mixer: str) -> LMConfig:
-    """The cell's model."""
+    """The cell's model: the mixer and an MLP in separate sites, each behind a norm with a gain and a bias."""
     config = LMConfig(
         vocab_size=VOCAB,
         max_len=POSITIONS,
         width=WIDTH,
         layers=LAYERS,
-        norm=LayerNormConfig() if mixer in _WITH_MLP else RMSNormConfig(),
+        norm=LayerNormConfig(),
         mixer=registry.get("mixer", mixer)().small(),
-        mlp=GeluMLPConfig(hidden=7) if mixer in _WITH_MLP else None,
+        mlp=GeluMLPConfig(hidden=7),
     )
     config = with_topology(config, topology_name)
     if isinstance(config.ends, CopyEndsConfig):
