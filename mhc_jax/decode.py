@@ -1,7 +1,7 @@
-"""Decoding with a cache: a prompt at once, then one token after another in constant time each.
+"""Decoding with a cache: the prompt at once, then one token after another, each in constant time.
 
-Past ``max_len`` a model whose mixers carry a state of fixed size goes on with that state, at the last learned position;
-one whose memory is full sees the last ``max_len`` tokens, as nanoGPT does, computed anew for every token.
+Beyond ``max_len``, a model whose mixers carry a state of fixed size continues with that state, at the last learned
+position. Any other model sees only the last ``max_len`` tokens, recomputed for every new token, as in nanoGPT.
 """
 
 import functools
@@ -22,7 +22,7 @@ from mhc_jax.sampling import Sampling, before_the_first, draw
 
 Cache = dict[str, Any]
 
-# Tokens of a prompt that :func:`stream` reads at once; the rest of it one by one.
+# Prompt tokens that :func:`stream` reads at once; the remainder is read one by one.
 PIECE = 16
 
 
@@ -34,9 +34,9 @@ def init_cache(
     Args:
         config, params: the model.
         batch: B.
-        max_len: tokens that it has room for; ``config.max_len`` if omitted.
-        start_B: for rows of unequal length that end together, the column of each row's first token; what lies before
-            it is padding that no token sees.
+        max_len: capacity in tokens; ``config.max_len`` if omitted.
+        start_B: for rows of unequal length that end together, the column of each row's first token; columns
+            before it are padding that no token sees.
 
     Returns:
         ``{"state": of the model, "column": of the next token, "capacity": max_len, "start_B": as given}``.
@@ -51,7 +51,7 @@ def init_cache(
 
 
 def extend(config: ModelConfig, params: Params, tokens_BT: ArrayLike, cache: Cache) -> tuple[jax.Array, Cache]:
-    """Logits (B, T, V) of tokens that follow those in ``cache``, and the cache after them; a prompt or one token.
+    """Logits (B, T, V) for tokens that follow those in ``cache``, a prompt or one token, and the cache after them.
 
     Raises:
         ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
@@ -77,7 +77,7 @@ def _advance(config, params, tokens_BT, cache):
 
 
 def _positions(columns_T, start_B):
-    """Counted from each row's first token, (B, T); (1, T) where all rows begin at column 0."""
+    """Positions counted from the first token of each row, (B, T); (1, T) if all rows begin at column 0."""
     return columns_T[None] if start_B is None else jnp.maximum(columns_T - start_B[:, None], 0)
 
 
@@ -96,16 +96,16 @@ def generate(
     Args:
         config, params: the model.
         prompt_BT: token ids (B, T).
-        sampling: how; see :class:`Sampling`.
-        lengths_B: how many tokens of each row are its prompt, 1 to T; what follows them is not looked at. All T if
-            omitted. At temperature 0, or with a key of its own, every row gives what it gives alone.
-        key: randomness, of all rows or (B,) of each; needed unless ``temperature`` is 0.
+        sampling: options for drawing; see :class:`Sampling`.
+        lengths_B: number of prompt tokens in each row, 1 to T; all T if omitted. The tokens after them are ignored. At
+            temperature 0, or with one key per row, the result of a row does not depend on the other rows.
+        key: one key for all rows, or (B,) keys, one for each row; needed unless ``temperature`` is 0.
         options: fields of ``sampling`` to change, as in ``generate(config, params, prompt, temperature=0.7, key=key)``.
 
     Returns:
-        Prompts and continuations, (B, T + max_new_tokens). Row b holds its prompt, then its new tokens, the last of
-        which may be those of a stop, then 0 (after an end, up to ``max_new_tokens``, ``eos_id`` if there is one). How
-        many are text tells :func:`generate_with_lengths`.
+        Prompts and continuations, (B, T + max_new_tokens). A row has its prompt, then its new tokens, a stop sequence
+        included, then 0 (after an end, up to ``max_new_tokens``, ``eos_id`` if there is one). The lengths of the texts
+        are a result of :func:`generate_with_lengths`.
 
     Raises:
         ConfigError: parameters that are not the model's, an empty prompt, ids outside the vocabulary, or options out
@@ -124,9 +124,9 @@ def generate_with_lengths(
     key: jax.Array | None = None,
     **options: Any,
 ) -> tuple[jax.Array, jax.Array]:
-    """What :func:`generate` returns, and how many tokens of each row, (B,), are its prompt and its new tokens.
+    """The result of :func:`generate`, and the number of tokens of each row, (B,): its prompt and its new tokens.
 
-    The tokens of a stop count, what follows them does not. The program ends once all rows have.
+    The tokens of a stop sequence count, later ones do not. Decoding ends as soon as all rows have ended.
     """
     sampling = _settled(sampling, options)
     prompt_BT, start_B, key = _checked(config, params, prompt_BT, lengths_B, key, sampling)
@@ -165,7 +165,7 @@ def _settled(sampling: Sampling | None, options: dict[str, Any]) -> Sampling:
 
 
 def _stream(config, params, prompt_BT, start_B, key, sampling):
-    count, sampling = sampling.max_new_tokens, sampling.replace(max_new_tokens=1)  # programs serve any number of tokens
+    count, sampling = sampling.max_new_tokens, sampling.replace(max_new_tokens=1)  # one program for all counts
     by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, count)
     token_B, cache, past = _first_by_pieces(config, params, prompt_BT, start_B, key, sampling)
     yield token_B
@@ -186,7 +186,7 @@ def _stream(config, params, prompt_BT, start_B, key, sampling):
 
 
 def _checked(config, params, prompt_BT, lengths_B, key, sampling):
-    """Prompts that end together, where they start, and the key. Raises ConfigError, see :func:`generate`."""
+    """Prompts that end together, their first columns, and the key. Raises ConfigError, see :func:`generate`."""
     check_params(config, params)
     config.check_next_token()
     prompt_BT = jnp.asarray(checked_tokens(config.replace(max_len=sys.maxsize), prompt_BT))
@@ -216,14 +216,14 @@ def _checked_key(key, batch, sampling):
 
 
 def _flush_left(text_BT, start_B):
-    """Rows that begin together, with zeros after them."""
+    """Rows that begin together, followed by zeros."""
     columns_BT = jnp.arange(text_BT.shape[1]) + start_B[:, None]
     text_BT = jnp.take_along_axis(text_BT, columns_BT, axis=1, mode="clip")
     return jnp.where(columns_BT < text_BT.shape[1], text_BT, 0)
 
 
 def _split(config, params, prompt_BT, start_B, count):
-    """How many of so many tokens are computed one by one from the cache, and the part of the prompts that is seen."""
+    """How many of the ``count`` new tokens are computed from the cache, and the part of the prompts that is seen."""
     if _goes_on(config, params):
         return count, prompt_BT, start_B
     cut = max(prompt_BT.shape[1] - config.max_len, 0)
@@ -233,7 +233,7 @@ def _split(config, params, prompt_BT, start_B, count):
 
 
 def _goes_on(config: ModelConfig, params: Params) -> bool:
-    """Whether the model's state is of one size, however long the text."""
+    """Whether the size of the model's state is independent of the length of the text."""
 
     def shapes(max_len):
         return jax.tree.map(jnp.shape, jax.eval_shape(lambda: bind(config, params).init_state(1, max_len)))
@@ -249,7 +249,7 @@ def _last_logits(config, model, hidden_BTD):
 
 @functools.partial(jax.jit, static_argnums=(0, 5, 6))
 def _first(config, params, prompt_BT, start_B, key, capacity, sampling):
-    """The first token after the prompt, the cache after the prompt, and the past of the next draw."""
+    """The first token after the prompt, the cache after the prompt, and the past for the next draw."""
     cache = init_cache(config, params, prompt_BT.shape[0], max_len=capacity, start_B=start_B)
     model, hidden_BTD, cache = _advance(config, params, prompt_BT, cache)
     past = before_the_first(sampling, prompt_BT, start_B, config.vocab_size)
@@ -258,7 +258,7 @@ def _first(config, params, prompt_BT, start_B, key, capacity, sampling):
 
 
 def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
-    """:func:`_first` by programs that are compiled once for prompts of all lengths, where rows are equally long."""
+    """:func:`_first` with programs that are compiled once for all lengths of prompts, if all rows have one length."""
     if start_B is not None:
         return _first(config, params, prompt_BT, start_B, key, config.max_len, sampling)
     prompt_BT = np.asarray(prompt_BT, np.int32)
@@ -268,7 +268,7 @@ def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
     for start in range(0, whole, PIECE):
         cache = _after(config, params, prompt_BT[:, start : start + PIECE], cache)
     found = None, cache, past
-    for place in range(whole, T):  # each draws a token, of which the last one alone counts
+    for place in range(whole, T):  # each step draws a token, but only the last one counts
         found = _next(config, params, prompt_BT[:, place], found[1], past, key, 0, sampling)
     return found
 
@@ -281,14 +281,14 @@ def _after(config, params, tokens_BT, cache):
 
 @functools.partial(jax.jit, static_argnums=(0, 7))
 def _next(config, params, token_B, cache, past, key, index, sampling):
-    """The token after ``token_B``, the cache after ``token_B``, and the past of the next draw."""
+    """The token after ``token_B``, the cache after ``token_B``, and the past for the next draw."""
     model, hidden_B1D, cache = _advance(config, params, token_B[:, None], cache)
     token_B, past = draw(_last_logits(config, model, hidden_B1D), past, key, index, sampling)
     return token_B, cache, past
 
 
 def _window(config, prompt_BT, new_BT, start_B):
-    """The last ``max_len`` tokens, and where they start."""
+    """The last ``max_len`` tokens, and the first column of each row."""
     text_BT = jnp.concatenate([prompt_BT.astype(jnp.int32), new_BT], axis=1)
     cut = text_BT.shape[1] - config.max_len
     return text_BT[:, cut:], None if start_B is None else jnp.maximum(start_B - cut, 0)
@@ -296,7 +296,7 @@ def _window(config, prompt_BT, new_BT, start_B):
 
 @functools.partial(jax.jit, static_argnums=(0, 6))
 def _slid(config, params, window, past, key, index, sampling):
-    """The window moved on by the token after it, that token, and the past of the next draw."""
+    """The window shifted by one token, the token after the old window, and the past for the next draw."""
     window_BT, start_B = window
     columns_T = jnp.arange(window_BT.shape[1])
     padding = None if start_B is None else (columns_T < start_B[:, None]).astype(jnp.int32)
@@ -310,10 +310,10 @@ def _slid(config, params, window, past, key, index, sampling):
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def _generate(config, params, prompt_BT, start_B, key, sampling):
-    """The new tokens (B, max_new_tokens), and how many of each row come before its end."""
+    """The new tokens (B, max_new_tokens), and their number in each row up to its end."""
     B, count = prompt_BT.shape[0], sampling.max_new_tokens
     by_step, prompt_BT, start_B = _split(config, params, prompt_BT, start_B, count)
-    capacity = prompt_BT.shape[1] + by_step - 1  # the last token is not read any more
+    capacity = prompt_BT.shape[1] + by_step - 1  # the last token is never read
     token_B, cache, past = _first(config, params, prompt_BT, start_B, key, capacity, sampling)
     new_BT = jnp.full((B, count), sampling.filler, jnp.int32).at[:, 0].set(token_B)
 

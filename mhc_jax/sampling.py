@@ -1,4 +1,4 @@
-"""How the next token is drawn from its logits, and where a row ends."""
+"""Drawing the next token from its logits, and recognising the end of a row."""
 
 import dataclasses
 import math
@@ -12,19 +12,19 @@ from mhc_jax.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Sampling(Config):
-    """How a text is continued.
+    """Options for the continuation of a text.
 
     Attributes:
-        max_new_tokens: of every row, at most.
-        temperature: divides the logits; 0 takes the most likely token.
-        top_k: keep only the k most likely tokens, of equal ones those of the lowest ids; 0 keeps all.
-        top_p: keep the fewest most likely tokens whose probability reaches p (nucleus sampling).
-        min_p: keep only tokens at least this share as likely as the most likely one (arXiv 2407.01082); 0 keeps all.
-        repetition_penalty: divides the logits of tokens that the text holds, prompt included, where they are positive,
-            and multiplies them where they are negative (CTRL, arXiv 1909.05858); 1 does nothing.
-        stop: sequences of ids; a row ends with the first of them that its new tokens hold.
-        eos_id: ends a row as a stop of one token does, and is repeated after any end.
-        vocab_size: only ids below it are produced, where the model's vocabulary is larger than its tokenizer's.
+        max_new_tokens: largest number of new tokens in a row.
+        temperature: divisor of the logits; 0 takes the most likely token.
+        top_k: keep only the k most likely tokens, among equals those with the lowest ids; 0 keeps all.
+        top_p: keep the smallest set of most likely tokens whose total probability reaches p (nucleus sampling).
+        min_p: keep only tokens with at least this fraction of the largest probability (arXiv 2407.01082); 0 keeps all.
+        repetition_penalty: divisor of positive logits and factor of negative logits of all tokens that occur in the
+            text so far, prompt included (CTRL, arXiv 1909.05858); 1 has no effect.
+        stop: sequences of ids; a row ends with the first of them that occurs among its new tokens.
+        eos_id: id that ends a row like a stop sequence of one token, and fills every row after its end.
+        vocab_size: bound below which all drawn ids lie, for models whose vocabulary is larger than their tokenizer's.
     """
 
     max_new_tokens: int = 64
@@ -66,7 +66,7 @@ class Sampling(Config):
 
     @property
     def filler(self) -> int:
-        """What stands in a row after its end."""
+        """The id that fills a row after its end."""
         return 0 if self.eos_id is None else self.eos_id
 
 
@@ -74,16 +74,17 @@ Past = dict[str, Any]
 
 
 def before_the_first(sampling: Sampling, text_BT: jax.Array, start_B: jax.Array | None, vocab_size: int) -> Past:
-    """What draws depend on beside their logits, before the first of them.
+    """The state of drawing before the first new token; draws depend on it and on their logits.
 
     Args:
         text_BT: the prompts.
-        start_B: column of each one's first token; 0 if None.
+        start_B: column of the first token of each prompt; 0 if None.
         vocab_size: V.
 
     Returns:
-        ``seen_BV``, tokens that each text holds (None where nobody asks); ``tail_BK``, the last new tokens, as many as
-        the longest end has, -1 where there are none yet; ``ended_B``; ``length_B``, new tokens up to the end.
+        ``seen_BV``, tokens that occur in each text (None without a repetition penalty); ``tail_BK``, the last new
+        tokens, as many as the longest end has, -1 where there are none yet; ``ended_B``; ``length_B``, the number of
+        new tokens up to the end.
     """
     B, T = text_BT.shape
     seen_BV = None
@@ -101,10 +102,10 @@ def before_the_first(sampling: Sampling, text_BT: jax.Array, start_B: jax.Array 
 def draw(
     logits_BV: jax.Array, past: Past, key: jax.Array, index: jax.Array | int, sampling: Sampling
 ) -> tuple[jax.Array, Past]:
-    """New token number ``index`` of each row, (B,) of int32, and the past of the next one.
+    """New token number ``index`` of each row, (B,) of int32, and the past for the next draw.
 
     Args:
-        key: one for all rows, or (B,), one for each.
+        key: one key for all rows, or (B,) keys, one for each row.
     """
     seen_BV, ended_B = past["seen_BV"], past["ended_B"]
     if seen_BV is not None:
@@ -145,20 +146,20 @@ def sample_token(
     top_p: float = 1.0,
     min_p: float = 0.0,
 ) -> jax.Array:
-    """One token id a row; see :class:`Sampling`. The key is one for all rows, or (B,), one for each."""
-    if temperature < jnp.finfo(jnp.float32).tiny:  # it would be 0 to the device
+    """One token id per row; see :class:`Sampling`. ``key`` is one key for all rows, or (B,) keys, one for each."""
+    if temperature < jnp.finfo(jnp.float32).tiny:  # devices flush it to 0
         return jnp.argmax(logits_BV, axis=-1)
-    # Divided after the largest is taken off, so that it stays the largest however small the temperature.
+    # The largest logit is subtracted before the division, so that it remains the largest at any temperature.
     logits_BV = (logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)) / temperature
     if top_k or top_p < 1:
         logits_BV = jnp.where(_kept(logits_BV, top_k, top_p), logits_BV, -jnp.inf)
     if min_p > 0:
-        logits_BV = jnp.where(logits_BV >= math.log(min_p), logits_BV, -jnp.inf)  # the most likely one has 0
+        logits_BV = jnp.where(logits_BV >= math.log(min_p), logits_BV, -jnp.inf)  # the largest logit is 0
     return (jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical)(key, logits_BV)
 
 
 def _kept(logits_BV: jax.Array, top_k: int, top_p: float) -> jax.Array:
-    """Which tokens may be drawn, (B, V): exactly k, and the fewest that reach p; of equal ones those of lower ids."""
+    """Mask (B, V) of tokens that may be drawn: exactly k, and the fewest that reach p; of equals those of lower ids."""
     order_BV = jnp.argsort(logits_BV, axis=-1, descending=True, stable=True)
     ranked_BV = jnp.take_along_axis(logits_BV, order_BV, axis=-1)
     keep_BV = jnp.broadcast_to(jnp.arange(logits_BV.shape[-1]) < (top_k or logits_BV.shape[-1]), logits_BV.shape)

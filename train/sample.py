@@ -1,4 +1,4 @@
-"""Text from a trained model, as it comes: ``python -m train.sample RUN --prompt TEXT``."""
+"""Text from a trained model, printed as it is generated: ``python -m train.sample RUN --prompt TEXT``."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from train.storage.restore import load_run
 from train.terminal import cli
 from train.terminal.console import task
 
-# Between samples.
+# Separates samples.
 RULE = "-" * 20
 
 
@@ -23,18 +23,18 @@ class Flags(Config):
 
     Attributes:
         run: run directory, or exported folder.
-        prompt: text to continue, or several, each after its own flag, which are computed together; none, or an empty
-            one, starts a new text.
-        tokens: how many to add at most.
-        temperature: divides the logits; 0 always takes the likeliest token.
-        top_k: draw among the k likeliest tokens only; 0 for all.
-        top_p: draw among the likeliest tokens that together hold this probability.
-        min_p: draw among tokens at least this share as likely as the likeliest.
-        repetition_penalty: above 1, tokens that the text holds already become less likely.
-        seed: of the draws, for every prompt; each further sample takes the next one.
-        num_samples: how many continuations of every prompt, one after another.
-        stop: end before this text; may be given several times.
-        interactive: ask for one prompt after another; Ctrl-D ends.
+        prompt: text to continue; may be given several times, for texts that are computed together; without it, or
+            with an empty one, a new text begins.
+        tokens: largest number of new tokens.
+        temperature: divisor of the logits; 0 always takes the likeliest token.
+        top_k: draw only among the k likeliest tokens; 0 for all.
+        top_p: draw only among the likeliest tokens that together have this probability.
+        min_p: draw only among tokens with at least this fraction of the largest probability.
+        repetition_penalty: above 1, tokens that already occur in the text become less likely.
+        seed: seed of the draws, the same for every prompt; each further sample takes the next one.
+        num_samples: number of continuations of every prompt, one after another.
+        stop: text before which a continuation ends; may be given several times.
+        interactive: whether to ask for one prompt after another; Ctrl-D ends.
     """
 
     run: tyro.conf.Positional[str]
@@ -60,7 +60,7 @@ class Flags(Config):
 
     @property
     def sampling(self) -> Sampling:
-        """How tokens are drawn; what ends a text is told in words, by ``stop``."""
+        """The options for drawing tokens, without ``stop``, which is text."""
         return Sampling(
             max_new_tokens=self.tokens,
             temperature=self.temperature,
@@ -87,10 +87,10 @@ def main(argv: list[str]) -> None:
 
 
 def _print(prompts: Sequence[str], rows: Sequence[Iterator[str]], *, further: bool) -> None:
-    """One text after another, the first as it comes, the others by then as far as they are.
+    """Prints one text after another: the first as it is generated, the others as far as they are by then.
 
     Args:
-        further: texts stand above already, and the model is compiled.
+        further: whether texts have been printed before, so that the model is already compiled.
     """
     for index, (prompt, pieces) in enumerate(zip(prompts, rows, strict=True)):
         with task("compiling the model and reading the prompt", quiet=further or index > 0):
@@ -102,7 +102,7 @@ def _print(prompts: Sequence[str], rows: Sequence[Iterator[str]], *, further: bo
 
 
 def _prompts() -> Iterator[str]:
-    """Lines that a person types, until the input ends."""
+    """Lines that the user types, until the input ends."""
     while True:
         try:
             yield cli.text(input("prompt> "), "the prompt")

@@ -1,4 +1,4 @@
-"""Stream-specialised adapters: a residual topology wrapped so that each stream adapts what it gives and takes."""
+"""Stream-specialised adapters: a wrapper of a residual topology that adapts each stream before reads and writes."""
 
 import dataclasses
 from typing import Any
@@ -57,7 +57,7 @@ class StreamAdapters(Residual):
         gains = normal(0.5, mean=1.0) if config.zero_init else ones
         up = zeros if config.zero_init else None
         self.norm = norm
-        # Both serve every stream before the read; at the write all streams share what goes down, and each comes up.
+        # Before a read both run for every stream; before a write ``down`` runs once and ``up`` for every stream.
         self.down = Dense(width, config.rank, init / "down", ("embed", "rank"), uses=stream_count + 1)
         self.up = Dense(config.rank, width, init / "up", ("rank", "embed"), kernel=up, bias=up, uses=2 * stream_count)
         self.gamma_pre, self.gamma_post = (
@@ -66,7 +66,7 @@ class StreamAdapters(Residual):
         )
 
     def _adapt(self, x, gamma, key):
-        """What the adapter adds to every stream, from x: one array for all of them, or streams."""
+        """The adapter's addition to every stream, from x, which is one array for all of them, or streams."""
         leaves: tuple[Any, ...] = (gamma, self.down.kernel, self.down.bias, self.up.kernel, self.up.bias)
         gamma, down, down_bias, up, up_bias = (leaf[...].astype(self.policy.compute) for leaf in leaves)
 

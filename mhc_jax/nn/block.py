@@ -16,7 +16,7 @@ from mhc_jax.nn.scope import Scope, own_values
 from mhc_jax.nn.value_residual import ValueMix, ValueResidual
 from mhc_jax.precision import Policy
 
-# What a scan over layers carries: the residual state and, with value residual, the first layer's values.
+# The carry of the scan over layers: the residual state and, with value residual, the values of the first layer.
 Carry = tuple[State, jax.Array | None]
 
 
@@ -37,11 +37,11 @@ class Site(nnx.Module):
     def __call__(
         self, state: State, run: Callable[[jax.Array, Scope], tuple[jax.Array, Any]], scope: Scope
     ) -> tuple[State, Any]:
-        """The state after the site, and what else ``run`` returned.
+        """The state after the site, and the second result of ``run``.
 
         Args:
             run: the branch as a function of its normalised input and of its scope.
-            scope: of the site.
+            scope: scope of the site.
         """
         around = scope / "residual"
         u, ctx = self.residual.pre(state, around.keyed("pre"))
@@ -53,9 +53,9 @@ class Site(nnx.Module):
         return with_streams(state, scope.tap("state", streams_of(state))), out
 
     def _input(self, u: jax.Array) -> jax.Array:
-        """What the branch takes: normalised, its views as many as it takes, branches folded into the batch.
+        """The input of the branch: normalised, with all views or their mean, and with the runs folded into the batch.
 
-        All branches of a sequence follow one another, so that a slice of the batch stays one.
+        The runs of a sequence are adjacent, so that contiguous sequences stay contiguous when devices share the batch.
         """
         u = u.astype(self.policy.accumulate)
         x = self._normalise(u).astype(self.policy.compute)
@@ -79,7 +79,7 @@ class Block(nnx.Module):
         return mixer.init_state(batch * self.mixer.residual.branches, max_len)
 
     def __call__(self, carry: Carry, memory: MixerState | None, scope: Scope) -> tuple[Carry, MixerState | None]:
-        """What the layer hands on, and the mixer's state after the last token; see :class:`Mixer`."""
+        """The carry after the layer, and the mixer's state after the last token; see :class:`Mixer`."""
         state, first = carry
         shared = None if self.values is None else ValueMix(self.values.weights(), scope.layer, first)
         mixer: Any = self.mixer.branch

@@ -1,4 +1,4 @@
-"""Coefficients of hyper-connections that depend on the token: from one stream, or from all streams of the token."""
+"""Token-dependent coefficients of hyper-connections: functions of one stream, or of all streams of the token."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ def dynamic_weights(
 
     Args:
         h: streams, normalised unless ``gamma_D`` is given.
-        fn_DK: shared by all streams.
+        fn_DK: matrix that all streams share.
         scale: one number, or one for each column.
-        static_NK: what remains when the streams say nothing; one row for each stream.
-        tanh: bound the dynamic part by ``scale``.
-        gamma_D: put streams through :func:`mhc_jax.ops.norm.unit_rms_norm` with it. The division follows the product,
-            so the streams are read once and never stored normalised.
+        static_NK: static part, one row for each stream.
+        tanh: whether ``act`` is tanh, so that ``scale`` bounds the dynamic part.
+        gamma_D: gain minus one of a :func:`mhc_jax.ops.norm.unit_rms_norm` of the streams. The division follows the
+            product, so that the streams are read once and never stored normalised.
     """
 
     def dynamic(x_BTD):
@@ -40,13 +40,13 @@ def dynamic_weights(
 
 
 def flat_weights(h: Streams, phi_KM: Float[Array, "K M"], *, eps: float) -> Float[Array, "*B K"]:
-    """``phi @ x / sqrt(mean(x^2) + eps)`` with x all streams of a token as one vector (mHC, 2512.24880, eq. 7).
+    """``phi @ x / sqrt(mean(x^2) + eps)`` of the concatenated streams x of a token (mHC, 2512.24880, eq. 7).
 
-    The division follows the product, so the streams are read once and never stored normalised.
+    The division follows the product, so that the streams are read once and never stored normalised.
 
     Args:
         h: streams; channel c of stream s is entry s * D + c of x.
-        phi_KM: M = N * D.
+        phi_KM: matrix with M = N * D columns.
         eps: added to the mean square.
     """
     h = h.astype(phi_KM.dtype)
@@ -69,9 +69,9 @@ def stream_gate(
 
     Args:
         h: streams.
-        scale_ND: gains of the norms, less one.
-        down_RM, up_MR: a bottleneck of width R over M = N * D channels, stream by stream.
-        eps: of the norms.
+        scale_ND: gains of the norms minus one.
+        down_RM, up_MR: bottleneck of width R over M = N * D channels, stream by stream.
+        eps: epsilon of the norms.
 
     Returns:
         The read (B, T, D), and the normalised streams.

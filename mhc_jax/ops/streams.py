@@ -1,10 +1,11 @@
-"""Parallel residual streams: how they are held, read, mixed and written.
+"""Parallel residual streams: storing, reading, mixing and writing.
 
-This file alone owns their layout, a tuple of arrays. An array with an axis of streams costs an accelerator more,
-wherever the axis stands, as slices of it are padded back in the backward pass; sums over a tuple fuse, on a CPU too.
+Only this file depends on their layout, a tuple of arrays. A single array with an axis of streams is slower on an
+accelerator, whatever the place of the axis, because its slices are padded to full size in the backward pass; sums over
+a tuple fuse, on a CPU as well.
 
-Streams may be held in a narrower dtype than their coefficients. Results have the wider of the two, so that a caller who
-adds up a new state rounds it once, at the end.
+Streams may have a narrower dtype than their coefficients. Results have the wider of the two, so that a caller who adds
+up a new state rounds it only once, at the end.
 
 Orientation: ``mix[i, j]`` is the weight from source stream j to destination stream i.
 """
@@ -19,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Of the one array that holds all streams for taps and for other frameworks.
+# Axis of the streams in the single array that taps and other frameworks use.
 STREAM_AXIS = -2
 
 
@@ -29,19 +30,19 @@ class Streams:
     """N parallel streams, each (B, T, D): a pytree, so that ``jax.tree.map`` treats one stream like an array.
 
     Attributes:
-        parts: the streams; touched in this file alone.
+        parts: the streams; accessed only in this file.
     """
 
     parts: tuple[jax.Array, ...]
 
     @classmethod
     def copies(cls, x_BTD: jax.Array, streams: int) -> Self:
-        """The same array as every stream."""
+        """Streams that all equal one array."""
         return cls((x_BTD,) * streams)
 
     @classmethod
     def unstack(cls, h_BTND: jax.Array) -> Self:
-        """The streams of one array."""
+        """The streams in one array (B, T, N, D)."""
         return cls(tuple(jnp.unstack(h_BTND, axis=STREAM_AXIS)))
 
     def stack(self) -> jax.Array:
@@ -53,7 +54,7 @@ class Streams:
         return jnp.concatenate(self.parts, axis=-1)
 
     def fractions(self, count: int) -> "Streams":
-        """Streams of the ``count`` equal parts of every width: fraction f of stream s is number f * N + s."""
+        """Each stream cut into ``count`` streams of equal width: fraction f of stream s is number f * N + s."""
         cut = [split_streams(x, count).parts for x in self.parts]
         return Streams(tuple(part for same_fraction in zip(*cut) for part in same_fraction))
 
@@ -63,7 +64,7 @@ class Streams:
         return Streams(tuple(Streams(self.parts[i::n]).join() for i in range(n)))
 
     def each(self, function: Callable[..., jax.Array], *others: "Streams | Sequence[Any]") -> "Streams":
-        """``function(h_i, other_i, ...)`` for every stream i; others are streams too, or hold one entry for each."""
+        """``function(h_i, other_i, ...)`` for every stream i; others are streams, or have one entry for each."""
         columns = [other.parts if isinstance(other, Streams) else other for other in others]
         return Streams(tuple(function(*row) for row in zip(self.parts, *columns, strict=True)))
 
@@ -114,7 +115,7 @@ def write(y: Float[Array, "*B D"] | Streams, weight_N: Float[Array, "*B N"]) -> 
 
 
 def project(h: Streams, phi_KM: Float[Array, "K M"]) -> Float[Array, "*B K"]:
-    """``phi @ x`` with x all streams of a token as one vector, stream after stream."""
+    """``phi @ x``, where x is the concatenation of all streams of a token."""
     return h.each(lambda x, phi_KD: x @ phi_KD.T, split_streams(phi_KM, len(h))).total()
 
 

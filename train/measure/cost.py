@@ -20,7 +20,7 @@ Row = dict[str, Any]
 
 
 def parameter_rows(params: Params) -> list[Row]:
-    """One row per module that holds parameters: their names, how many numbers, how many bytes; then the total."""
+    """One row per module with parameters: their names, the number of values and of bytes; then the total."""
     rows: dict[str, Row] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         *module, name = (key.key for key in path)
@@ -35,7 +35,7 @@ def parameter_rows(params: Params) -> list[Row]:
 
 
 def cost_rows(config: RunConfig) -> list[Row]:
-    """Memory, arithmetic and compile time of one training step, from shapes alone: no array is made."""
+    """Memory, arithmetic and compile time of one training step, from shapes: no array is allocated."""
     start = time.perf_counter()
     compiled = _lowered_step(config).compile()
     seconds = time.perf_counter() - start
@@ -62,8 +62,8 @@ def cost_rows(config: RunConfig) -> list[Row]:
 def step_flops(config: RunConfig) -> float:
     """Floating-point operations of one training step, as XLA counts them before optimisation.
 
-    XLA counts the body of a loop once. The loops over layers, micro-batches and loss chunks are therefore taken
-    apart first; the loop over time is not: it holds few operations per channel compared with the matrix products.
+    XLA counts the body of a loop once. The loops over layers, micro-batches and loss chunks are therefore
+    unrolled first; the loop over time is not: it has few operations per channel compared with the matrix products.
     """
     execution = config.model.execution.replace(layers="unroll")
     config = config.replace(

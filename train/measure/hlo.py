@@ -1,8 +1,8 @@
 """Memory traffic, communication and estimated time of a compiled program, read from its text.
 
-XLA's own "bytes accessed" counts the body of a loop once, however often it runs, and some backends do not give it
-at all. Here, as there, every kernel reads its operands and writes its results once, of an operand that it only
-slices no more than the slices; what stays inside a kernel costs nothing.
+XLA's own "bytes accessed" counts the body of a loop once, however often it runs, and some backends do not report it
+at all. As in XLA's count, every kernel reads its operands and writes its results once; of an operand that it only
+slices it reads the slices, and values inside a kernel cost nothing.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 class Cost:
     """Bytes read and written, kernels started, and the cycles that the compiler estimates for them.
 
-    The TPU compiler estimates all but collectives and Pallas kernels, other compilers nothing.
+    The TPU compiler estimates everything except collectives and Pallas kernels, other compilers estimate nothing.
     """
 
     bytes: int = 0
@@ -103,7 +103,7 @@ def loops(text: str, trips: int) -> list[Cost]:
 def collectives(text: str) -> dict[str, Traffic]:
     """Communication in one run of the program ``compiled.as_text()``, by kind of :data:`COLLECTIVES`.
 
-    A collective in the body of a loop counts as often as the loop runs; a started one counts where it is done.
+    A collective in the body of a loop counts as often as the loop runs; an asynchronous one counts at its end.
     """
     program, entry = _parse(text)
     found: dict[str, Traffic] = {}
@@ -121,7 +121,7 @@ def shapes(text: str) -> set[tuple[int, ...]]:
 
 
 def _parse(text: str) -> tuple[_Program, str]:
-    """Computations by name, each its instructions by name in order; and the name of the one that is the program."""
+    """Computations by name, each with its instructions by name, in order; and the name of the entry computation."""
     program: _Program = {}
     entry = current = ""
     for line in text.splitlines():
@@ -159,7 +159,7 @@ def _size(shape: str) -> int:
 def _runs(program: _Program, computation: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
     """Every instruction that ``computation`` runs, including inside its calls, and the number of times.
 
-    A collective that overlaps with other kernels is written into each of them; the first one stands for all.
+    A collective that overlaps with other kernels appears in each of them; only the first one counts.
     """
     channels = set()
     for each in program[computation].values():
@@ -188,7 +188,7 @@ def _trips(program: _Program, each: _Instruction) -> int:
         return 1
     if known := _TRIPS.search(each.rest):
         return int(known[1])
-    # Some backends keep the number only in the condition, compared with the counter.
+    # Some backends state the number only in the condition, which compares it with the counter.
     condition = program[_CONDITION.findall(each.rest)[0]]
     constants = [one.rest for one in condition.values() if one.op == "constant" and one.shape.startswith("s32[]")]
     return int(constants[0][: _closing(constants[0])]) if len(constants) == 1 else 1
@@ -212,7 +212,7 @@ def _instruction(program: _Program, computation: str, each: _Instruction) -> Cos
 
 
 def _alone(each: _Instruction, sizes: list[int]) -> dict[str, _Instruction]:
-    """An instruction that is a kernel by itself, as the fusion of itself alone, with operands of these sizes."""
+    """A kernel of one instruction as a fusion of that instruction, with operands of these sizes."""
     parameters = [
         _Instruction(f"operand {index}", f"s8[{size}]", "parameter", (), f"{index})")
         for index, size in enumerate(sizes)
@@ -222,7 +222,7 @@ def _alone(each: _Instruction, sizes: list[int]) -> dict[str, _Instruction]:
 
 
 def _read(fused: dict[str, _Instruction], index: int, size: int) -> int:
-    """Bytes that a fusion reads of its parameter ``index``: all, or the slices if it takes nothing else."""
+    """Bytes that a fusion reads of its parameter ``index``: all, or the slices if it uses only slices."""
     views = {each.name for each in fused.values() if each.op == "parameter" and each.rest.startswith(f"{index})")}
     read = 0
     for each in fused.values():
@@ -238,7 +238,7 @@ def _read(fused: dict[str, _Instruction], index: int, size: int) -> int:
 
 
 def _written(fused: dict[str, _Instruction], size: int) -> int:
-    """Bytes that a fusion writes: its result, or of one that updates an array in place the update."""
+    """Bytes that a fusion writes: its result, or only the update if it updates an array in place."""
     last = list(fused.values())[-1]
     while last.op == "bitcast" and last.operands[0] in fused:
         last = fused[last.operands[0]]

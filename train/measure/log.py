@@ -1,4 +1,4 @@
-"""The reports of a run: speed, and the lines of ``metrics.jsonl`` with their copies elsewhere."""
+"""The log of a run: the lines of ``metrics.jsonl`` and their copies in other tools, and running means."""
 
 import importlib.util
 import json
@@ -17,7 +17,7 @@ from train.storage.folder import METRICS_FILE, read_metrics
 
 
 class Mean:
-    """The mean of the finite values since the last reading; its state travels with checkpoints."""
+    """The mean of the finite values since the last reading; checkpoints contain its state."""
 
     def __init__(self, before: Mapping[str, float] | None = None):
         self.state = {"sum": 0.0, "count": 0} | dict(before or {})
@@ -27,7 +27,7 @@ class Mean:
             self.state = {"sum": self.state["sum"] + value, "count": self.state["count"] + 1}
 
     def read(self, *, forget: bool) -> float:
-        """NaN if nothing came."""
+        """The mean; NaN if there is no value."""
         total, count = self.state["sum"], self.state["count"]
         if forget:
             self.state = {"sum": 0.0, "count": 0}
@@ -99,7 +99,7 @@ def check_sinks(config: LogConfig) -> None:
 
 
 class MetricsLog:
-    """``metrics.jsonl``, one JSON object a line, written at once; and the sinks that were asked for."""
+    """``metrics.jsonl``, one JSON object per line, written immediately; and the sinks of the configuration."""
 
     def __init__(
         self,
@@ -110,10 +110,10 @@ class MetricsLog:
         scored: bool = True,
         callbacks: Sequence[Callable[[int, dict[str, float]], None]] = (),
     ):
-        """Keeps the lines that a resumed run does not repeat: steps up to ``start``, its scores only if ``scored``.
+        """Keeps the lines that a resumed run does not repeat: up to ``start``, with its scores only if ``scored``.
 
         Args:
-            callbacks: called on process 0 with the step and the values of every line but those of streams.
+            callbacks: called on process 0 with the step and the values of every line except those of streams.
         """
         self._sinks: list[Sink] = []
         self._stream = None

@@ -1,4 +1,4 @@
-"""The training step as every command compiles it: from shapes and shardings, so that nothing is allocated."""
+"""Lowering of the training step, for all commands: from shapes and shardings, so that nothing is allocated."""
 
 import functools
 from typing import Any
@@ -30,12 +30,12 @@ def abstract_state(config: RunConfig, optimizer: optax.GradientTransformation, m
 
 
 def shardings(state: Any) -> Any:
-    """Shapes and dtypes of the leaves of a tree of arrays or abstract arrays."""
+    """Shardings of the leaves of a tree of arrays or abstract arrays."""
     return jax.tree.map(lambda leaf: leaf.sharding, state)
 
 
 def whole(mesh: Mesh) -> NamedSharding:
-    """Held whole by every device."""
+    """The sharding of an array of which every device has a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 

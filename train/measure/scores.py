@@ -1,4 +1,4 @@
-"""The sums of an objective over a whole split, and the scores that the data makes of them."""
+"""The sums of an objective over a whole split, and the scores that the data derives from them."""
 
 import math
 from collections import deque
@@ -17,15 +17,15 @@ from train.update.step import make_eval_step
 EvalStep = Callable[[Any, Any], Mapping[str, jax.Array]]
 
 
-# Enough to keep a device busy. Several devices on one CPU share its threads: a dispatch that waits behind more programs
-# than XLA holds takes a thread that the program at the front needs on every device, and none ends.
+# Enough to keep a device busy. Several devices on one CPU share its threads: once more programs are queued than XLA
+# accepts, a waiting dispatch occupies a thread that the first program needs on every device, which is a deadlock.
 PENDING = 8
 
 
 def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Any]) -> dict[str, float]:
     """The sums that ``eval_step`` returns, over all batches; ``tokens`` among them is the number of targets.
 
-    At most :data:`PENDING` batches are on their way at a time. The sums over batches are taken in float64.
+    At most :data:`PENDING` batches are in flight at a time. The sums over batches are taken in float64.
 
     Raises:
         ConfigError: there is no token to predict.

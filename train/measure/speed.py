@@ -1,4 +1,4 @@
-"""Speed of training, and what devices can do at most."""
+"""Speed of training, and the peak rates of devices."""
 
 import contextlib
 import time

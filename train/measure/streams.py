@@ -23,7 +23,7 @@ from train.report.quantities import Record
 def make_stream_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[Params, Any], dict[str, jax.Array]]:
     """A function of (params, batch) that returns the statistics on one micro-batch, without dropout.
 
-    Activations of all sites are held at once, as training does without rematerialisation.
+    Activations of all sites are in memory at once, as in training without rematerialisation.
     """
 
     def stream_step(params: Params, batch: Any) -> dict[str, jax.Array]:
@@ -36,20 +36,20 @@ def make_stream_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[P
 
 
 def mixes(config: RunConfig) -> bool:
-    """Whether there are streams to look at. Nothing is computed."""
+    """Whether the model has statistics of streams. Nothing is computed."""
     batch = {"inputs": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
     return bool(jax.eval_shape(functools.partial(_statistics, config), param_shapes(config.model), batch))
 
 
 def check(config: RunConfig) -> None:
-    """Raises ConfigError if statistics are asked for of a model that mixes nothing."""
+    """Raises ConfigError if the configuration requests statistics of a model that mixes no streams."""
     if config.log.streams_every and not mixes(config):
         parts = ", ".join(config.model.description)
         raise ConfigError(f"--log.streams-every needs a model that mixes streams, not this one ({parts}); set it to 0")
 
 
 def measure(config: RunConfig, params: Params, batch: Batch) -> Record:
-    """The statistics on these tokens, of those with a target if there are targets."""
+    """The statistics on these tokens; if the batch has targets, on tokens with a target only."""
     return record(jax.jit(functools.partial(_statistics, config))(params, batch))
 
 
@@ -82,7 +82,7 @@ def validation_rows(config: RunConfig, count: int) -> Batch:
 
 
 def some_tokens(config: RunConfig) -> Batch:
-    """A row of a few that any model knows."""
+    """One row of a few token ids that any model has."""
     return {"inputs": np.arange(min(16, config.model.max_len, config.model.vocab_size), dtype=np.int32)[None]}
 
 

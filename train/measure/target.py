@@ -1,4 +1,4 @@
-"""Machines that a training step is compiled for although they are not here: slices of TPUs and hosts of H100s."""
+"""Absent machines for which a training step can be compiled: slices of TPUs and hosts of H100s."""
 
 import dataclasses
 import os
@@ -21,7 +21,7 @@ from train.update.state import TrainState
 
 GIB = 2**30
 
-# XLA's description of an NVIDIA H100 80GB HBM3 (SXM), which it asks the driver for where there is one.
+# XLA's description of an NVIDIA H100 80GB HBM3 (SXM), which it otherwise gets from the driver.
 _H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024
@@ -60,7 +60,7 @@ class Chip:
         platform: name of JAX's compiler, ``"tpu"`` or ``"gpu"``.
         size: size of the machine, as a user writes it.
         memory: bytes of a device that a program may use.
-        clock: cycles per second that the compiler's estimates count in; None if it estimates nothing.
+        clock: cycles per second of the compiler's estimates; None if it estimates nothing.
         options: options of the compiler's topology.
     """
 
@@ -83,7 +83,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine: its name, such as ``"v5p:4x4x4"`` or ``"h100:8"``, the kind of its devices, and how they stand."""
+    """A machine: its name, such as ``"v5p:4x4x4"`` or ``"h100:8"``, the kind of its devices, and their arrangement."""
 
     name: str
     chip: Chip
@@ -119,9 +119,9 @@ def find(name: str) -> Target:
 
 
 def prepare_environment() -> None:
-    """Lets the compilers of absent machines load: nothing looks for a device, and two may run at once.
+    """Prepares the compilers of absent machines: they look for no device, and two may run at once.
 
-    Call it before JAX has been asked for its devices.
+    It must be called before JAX looks for devices.
     """
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
     # Without them the TPU compiler complains on standard error that it finds no machine.
@@ -158,14 +158,14 @@ def devices(target: Target) -> Sequence[jax.Device]:
 
 
 def compile_step(config: RunConfig, target: Target, mesh: Mesh) -> tuple[TrainState, jax.stages.Compiled]:
-    """The training step as the machine would run it, and before it the abstract state that it takes.
+    """The abstract state that the training step takes, and the step compiled for the machine.
 
     Args:
         mesh: mesh of the machine's :func:`devices`.
 
     Raises:
         ConfigError: batch or parameters do not divide by the mesh.
-        DoesNotFit: the compiler says so, as that of TPUs does; that of GPUs compiles what does not fit.
+        DoesNotFit: the compiler reports it. Only the TPU compiler does; that of GPUs also compiles what does not fit.
     """
     sharding.check(config, mesh)
     optimizer = make_optimizer(config.optim, config.train.steps or 1, param_info(config.model))

@@ -1,4 +1,4 @@
-"""Ends of the residual streams, one kind a file."""
+"""Ends of the residual streams, one kind per file."""
 
 from mhc_jax.nn.ends.base import EndsConfig, StreamEnds
 from mhc_jax.nn.ends.copy_ends import CopyEndsConfig

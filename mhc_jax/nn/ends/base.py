@@ -14,14 +14,14 @@ from mhc_jax.precision import Policy
 
 
 class StreamEnds(nnx.Module):
-    """How the embedding becomes the residual streams, and how the state becomes the output."""
+    """The maps from the embedding to the residual streams, and from the state to the output."""
 
     def expand(self, x_BTD: jax.Array) -> jax.Array | Streams:
         """The streams before the first site; the array itself for a topology without streams."""
         raise NotImplementedError
 
     def collapse(self, state: State) -> jax.Array:
-        """The output (B, T, D) of the state after the last site; most ends need only its :func:`streams_of`."""
+        """The output (B, T, D) from the state after the last site; most ends need only its :func:`streams_of`."""
         raise NotImplementedError
 
 
@@ -32,7 +32,7 @@ class EndsConfig(Config):
     axis: ClassVar[str] = "ends"
 
     def check(self, residual: ResidualConfig) -> None:
-        """Raises ConfigError if these ends cannot serve the states of that topology."""
+        """Raises ConfigError if these ends do not fit the states of that topology."""
         raise NotImplementedError
 
     def build(self, width: int, stream_count: int | None, policy: Policy, init: Init) -> StreamEnds:

@@ -1,4 +1,4 @@
-"""Stream ends of hyper-connections: copies of the embedding in, and one of several read-outs."""
+"""Stream ends of hyper-connections: the embedding is copied to all streams, and one of several read-outs collapses."""
 
 import dataclasses
 import math
@@ -20,15 +20,15 @@ from mhc_jax.registry import register
 @register("ends", "copy")
 @dataclasses.dataclass(frozen=True)
 class CopyEndsConfig(EndsConfig):
-    """Every stream starts as the embedding. All read-outs but ``"sum"`` return it if the streams stay equal.
+    """Every stream starts as the embedding. Of equal streams, all read-outs except ``"sum"`` initially return one.
 
     Attributes:
-        stream_embed: add a learned vector of its own to every stream.
+        stream_embed: whether a learned vector is added to each stream.
         collapse: ``"mean"`` or ``"sum"`` of the streams; ``"head"``, weights from all streams of the token
             (DeepSeek-V4); ``"pool"``, a softmax over streams for each channel (lucidrains); ``"carried"``, the
-            reading weights that a single-pass topology hands on.
-        head_eps: added to the weights of the head.
-        norm_eps: of the root mean square that the head divides by.
+            reading weights in the state of a single-pass topology.
+        head_eps: constant added to the weights of the head.
+        norm_eps: epsilon of the root mean square by which the head divides.
     """
 
     stream_embed: bool = False

@@ -1,4 +1,4 @@
-"""What hyper-connections share: alpha, which reads and mixes, and beta, which writes; every row from one stream."""
+"""Base of the hyper-connections: alpha reads and mixes, beta writes, and each row depends on one stream only."""
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +11,15 @@ from mhc_jax.ops.streams import Streams
 
 
 class AlphaBeta(Residual):
-    """A site whose coefficients are ``static + scale * act(norm(x) @ fn)``, under the published names of the leaves."""
+    """A site whose coefficients are ``static + scale * act(norm(x) @ fn)``; parameters have their published names."""
 
     def add_dynamic_part(self, init: Init, width: int, alpha_columns: int, beta_shape: tuple[int, ...], *, rms: bool):
-        """Leaves of the dynamic part, which starts at zero.
+        """Creates the parameters of the dynamic part, which starts at zero.
 
         Args:
-            width: of one stream of x.
-            beta_shape: of ``dynamic_beta_fn`` after the width.
-            rms: with the gain of the unit RMS norm.
+            width: width of one stream of x.
+            beta_shape: shape of ``dynamic_beta_fn`` after its first axis, which is the width.
+            rms: whether to create the gain of the unit RMS norm.
         """
         beta_axes = ("features", *("coefficient" for _ in beta_shape))
         self.dynamic_alpha_fn = init(
@@ -31,7 +31,7 @@ class AlphaBeta(Residual):
         self.norm = UnitGain(width, init / "norm") if rms else None
 
     def dynamic(self, x: Streams, alpha: jax.Array, beta: jax.Array, *, tanh: bool) -> tuple[jax.Array, jax.Array]:
-        """Static alpha (R, C) and beta (R, W) plus their dynamic parts, (..., R, C) and (..., R, W), by one product.
+        """Static alpha (R, C) and beta (R, W) plus their dynamic parts: (..., R, C) and (..., R, W), from one product.
 
         Args:
             x: R streams; normalised, unless the site has the gain of the unit RMS norm.

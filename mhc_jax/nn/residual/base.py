@@ -16,7 +16,7 @@ State = Any
 
 
 def streams_of(state: State) -> Any:
-    """The streams, or the one residual stream (B, T, D), of a state: itself, or the entry ``"streams"`` of a dict."""
+    """The streams, or the single stream (B, T, D), of a state: the state itself, or ``"streams"`` of a dict."""
     return state["streams"] if isinstance(state, dict) else state
 
 
@@ -26,20 +26,20 @@ def with_streams(state: State, h: jax.Array | Streams) -> State:
 
 
 class Residual(nnx.Module):
-    """How the residual state passes one site (a branch such as a mixer). Position-wise by contract.
+    """The path of the residual state through one site, around a branch such as a mixer.
 
-    The state is :class:`~mhc_jax.ops.streams.Streams`, touched through :mod:`mhc_jax.ops.streams` alone, or one array
-    (B, T, D), or a dict that holds either under ``"streams"`` beside what else is carried: a pytree of fixed shapes and
-    dtypes, the carry of the scan over layers. Streams may be narrower than coefficients (``policy.streams``): sums are
-    taken in the dtype of the coefficients, and :meth:`post` rounds the new streams once. No token's state may depend on
-    another token, so decoding needs no residual cache.
+    The state is :class:`~mhc_jax.ops.streams.Streams`, accessed only through :mod:`mhc_jax.ops.streams`, or one array
+    (B, T, D), or a dict with either of them under ``"streams"`` and with further entries. It is the carry of the scan
+    over layers: a pytree of fixed shapes and dtypes. Streams may have a narrower dtype than coefficients
+    (``policy.streams``): sums are taken in the dtype of the coefficients, and :meth:`post` rounds the new streams once.
+    The state of a token must not depend on other tokens, so that decoding needs no residual cache.
 
     Attributes:
-        views: reads per site. With V > 1, :meth:`pre` gives (V, B, T, D): a branch that takes V inputs gets them all,
-            any other their mean.
-        branches: runs of the branch per site, with the same weights on different reads. With I > 1, :meth:`pre` gives
-            and :meth:`post` takes (I, B, T, D).
-        normalised: what the branch reads is normalised already, so the site does not normalise it again.
+        views: number of reads per site. With V > 1, :meth:`pre` returns (V, B, T, D): a branch with V inputs gets all
+            of them, any other branch their mean.
+        branches: number of runs of the branch per site, with the same weights on different reads. With I > 1,
+            :meth:`pre` returns and :meth:`post` takes (I, B, T, D).
+        normalised: whether :meth:`pre` returns a normalised array, so that the site does not normalise it again.
     """
 
     views: int = 1
@@ -47,11 +47,11 @@ class Residual(nnx.Module):
     normalised: bool = False
 
     def pre(self, state: State, scope: Scope) -> tuple[jax.Array, Any]:
-        """What the branch reads, (B, T, D), and the context that :meth:`post` needs."""
+        """The input of the branch, (B, T, D), and the context that :meth:`post` needs."""
         raise NotImplementedError
 
     def post(self, state: State, y: jax.Array | Streams, ctx: Any, scope: Scope) -> State:
-        """The state after the branch has returned ``y``: (B, T, D), or streams if it differs by stream."""
+        """The state after the branch has returned ``y``, which is (B, T, D), or streams if it differs between them."""
         raise NotImplementedError
 
 
@@ -60,7 +60,7 @@ class ResidualConfig(Config):
     """Base of all topology configurations; ``views`` and ``branches`` as in :class:`Residual`.
 
     Attributes:
-        carries: what the state holds beside the streams, by name.
+        carries: names of the entries of the state beside the streams.
     """
 
     axis: ClassVar[str] = "residual"

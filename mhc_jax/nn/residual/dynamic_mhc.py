@@ -1,4 +1,4 @@
-"""Dynamic mHC: all coefficients from all streams of the token, the mixing matrix projected."""
+"""Dynamic mHC: every coefficient depends on all streams of the token, and the mixing matrix is projected."""
 
 import dataclasses
 import math
@@ -21,21 +21,21 @@ from mhc_jax.registry import register
 class DynamicMHCConfig(StreamsConfig):
     """Manifold-constrained hyper-connections (2512.24880). The default starts as the plain residual.
 
-    The projection tells the published variants apart: ``"sinkhorn"`` the paper's, ``"deepseek_sinkhorn"``
+    The published variants differ in their projection: ``"sinkhorn"`` is the paper's, ``"deepseek_sinkhorn"``
     DeepSeek-V4's (with ``bias="zeros", alpha=1, phi_std=0.02, pre_eps=1e-6``), ``"identity"`` iHC (Hy-V4, with
     ``phi_std=0.006, read_lean=0, pre_eps=1e-6, post_eps=1e-6``), ``"permutations"`` mHC-lite, ``"kronecker"`` KromHC,
     ``"spectral_sphere"`` sHC, ``"circulant"`` C-mHC.
 
     Attributes:
-        projection: from the residual logits to H_res.
+        projection: map from the residual logits to H_res.
         alpha: initial gain of each of the three dynamic parts.
         phi_std: standard deviation of the initial phi.
-        norm_eps: of the root mean square over all streams.
-        pre_eps, post_eps: added to the reading and writing weights.
+        norm_eps: epsilon of the root mean square over all streams.
+        pre_eps, post_eps: constants added to the reading and writing weights.
         post_gain: the largest writing weight.
-        read_lean: initial reading weight of stream (site mod n), which lets the streams separate; the others share the
-            rest of 1. At most 1/n means equal weights.
-        diagonal_bias: how near the identity H_res starts, as a logit; 4 puts 0.95 on the diagonal for n = 4.
+        read_lean: initial reading weight of stream (site mod n), which lets the streams separate; the remaining streams
+            share the rest of 1. Values up to 1/n mean equal weights.
+        diagonal_bias: closeness of the initial H_res to the identity, as a logit; 4 means a diagonal of 0.95 for n = 4.
         bias: ``"near_identity"`` starts with reads that sum to one, writes of one, and H_res near the identity;
             ``"zeros"`` with reads of 1/2, writes of ``post_gain / 2`` and H_res of 1/n.
     """
@@ -67,7 +67,7 @@ class DynamicMHCConfig(StreamsConfig):
 
 
 class DynamicMHC(MHC):
-    """``logits = alpha * flat_weights(X, phi) + bias`` in three runs: n for H_pre, n for H_post, the rest for H_res.
+    """``logits = alpha * flat_weights(X, phi) + bias`` in three groups: n for H_pre, n for H_post, the rest for H_res.
 
     ``H_pre = sigmoid + pre_eps``, ``H_post = post_gain * sigmoid + post_eps``, ``H_res = project``.
     """
@@ -75,7 +75,7 @@ class DynamicMHC(MHC):
     def __init__(self, config: DynamicMHCConfig, width: int, policy: Policy, init: Init):
         n = config.streams
         self.config, self.policy = config, policy
-        # Logits of each of the three parts; there may be no residual ones.
+        # Number of logits of each of the three parts; some projections need no residual logits.
         self.sizes = n, n, config.projection.size(n)
         count, parts = sum(self.sizes), sum(size > 0 for size in self.sizes)
         draw, axes = normal(config.phi_std), ("coefficient", "streams")

@@ -1,4 +1,4 @@
-"""Frac-connections: hyper-connections between the parts of one stream, which is not widened."""
+"""Frac-connections: hyper-connections between the parts of a single stream of unchanged width."""
 
 import dataclasses
 
@@ -19,9 +19,9 @@ class FracConnectionsConfig(ResidualConfig):
     """Frac-connections (2503.14125). Starts as the plain residual.
 
     Attributes:
-        fractions: equal parts m into which the width is cut.
+        fractions: number m of equal parts into which the width is cut.
         dynamic: whether coefficients depend on the token.
-        tanh: bound the dynamic part.
+        tanh: whether a tanh bounds the dynamic part.
     """
 
     fractions: int = 4
@@ -44,10 +44,10 @@ class FracConnectionsConfig(ResidualConfig):
 
 
 class FracConnections(AlphaBeta):
-    """State (B, T, D), fraction i its i-th run of D / m channels.
+    """State (B, T, D); fraction i is its i-th run of D / m channels.
 
-    ``u_i = sum_j Y[j, i] x_j`` and ``x'_i = sum_j A[j, i] x_j + B_i y_i``: unlike hyper-connections, a fraction gains
-    its own part of the branch alone.
+    ``u_i = sum_j Y[j, i] x_j`` and ``x'_i = sum_j A[j, i] x_j + B_i y_i``: unlike in hyper-connections, a
+    fraction receives only the same fraction of the branch's output.
     """
 
     def __init__(self, config: FracConnectionsConfig, width: int, policy: Policy, init: Init):

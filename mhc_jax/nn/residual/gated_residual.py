@@ -19,16 +19,16 @@ from mhc_jax.registry import register
 class GatedResidualConfig(StreamsConfig):
     """The gated residual of Qwen4-exp (transformers ``qwen4_exp``).
 
-    It normalises what it reads by RMS norms of its own. The default starts as the plain residual of a model with such
+    It has its own RMS norms for the streams that it reads. The default starts as the plain residual of a model with RMS
     norms.
 
     Attributes:
         streams: number of parallel streams n.
         rank: width of the bottleneck that predicts the gates.
-        norm_eps: of the norm of each stream.
-        branch_norm: whether the branch normalises what it reads once more.
+        norm_eps: epsilon of the norm of each stream.
+        branch_norm: whether the site normalises the input of the branch once more.
         form: ``"near_identity"`` starts with reads that sum to one and lean on stream (site mod n), which lets the
-            streams separate. ``"published"`` starts with equal reads of 1 / (2 n): equal streams then stay equal.
+            streams separate. ``"published"`` starts with equal reads of 1 / (2 n), by which equal streams stay equal.
     """
 
     rank: int = 8

@@ -18,23 +18,24 @@ from mhc_jax.registry import register
 @register("residual", "hc")
 @dataclasses.dataclass(frozen=True)
 class HyperConnectionsConfig(StreamsConfig):
-    """Hyper-connections (2409.19606), as the class of lucidrains and tokenbender generalises them.
+    """Hyper-connections (2409.19606), with the generalisations in the code of lucidrains and tokenbender.
 
-    With one fraction it starts as the plain residual. With more the published write, kept here, gives every fraction
-    of a stream the sum of all fractions of the branch, so no initial value makes it one; see ``"frac"`` for the form
-    of the paper on fractions.
+    With one fraction it starts as the plain residual. With several, every fraction of a stream receives a sum over all
+    fractions of the branch's output, as in the published code, so that no initial value makes it a plain residual;
+    ``"frac"`` has the form of the paper on fractions.
 
     Attributes:
         streams: number of parallel streams S.
-        fractions: parts F into which the width is cut; streams mix part by part, across parts too.
-        views: reads per site.
-        dynamic: whether coefficients depend on the token; without, only the static ones remain (SHC).
-        tanh: bound the dynamic part.
-        norm: of what the coefficients see: ``"rms"`` with a gain (the code), or ``"ln"`` without affine part (the
-            paper).
-        mixed: write onto the mixed streams; tokenbender's code discards them and writes onto the streams as they were.
-        fraction_init: ``"identity"`` starts with reads of one stream and no mixing. ``"published"`` places the same
-            numbers by another layout than the one they are read by; the two agree for one fraction.
+        fractions: number F of parts into which the width is cut; all parts of all streams mix with each other.
+        views: number of reads per site.
+        dynamic: whether coefficients depend on the token; otherwise only their static parts remain (SHC).
+        tanh: whether a tanh bounds the dynamic part.
+        norm: norm of the input of the dynamic coefficients: ``"rms"`` with a gain (published code), or ``"ln"`` without
+            gain and bias (paper).
+        mixed: whether the output is added to the mixed streams; tokenbender's code discards these and adds it to the
+            unmixed streams.
+        fraction_init: ``"identity"`` starts with reads of one stream and no mixing. ``"published"`` stores the same
+            numbers in another layout than the one in which they are read; the two agree for one fraction.
     """
 
     fractions: int = 1
@@ -91,14 +92,17 @@ class HyperConnections(AlphaBeta):
         return (mixed + self._written(y, weight)).astype(state.dtype)
 
     def _written(self, y, weight):
-        """What the streams gain: fraction g of stream s ``sum_f weight[f, g * S + s] * y_f``, y_f fraction f of y."""
+        """Additions to the streams: fraction g of stream s gains ``sum_f weight[f, g * S + s] * y_f``.
+
+        ``y_f`` is fraction f of y.
+        """
         S, F = self.config.streams, self.config.fractions
         if F == 1:
             return streams.write(y, weight[..., 0, :])
         to_piece = jnp.swapaxes(weight, -1, -2)
         if not isinstance(y, streams.Streams):
             return streams.mix(streams.split_streams(y, F), to_piece).join_fractions(F)
-        # Fractions of stream s reach stream s alone.
+        # Fractions of stream s reach only stream s.
         own = jnp.tile(jnp.eye(S, dtype=weight.dtype), (F, 1))[:, None]
         matrix = (to_piece[..., None] * own).reshape(*to_piece.shape[:-1], F * S)
         return streams.mix(y.fractions(F), matrix).join_fractions(F)

@@ -1,4 +1,4 @@
-"""What all topologies of read, mix and write coefficients share."""
+"""Base of the topologies with coefficients for reading, mixing and writing streams."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
 from mhc_jax.ops.streams import Streams
 
-# Where sites start: reading weight of their own stream, and how near the identity H_res is, as a logit.
+# Initial values of a site: the reading weight of its own stream, and how close H_res is to the identity (a logit).
 READ_LEAN, DIAGONAL_BIAS = 0.7, 4.0
 
 
@@ -40,9 +40,9 @@ class MHC(Residual):
     """N streams: ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
 
     def coefficients(self, h: Streams) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """H_pre (..., N), H_post (..., N) and H_res (..., N, N) as they act; row i of H_res feeds stream i.
+        """H_pre (..., N), H_post (..., N) and H_res (..., N, N), ready for use; row i of H_res feeds stream i.
 
-        None stands for an H_res that is the identity by construction: nothing is mixed then.
+        None stands for an H_res that is the identity by construction: the streams are not mixed.
         """
         raise NotImplementedError
 
@@ -58,29 +58,29 @@ class MHC(Residual):
 
 
 def tap_mixing(res_NN: jax.Array | None, scope: Scope) -> jax.Array | None:
-    """H_res through its tap, if there is one."""
+    """Records H_res under its tap and returns it; None stays None."""
     return None if res_NN is None else scope.tap("h_res", res_NN)
 
 
 class UnitGain(nnx.Module):
-    """The gain, less one, of the :func:`mhc_jax.ops.norm.unit_rms_norm` before a product with the streams."""
+    """The gain minus one of the :func:`mhc_jax.ops.norm.unit_rms_norm` before a product with the streams."""
 
     def __init__(self, width: int, init: Init):
         self.gamma = init("gamma", zeros, width, axes=("features",))
 
 
 def own_stream(init: Init, streams: int) -> jax.Array:
-    """One-hot vector of the stream that a site favours in reading. Sites take turns, so that streams can separate."""
+    """One-hot vector of the stream that a site favours in reading; it changes by site, so that streams can separate."""
     return jax.nn.one_hot(jnp.asarray(init.index) % streams, streams)
 
 
 def reading_weights(own_N: jax.Array, lean: float) -> jax.Array:
-    """Weights that sum to one, ``lean`` (but at least 1/n) of it on the site's own stream."""
+    """Weights that sum to one, of which the site's own stream has ``lean``, but at least 1/n."""
     n = own_N.shape[-1]
     share = max(lean, 1 / n)
     return jnp.where(own_N > 0, share, (1 - share) / max(n - 1, 1))
 
 
 def reading_logits(own_N: jax.Array, lean: float) -> jax.Array:
-    """:func:`reading_weights` as logits of a sigmoid, which never is one."""
+    """Logits whose sigmoids are the :func:`reading_weights`, capped just below one."""
     return logit(jnp.minimum(reading_weights(own_N, lean), 1 - 1e-6))

@@ -1,4 +1,4 @@
-"""Hyper-connections around several runs of one branch, each on a read of its own."""
+"""Hyper-connections around several runs of one branch, each with its own read."""
 
 import dataclasses
 from typing import Literal
@@ -21,7 +21,7 @@ class MultiBranchHCConfig(StreamsConfig):
 
     Attributes:
         streams: number of parallel streams S.
-        branches: runs of the branch per site.
+        branches: number of runs of the branch per site.
         write_init: ``"mean"`` starts with writes of 1/branches, as the plain residual; ``"published"`` with writes of
             1, so equal runs count ``branches`` times.
     """

@@ -1,4 +1,4 @@
-"""mHC with coefficients from each stream alone, as lucidrains' ``hyper-connections`` has it."""
+"""mHC whose coefficients depend on one stream each, as in lucidrains' package ``hyper-connections``."""
 
 import dataclasses
 from typing import Literal
@@ -29,10 +29,10 @@ class PerStreamMHCConfig(StreamsConfig):
 
     Attributes:
         streams: number of parallel streams n.
-        projection: from n * n residual logits to H_res.
-        form: ``"near_identity"`` starts as the plain residual. ``"published"`` puts the numbers of unconstrained
-            hyper-connections through sigmoid and Sinkhorn, and so starts with reads of 0.73 and 0.5, writes of 1.46
-            and 0.475 on the diagonal of H_res, for n = 4.
+        projection: map from n * n residual logits to H_res.
+        form: ``"near_identity"`` starts as the plain residual. ``"published"`` applies sigmoid and Sinkhorn to the
+            initial values of unconstrained hyper-connections. For n = 4 it therefore starts with reads of 0.73 and 0.5,
+            writes of 1.46, and 0.475 on the diagonal of H_res.
     """
 
     projection: ProjectionConfig = ClampedSinkhornConfig()
@@ -51,7 +51,7 @@ class PerStreamMHCConfig(StreamsConfig):
 
 
 class PerStreamMHC(MHC):
-    """Stream s gives ``alpha_static[s] + scale * norm(X_s) @ alpha_fn``: its reading logit, then column s of H_res's.
+    """``alpha_static[s] + scale * norm(X_s) @ alpha_fn`` has the reading logit of stream s, then column s for H_res.
 
     ``H_pre = sigmoid``, ``H_res = project``; ``beta_static[s] + post_scale * norm(X_s) @ beta_fn`` gives
     ``H_post[s] = 2 sigmoid``.
@@ -89,5 +89,5 @@ class PerStreamMHC(MHC):
         pre_BTN, post_BTN = jax.nn.sigmoid(logits[..., 0]), 2 * jax.nn.sigmoid(logits[..., -1])
         if self.config.projection.is_identity(n):
             return pre_BTN, post_BTN, None
-        # A stream's row has its weight in every destination.
+        # Row s has the weights of stream s in all destinations.
         return pre_BTN, post_BTN, self.config.projection.project(jnp.swapaxes(logits[..., 1:-1], -1, -2), n)

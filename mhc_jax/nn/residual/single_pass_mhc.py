@@ -1,4 +1,4 @@
-"""Single-pass mHC: every site reads with the weights that the site before it has predicted."""
+"""Single-pass mHC: every site reads with weights that the previous site has predicted."""
 
 import dataclasses
 
@@ -15,9 +15,9 @@ from mhc_jax.registry import register
 class SinglePassMHCConfig(DynamicMHCConfig):
     """Single-pass mHC of DeepSeek-V4.1 (2609.19969, section 2.4.1), with the parameters of dynamic mHC.
 
-    The streams are passed over once a site: what is read no longer waits for the coefficients of the same streams.
-    The first site reads the mean of the streams. Ends ``"copy"`` with ``collapse="carried"`` read with the last
-    site's weights, as the paper's final norm does.
+    Each site passes over the streams once, because the read does not wait for coefficients of the same streams.
+    The first site reads the mean of the streams. Ends ``"copy"`` with ``collapse="carried"`` read with the weights of
+    the last site, as the paper does before its final norm.
     """
 
     carries = frozenset({"read"})

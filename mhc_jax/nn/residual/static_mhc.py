@@ -28,14 +28,15 @@ class StaticMHCConfig(StreamsConfig):
 
     Attributes:
         streams: number of parallel streams n. With one stream the site is the plain residual.
-        projection: from the residual logits to H_res.
-        unit_writes: multiply the writing simplex by n, so that the mean stream gains the whole branch.
-        diagonal_bias: how near the identity H_res starts, as a logit; 4 puts 0.95 on the diagonal for n = 4.
-        res_offset: added to all initial residual logits. Only projections that see more than differences notice it:
-            tokenbender's orthostochastic form starts at -8 off the diagonal and 0 on it.
+        projection: map from the residual logits to H_res.
+        unit_writes: whether the writing weights sum to n, so that the mean stream receives the whole branch.
+        diagonal_bias: closeness of the initial H_res to the identity, as a logit; 4 means a diagonal of 0.95 for n = 4.
+        res_offset: constant added to all initial residual logits. It has an effect only on projections that depend on
+            more than the differences of logits: tokenbender's orthostochastic form starts at -8 off the diagonal and
+            at 0 on it.
         read_bias: initial extra reading logit of stream (site mod n), which lets the streams separate.
-        noise: standard deviation of the initial residual logits around that start.
-        identity_mix: initial share a of H_res in ``(1 - a) I + a H_res``; a is learned. 0 leaves the form out.
+        noise: standard deviation of the noise added to the initial residual logits.
+        identity_mix: initial share a of H_res in ``(1 - a) I + a H_res``; a is learned. 0 disables the form.
     """
 
     projection: ProjectionConfig = SinkhornConfig()
@@ -98,5 +99,5 @@ class StaticMHC(MHC, Preparing):
 
 
 def _simplex(logits_N: jax.Array) -> jax.Array:
-    """Softmax. That of one logit is a constant: nothing is then computed for a derivative that is zero."""
+    """Softmax. For one logit it is a constant, whose zero derivative is then not computed."""
     return jax.nn.softmax(logits_N) if logits_N.size > 1 else jnp.ones_like(logits_N)
