@@ -84,7 +84,7 @@ def main(argv: list[str]) -> None:
     if machine and (flags.html or not flags.compile):
         raise ConfigError("--compile.topology compiles and prints tables, nothing else; leave out --html and --compile")
     from train.report import figures
-    from train.report.page import PLAIN, Findings, read_run, render
+    from train.report.page import UNTAPPED, Findings, read_run, render
 
     config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (named.load(flags.name), None)
     if not machine and flags.mesh != config.mesh:
@@ -119,7 +119,7 @@ def main(argv: list[str]) -> None:
         print("", terminal(quantities.rows(recorded, sites)), "", sep="\n")
         print(f"Mean over {tokens}. Mixing matrices drawn in {drawn}")
     else:
-        print(f"\n{PLAIN}")
+        print(f"\n{UNTAPPED}")
     if flags.html:
         summary, lines = read_run(Path(flags.name))
         findings = Findings(flags.name, config, parameters, cost, recorded, tokens, summary, lines)

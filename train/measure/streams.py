@@ -36,16 +36,16 @@ def make_stream_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[P
 
 
 def mixes(config: RunConfig) -> bool:
-    """Whether the model has statistics of streams. Nothing is computed."""
+    """Whether sites tap their coefficients, so that there are statistics. Nothing is computed."""
     batch = {"inputs": jax.ShapeDtypeStruct((1, 1), jnp.int32)}
     return bool(jax.eval_shape(functools.partial(_statistics, config), param_shapes(config.model), batch))
 
 
 def check(config: RunConfig) -> None:
-    """Raises ConfigError if the configuration requests statistics of a model that mixes no streams."""
+    """Raises ConfigError if the configuration requests statistics of a model without tapped coefficients."""
     if config.log.streams_every and not mixes(config):
-        parts = ", ".join(config.model.description)
-        raise ConfigError(f"--log.streams-every needs a model that mixes streams, not this one ({parts}); set it to 0")
+        model, needed = ", ".join(config.model.description), "sites that tap h_pre, h_post or h_res"
+        raise ConfigError(f"--log.streams-every needs {needed}, and this model ({model}) has none; set it to 0")
 
 
 def measure(config: RunConfig, params: Params, batch: Batch) -> Record:

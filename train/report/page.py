@@ -16,7 +16,7 @@ from train.report.quantities import QUANTITIES, Record, rows
 from train.storage.folder import METRICS_FILE, read_metrics, read_summary
 from train.terminal.table import text
 
-PLAIN = "One residual stream: nothing is mixed."
+UNTAPPED = "No stream statistics: no site taps h_pre, h_post or h_res. A plain residual has a single stream."
 WEIGHTS = {
     "h_pre": ("H_pre: what is read", "How much of each stream (row) the branch of each site reads."),
     "h_post": ("H_post: what is written", "How much of the branch's output each stream (row) receives."),
@@ -37,7 +37,7 @@ class Findings:
         name: name of the run.
         config: its configuration.
         parameters, cost: tables, see :mod:`train.measure.cost`; no cost if it was not measured.
-        streams: the statistics of its parameters; None if nothing is mixed.
+        streams: the statistics of its parameters; None if no site taps its coefficients.
         tokens: description of the tokens that they were averaged over.
         summary: ``summary.json``; empty for a run that is not finished.
         lines: lines of ``metrics.jsonl``.
@@ -118,7 +118,7 @@ def _losses(findings: Findings) -> list[str]:
 
 def _streams(findings: Findings) -> list[str]:
     if findings.streams is None:
-        return [markup.paragraph(PLAIN)]
+        return [markup.paragraph(UNTAPPED)]
     sites = diagnostics.site_names(findings.config.model)
     parts = [
         markup.paragraph(

@@ -17,6 +17,7 @@ from train.terminal import flags, interrupt, loading
 T = TypeVar("T")
 
 PLUGIN = "--import"
+HELP = {"-h", "--help"}
 
 # Refused to a writer that has opened its file before.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,6 +31,7 @@ def parse(
 ) -> T:
     """``record`` filled from flags, starting from ``default``. ``--help`` prints the flags and exits.
 
+    Without ``default`` help leaves out the parts of the record, because a run or a configuration decides their values.
     Every command takes ``--import MODULE``: a kind from outside that a run is made of registers itself when its module
     is imported. A flag with the name of a part chooses its kind; see :func:`train.terminal.flags.kinds_chosen`.
 
@@ -48,6 +50,8 @@ def parse(
         argv = _without_plugins(argv)
     if default is not None:
         default, argv = flags.kinds_chosen(default, argv)
+    elif HELP & {*argv}:
+        record = flags.without_parts(record)
     known = dict(flags.flags_of(record if default is None else default))
     switches = [flag for flag, hint in known.items() if hint is bool]
     argv = flags.switches_spelled(argv, switches)

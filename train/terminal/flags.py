@@ -131,6 +131,22 @@ def _fields(record: Any, prefix: str) -> Iterator[tuple[dataclasses.Field, str, 
         yield field, f"{prefix}{name}".replace("_", "-"), hint, marks
 
 
+def without_parts(record: type) -> type:
+    """The record without its parts, whose values are known only once a run or a configuration is named; for help."""
+    hints = typing.get_type_hints(record, include_extras=True)
+    own = [field for field in dataclasses.fields(record) if not dataclasses.is_dataclass(field.default)]
+    parts = [f"--{field.name}.*" for field in dataclasses.fields(record) if field not in own]
+    if not parts:
+        return record
+    plain = dataclasses.make_dataclass(
+        record.__name__, [(field.name, hints[field.name], dataclasses.field(default=field.default)) for field in own]
+    )
+    summary, _, rest = (record.__doc__ or "").partition("\n\n")
+    told = "start with the values of the run or configuration; see python -m train.inspect NAME --help"
+    plain.__doc__ = f"{summary}\n\n    {', '.join(parts)} {told}\n\n{rest}"
+    return plain
+
+
 def _annotated(hint: Any) -> bool:
     return typing.get_origin(hint) is typing.Annotated
 

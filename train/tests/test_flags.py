@@ -3,12 +3,15 @@
 import ast
 from pathlib import Path
 
+import pytest
 import tyro
 
 import configs
 import train
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
+from train import evaluate, inspect
+from train.benchmark import __main__ as benchmark
 from train.config import RunConfig
 from train.terminal import cli
 from train.terminal.flags import flags_of
@@ -52,3 +55,15 @@ def test_a_part_may_be_of_another_kind():
     assert found == model.mixer.replace(qk_norm=LayerNormConfig(bias=False))
     assert parsed("--model.mlp", "None") == model.replace(mlp=None)
     assert parsed("--model.mixer", "diagonal_ssm", "--model.mixer.chunk", "3").mixer == DiagonalSSMConfig(chunk=3)
+
+
+@pytest.mark.parametrize("main", [evaluate.main, inspect.main, benchmark.parse])
+def test_help_without_a_run_shows_no_value_that_the_run_decides(main, capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert not exit.value.code
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "--data.*" in printed
+    assert "start with the values of the run or configuration; see python -m train.inspect NAME --help" in printed
+    assert "--data.seq-len" not in printed
+    assert "(default: " in printed

@@ -75,9 +75,9 @@ def test_matrices_are_those_of_the_parameters(tiny):
 def test_command_on_a_name_without_streams(tmp_path, capsys):
     flags = ("--compile", "False", "--data.tokenizer", "bytes", "--html", str(tmp_path / "x.html"))
     inspect.main(["mhc_ssm_baseline", *flags, "--picture", str(tmp_path / "x.png")])
-    assert "nothing is mixed" in capsys.readouterr().out
+    assert "no site taps h_pre, h_post or h_res" in capsys.readouterr().out
     assert not (tmp_path / "x.png").exists()
-    assert "nothing is mixed" in (tmp_path / "x.html").read_text()
+    assert "no site taps h_pre, h_post or h_res" in (tmp_path / "x.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from train.measure import streams
 from train.report import figures, markup
-from train.report.page import PLAIN, Findings, read_run, render
+from train.report.page import UNTAPPED, Findings, read_run, render
 from train.report.quantities import QUANTITIES
 from train.tests.tiny import tiny_config
 
@@ -80,7 +80,7 @@ def test_every_weight_can_be_read(tmp_path):
 def test_parts_without_content_are_left_out(tmp_path):
     page = render(findings(tmp_path, streams=None, cost=(), summary={}, lines=()))
     assert headings(page) == ["Streams", "Parameters", "Configuration"]
-    assert PLAIN in page
+    assert UNTAPPED in page
     assert "<img" not in page
 
 

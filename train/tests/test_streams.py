@@ -123,7 +123,7 @@ def test_trackers_receive_distributions(tmp_path, monkeypatch):
 
 def test_nothing_to_look_at_is_said(tmp_path):
     config = tiny_run(tmp_path)
-    with pytest.raises(ConfigError, match=r"needs a model that mixes streams, not this one \(.*residual plain"):
+    with pytest.raises(ConfigError, match=r"needs sites that tap .* this model \(.*residual plain.*has none"):
         run(config.replace(log=config.log.replace(streams_every=5)))
     with pytest.raises(ConfigError, match="streams_every must not be negative"):
         run(streamed(tmp_path).replace(log=config.log.replace(streams_every=-1)))
