@@ -5,10 +5,12 @@ configuration files, checkpoints and error messages.
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _REGISTRY: dict[str, dict[str, Any]] = {}
 
@@ -49,6 +51,22 @@ def get(axis: str, name: str) -> Any:
 def names(axis: str) -> list[str]:
     """All names registered on one axis, sorted."""
     return sorted(_REGISTRY.get(axis, {}))
+
+
+def required(method: Method) -> Method:
+    """Decorator for a method of a contract that every part must define.
+
+    Raises:
+        NotImplementedError: on a call, if the class of the part has none; the message names both.
+    """
+
+    @functools.wraps(method)
+    def missing(self, *_: Any, **__: Any):
+        part = f"{type(self).__module__}.{type(self).__qualname__}"
+        contract = f"{method.__module__}.{method.__qualname__}"
+        raise NotImplementedError(f"{part} must define {method.__name__}; see {contract}")
+
+    return missing  # pyright: ignore[reportReturnType]
 
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:

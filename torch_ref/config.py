@@ -4,8 +4,11 @@ A configuration is any object with the fields of ``mhc_jax``'s records (duck-typ
 imported from there), or the JSON dict that such a record writes.
 """
 
+import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, TypeVar
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 _KINDS: dict[str, dict[str, type]] = {}
 
@@ -48,6 +51,18 @@ def implementation(axis: str, config: Any) -> type:
     """
     known = _KINDS[axis]
     return known[one_of(f"{axis} kind", getattr(config, "kind", None), known)]
+
+
+def required(method: Method) -> Method:
+    """Decorator for a method that every part must define; without it a call raises an error that names both."""
+
+    @functools.wraps(method)
+    def missing(self, *_: Any, **__: Any):
+        part = f"{type(self).__module__}.{type(self).__qualname__}"
+        contract = f"{method.__module__}.{method.__qualname__}"
+        raise NotImplementedError(f"{part} must define {method.__name__}; see {contract}")
+
+    return missing  # pyright: ignore[reportReturnType]
 
 
 def one_of(what: str, value: Any, known: Iterable[str]) -> Any:

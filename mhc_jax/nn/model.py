@@ -12,6 +12,7 @@ from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution
 from mhc_jax.precision import Policy
+from mhc_jax.registry import required
 
 ModelState = Any
 
@@ -38,10 +39,11 @@ class Model(nnx.Module):
 
     policy: Policy
 
+    @required
     def init_state(self, batch: int, max_len: int) -> ModelState:
         """State before the first token, for sequences of at most ``max_len`` tokens: a pytree of arrays."""
-        raise NotImplementedError
 
+    @required
     def __call__(
         self, tokens_BT: jax.Array, state: ModelState | None, scope: Scope
     ) -> tuple[jax.Array, ModelState | None]:
@@ -52,11 +54,10 @@ class Model(nnx.Module):
             state: None for sequences with nothing before them and nothing to follow; then None comes back.
             scope: see :class:`mhc_jax.nn.scope.Scope`.
         """
-        raise NotImplementedError
 
+    @required
     def head_VD(self) -> jax.Array:
         """The output head in the compute dtype."""
-        raise NotImplementedError
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """(B, T, V) in the accumulation dtype."""
@@ -111,13 +112,13 @@ class ModelConfig(Config):
         return {}
 
     @property
+    @required
     def causal(self) -> bool:
         """Whether no token's output depends on a later token, as next-token training and decoding require."""
-        raise NotImplementedError
 
     def check_next_token(self) -> None:
         """Raises ConfigError unless the logits predict the next token, as training on text and decoding require."""
         self.require(self.causal, "tokens see later ones: it can neither learn nor continue a text")
 
-    def build(self, init: Init) -> Model:
-        raise NotImplementedError
+    @required
+    def build(self, init: Init) -> Model: ...

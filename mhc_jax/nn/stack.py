@@ -13,6 +13,7 @@ from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.taps import Taps
 from mhc_jax.precision import PolicyName
+from mhc_jax.registry import required
 
 LayersName = Literal["scan", "unroll"]
 RematName = Literal["none", "block", "dots"]
@@ -64,9 +65,9 @@ class Prepared(nnx.Variable):
 class Preparing(nnx.Module):
     """A part of a layer that computes something from its parameters alone."""
 
+    @required
     def prepare(self) -> None:
         """Sets attributes to :class:`Prepared`. Called for all layers at once before they run."""
-        raise NotImplementedError
 
 
 def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx.State]:

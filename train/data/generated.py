@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from mhc_jax.config import ConfigError
+from mhc_jax.registry import required
 from train.data.batches import cut, numbered, rows_of
 from train.data.errors import DataError
 from train.data.files import sha256_json
@@ -30,13 +31,13 @@ class GeneratedConfig(DataConfig):
         super().validate()
         self.require_counts(1, "epoch_steps", "eval_count")
 
+    @required
     def draw(self, random: np.random.Generator, rows: int) -> Batch:
         """``inputs`` and ``targets``, integers of shape (rows, ``seq_len``); a target of -100 is left out.
 
         Args:
             random: all randomness; the same one gives the same rows.
         """
-        raise NotImplementedError
 
     def load(self, needed=()):
         return Generated(self)

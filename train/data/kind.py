@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 import numpy as np
 
 from mhc_jax.config import Config, ConfigError
+from mhc_jax.registry import required
 
 if TYPE_CHECKING:
     from mhc_jax.functional import Params
@@ -77,9 +78,9 @@ class DataConfig(Config):
         """
         raise ConfigError(f"the tokens of data {self.label!r} stand for no text")
 
+    @required
     def vocab_size(self) -> int:
         """The number of different tokens, counting inputs and targets."""
-        raise NotImplementedError
 
     def arrays(self) -> dict[str, tuple[int, ...]]:
         """The shapes of a batch, ``inputs`` and ``targets`` among them; all are int32.
@@ -89,6 +90,7 @@ class DataConfig(Config):
         shape = self.batch_size, self.seq_len
         return {"inputs": shape, "targets": shape}
 
+    @required
     def load(self, needed: Sequence[str] = SPLITS) -> "Data":
         """The data itself.
 
@@ -98,7 +100,6 @@ class DataConfig(Config):
         Raises:
             DataError: something is missing or wrong.
         """
-        raise NotImplementedError
 
 
 class TrainBatches(Protocol):

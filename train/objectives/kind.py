@@ -8,6 +8,7 @@ import jax
 from mhc_jax.config import Config
 from mhc_jax.functional import Params
 from mhc_jax.nn.model import ModelConfig
+from mhc_jax.registry import required
 
 Batch = Mapping[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -32,6 +33,7 @@ class ObjectiveConfig(Config):
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError, on a field of the model, unless the model can be trained on it."""
 
+    @required
     def sums(
         self,
         model: ModelConfig,
@@ -55,4 +57,3 @@ class ObjectiveConfig(Config):
             compared by it; the means of further sums are reported. Then auxiliary losses by name, weighted, to be added
             to that mean.
         """
-        raise NotImplementedError

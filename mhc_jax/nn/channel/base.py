@@ -10,6 +10,7 @@ from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
 from mhc_jax.precision import Policy
+from mhc_jax.registry import required
 
 
 class ChannelMixer(nnx.Module):
@@ -21,8 +22,8 @@ class ChannelMixer(nnx.Module):
 
     views: int = 1
 
-    def __call__(self, u_BTD: jax.Array, scope: Scope) -> jax.Array:
-        raise NotImplementedError
+    @required
+    def __call__(self, u_BTD: jax.Array, scope: Scope) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,5 +32,5 @@ class ChannelMixerConfig(Config):
 
     axis: ClassVar[str] = "channel"
 
-    def build(self, width: int, policy: Policy, init: Init) -> ChannelMixer:
-        raise NotImplementedError
+    @required
+    def build(self, width: int, policy: Policy, init: Init) -> ChannelMixer: ...

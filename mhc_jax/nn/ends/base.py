@@ -11,18 +11,19 @@ from mhc_jax.nn.init import Init
 from mhc_jax.nn.residual.base import ResidualConfig, State
 from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
+from mhc_jax.registry import required
 
 
 class StreamEnds(nnx.Module):
     """The maps from the embedding to the residual streams, and from the state to the output."""
 
+    @required
     def expand(self, x_BTD: jax.Array) -> jax.Array | Streams:
         """The streams before the first site; the array itself for a topology without streams."""
-        raise NotImplementedError
 
+    @required
     def collapse(self, state: State) -> jax.Array:
         """The output (B, T, D) from the state after the last site; most ends need only its :func:`streams_of`."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +32,9 @@ class EndsConfig(Config):
 
     axis: ClassVar[str] = "ends"
 
+    @required
     def check(self, residual: ResidualConfig) -> None:
         """Raises ConfigError if these ends do not fit the states of that topology."""
-        raise NotImplementedError
 
-    def build(self, width: int, stream_count: int | None, policy: Policy, init: Init) -> StreamEnds:
-        raise NotImplementedError
+    @required
+    def build(self, width: int, stream_count: int | None, policy: Policy, init: Init) -> StreamEnds: ...

@@ -10,6 +10,7 @@ from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
 from mhc_jax.precision import Policy
+from mhc_jax.registry import required
 
 MixerState = Any
 
@@ -27,10 +28,11 @@ class Mixer(nnx.Module):
 
     views: int = 1
 
+    @required
     def init_state(self, batch: int, max_len: int) -> MixerState:
         """State before the first token, for sequences of at most ``max_len`` tokens."""
-        raise NotImplementedError
 
+    @required
     def __call__(self, u_BTD: jax.Array, state: MixerState | None, scope: Scope) -> tuple[jax.Array, MixerState | None]:
         """The tokens after ``state``, and the state after the last of them.
 
@@ -39,7 +41,6 @@ class Mixer(nnx.Module):
             state: None for a sequence with nothing before it and nothing to follow; then None comes back.
             scope: see :class:`mhc_jax.nn.scope.Scope`.
         """
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,5 +66,5 @@ class MixerConfig(Config):
         """Operations of the products between activations, for one token among ``length``; none by default."""
         return 0
 
-    def build(self, width: int, policy: Policy, init: Init) -> Mixer:
-        raise NotImplementedError
+    @required
+    def build(self, width: int, policy: Policy, init: Init) -> Mixer: ...

@@ -8,13 +8,14 @@ from flax import nnx
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
+from mhc_jax.registry import required
 
 
 class Norm(nnx.Module):
     """Maps (..., D) to (..., D), each vector alone, in the dtype of its input."""
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        raise NotImplementedError
+    @required
+    def __call__(self, x: jax.Array) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +28,10 @@ class NormConfig(Config):
         """The same norm with a bias, if its kind can have one."""
         return self
 
+    @required
     def build(self, width: int, init: Init, channels: str = "width") -> Norm:
         """The norm of vectors of that width.
 
         Args:
             channels: name of the dimension of its parameters; see :mod:`mhc_jax.nn.init`.
         """
-        raise NotImplementedError

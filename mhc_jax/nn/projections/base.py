@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.config import Config
+from mhc_jax.registry import required
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,6 @@ class ProjectionConfig(Config):
         """Logits whose matrix is near the identity, the nearer the greater ``strength``."""
         return strength * jnp.eye(streams)
 
+    @required
     def project(self, logits: jax.Array, streams: int) -> jax.Array:
         """The matrices (..., N, N): row i weighs the sources of stream i."""
-        raise NotImplementedError

@@ -11,6 +11,7 @@ from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
+from mhc_jax.registry import required
 
 State = Any
 
@@ -46,13 +47,13 @@ class Residual(nnx.Module):
     branches: int = 1
     normalised: bool = False
 
+    @required
     def pre(self, state: State, scope: Scope) -> tuple[jax.Array, Any]:
         """The input of the branch, (B, T, D), and the context that :meth:`post` needs."""
-        raise NotImplementedError
 
+    @required
     def post(self, state: State, y: jax.Array | Streams, ctx: Any, scope: Scope) -> State:
         """The state after the branch has returned ``y``, which is (B, T, D), or streams if it differs between them."""
-        raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +70,13 @@ class ResidualConfig(Config):
     carries: ClassVar[frozenset[str]] = frozenset()
 
     @property
+    @required
     def stream_count(self) -> int | None:
         """Number of parallel streams in the state, or None if the state is one array (B, T, D)."""
-        raise NotImplementedError
 
     def begin(self, h: jax.Array | Streams) -> State:
         """The state before the first site, from the expanded streams."""
         return h
 
-    def build(self, width: int, policy: Policy, init: Init) -> Residual:
-        raise NotImplementedError
+    @required
+    def build(self, width: int, policy: Policy, init: Init) -> Residual: ...

@@ -12,6 +12,7 @@ from mhc_jax.nn.residual.base import Residual, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
 from mhc_jax.ops.streams import Streams
+from mhc_jax.registry import required
 
 # Initial values of a site: the reading weight of its own stream, and how close H_res is to the identity (a logit).
 READ_LEAN, DIAGONAL_BIAS = 0.7, 4.0
@@ -39,12 +40,12 @@ class StreamsConfig(ResidualConfig):
 class MHC(Residual):
     """N streams: ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
 
+    @required
     def coefficients(self, h: Streams) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """H_pre (..., N), H_post (..., N) and H_res (..., N, N), ready for use; row i of H_res feeds stream i.
 
         None stands for an H_res that is the identity by construction: the streams are not mixed.
         """
-        raise NotImplementedError
 
     def pre(self, state, scope):
         pre_N, post_N, res_NN = self.coefficients(state)

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from torch_ref.config import required
 from torch_ref.nn.scope import Scope
 
 
@@ -14,6 +15,6 @@ class ChannelMixer(nn.Module):
 
     views: int = 1
 
+    @required
     def forward(self, u_BTD: Tensor, scope: Scope) -> Tensor:
         """The output (B, T, D) of normalised inputs."""
-        raise NotImplementedError

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_ref.config import required
 from torch_ref.nn.scope import Scope
 
 
@@ -18,10 +19,11 @@ class Mixer(nn.Module):
 
     views: int = 1
 
+    @required
     def init_state(self, batch: int, max_len: int) -> Any:
         """The state before the first token, for sequences of at most ``max_len`` columns."""
-        raise NotImplementedError
 
+    @required
     def forward(self, u_BTD: Tensor, state: Any, scope: Scope) -> tuple[Tensor, Any]:
         """The output (B, T, D), and the state after the last token.
 
@@ -33,4 +35,3 @@ class Mixer(nn.Module):
             state: from :meth:`init_state` or an earlier call; None processes the whole sequence from an empty past,
                 and None comes back.
         """
-        raise NotImplementedError

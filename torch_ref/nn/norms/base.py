@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torch_ref.config import implementation
+from torch_ref.config import implementation, required
 
 
 class Norm(nn.Module):
@@ -17,8 +17,8 @@ class Norm(nn.Module):
     def __init__(self, config: Any, width: int, biased: bool = False):
         super().__init__()
 
-    def forward(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+    @required
+    def forward(self, x: Tensor) -> Tensor: ...
 
 
 def build_norm(config: Any, width: int, biased: bool = False) -> Norm:

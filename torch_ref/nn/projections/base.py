@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ref.config import implementation
+from torch_ref.config import implementation, required
 
 
 class Projection:
@@ -24,9 +24,9 @@ class Projection:
         """Logits whose projection is near the identity; ``strength`` is how far a diagonal logit leads the others."""
         return strength * torch.eye(self.streams)
 
+    @required
     def __call__(self, logits: Tensor) -> Tensor:
         """Matrices (..., N, N) of logits (..., *shape)."""
-        raise NotImplementedError
 
 
 def build_projection(config: Any, streams: int) -> Projection:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_ref.config import required
 from torch_ref.nn.scope import Scope
 
 State = Any
@@ -42,14 +43,14 @@ class Residual(nn.Module):
         """The state before the first site, from the expanded streams."""
         return h
 
+    @required
     def pre(self, state: State, scope: Scope) -> tuple[Tensor, Any]:
         """What the branch reads, (B, T, D), and the context that :meth:`post` needs.
 
         Args:
             state: from :meth:`begin` or the site before.
         """
-        raise NotImplementedError
 
+    @required
     def post(self, state: State, y: Tensor, ctx: Any, scope: Scope) -> State:
         """The state after the branch has returned ``y``: (B, T, D), or (B, T, N, D) if it differs by stream."""
-        raise NotImplementedError

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from torch_ref.config import required
 from torch_ref.nn.residual.base import Residual
 from torch_ref.nn.scope import Scope
 from torch_ref.ops import streams
@@ -11,12 +12,12 @@ from torch_ref.ops import streams
 class MHC(Residual):
     """``u = sum_j H_pre[j] X_j``; ``X'_i = sum_j H_res[i, j] X_j + H_post[i] y_i``."""
 
+    @required
     def coefficients(self, h_BTND: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """H_pre (N,), H_post (N,) and H_res (N, N) as they act, or those of every token, (B, T, ...).
 
         H_res is None where the projection has no logits: the identity.
         """
-        raise NotImplementedError
 
     def pre(self, state, scope):
         pre_N, post_N, res_NN = self.coefficients(state)
