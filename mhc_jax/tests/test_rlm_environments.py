@@ -12,7 +12,7 @@ from mhc_jax.rlm.environments import SandboxDied, ToolError, host
 from mhc_jax.rlm.limits import Limits
 from mhc_jax.tests.sandboxes import missing
 
-KINDS = ("monty", "bwrap")
+KINDS = ("monty", "monty+bwrap", "bwrap")
 LIMITS = Limits(cell_timeout=0.5, memory_mb=100, max_output_chars=200)
 TEXT = "".join(f"line {i} of the text\n" for i in range(1000))
 
@@ -29,7 +29,7 @@ def opened(kind, names=None, limits=LIMITS, **functions):
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    if request.param == "bwrap" and (reason := missing()):
+    if "bwrap" in request.param and (reason := missing()):
         pytest.skip(reason)
     return request.param
 
@@ -307,6 +307,15 @@ def test_a_dump_restores_variables_functions_and_names(kind, begin):
     second.close()
 
 
+def test_random_numbers_go_on_from_a_dump(kind, begin):
+    first = begin()
+    first.execute("import random\nx = random.random()")
+    second = environments.make(kind, LIMITS)
+    second.load(first.dump(), {"llm_query": llm_query})
+    assert second.execute("random.random()") == first.execute("random.random()")
+    second.close()
+
+
 def test_a_dump_that_is_none(kind):
     environment = environments.make(kind, LIMITS)
     with pytest.raises(SandboxDied, match="does not load"):
@@ -361,5 +370,5 @@ def test_a_worker_that_is_killed_is_replaced(begin):
 
 
 def test_an_unknown_environment_is_named():
-    with pytest.raises(ConfigError, match="no environment 'local'; known: monty, bwrap"):
+    with pytest.raises(ConfigError, match="no environment 'local'; known: monty, monty\\+bwrap, bwrap"):
         environments.make("local")

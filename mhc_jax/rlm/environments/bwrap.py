@@ -35,6 +35,16 @@ START_S = 20.0
 # Bytes of the interpreter itself, and of its folder for files.
 INTERPRETER, FILES = 64 << 20, 32 << 20
 VARIABLES = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PWD": "/tmp"}
+# Namespaces of its own, and of the host's files the shared libraries.
+WALLS = (
+    *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
+    *("--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--clearenv"),
+    *(
+        word
+        for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
+        for word in ("--ro-bind-try", path, path)
+    ),
+)
 HINTS = {
     "ModuleNotFoundError": "the standard library is there and nothing else",
     "NameError": "SHOW_VARS() gives the variables",
@@ -60,6 +70,7 @@ class Bwrap:
     """
 
     name = "bwrap"
+    variables: Mapping[str, str] = {}  # of bubblewrap itself, whose memory code might read
 
     def __init__(self, limits: Limits = Limits(), *, seed: int = 0):
         self._limits, self._seed = limits, seed
@@ -209,7 +220,7 @@ class Bwrap:
             self._process = subprocess.Popen(
                 [program, *self._arguments()],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                env={}, start_new_session=True,
+                env=self.variables, start_new_session=True,
             )  # fmt: skip
         except OSError as error:
             raise SandboxUnavailable(f"bwrap does not start: {error}; {INSTALL}") from error
@@ -247,12 +258,11 @@ class Bwrap:
         """Of the command bwrap: namespaces, folders and variables of the worker."""
         python = Path(sys._base_executable).resolve()
         library = Path(sys.base_prefix, sys.platlibdir, f"python{sys.version_info.major}.{sys.version_info.minor}")
-        seen = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache", f"{sys.base_prefix}/{sys.platlibdir}"]
+        home = f"{sys.base_prefix}/{sys.platlibdir}"
         return [
-            *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
-            *("--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--clearenv"),
+            *WALLS,
             *(word for name, value in VARIABLES.items() for word in ("--setenv", name, value)),
-            *(word for path in seen for word in ("--ro-bind-try", path, path)),
+            *("--ro-bind-try", home, home),
             *("--ro-bind", str(python), str(python), "--ro-bind", str(WORKER), "/worker.py"),
             *(["--tmpfs", f"{library}/site-packages"] if (library / "site-packages").is_dir() else []),
             *("--size", str(FILES), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),

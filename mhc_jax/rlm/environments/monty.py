@@ -67,6 +67,7 @@ class Monty:
 
     def start(self, names: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]) -> None:
         host.check_names({**names, **functions})
+        self.close()
         self._open(functions)
         self._names = set()
         self.bind(names)
@@ -114,6 +115,7 @@ class Monty:
 
     def load(self, dump: bytes, functions: Mapping[str, Callable[..., Any]]) -> None:
         host.check_names(functions)
+        self.close()
         self._open(functions, dump)
         self._state = dump
         known = self._feed("_assigned")
@@ -147,7 +149,6 @@ class Monty:
     def _open(self, functions: Mapping[str, Callable[..., Any]], dump: bytes | None = None) -> None:
         if monty is None:
             raise SandboxUnavailable(f"code of a model runs in Monty, which is not installed; {INSTALL}")
-        self.close()
         self._calls = host.Calls(functions)
         try:
             self._pool = monty.Monty(binary_path=self._binary, min_processes=1, max_processes=1).__enter__()

@@ -11,6 +11,7 @@ import builtins
 import json
 import os
 import pickle
+import random
 import struct
 import sys
 import traceback
@@ -149,11 +150,12 @@ def state(whole: bool) -> bytes:
                 del kept[name]
         except Exception:
             continue
-    return pickle.dumps((sources, kept))
+    return pickle.dumps((sources, kept, random.getstate()))
 
 
 def restore(dump: bytes) -> None:
-    old, kept = pickle.loads(dump)
+    old, kept, drawn = pickle.loads(dump)
+    random.setstate(drawn)
     sources[:] = old
     for source in sources:
         try:
@@ -204,8 +206,6 @@ def freeze(instant: float, seed: int) -> None:
     for frozen in (datetime, date):
         frozen.__module__, frozen.__qualname__ = "datetime", frozen.__name__
         setattr(module, frozen.__name__, frozen)
-
-    import random
 
     random.seed(seed)
     source = random.Random(seed)
@@ -269,7 +269,7 @@ def canary(secret: str, variables: list, calls: dict) -> list:
         "see the environment of the host": sees,
         "open a socket": connects,
         "start a process": starts,
-        f"make system calls such as {' or '.join(calls)}": escapes,
+        f"make system calls such as {next(iter(calls))}": escapes,
     }
     managed = []
     for name, attempt in attempts.items():
