@@ -125,7 +125,7 @@ class MeshConfig(Config):
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig(Config):
-    """How often checkpoints are written, and how many are kept.
+    """Frequency of checkpoints, and the number to keep.
 
     Attributes:
         every: optimizer steps between checkpoints; 0 to write one only at the end.

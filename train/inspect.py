@@ -149,7 +149,7 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
         print(target.verdict(machine, fault.needed))
         return
     memory = compiled.memory_analysis()
-    assert memory is not None  # None is for programs that only run
+    assert memory is not None  # only backends without this analysis return None
     print(target.verdict(machine, memory.peak_memory_in_bytes))
     print("", terminal(machine_rows(config, state, compiled, machine.chip.clock)), sep="\n")
     if mesh.size > 1:

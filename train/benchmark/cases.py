@@ -15,7 +15,7 @@ Table = tuple[list[Row], list[str]]
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How often, and with which interpreter.
+    """Numbers of turns and of calls, and the interpreter of PyTorch.
 
     Attributes:
         rounds: turns of every contender.

@@ -124,5 +124,5 @@ def _training(wanted: Wanted, splits: Splits) -> list[str]:
 
 
 def _column(wanted: Wanted) -> dict[str, str]:
-    """What an origin says of the column, which is nothing of the usual one, as before there were others."""
+    """The entry for the column in the record of an origin; none for the usual column, as in older records."""
     return {} if wanted.column == "text" else {"column": wanted.column}

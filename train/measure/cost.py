@@ -83,7 +83,7 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
         clock: cycles per second of the compiler's estimates; None if it makes none.
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    assert memory is not None  # None is for programs that only run
+    assert memory is not None  # only backends without this analysis return None
     cost = hlo.cost(text)
     quantities = {
         "parameters": (_mib(state.params), "MiB"),

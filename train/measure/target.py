@@ -49,7 +49,7 @@ runtime_version { major: 12 minor: 8 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _GPUS_A_HOST = 8
-_GPU_SHARE = 0.75  # of its memory, which JAX takes by default
+_GPU_SHARE = 0.75  # share of its memory that JAX allocates by default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def prepare_environment() -> None:
 
 
 def devices(target: Target) -> Sequence[jax.Device]:
-    """Its devices, which programs can be compiled for but not run on.
+    """The devices of the machine, for which programs can be compiled but not run.
 
     Raises:
         ConfigError: the compiler is not installed, or no machine has this shape.

@@ -68,7 +68,7 @@ class MultiBranchHC(AlphaBeta):
 
 
 def _initial_alpha(config: MultiBranchHCConfig, init: Init) -> jax.Array:
-    """Branch i reads stream -(i + offset) mod S alone; the offset differs by site."""
+    """Branch i reads only stream -(i + offset) mod S; the offset differs by site."""
     S, I = config.streams, config.branches
     offset = jnp.asarray(init.index) % (S * I) * I
     place = jnp.arange(S)[:, None] + jnp.arange(I) + offset

@@ -21,16 +21,17 @@ def with_streams(state: State, h: Tensor) -> State:
 
 
 class Residual(nn.Module):
-    """How the residual state passes one site, built as ``Residual(config, width, site, sites)``. Position-wise.
+    """The path of the residual state through one site; built as ``Residual(config, width, site, sites)``.
 
     ``site`` counts the sites of the whole model from 0, ``sites`` is their number. A state is an array of streams, or
-    a dict that holds it under ``"streams"``.
+    a dict that holds it under ``"streams"``. The state of a token must not depend on other tokens.
 
     Attributes:
         stream_count: N of the streams (B, T, N, D), or None if they are (B, T, D).
-        views: reads per site; with V > 1, :meth:`pre` gives (V, B, T, D).
-        branches: runs of the branch per site; with I > 1, :meth:`pre` gives and :meth:`post` takes (I, B, T, D).
-        normalised: whether what the branch reads is normalised already.
+        views: number of reads per site; with V > 1, :meth:`pre` returns (V, B, T, D).
+        branches: number of runs of the branch per site; with I > 1, :meth:`pre` returns and :meth:`post` takes
+            (I, B, T, D).
+        normalised: whether :meth:`pre` returns a normalised array.
     """
 
     stream_count: int | None
@@ -45,7 +46,7 @@ class Residual(nn.Module):
 
     @required
     def pre(self, state: State, scope: Scope) -> tuple[Tensor, Any]:
-        """What the branch reads, (B, T, D), and the context that :meth:`post` needs.
+        """The input of the branch, (B, T, D), and the context that :meth:`post` needs.
 
         Args:
             state: from :meth:`begin` or the site before.

@@ -1,4 +1,4 @@
-"""What the manifold-constrained hyper-connections share: one read, one write and one mixing matrix."""
+"""Base of the manifold-constrained hyper-connections: one read, one write and one mixing matrix."""
 
 import torch
 from torch import Tensor
