@@ -1,5 +1,6 @@
 """Stream statistics during training: what is logged, where it goes, and that meshes and processes agree."""
 
+import dataclasses
 import sys
 import types
 
@@ -11,6 +12,8 @@ import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
+from mhc_jax.nn.residual import Residual
+from mhc_jax.nn.residual.mhc import StreamsConfig
 from train.data import eval_batches
 from train.loop.resolve import resolve
 from train.loop.run import run
@@ -119,6 +122,32 @@ def test_trackers_receive_distributions(tmp_path, monkeypatch):
     assert written[0][0] == "streams_by_site/entropy"
     assert written[0][2] == 5
     assert written[1] == ({"streams_by_site/entropy": (0.25, 0.5)}, 6)
+
+
+class Untapped(Residual):
+    """Streams that are read and written without taps."""
+
+    def pre(self, state, scope):
+        return state.total(), None
+
+    def post(self, state, y, ctx, scope):
+        return state.each(lambda x: x + y.astype(x.dtype))
+
+
+@dataclasses.dataclass(frozen=True)
+class UntappedConfig(StreamsConfig):
+    kind = "untapped"
+
+    def build(self, width, policy, init):
+        return Untapped()
+
+
+def test_streams_without_taps_are_not_taken_for_one_stream(tmp_path):
+    config = resolve(streamed(tmp_path))
+    config = config.replace(model=config.model.replace(residual=UntappedConfig()))
+    assert not streams.mixes(config)
+    with pytest.raises(ConfigError, match=r"this model \(.*residual untapped, 4 streams.*\) has none; set it to 0"):
+        streams.check(config)
 
 
 def test_nothing_to_look_at_is_said(tmp_path):
