@@ -349,5 +349,5 @@ def _checked(context: Any) -> Any:
     try:
         digest(context)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"a context holds texts, numbers, lists and dictionaries: {error}") from None
+        raise ConfigError(f"a context holds Unicode texts, numbers, lists and dictionaries: {error}") from None
     return context

@@ -154,9 +154,9 @@ def about(context: Any) -> Event:
 
 
 def digest(context: Any) -> str:
-    """The same for the same context, in every process. Raises TypeError for what JSON does not hold."""
-    text = context if isinstance(context, str) else json.dumps(context)
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    """The same for the same context, in every process. Raises TypeError or ValueError for what JSON does not hold."""
+    text = context if isinstance(context, str) else json.dumps(context, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def write(path: Path, content: bytes) -> None:

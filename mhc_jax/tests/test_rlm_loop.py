@@ -88,7 +88,7 @@ def test_contexts_of_every_kind(context):
     assert ask(code(f"FINAL(context == {bound!r})"), context=context)[0].answer == "True"
 
 
-@pytest.mark.parametrize("context", [None, 3, b"bytes", {"k": {1, 2}}])
+@pytest.mark.parametrize("context", [None, 3, b"bytes", {"k": {1, 2}}, "half \ud800", ["half \ud800"]])
 def test_contexts_that_cannot_be(context):
     with pytest.raises(ConfigError, match="a context"):
         ask("FINAL(1)", context=context)
