@@ -28,7 +28,8 @@ class Program:
         tools: by name, functions and values.
         system_prompt: instead of the default.
         compaction: characters of a conversation above which it is summarised; None for never.
-        on_iteration_start, on_iteration_complete: called with the place of a turn, and with its events.
+        on_iteration_start, on_iteration_complete: called with the place of a turn, and also with
+            its reply, error and answer.
     """
 
     model: Model
@@ -134,8 +135,9 @@ class Level:
             while talk.turn <= self.turns:
                 report(self.program.on_iteration_start, {"path": [*self.path, talk.turn]})
                 self._compact(talk, opening)
-                answer, fault = self._turn(environment, talk)
-                report(self.program.on_iteration_complete, {"path": [*self.path, talk.turn], "error": fault})
+                said, answer, fault = self._turn(environment, talk)
+                place = {"path": [*self.path, talk.turn]}
+                report(self.program.on_iteration_complete, place | {"reply": said, "error": fault, "answer": answer})
                 if answer is not None:
                     return Outcome("answered", answer)
                 talk.errors = talk.errors + 1 if fault else 0
@@ -160,12 +162,12 @@ class Level:
         )
         return [{"role": "system", "content": rules}, {"role": "user", "content": opening}]
 
-    def _turn(self, environment: Environment, talk: Conversation) -> tuple[str | None, str | None]:
-        """One turn: the answer if it gave one, and what went wrong in it. Raises Exhausted."""
+    def _turn(self, environment: Environment, talk: Conversation) -> tuple[str | None, str | None, str | None]:
+        """One turn: the reply, the answer if it gave one, and what went wrong in it. Raises Exhausted."""
         try:
             said = self._ask(talk, "turn", (*self.path, talk.turn))
         except ModelFailed as fault:
-            return None, str(fault)
+            return None, None, str(fault)
         self._turns_left = self.turns - talk.turn
         spoken, answer, fault = protocol.read(said or ""), None, None
         cells: list[Shown] = []
@@ -173,7 +175,7 @@ class Level:
             cells.append(self._cell(environment, code, (*self.path, talk.turn, len(cells) + 1)))
             answer, fault = cells[-1].answer, cells[-1].error
             if answer is not None:
-                return answer, None
+                return said, answer, None
             if fault is not None:
                 break
         shown = [protocol.output(cells)] if cells else []
@@ -194,7 +196,7 @@ class Level:
                 {"role": "assistant", "content": said or "(no text)"},
                 {"role": "user", "content": "\n\n".join(shown)},
             ]
-        return answer, fault
+        return said, answer, fault
 
     def _budget(self) -> dict[str, Any]:
         calls, tokens = self.ledger.left()

@@ -64,12 +64,13 @@ class RLM:
         memo: answer sub-calls of the same model and prompt from memory, over completions too.
         seed: of random numbers in an environment that is named.
         compaction: characters of a conversation above which the model is asked to summarise it; None for never.
-        on_iteration_start, on_iteration_complete: called with the place of each turn of each level.
+        on_iteration_start, on_iteration_complete: called with the ``path`` of each turn of each level, and at its end
+            with its ``reply``, ``error`` and ``answer``.
         on_subcall_start, on_subcall_complete: called with the event of each sub-call, in the thread that makes it. What
             a callback raises ends the completion.
 
     Raises:
-        ConfigError: limits or tools that cannot be.
+        ConfigError: limits, tools or an environment that cannot be.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class RLM:
         self._environment_name = environment if isinstance(environment, str) else name_of(environment)
         if isinstance(environment, str):
             make = functools.partial(environments.make, environment, limits, seed)
+            make()  # names one that does not exist
         else:
             make = functools.partial(environment, limits)
         self._memo = Memo() if memo else None

@@ -97,12 +97,14 @@ def fitted(model: Model, messages: Messages, max_chars: int) -> tuple[list[dict[
     room = None if room is None else room - (getattr(model, "max_completion_tokens", None) or 0)
     first = next(index for index, message in enumerate(messages) if message["role"] == "user")
     start, turns = list(messages[: first + 1]), list(messages[first + 1 :])
-    sent = [*start, *turns]
-    for dropped in range(0, max(len(turns) - 1, 1), 2):
+    for dropped in range(0, len(turns) + 1, 2):
+        sent = [*start, *turns]
         if dropped:
             line = f"[{dropped // 2} earlier turns are left out: the conversation no longer fits.]"
-            opening = {"role": "user", "content": f"{start[-1]['content']}\n\n{line}"}
-            sent = [*start[:-1], opening, *turns[dropped:]]
+            parts = [start[-1]["content"], line]
+            if dropped == len(turns):  # what the model was told last stays without the reply before it
+                parts.append(turns[-1]["content"])
+            sent = [*start[:-1], {"role": "user", "content": "\n\n".join(parts)}, *turns[dropped:]]
         length = sum(len(message["content"]) for message in sent)
         if length <= max_chars and (room is None or tokens_of(model, sent)[0] <= room):
             return sent, dropped // 2

@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mhc_jax.rlm.protocol import shorten
+from mhc_jax.rlm.protocol import shorten, split
 from mhc_jax.rlm.trace import Event, Trace, Usage, write
 
 # Characters that are shown of one text; the trace has all of it.
 SHOWN = 6000
 # Of the line that stands for a text before it is opened.
-LINE = 90
+LINE = 60
 
 STYLE = """
 :root{--ink:#1c2024;--dim:#667;--paper:#fff;--line:#d9dee4;--tint:#f4f6f8;--mark:#2a6f97;--bad:#b3261e;--good:#2e7d4f}
@@ -100,9 +100,13 @@ def _budget(usage: Usage, limits: Mapping[str, Any]) -> str:
     rows = [
         ("model calls", f"{usage.calls:,}", usage.calls, limits["max_llm_calls"]),
         (f"tokens{about}", f"{usage.tokens:,}", usage.tokens, limits["max_tokens"]),
-        ("answered from memory", f"{usage.memoised:,}", None, None),
+        *([("answered from memory", f"{usage.memoised:,}", None, None)] if usage.memoised else []),
         *([("cost", f"{usage.cost:g}", None, None)] if usage.cost is not None else []),
-        *((f"calls of {name}", f"{count:,}", None, None) for name, count in usage.models.items()),
+        *(
+            (f"calls of {name}", f"{count:,}", None, None)
+            for name, count in usage.models.items()
+            if len(usage.models) > 1
+        ),
     ]
     return "<dl>" + "".join(_amount(*row) for row in rows) + "</dl>"
 
@@ -122,12 +126,11 @@ def _turn(event: Event, inside: Mapping[Any, Sequence[Event]], ends: Mapping[Any
     said = event.get("error") or event.get("reply") or "(no text)"
     usage = trace.usage(path)
     name = {"turn": f"Turn {path[-1]}", "final": "Asked for the answer", "plain": "Asked"}.get(event["role"], "Summary")
-    cost = f"{usage.calls} calls, {usage.tokens:,} tokens" if usage.calls != 1 else f"{usage.tokens:,} tokens"
-    parts = [
-        _pre(said, "error" if "error" in event else ""),
-        *(_turn(part, inside, ends, trace) for part in inside[path]),
-    ]
-    return _details(name, cost, said, parts, failed="error" in event, open=True)
+    cost = f"{_counted(usage.calls, 'call')}, {usage.tokens:,} tokens"
+    cells = [_turn(part, inside, ends, trace) for part in inside[path]]
+    shown = split(said)[1].strip() if cells else said  # its code stands in the cells
+    parts = [_pre(shown, "error" if "error" in event else "")] if shown else []
+    return _details(name, cost, said, [*parts, *cells], failed="error" in event, open=True)
 
 
 def _cell(event: Event, inside: Mapping[Any, Sequence[Event]], ends: Mapping[Any, Event], trace: Trace) -> str:
@@ -139,7 +142,7 @@ def _cell(event: Event, inside: Mapping[Any, Sequence[Event]], ends: Mapping[Any
     if event["error"] is not None:
         parts.append(_pre(event["error"], "error"))
     parts += [f'<div class="dim">{_text(note)}</div>' for note in event["notes"]]
-    calls = f"{len(called)} sub-calls" if called else ""
+    calls = _counted(len(called), "sub-call") if called else ""
     name = "Code with an answer" if event["answer"] is not None else "Code"
     return _details(name, calls, event["code"], parts, failed=event["error"] is not None, open=True)
 
@@ -150,7 +153,7 @@ def _call(event: Event) -> str:
     tokens = event.get("prompt_tokens", 0) + event.get("completion_tokens", 0)
     how = "from memory" if event["memo"] else f"{event['model']}, {tokens:,} tokens"
     parts = ["<h2>Prompt</h2>", _pre(event["prompt"]), "<h2>Reply</h2>", _pre(said, "error" if failed else "")]
-    return _details("Call", how, said, parts, failed=failed)
+    return _details(f"Call {event['path'][-1]}", how, f"{_line(event['prompt'])} → {_line(said)}", parts, failed=failed)
 
 
 def _child(event: Event, inside: Mapping[Any, Sequence[Event]], ends: Mapping[Any, Event], trace: Trace) -> str:
@@ -161,16 +164,20 @@ def _child(event: Event, inside: Mapping[Any, Sequence[Event]], ends: Mapping[An
         _ending(ends.get(path)),
         *(_turn(part, inside, ends, trace) for part in inside[path]),
     ]
-    about = f"depth {event['depth']}, {usage.calls} calls, {usage.tokens:,} tokens"
-    return _details("Recursive call", about, event["question"] or event["about"], parts, kind="child")
+    about = f"depth {event['depth']}, {_counted(usage.calls, 'call')}, {usage.tokens:,} tokens"
+    return _details("Recursive call", about, _line(event["question"] or event["about"]), parts, kind="child")
 
 
 def _details(
     name: str, small: str, said: str, parts: Sequence[str], *, kind: str = "", failed: bool = False, open: bool = False
 ) -> str:
     names = " ".join(filter(None, [kind, "failed" if failed else ""]))
-    head = f"<b>{_text(name)}</b> <small>{_text(small)}</small> {'' if open else _text(_line(said))}"
+    head = f"<b>{_text(name)}</b> <small>{_text(small)}</small> {'' if open else _text(said)}"
     return f'<details class="{names}"{" open" if open else ""}><summary>{head}</summary>{"".join(parts)}</details>'
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _pre(text: str, kind: str = "") -> str:

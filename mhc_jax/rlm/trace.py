@@ -160,7 +160,8 @@ def digest(context: Any) -> str:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Puts a file in place whole: whoever reads it meanwhile sees the old one."""
+    """Puts a file in place whole, its folder too: whoever reads it meanwhile sees the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         new.write_bytes(content)

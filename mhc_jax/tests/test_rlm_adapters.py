@@ -98,6 +98,18 @@ def test_a_conversation_is_fitted_by_the_count_of_its_model(tiny):
     assert sent[0]["content"].startswith("u" * 20 + "\n\n[2 earlier turns")
 
 
+def test_what_was_told_last_stays_when_no_turn_fits():
+    turns = [{"role": role, "content": role[0] * 50} for role in ("system", "user", "assistant", "user")]
+    turns[2]["content"] = "long" * 100
+    sent, left_out = fitted(Scripted([]), turns, 300)
+    assert left_out == 1
+    assert [message["role"] for message in sent] == ["system", "user"]
+    line = "[1 earlier turns are left out: the conversation no longer fits.]"
+    assert sent[1]["content"] == "\n\n".join(["u" * 50, line, "u" * 50])
+    with pytest.raises(PromptTooLong, match="max_prompt_chars is 200"):
+        fitted(Scripted([]), turns, 200)
+
+
 @pytest.fixture(scope="module")
 def pipe():
     words = {word: index for index, word in enumerate(["<end>", "User", "Assistant", ":", "hello", "there"])}
