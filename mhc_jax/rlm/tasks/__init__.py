@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
 from mhc_jax.config import ConfigError
 from mhc_jax.rlm.tasks import aggregate, codebase, haystack
@@ -27,18 +28,20 @@ KINDS: dict[str, Callable[[random.Random, int], Task]] = {
 }
 
 
-def generate(kind: str, length: int, seed: int = 0) -> Task:
+def generate(kind: str, length: int, seed: int = 0, source: Path | None = None) -> Task:
     """A task of about ``length`` characters, the same for the same seed.
 
     Args:
         kind: of :data:`KINDS`.
         length: characters of the context; short ones become as long as the question needs.
+        source: folder of Python files that ``code`` asks about; this library if None.
 
     Raises:
-        ConfigError: an unknown kind, or a length below 1.
+        ConfigError: an unknown kind, a length below 1, or a folder without such files.
     """
     if kind not in KINDS:
         raise ConfigError(f"there is no task {kind!r}; known: {', '.join(KINDS)}")
     if length < 1:
         raise ConfigError(f"a context must have at least 1 character, got {length}")
-    return KINDS[kind](random.Random(f"{kind} {length} {seed}"), length)
+    draw = random.Random(f"{kind} {length} {seed}")
+    return codebase.code(draw, length, source) if kind == "code" and source else KINDS[kind](draw, length)
