@@ -1,4 +1,6 @@
-"""Every topology with every mixer: built, trained for a step, decoded, converted, compared."""
+"""Topologies with mixers: built, trained, decoded, converted, compared. Pairs beyond a sample are slow."""
+
+import dataclasses
 
 import pytest
 
@@ -8,8 +10,13 @@ from parity_tests import matrix
 from parity_tests.__main__ import main
 from torch_ref import config as torch_config
 
+SAMPLE = matrix.sample()
 
-@pytest.mark.parametrize(("topology", "mixer"), matrix.names())
+
+@pytest.mark.parametrize(
+    ("topology", "mixer"),
+    [pytest.param(*cell, marks=[] if cell in SAMPLE else pytest.mark.slow) for cell in matrix.names()],
+)
 def test_cell(topology, mixer):
     cell = matrix.walk(topology, mixer)
     assert not cell.faults, "\n".join(cell.faults)
@@ -31,6 +38,25 @@ def test_table_has_a_row_for_each_topology_and_a_column_for_each_mixer(monkeypat
     assert all(line.count("|") == head.count("|") for line in rows)
     assert "FAIL: broken" in rows[0]
     assert fault == f"{broken[0]} with {broken[1]}: broken"
+
+
+def test_the_sample_meets_every_topology_and_mixer():
+    for axis, found in zip(("topology", "mixer"), zip(*SAMPLE, strict=True), strict=True):
+        assert set(found) == set(registry.names(axis))
+
+
+def test_a_parameter_without_a_gradient_is_a_fault(monkeypatch):
+    topology, mixer = matrix.names(["plain"])[0]
+    zeroed = next(iter(matrix.parity_cases(topology, mixer)))
+
+    def without_first(dtype, sample):
+        values = dict(zeroed.torch(dtype, sample))
+        first = next(name for name in values if name.startswith("gradient "))
+        return values | {first: 0 * values[first]}
+
+    case = dataclasses.replace(zeroed, torch=without_first)
+    monkeypatch.setattr(matrix, "parity_cases", lambda *_: [case])
+    assert any("is zero" in fault for fault in matrix.walk(topology, mixer).faults)
 
 
 def test_only_what_is_named_is_walked_and_twins_are_looked_for_first(monkeypatch, capsys):

@@ -80,11 +80,21 @@ def test_impossible_options_are_named(options, fault):
         )
 
 
+forward = jax.jit(mhc_jax.apply, static_argnums=0)
+extend = jax.jit(decode.extend, static_argnums=0)
+
+
+def logits_of_window(model, params, tokens):
+    """Logits after the last token, from the last ``max_len``; one program for all lengths."""
+    seen = tokens[:, -model.max_len :]
+    padded = jnp.pad(seen, ((0, 0), (0, model.max_len - seen.shape[1])))
+    return forward(model, params, padded).logits_BTV[:, seen.shape[1] - 1]
+
+
 def continued_from_the_last_tokens(model, params, tokens, count):
     """As nanoGPT does it: the whole window anew for every token."""
-    forward = jax.jit(mhc_jax.apply, static_argnums=0)
     for _ in range(count):
-        logits = forward(model, params, tokens[:, -model.max_len :]).logits_BTV[:, -1]
+        logits = logits_of_window(model, params, tokens)
         tokens = jnp.concatenate([tokens, jnp.argmax(logits, axis=-1)[:, None]], axis=1)
     return tokens
 
@@ -106,7 +116,7 @@ def test_a_state_of_one_size_goes_on(prompt):
     found = mhc_jax.generate(model, params, tokens, max_new_tokens=13, temperature=0.0)
     cache, pieces = decode.init_cache(model, params, 2), []
     for start in range(0, found.shape[1], model.max_len):
-        logits, cache = decode.extend(model, params, found[:, start : start + model.max_len], cache)
+        logits, cache = extend(model, params, found[:, start : start + model.max_len], cache)
         pieces.append(logits)
     logits = jnp.concatenate(pieces, axis=1)
     np.testing.assert_array_equal(found[:, prompt:], jnp.argmax(logits, axis=-1)[:, prompt - 1 : -1])
@@ -201,16 +211,18 @@ def test_a_repetition_penalty_weighs_what_the_text_holds(name):
     for row, length in enumerate(lengths):
         text, cache = prompts[row : row + 1, :length], decode.init_cache(model, params, 1)
         slides = "state" not in name and name != "adapters"
-        logits, cache = decode.extend(model, params, text, cache)
+        logits, cache = extend(model, params, text, cache)
+        logits = logits[:, -1]
         for _ in range(new):
-            last = np.array(logits[0, -1])
+            last = np.array(logits[0])
             held = np.unique(text)
             last[held] = np.where(last[held] > 0, last[held] / penalty, last[held] * penalty)
             text = jnp.concatenate([text, jnp.asarray([[last.argmax()]])], axis=1)
             if slides:
-                logits = mhc_jax.apply(model, params, text[:, -model.max_len :]).logits_BTV
+                logits = logits_of_window(model, params, text)
             else:
-                logits, cache = decode.extend(model, params, text[:, -1:], cache)
+                logits, cache = extend(model, params, text[:, -1:], cache)
+                logits = logits[:, -1]
         np.testing.assert_array_equal(found[row, : length + new], text[0])
     plain = mhc_jax.generate(model, params, prompts, lengths_B=lengths, max_new_tokens=new, temperature=0.0)
     assert (plain != found).any()

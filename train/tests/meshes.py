@@ -59,7 +59,7 @@ QUICK = {
     "mhc": ("fsdp",),
     "dynamic_mhc": ("mix",),
     "hc": ("fsdp",),
-    "mhc_ssm": ("data", "fsdp", "mix", "tensor"),
+    "mhc_ssm": ("data", "mix"),
     "branches": ("data_fsdp",),
 }
 ALL = {model: tuple(MESHES) for model in MODELS}

@@ -27,6 +27,7 @@ from mhc_jax import interop, registry
 from mhc_jax.interop.deepseek_v4 import site_to_deepseek_v4
 from mhc_jax.models import mhc_ssm, nanogpt
 from train.measure import target
+from train.report import markup
 from train.terminal import cli
 from train.tests.documents import PAGES, ROOT, blocks, calls, recipes, sessions, split
 
@@ -41,6 +42,7 @@ SMALL = {
     "--data.sample-tokens": "4",
     "--objective.chunk": "16",
 }
+BYTES = SMALL | {"--data.tokenizer": "bytes"}
 # How a command differs here from what stands on the page, by how it begins: the first that fits counts, and what fits
 # none runs as it stands. Flags and words get other values, the first of PLACES is put where the page leaves it to the
 # reader, and a reason says why a command is only parsed.
@@ -62,7 +64,8 @@ HERE = {
     "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart@mhc_lite": SMALL | {"--data.source": "notes.txt"},
-    "python -m train": SMALL,
+    "python -m train nanogpt_mhc --data.path": SMALL,
+    "python -m train": BYTES,
 }
 PLACES = {
     "FOLDER_OF_PARQUET": "wikitext",
@@ -122,6 +125,7 @@ def reader(place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
     monkeypatch.setattr(registry, "_REGISTRY", copy.deepcopy(registry._REGISTRY))
+    monkeypatch.setattr(markup, "svg", lambda draw, theme: bytes(draw() is None))  # to save pictures takes seconds
     for name in ("examples", "docs"):
         shutil.copytree(ROOT / name, place / name, dirs_exist_ok=True)
     known = set(sys.modules)
