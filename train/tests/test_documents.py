@@ -56,6 +56,7 @@ HERE = {
     "python -m train.prepare_fineweb --out shards --max-tokens": "reads from the Hub",
     "python -m train.prepare_fineweb": {"--shard-tokens": "400"},
     "python -m train.export RUN runs/gpt2": {"RUN": "runs/plain"},
+    "python -m train.rlm_demo": {"--characters": "20000"},
     "python -m train.sample": {"--tokens": "4"},
     "python -m train --resume": {"--train.steps": "4"},
     "python -m train --config": {"--train.steps": "2"},
