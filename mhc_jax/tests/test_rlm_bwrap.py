@@ -48,6 +48,19 @@ def test_bwrap_that_does_not_hold_is_refused(monkeypatch, method, value, words):
         environment.execute("1")
 
 
+def test_objects_are_printed_and_ordered_the_same_twice():
+    if reason := missing():
+        pytest.skip(reason)
+    texts = []
+    for _ in range(2):
+        environment = environments.make("bwrap")
+        environment.start({}, {})
+        texts.append(environment.execute("class A: pass\nprint({A() for i in range(20)})").stdout)
+        environment.close()
+    assert " object at 0x" in texts[0]
+    assert texts[0] == texts[1]
+
+
 def test_a_filter_for_both_machines(monkeypatch):
     """Every jump of the program stays within it, and it ends by refusing."""
     for machine in ("x86_64", "aarch64"):

@@ -349,6 +349,17 @@ def test_a_session_within_a_call_and_several_at_once(kind, begin):
     assert sorted(found) == ["T0", "T1", "T2"]
 
 
+@pytest.mark.parametrize("kind", KINDS[:1])
+def test_ten_million_characters_in_a_hundred_megabytes(kind, begin):
+    text = "".join(f"record {i:07d} of the long text\n" for i in range(340_000))
+    begun = time.monotonic()
+    environment = begin({"context": text}, Limits(memory_mb=100))
+    assert environment.execute("len(context), len(chunk(10000))").stdout == f"({len(text)}, {-(-len(text) // 10000)})\n"
+    assert environment.execute("len(search('record 0300...', 3)), search('nowhere', 1)").stdout == "(3, [])\n"
+    assert environment.execute("parts = chunk(10000)").error is None
+    assert time.monotonic() - begun < 10  # about 0.4 s of an idle core
+
+
 def test_a_closed_session(begin):
     environment = begin()
     environment.close()

@@ -1,9 +1,10 @@
 """bubblewrap: full CPython in namespaces of its own, behind a filter of system calls and bounds of the process.
 
-What holds code back: namespaces without network, processes or files of the host; no capabilities; an empty environment;
-an allow list of system calls; bounds of memory, files and time. Before the first cell six attempts to break out are
-made inside, and one that succeeds refuses the environment. Code shares its process with the program that answers, so
-that every message from there is taken for the code's own: texts of bounded size, of which nothing is unpickled.
+What holds code back: namespaces without network, processes or files of the host, and none that could be written; no
+capabilities; an empty environment; an allow list of system calls; bounds of memory and time. Before the first cell six
+attempts to break out are made inside, and one that succeeds refuses the environment. Code shares its process with the
+program that answers, so that every message from there is taken for the code's own: texts of bounded size, of which
+nothing is unpickled.
 """
 
 import base64
@@ -32,9 +33,9 @@ WORKER = Path(__file__).with_name("worker.py")
 INSTANT = monty.FROZEN["datetime"].timestamp()
 # Seconds for a start, and for variables to go in or out.
 START_S = 20.0
-# Bytes of the interpreter itself, and of its folder for files.
-INTERPRETER, FILES = 64 << 20, 32 << 20
-VARIABLES = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PWD": "/tmp"}
+# Bytes of the interpreter itself.
+INTERPRETER = 64 << 20
+VARIABLES = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PWD": "/"}
 # Namespaces of its own, and of the host's files the shared libraries.
 WALLS = (
     *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
@@ -265,7 +266,7 @@ class Bwrap:
             *("--ro-bind-try", home, home),
             *("--ro-bind", str(python), str(python), "--ro-bind", str(WORKER), "/worker.py"),
             *(["--tmpfs", f"{library}/site-packages"] if (library / "site-packages").is_dir() else []),
-            *("--size", str(FILES), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"),
+            *("--chdir", "/", "--remount-ro", "/"),
             *("--", str(python), "-sSP", "/worker.py"),
         ]
 

@@ -99,7 +99,7 @@ ATTEMPTS = (
         "size = 0\nfor folder in ('/tmp', '/', '/usr/lib'):\n    for i in range(100):\n"
         "        try:\n            open(f'{{folder}}/fill{{i}}', 'wb').write(b'x' * (1 << 20))\n"
         "            size += 1\n        except OSError as error:\n            fault = error\n"
-        "print('ESCAPED' if size > 40 else fault)",
+        "print('ESCAPED' if size else fault)",
     ),
     Attempt("a number of 10**9 digits", "x = 10 ** 10 ** 9"),
     Attempt("a text of 10**10 characters", "x = 'a' * 10 ** 10"),

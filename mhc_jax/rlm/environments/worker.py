@@ -8,6 +8,7 @@ model shares this process, so that whatever comes back may be its own.
 import ast
 import base64
 import builtins
+import contextlib
 import json
 import os
 import pickle
@@ -19,6 +20,7 @@ import types
 from time import monotonic as clock  # before it is frozen
 
 TO_HOST, FROM_HOST = sys.stdout.buffer, sys.stdin.buffer
+SETTLED = "settled"
 # Characters that wait until they are sent, and for how long.
 BUFFERED, BUFFERED_S = 1 << 16, 0.01
 
@@ -119,7 +121,7 @@ def run(code: str, before: str, after: str, functions: list, hints: dict) -> Non
 def words(fault: BaseException, code: str, hints: dict) -> str:
     """An error: message, lines of the cell's own code, advice."""
     try:
-        message = f"{type(fault).__name__}: {fault}"
+        message = f"{type(fault).__name__}: {fault}".removesuffix(": ")
     except BaseException:
         message = type(fault).__name__
     lines, numbers = code.splitlines(), []
@@ -212,6 +214,15 @@ def freeze(instant: float, seed: int) -> None:
     os.urandom = random._urandom = lambda count: source.randbytes(count)
 
 
+def settle() -> None:
+    """Begins again at addresses that are not random, so that objects are printed and ordered the same every time."""
+    import ctypes
+
+    if SETTLED not in sys.argv:
+        ctypes.CDLL(None).personality(0x0040000)  # ADDR_NO_RANDOMIZE
+        os.execv(sys.executable, [*sys.orig_argv, SETTLED])
+
+
 def confine(program: bytes, memory: int) -> None:
     """Bounds of the process, and the filter of system calls, for good."""
     import ctypes
@@ -220,7 +231,7 @@ def confine(program: bytes, memory: int) -> None:
     for bound, value in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_FSIZE, 1 << 25),
+        (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_NOFILE, 64),
         (resource.RLIMIT_NPROC, 0),
         (resource.RLIMIT_CPU, 3600),
@@ -244,7 +255,11 @@ def canary(secret: str, variables: list, calls: dict) -> list:
         open(secret, "rb").close()
 
     def writes():
-        open("/written", "wb").close()
+        for folder in ("", "/tmp", "/usr/lib"):
+            with contextlib.suppress(OSError):
+                open(f"{folder}/written", "wb").close()
+                return
+        raise OSError
 
     def sees():
         if set(os.environ) <= set(variables):
@@ -265,7 +280,7 @@ def canary(secret: str, variables: list, calls: dict) -> list:
 
     attempts = {
         "read files of the host": reads,
-        "write outside of its folder": writes,
+        "write a file": writes,
         "see the environment of the host": sees,
         "open a socket": connects,
         "start a process": starts,
@@ -283,6 +298,7 @@ def canary(secret: str, variables: list, calls: dict) -> list:
 
 def main() -> None:
     global cell
+    settle()
     last = None
     cell, settings = receive()
     freeze(settings["instant"], settings["seed"])
