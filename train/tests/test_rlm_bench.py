@@ -11,6 +11,12 @@ from train.measure import answers
 from train.tests.tiny import tiny_export
 
 
+@pytest.fixture(scope="module")
+def export(tmp_path_factory):
+    """The folder of a model that has 32 tokens."""
+    return str(tiny_export(tmp_path_factory.mktemp("tiny"))[-1])
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -50,18 +56,16 @@ def test_json_holds_each_answer_and_is_the_same_twice(here, capsys):
     assert all(line["answer"] == line["truth"][0] for line in found[0])
 
 
-def test_a_run_that_has_too_few_tokens_for_a_question_scores_nothing(here, capsys):
-    *_, folder = tiny_export(here)
+def test_a_run_that_has_too_few_tokens_for_a_question_scores_nothing(here, export, capsys):
     rlm_bench.main(
-        ["--model", str(folder), "--tasks", "needle", "--lengths", "1000", "--examples", "1", "--tokens", "4", "--json"]
+        ["--model", export, "--tasks", "needle", "--lengths", "1000", "--examples", "1", "--tokens", "4", "--json"]
     )
     assert [(line["status"], line["score"], line["calls"]) for line in lines(capsys)] == [("too long", 0.0, 0)] * 2
 
 
-def test_a_data_set_from_disk(here, capsys):
-    *_, folder = tiny_export(here)
+def test_a_data_set_from_disk(here, export, capsys):
     (here / "set.jsonl").write_text('{"context": "abc", "question": "?", "answer": ["x"]}\n' * 3)
-    rlm_bench.main(["--model", str(folder), "--data", "set.jsonl", "--examples", "2", "--tokens", "4", "--json"])
+    rlm_bench.main(["--model", export, "--data", "set.jsonl", "--examples", "2", "--tokens", "4", "--json"])
     found = lines(capsys)
     assert [(line["task"], line["length"], line["seed"], line["mode"]) for line in found[::2]] == [
         ("set", 4, 0, "plain"),
@@ -104,10 +108,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(here, flags, words, capsys):
     assert not capsys.readouterr().out
 
 
-def test_tokens_that_leave_no_room(here):
-    *_, folder = tiny_export(here)
+def test_tokens_that_leave_no_room(here, export):
     with pytest.raises(ConfigError, match="--tokens 32 leaves no room for a prompt in the 32 tokens"):
-        rlm_bench.main(["--model", str(folder), "--tokens", "32"])
+        rlm_bench.main(["--model", export, "--tokens", "32"])
 
 
 def test_without_a_sandbox_nothing_is_asked(here, monkeypatch):
