@@ -7,8 +7,10 @@ context a text of any length: this package knows no tokenizer and computes nothi
 from mhc_jax.rlm.document import Document
 from mhc_jax.rlm.environments.base import SandboxDied, SandboxUnavailable, ToolError
 from mhc_jax.rlm.limits import Limits
-from mhc_jax.rlm.loop import RLM, Diverged, Result, replay
+from mhc_jax.rlm.loop import RLM
 from mhc_jax.rlm.models import ModelFailed, PromptTooLong, Reply, Scripted
+from mhc_jax.rlm.program import Result
+from mhc_jax.rlm.replay import Diverged, replay
 from mhc_jax.rlm.trace import Trace, Usage
 
 __all__ = [

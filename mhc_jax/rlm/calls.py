@@ -3,15 +3,15 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
-import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from mhc_jax.rlm.callbacks import report
 from mhc_jax.rlm.ledger import Exhausted, Grant, Ledger
 from mhc_jax.rlm.limits import Limits
+from mhc_jax.rlm.memo import Memo, key_of
 from mhc_jax.rlm.models import (
     Messages,
     Model,
@@ -31,59 +31,6 @@ Path = tuple[int, ...]
 # What an event says of a prompt that nobody was asked; other refusals are the status of their limit.
 TOO_LONG = "prompt"
 FAULTS = (ModelFailed, PromptTooLong, Exhausted)
-
-
-class CallbackRaised(BaseException):
-    """An error of the caller's own code; not an Exception, which would be told to the model.
-
-    Attributes:
-        error: that was raised.
-    """
-
-    def __init__(self, error: Exception):
-        super().__init__(error)
-        self.error = error
-
-
-def report(callback: Callable[[Event], None] | None, event: Event) -> None:
-    """Calls back. Raises CallbackRaised."""
-    if callback:
-        try:
-            callback(event)
-        except Exception as error:
-            raise CallbackRaised(error) from error
-
-
-class Memo:
-    """Replies by model and prompt. A fork reads what was known when it was made, so that what children at the same
-    time find does not depend on which of them is faster."""
-
-    def __init__(self, known: Mapping[str, Reply] | None = None):
-        self._known = dict(known or {})
-
-    def fork(self) -> "Memo":
-        return Memo(self._known)
-
-    def merge(self, other: "Memo") -> None:
-        self._known = other._known | self._known
-
-    def recall(self, events: Iterable[Event]) -> None:
-        """Knows the replies to the sub-calls of a trace."""
-        for event in events:
-            if event["kind"] == "call" and "reply" in event:
-                messages = [{"role": "user", "content": event["prompt"]}]
-                self.put(key_of(event["model"], messages), Reply(event["reply"]))
-
-    def get(self, key: str) -> Reply | None:
-        return self._known.get(key)
-
-    def put(self, key: str, reply: Reply) -> None:
-        self._known[key] = reply
-
-
-def key_of(model: str, messages: Messages) -> str:
-    """The same for the same name of a model and messages, in every process."""
-    return hashlib.sha256(json.dumps([model, list(messages)]).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)

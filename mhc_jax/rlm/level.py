@@ -2,81 +2,22 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from mhc_jax.rlm import protocol
-from mhc_jax.rlm.calls import FAULTS, Calls, Memo, Path, Request, report
+from mhc_jax.rlm.callbacks import report
+from mhc_jax.rlm.calls import FAULTS, Calls, Path, Request
 from mhc_jax.rlm.environments.base import Environment, SandboxDied, SandboxUnavailable
 from mhc_jax.rlm.ledger import Exhausted, Ledger
-from mhc_jax.rlm.limits import Limits
-from mhc_jax.rlm.models import Model, ModelFailed, name_of
+from mhc_jax.rlm.memo import Memo
+from mhc_jax.rlm.models import ModelFailed, name_of
+from mhc_jax.rlm.program import Conversation, Outcome, Program, Shown
 from mhc_jax.rlm.subcalls import Subcalls, functions
 from mhc_jax.rlm.trace import about
 
 # Limits whose end leaves a call for the answer: it was reserved.
 FORCED = {"iterations": "All turns are used up.", "calls": "All calls are used up."}
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What all levels of a tree share.
-
-    Attributes:
-        model, sub_model: of the root, and of what it calls.
-        environment: makes one.
-        tools: by name, functions and values.
-        system_prompt: instead of the default.
-        compaction: characters of a conversation above which it is summarised; None for never.
-        on_iteration_start, on_iteration_complete: called with the place of a turn, and also with
-            its reply, error and answer.
-    """
-
-    model: Model
-    sub_model: Model
-    environment: Callable[[], Environment]
-    limits: Limits
-    tools: Mapping[str, Any]
-    system_prompt: str | None
-    compaction: int | None
-    on_iteration_start: Callable[[dict[str, Any]], None] | None
-    on_iteration_complete: Callable[[dict[str, Any]], None] | None
-
-
-@dataclasses.dataclass
-class Conversation:
-    """Where a level stands between two turns; what a saved run is continued from.
-
-    Attributes:
-        turn: the next one.
-        messages: so far.
-        errors: consecutive turns that failed.
-        sent: messages that are in the trace already.
-    """
-
-    turn: int = 1
-    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    errors: int = 0
-    sent: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a level ended: with an answer, or for a reason."""
-
-    status: str
-    answer: str | None = None
-    reason: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A block of a turn as the model is told about it."""
-
-    stdout: str
-    error: str | None
-    notes: Sequence[str]
-    answer: str | None
 
 
 class Level:

@@ -1,7 +1,6 @@
 """The recursive language model: a question about a context of any length (Zhang et al., arXiv 2512.24601)."""
 
 import copy
-import dataclasses
 import functools
 import json
 import time
@@ -12,40 +11,21 @@ from typing import Any, Self
 
 from mhc_jax.config import ConfigError
 from mhc_jax.rlm import environments, protocol, saved
-from mhc_jax.rlm.calls import CallbackRaised, Calls, Memo, Request
+from mhc_jax.rlm.callbacks import Callback, CallbackRaised
+from mhc_jax.rlm.calls import Calls, Request
 from mhc_jax.rlm.document import Document
 from mhc_jax.rlm.environments.base import Environment
 from mhc_jax.rlm.ledger import Exhausted, Ledger
-from mhc_jax.rlm.level import Conversation, Level, Outcome, Program
+from mhc_jax.rlm.level import Level
 from mhc_jax.rlm.limits import Limits
-from mhc_jax.rlm.models import Model, ModelFailed, Scripted, name_of
+from mhc_jax.rlm.memo import Memo
+from mhc_jax.rlm.models import Model, ModelFailed, name_of
+from mhc_jax.rlm.program import Conversation, Outcome, Program, Result
 from mhc_jax.rlm.saved import Keeper, State
 from mhc_jax.rlm.subcalls import RESERVED
-from mhc_jax.rlm.trace import Event, Trace, Usage, digest
+from mhc_jax.rlm.trace import Event, Trace, digest
 
 CLOCK = time.monotonic
-Callback = Callable[[dict[str, Any]], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """How a completion ended.
-
-    Attributes:
-        answer: None if there is none.
-        status: ``"answered"`` by the model's own decision; ``"forced"`` when turns or calls were used up and the model
-            was asked for an answer at once; otherwise the limit that ended the run: ``"iterations"``, ``"calls"``,
-            ``"tokens"``, ``"timeout"`` or ``"errors"``.
-        usage: of the whole tree of calls.
-        trace: of the whole tree of calls.
-        reason: in words, unless it was answered.
-    """
-
-    answer: str | None
-    status: str
-    usage: Usage
-    trace: Trace
-    reason: str | None = None
 
 
 class RLM:
@@ -145,10 +125,10 @@ class RLM:
             SandboxDied: the environment is gone; ``trace`` of the exception holds what happened.
             PromptTooLong: a turn does not fit the model; ``trace`` likewise.
         """
-        context = _checked(context)
+        context = checked(context)
         if state is not None and Path(state).exists():
             raise ConfigError(f"{state} holds a run already: go on with resume(), or remove it")
-        return self._run(question, context, path=state)
+        return self.run(question, context, path=state)
 
     def resume(self, state: str | PathLike[str]) -> Result:
         """Goes on with a completion that was interrupted, from its state file. What was replied is not asked again.
@@ -164,7 +144,7 @@ class RLM:
             if found.settings.get(name) != value:
                 raise ConfigError(f"{state} was saved with {name} {found.settings.get(name)!r}; this one has {value!r}")
         self._history = found.history
-        return self._run(found.question, found.context, path=state, found=found)
+        return self.run(found.question, found.context, path=state, found=found)
 
     def _settings(self) -> dict[str, Any]:
         """What must be the same when a run goes on; limits may be raised in between."""
@@ -177,7 +157,7 @@ class RLM:
             "tools": sorted(program.tools),
         }
 
-    def _run(
+    def run(
         self,
         question: str | None,
         context: Any,
@@ -291,58 +271,7 @@ class RLM:
             environment.close()
 
 
-class Diverged(RuntimeError):
-    """A replay that did not do what the trace says. The message names the first difference."""
-
-
-def replay(
-    trace: Trace,
-    context: Any = None,
-    *,
-    tools: Mapping[str, Any] | None = None,
-    system_prompt: str | None = None,
-    compaction: int | None = None,
-    environment: str | Callable[[Limits], Environment] | None = None,
-) -> Result:
-    """Runs a completion again, with the replies of its trace in the place of models.
-
-    Args:
-        trace: of a completion, with or without an answer.
-        context: needed if it is too long to be in the trace.
-        tools, system_prompt, compaction: as the completion had them.
-        environment: another one than the trace says.
-
-    Raises:
-        ConfigError: no context, or another one.
-        Diverged: something else happened than the trace says.
-    """
-    root = next((event for event in trace.events if event["kind"] == "run"), None)
-    if root is None:
-        raise ConfigError("the trace holds no run")
-    context = root["context"] if context is None else _checked(context)
-    if context is None:
-        raise ConfigError("the context is too long to be in the trace; give it to replay()")
-    if digest(context) != root["digest"]:
-        raise ConfigError("this is not the context of the trace")
-    model, sub_model = (Scripted([], name=root[name]) for name in ("model", "sub_model"))
-    again = RLM(
-        model,
-        sub_model,
-        environment or root["environment"],
-        Limits.from_dict(root["limits"]),
-        tools,
-        system_prompt,
-        any(event.get("memo") for event in trace.events),
-        root["seed"],
-        compaction,
-    )
-    result = again._run(root["question"], context, recorded=trace.replies())
-    if difference := trace.difference(result.trace):
-        raise Diverged(difference)
-    return result
-
-
-def _checked(context: Any) -> Any:
+def checked(context: Any) -> Any:
     """A context that can be bound. Raises ConfigError for another."""
     if isinstance(context, Document):
         return context.text

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from mhc_jax.config import ConfigError
 from mhc_jax.rlm.environments.base import Environment
-from mhc_jax.rlm.level import Conversation
+from mhc_jax.rlm.program import Conversation
 from mhc_jax.rlm.trace import Event, Trace, write
 
 VERSION = 1

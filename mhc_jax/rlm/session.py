@@ -10,12 +10,14 @@ import contextlib
 import contextvars
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 from mhc_jax.config import Config, ConfigError
 from mhc_jax.rlm.document import Document, windows
+from mhc_jax.rlm.handles import Call, Handle, SearchResult
 from mhc_jax.rlm.models import Model, ModelFailed, PromptTooLong, as_reply
+from mhc_jax.rlm.nearest import Embed, Nearest, chosen, order
 
 TAGS = ("<|context|>", "<|/context|>", "<|query|>", "<|/query|>", "<|response|>")
 TEMPLATE = "<|context|>\n{context}\n<|/context|>\n\n<|query|>\n{query}\n<|/query|>\n\n<|response|>\n"
@@ -30,10 +32,6 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> Sequence[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
-
-
-# The vector of a row of tokens.
-Embed = Callable[[Sequence[int]], Sequence[float]]
 
 
 class TooDeep(RuntimeError):
@@ -61,50 +59,6 @@ class SessionConfig(Config):
         super().validate()
         self.require_counts(1, "max_recursion", "context_window", "max_concurrent")
         windows(0, self.chunk_size, self.overlap)
-
-
-@dataclasses.dataclass(frozen=True)
-class Handle:
-    """A text that was loaded.
-
-    Attributes:
-        context_id: of it in its session.
-        total_tokens, num_chunks, chunk_size, overlap, text_length: of the text, its length in characters.
-    """
-
-    context_id: int
-    total_tokens: int
-    num_chunks: int
-    chunk_size: int
-    overlap: int
-    text_length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class SearchResult:
-    """A chunk that is near a query.
-
-    Attributes:
-        chunk_id: counted from 0.
-        start_pos, end_pos: its tokens.
-        score: cosine of the vectors.
-        snippet: its first tokens as text.
-    """
-
-    chunk_id: int
-    start_pos: int
-    end_pos: int
-    score: float
-    snippet: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Call:
-    """A query in the history of a session: how deep it was, and whether it came to an end."""
-
-    call_id: int
-    depth: int
-    completed: bool
 
 
 class Session:
@@ -141,7 +95,7 @@ class Session:
     def reset(self) -> None:
         """Forgets all texts and calls; handles from before are refused."""
         self._tokens: dict[int, list[int]] = {}
-        self._vectors: dict[int, Any] = {}
+        self._nearest: dict[int, Nearest] = {}
         self._calls: list[Call] = []
         self._call_ids = itertools.count()
 
@@ -181,11 +135,10 @@ class Session:
             ConfigError: a query of no tokens, or a session without ``embed``.
         """
         tokens, scores = self._of(ctx), self._scores(ctx, query)
-        order = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
         cuts = self._cuts(len(tokens))
         return [
             SearchResult(index, *cuts[index], scores[index], self._snippet(tokens, *cuts[index]))
-            for index in order[: max(max_results, 0)]
+            for index in order(scores)[: max(max_results, 0)]
             if scores[index] >= similarity_threshold
         ]
 
@@ -245,17 +198,11 @@ class Session:
                 f"the text has {ctx.total_tokens:,} tokens and a query sees {window:,}: give the session embed=, which"
                 " chooses chunks, or a larger context_window"
             )
-        scores, cuts = self._scores(ctx, prompt), self._cuts(ctx.total_tokens)
-        chosen, left = [], window
-        for index in sorted(range(len(cuts)), key=lambda index: (-scores[index], index)):
-            start, end = cuts[index]
-            if end - start <= left:
-                chosen.append(index)
-                left -= end - start
-        if not chosen:
+        tokens, cuts = self._of(ctx), self._cuts(ctx.total_tokens)
+        near = chosen(self._scores(ctx, prompt), [end - start for start, end in cuts], window)
+        if not near:
             raise ConfigError(f"a chunk has {self._config.chunk_size:,} tokens and a query sees {window:,}")
-        tokens = self._of(ctx)
-        return "\n[...]\n".join(self._tokenizer.decode(tokens[slice(*cuts[index])]) for index in sorted(chosen))
+        return "\n[...]\n".join(self._tokenizer.decode(tokens[slice(*cuts[index])]) for index in near)
 
     def _asked(self, prompt: str) -> str:
         room = getattr(self._model, "context_length", None)
@@ -306,20 +253,16 @@ class Session:
         return self._tokenizer.decode(tokens[start : min(end, start + SNIPPET)])
 
     def _scores(self, ctx: Handle, query: str) -> list[float]:
-        """Cosines of a query and each chunk."""
-        import numpy as np
-
+        """How near each chunk is to the query."""
         if self._embed is None:
             raise ConfigError("searching takes an embedding: give the session embed=")
         tokens, asked = self._of(ctx), list(self._tokenizer.encode(query))
         if not asked:
             raise ConfigError("the query is empty")
-        if ctx.context_id not in self._vectors:
-            vectors = [np.asarray(self._embed(tokens[start:end]), float) for start, end in self._cuts(len(tokens))]
-            self._vectors[ctx.context_id] = [vector / (np.linalg.norm(vector) or 1) for vector in vectors]
-        vector = np.asarray(self._embed(asked), float)
-        vector /= np.linalg.norm(vector) or 1
-        return [float(chunk @ vector) for chunk in self._vectors[ctx.context_id]]
+        if ctx.context_id not in self._nearest:
+            chunks = [tokens[start:end] for start, end in self._cuts(len(tokens))]
+            self._nearest[ctx.context_id] = Nearest(self._embed, chunks)
+        return self._nearest[ctx.context_id].scores(asked)
 
 
 def _escaped(text: str) -> str:

@@ -4,9 +4,10 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mhc_jax.rlm.calls import FAULTS, Calls, Memo, Path, Request
+from mhc_jax.rlm.calls import FAULTS, Calls, Path, Request
 from mhc_jax.rlm.environments.base import ToolError
 from mhc_jax.rlm.ledger import Exhausted, Ledger
+from mhc_jax.rlm.memo import Memo
 from mhc_jax.rlm.models import Model
 
 # Variables that the loop binds.

@@ -1,6 +1,8 @@
 """The shape of the code base: who may import whom, and how long a file may be."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,27 @@ def test_floors_of_train_and_commands_that_nothing_imports():
             if not allowed or (name in commands and place in floor):
                 broken.append(f"{path.relative_to(ROOT)} imports train.{name}")
     assert not broken
+
+
+def test_recursive_models_stand_above_all_else_in_the_library():
+    below = [path for path in sources("mhc_jax") if not {"tests", "rlm"} & {*path.relative_to(ROOT).parts}]
+    assert not [path for path in below if any(name.startswith("mhc_jax.rlm") for name in imports(path))]
+
+
+# Imports what it is told to with a package in the place of mhc_jax that itself imports nothing.
+ALONE = """
+import sys, types
+package = types.ModuleType("mhc_jax")
+package.__path__ = [sys.argv[1]]
+sys.modules["mhc_jax"] = package
+import mhc_jax.rlm.session
+heavy = {"jax", "flax", "torch", "transformers", "openai", "train"} & {*sys.modules}
+assert not heavy, heavy
+"""
+
+
+def test_recursive_models_need_no_framework():
+    subprocess.run([sys.executable, "-c", ALONE, str(ROOT / "mhc_jax")], check=True)
 
 
 def test_train_reaches_the_named_configurations_by_one_door():
