@@ -11,16 +11,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.nn.backbone import BackboneConfig
+from mhc_jax.nn.backbone import SITES, BackboneConfig
 from mhc_jax.ops.streams import split_streams
 
-SITES = ("mixer", "mlp")
 COEFFICIENTS = ("h_pre", "h_post", "h_res")
 
 
 def site_names(config: BackboneConfig) -> list[str]:
     """``["0 mixer", "0 mlp", "1 mixer", ...]``."""
-    return [f"{layer} {kind}" for layer in range(config.layers) for kind in SITES[: config.sites_per_layer]]
+    return [f"{layer} {kind}" for layer in range(config.layers) for kind in config.sites]
 
 
 def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None = None) -> dict[str, jax.Array]:

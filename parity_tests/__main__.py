@@ -72,17 +72,17 @@ def main(argv: list[str]) -> None:
 
 def _run(flags: Flags) -> tuple[list[Row], list]:
     """Rows, printed as they come, and the outcomes of the seeded faults."""
-    from parity_tests import replay, replay_mixing
+    from parity_tests import replays
 
     if flags.golden:
-        return _print(replay.rows()) + _print(replay_mixing.rows()), []
+        return _print(replays.rows()), []
     if flags.checkpoint:
         from parity_tests.certify import certify
 
         return _judge(certify(flags.checkpoint)), []
     from parity_tests import cases, faults, mutations
 
-    rows = _judge(cases.everything()) + _print(replay.rows()) + _print(replay_mixing.rows())
+    rows = _judge(cases.everything()) + _print(replays.rows())
     outcomes = []
     print("", mutations.HEADING, sep="\n", flush=True)
     for mutation in faults.mutations():

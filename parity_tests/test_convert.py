@@ -9,8 +9,8 @@ import mhc_jax
 import torch_ref
 from mhc_jax import interop
 from mhc_jax.tree import flatten
-from parity_tests import replay
 from parity_tests.compare import error
+from parity_tests.replays import mhc_ssm as replay
 from parity_tests.systems import SYSTEMS, batch, weights
 
 systems = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)

@@ -5,39 +5,53 @@ import sys
 
 import pytest
 
-from parity_tests import replay, replay_mixing, report
+from parity_tests import report
 from parity_tests.compare import failures
+from parity_tests.replays import hyper_connections, mhc_ssm, rlm
 
 
-@pytest.mark.parametrize("case", replay.CASES.values(), ids=replay.CASES)
-def test_golden(case):
-    rows = replay.replay(case)
+@pytest.mark.parametrize("case", mhc_ssm.CASES.values(), ids=mhc_ssm.CASES)
+def test_golden_mhc_ssm(case):
+    rows = mhc_ssm.replay(case)
     assert sum(row.tap.startswith("gradient") for row in rows) >= 25
     assert not failures(rows), report.table(failures(rows))
 
 
-def test_golden_units():
-    rows = list(replay.replay_units())
+def test_golden_mhc_ssm_units():
+    rows = list(mhc_ssm.replay_units())
     assert not failures(rows), report.table(failures(rows))
 
 
-SITES = {name: case for name, case in replay_mixing.load()["cases"].items() if "config" in case}
+SITES = {name: case for name, case in hyper_connections.load()["cases"].items() if "config" in case}
 
 
 @pytest.mark.parametrize("name", SITES)
 def test_golden_sites(name):
-    rows = replay_mixing.replay(name, SITES[name])
+    rows = hyper_connections.replay(name, SITES[name])
     assert sum(row.tap.startswith("gradient") for row in rows) >= 3
     assert not failures(rows), report.table(failures(rows))
 
 
 def test_golden_projections():
-    rows = list(replay_mixing.replay_projections(replay_mixing.load()["projections"]))
+    rows = list(hyper_connections.replay_projections(hyper_connections.load()["projections"]))
     assert len(rows) >= 13
     assert not failures(rows), report.table(failures(rows))
 
 
+@pytest.mark.parametrize("case", rlm.CASES.values(), ids=rlm.CASES)
+def test_golden_rlm(case):
+    rows = rlm.replay(case)
+    assert case.padded or sum(row.tap.startswith("gradient") for row in rows) >= 14
+    assert not failures(rows), report.table(failures(rows))
+
+
+@pytest.mark.parametrize("replay", [rlm.replay_units, rlm.replay_generation])
+def test_golden_rlm_units(replay):
+    rows = list(replay())
+    assert not failures(rows), report.table(failures(rows))
+
+
 def test_replay_needs_no_torch():
-    modules = "parity_tests.replay, parity_tests.replay_mixing, parity_tests.__main__"
+    modules = "parity_tests.replays.hyper_connections, parity_tests.replays.rlm, parity_tests.__main__"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,8 +14,8 @@ from torch_ref.config import as_record, one_of
 from torch_ref.nn.lm import LM, total_penalty
 from torch_ref.ops.loss import IGNORE
 
-# Matrices of dynamic topologies: they map the streams to coefficients.
-_MAPS = ("phi", "dynamic_alpha_fn", "dynamic_beta_fn", "alpha_fn", "beta_fn", "down", "up", "inject")
+# Matrices of dynamic topologies, which map the streams to coefficients, and the logits of a linear mHC layer.
+_MAPS = ("phi", "dynamic_alpha_fn", "dynamic_beta_fn", "alpha_fn", "beta_fn", "down", "up", "inject", "logits")
 
 
 def decayed(model: nn.Module, decay: str) -> set[str]:
@@ -62,23 +62,28 @@ def make_optimizer(model: nn.Module, config: Any) -> torch.optim.AdamW:
 def learning_rate(config: Any, step: int, total_steps: int) -> float:
     """Learning rate of optimizer step ``step``, counted from 0.
 
-    Linear warm-up, ``lr * (step + 1) / warmup_steps`` (``warmup_end="after"`` divides by one more); then constant, or a
-    cosine from ``lr`` to ``final_lr * lr`` that ends after ``decay_steps`` steps (0: ``total_steps``).
+    Linear warm-up, ``lr * (step + 1) / warmup_steps`` (``warmup_end="after"`` divides by one more, ``"after_zero"``
+    takes ``step / warmup_steps``); then constant, or a decay that ends after ``decay_steps`` steps (0:
+    ``total_steps``): a cosine from ``lr`` to ``final_lr * lr``, or a cosine or a line to 0 that stays at
+    ``final_lr * lr`` below that.
 
     Args:
         config: fields lr, schedule, warmup_steps, warmup_end, decay_steps, final_lr.
     """
     config = as_record(config)
-    one_of("schedule", config.schedule, ("constant", "cosine"))
+    one_of("schedule", config.schedule, ("constant", "cosine", "cosine_floored", "linear_floored"))
+    end = one_of("warmup_end", getattr(config, "warmup_end", "last"), ("last", "after", "after_zero"))
     if step < config.warmup_steps:
-        after = one_of("warmup_end", getattr(config, "warmup_end", "last"), ("last", "after")) == "after"
-        return config.lr * (step + 1) / (config.warmup_steps + after)
+        done, steps = step if end == "after_zero" else step + 1, config.warmup_steps + (end == "after")
+        return config.lr * done / steps
     if config.schedule == "constant":
         return config.lr
     end = config.decay_steps or total_steps
     progress = min(1.0, (step - config.warmup_steps) / max(1, end - config.warmup_steps))
-    cosine = 0.5 * (1 + math.cos(math.pi * progress))
-    return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
+    cosine = (1 + math.cos(math.pi * progress)) / 2
+    if config.schedule == "cosine":
+        return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
+    return config.lr * max(config.final_lr, cosine if config.schedule == "cosine_floored" else 1 - progress)
 
 
 def train_step(

@@ -31,12 +31,13 @@ class OptimConfig(Config):
             kernels, as nanoGPT does; ``"all"`` also embeddings, gains, biases, poles and mixing logits, as the
             original mHC-SSM does.
         clip: largest global gradient norm, enforced by a factor of ``clip / (norm + 1e-6)`` as in PyTorch; 0 for none.
-        schedule: ``"cosine"`` decays to ``final_lr * lr`` after a linear warm-up; ``"constant"`` only warms up.
+        schedule: after a linear warm-up, ``"cosine"`` decays to ``final_lr * lr``; ``"cosine_floored"`` and
+            ``"linear_floored"`` decay to 0, but stop at ``final_lr * lr``, as in RLM-mHC; ``"constant"`` stays.
         warmup_steps: optimizer steps of linear warm-up.
-        warmup_end: the first step with the full rate: the ``"last"`` of the warm-up, or the one ``"after"`` it, as in
-            nanoGPT.
-        decay_steps: optimizer steps until the end of the cosine, including the warm-up; 0 for the whole run.
-        final_lr: fraction of ``lr`` at the end of the cosine.
+        warmup_end: the first step with the full rate: the ``"last"`` of the warm-up; the one ``"after"`` it, as in
+            nanoGPT; or ``"after_zero"``, the same with a first step at rate 0, as in RLM-mHC.
+        decay_steps: optimizer steps until the end of the decay, including the warm-up; 0 for the whole run.
+        final_lr: fraction of ``lr`` at the end of the decay.
         value_lr: peak learning rate of the value-residual weights, scheduled like ``lr``; 0 for ``lr`` itself.
         residual_lr: the same for all parameters that read, mix and write residual streams.
     """
@@ -48,9 +49,9 @@ class OptimConfig(Config):
     weight_decay: float = 0.1
     decay: Literal["matrices", "kernels", "all"] = "matrices"
     clip: float = 1.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_floored", "linear_floored", "constant"] = "cosine"
     warmup_steps: int = 100
-    warmup_end: Literal["last", "after"] = "last"
+    warmup_end: Literal["last", "after", "after_zero"] = "last"
     decay_steps: int = 0
     final_lr: float = 0.1
     value_lr: float = 0.0

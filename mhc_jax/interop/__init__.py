@@ -9,6 +9,7 @@ from mhc_jax.interop import (
 from mhc_jax.interop.huggingface import load_huggingface, save_huggingface
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.original import from_original, to_original
+from mhc_jax.interop.rlm import load_rlm, save_rlm
 from mhc_jax.interop.store import is_huggingface, load, save
 from mhc_jax.interop.torch_weights import from_torch, to_torch
 
@@ -20,8 +21,10 @@ __all__ = [
     "is_huggingface",
     "load",
     "load_huggingface",
+    "load_rlm",
     "save",
     "save_huggingface",
+    "save_rlm",
     "to_original",
     "to_torch",
 ]

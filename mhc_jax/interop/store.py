@@ -112,48 +112,50 @@ def write_folder(
     config: str,
     *,
     ours: Callable[[Path], bool],
+    name: str = CONFIG,
 ) -> None:
-    """Writes ``config.json`` and ``model.safetensors`` into a folder that appears whole or not at all.
+    """Writes the configuration and ``model.safetensors`` into a folder that appears whole or not at all.
 
     Args:
         directory: new, empty, or an earlier export, which is replaced.
         tensors: the weights.
-        config: the text of ``config.json``.
+        config: the text of the configuration.
         ours: whether a folder holds an earlier export.
+        name: file of the configuration.
 
     Raises:
         InteropError: ``directory`` holds anything else or cannot be written, or a value is not finite.
     """
     directory = Path(directory).absolute()
-    _check_replaceable(directory, ours)
+    _check_replaceable(directory, ours, name)
     check_finite(tensors)
     try:
-        _write(directory, tensors, config)
+        _write(directory, tensors, config, name)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InteropError(f"cannot write {directory}: {reason}; make room, or choose another folder") from None
 
 
-def _write(directory: Path, tensors: Mapping[str, np.ndarray], config: str) -> None:
+def _write(directory: Path, tensors: Mapping[str, np.ndarray], config: str, name: str) -> None:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{directory.name}.") as scratch:
         new, old = Path(scratch, "new"), Path(scratch, "old")
         new.mkdir()
         save_file(dict(tensors), new / WEIGHTS, metadata={"format": "pt", DIGEST: tensors_digest(tensors)})
-        (new / CONFIG).write_text(config, encoding="utf-8")
-        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # safetensors keeps its files to their owner
+        (new / name).write_text(config, encoding="utf-8")
+        (new / WEIGHTS).chmod((new / name).stat().st_mode)  # safetensors keeps its files to their owner
         if directory.exists():
             directory.rename(old)
         new.rename(directory)
 
 
-def _check_replaceable(directory: Path, ours: Callable[[Path], bool]) -> None:
+def _check_replaceable(directory: Path, ours: Callable[[Path], bool], name: str) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
         raise InteropError(f"{directory} is a file; choose the name of a folder")
     held = {path.name for path in directory.iterdir()}
-    other = sorted(held - {CONFIG, WEIGHTS})
+    other = sorted(held - {name, WEIGHTS})
     if other:
         raise InteropError(f"{directory} holds other files ({', '.join(other[:5])}); choose a new or empty folder")
     if held and not ours(directory):

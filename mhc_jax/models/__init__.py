@@ -2,6 +2,7 @@
 
 from mhc_jax.models.gpt import gpt2, nanogpt
 from mhc_jax.models.mhc_ssm import mhc_ssm
+from mhc_jax.models.rlm import rlm
 from mhc_jax.models.topologies import with_topology
 
-__all__ = ["gpt2", "mhc_ssm", "nanogpt", "with_topology"]
+__all__ = ["gpt2", "mhc_ssm", "nanogpt", "rlm", "with_topology"]

@@ -23,6 +23,9 @@ from mhc_jax.nn.value_residual import ValueResidual, ValueResidualConfig
 from mhc_jax.ops import streams
 from mhc_jax.precision import policy
 
+# Of a block, in the order in which they run.
+SITES = ("before_mixer", "mixer", "before_mlp", "mlp")
+
 
 @dataclasses.dataclass(frozen=True)
 class BackboneConfig(Config):
@@ -38,6 +41,7 @@ class BackboneConfig(Config):
             its first logits are n times too large. The default collapses first.
         residual, ends, adapters, mixer: the parts; adapters need a topology with streams.
         mlp: the channel mixer, a second site of every block; None for blocks of one site.
+        before_mixer, before_mlp: channel mixers of further sites before those two; None for none.
         value_residual: lets every layer use the first one's values.
         stream_diversity: coefficient of mHC-SSM's auxiliary loss on streams that are not orthogonal to each other; see
             :func:`mhc_jax.ops.streams.diversity`.
@@ -53,6 +57,8 @@ class BackboneConfig(Config):
     adapters: StreamAdaptersConfig | None = None
     mixer: MixerConfig = DiagonalSSMConfig()
     mlp: ChannelMixerConfig | None = None
+    before_mixer: ChannelMixerConfig | None = None
+    before_mlp: ChannelMixerConfig | None = None
     value_residual: ValueResidualConfig | None = None
     stream_diversity: float = 0.0
 
@@ -84,9 +90,9 @@ class BackboneConfig(Config):
         )
 
     @property
-    def sites_per_layer(self) -> int:
-        """Residual sites of one block."""
-        return 1 if self.mlp is None else 2
+    def sites(self) -> dict[str, MixerConfig | ChannelMixerConfig]:
+        """The branch of every residual site of a block by the site's name, in the order in which they run."""
+        return {name: part for name in SITES if (part := getattr(self, name)) is not None}
 
 
 # Fields of the norm that older records had beside its name.
@@ -111,17 +117,19 @@ class Backbone(nnx.Module):
     def __init__(self, config: BackboneConfig, execution: Execution, init: Init):
         self.config, self.execution, self.policy = config, execution, policy(execution.policy)
         self.ends = config.ends.build(config.width, config.residual.stream_count, self.policy, init / "ends")
-        blocks = Init(init.key, f"{init.path}/blocks", sites=config.layers * config.sites_per_layer)
+        blocks = Init(init.key, f"{init.path}/blocks", sites=config.layers * len(config.sites))
         self.blocks = build_stack(self._build_block, config.layers, blocks)
         self.final_norm = config.norm.build(config.width, init / "final_norm")
 
     def _build_block(self, init: Init) -> Block:
         config = self.config
-        first = init.index * config.sites_per_layer
-        mixer = self._build_site(config.mixer, (init / "mixer").at(first))
-        mlp = None if config.mlp is None else self._build_site(config.mlp, (init / "mlp").at(first + 1))
+        first = init.index * len(config.sites)
+        sites = {
+            name: self._build_site(part, (init / name).at(first + i))
+            for i, (name, part) in enumerate(config.sites.items())
+        }
         values = None if config.value_residual is None else ValueResidual(config.value_residual, init / "values")
-        return Block(mixer, mlp, values)
+        return Block(**sites, values=values)
 
     def _build_site(self, part: MixerConfig | ChannelMixerConfig, init: Init) -> Site:
         config = self.config

@@ -68,10 +68,22 @@ class Site(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: a site ``mixer`` with a sequence mixer and, in most models, a site ``mlp`` with a channel mixer."""
+    """One layer: sites in the order ``before_mixer``, ``mixer``, ``before_mlp``, ``mlp``.
 
-    def __init__(self, mixer: Site, mlp: Site | None, values: ValueResidual | None):
-        self.mixer, self.mlp, self.values = mixer, mlp, values
+    The site ``mixer`` has a sequence mixer, and the others, which need not exist, have channel mixers.
+    """
+
+    def __init__(
+        self,
+        mixer: Site,
+        mlp: Site | None = None,
+        values: ValueResidual | None = None,
+        *,
+        before_mixer: Site | None = None,
+        before_mlp: Site | None = None,
+    ):
+        self.before_mixer, self.mixer, self.before_mlp, self.mlp = before_mixer, mixer, before_mlp, mlp
+        self.values = values
 
     def init_state(self, batch: int, max_len: int) -> MixerState:
         """The mixer's state before the first token."""
@@ -87,8 +99,16 @@ class Block(nnx.Module):
         def mix(x: jax.Array, inside: Scope):
             return mixer(x, memory, inside.replace(values=shared or own_values))
 
+        state = _through_channels(self.before_mixer, state, scope / "before_mixer")
         state, memory = self.mixer(state, mix, scope / "mixer")
-        if self.mlp is not None:
-            branch: Any = self.mlp.branch
-            state, _ = self.mlp(state, lambda x, inside: (branch(x, inside), None), scope / "mlp")
+        state = _through_channels(self.before_mlp, state, scope / "before_mlp")
+        state = _through_channels(self.mlp, state, scope / "mlp")
         return (state, None if shared is None else shared.first), memory
+
+
+def _through_channels(site: Site | None, state: State, scope: Scope) -> State:
+    """The state after a site with a channel mixer, if the layer has it."""
+    if site is None:
+        return state
+    branch: Any = site.branch
+    return site(state, lambda x, inside: (branch(x, inside), None), scope)[0]

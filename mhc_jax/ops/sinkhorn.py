@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 SINKHORN_EPS = 1e-8
 CLAMP = 1e-12
+CLIP = 50.0
 # Streams may be linked by weights that underflow; then the links' forces vanish too, and 0 / floor is 0.
 WEIGHT_FLOOR = 1e-30
 
@@ -85,6 +86,25 @@ def sinkhorn_clamped(logits_NN: Float[Array, "*L N N"], *, iters: int) -> Float[
 
     largest = jax.lax.stop_gradient(jnp.max(logits_NN, axis=-1, keepdims=True))
     return _iterate(iteration, jnp.exp(logits_NN - largest), iters)
+
+
+def sinkhorn_clipped(
+    logits_NN: Float[Array, "*L N N"], *, iters: int, eps: float = SINKHORN_EPS
+) -> Float[Array, "*L N N"]:
+    """The form of RLM-mHC: exponentials of logits clipped to ±50, then rows and columns over their sum plus ``eps``.
+
+    Columns sum to one up to ``eps``, which a row of logits near -50 does not outweigh: then the result is another
+    matrix than the exact projection. ``iters = 0`` returns the bare exponentials, as the original does.
+
+    Raises:
+        ValueError: ``iters < 0``.
+    """
+    _check(iters, 0, 1.0)
+
+    def iteration(p):
+        return _normalised(_normalised(p, ROWS, eps), COLUMNS, eps)
+
+    return _iterate(iteration, jnp.exp(jnp.clip(logits_NN, -CLIP, CLIP)), iters)
 
 
 def sinkhorn_deepseek(logits_NN: Float[Array, "*L N N"], *, iters: int, eps: float = 1e-6) -> Float[Array, "*L N N"]:

@@ -25,7 +25,7 @@ def _sinkhorn():
     yield op("sinkhorn.log_sinkhorn_columns_then_rows", "of 1", logits, iters=1)
     yield op("sinkhorn.sinkhorn_clamped", "of 0", logits, iters=0)
     yield op("sinkhorn.sinkhorn_deepseek", "of 1", logits, iters=1)
-    for name in ("sinkhorn_clamped", "sinkhorn_deepseek"):
+    for name in ("sinkhorn_clamped", "sinkhorn_clipped", "sinkhorn_deepseek"):
         yield op(f"sinkhorn.{name}", "of 2", logits, iters=2)
         yield op(f"sinkhorn.{name}", "of 20, per token", several, iters=20)
 

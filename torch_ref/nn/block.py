@@ -1,7 +1,7 @@
 """A site (a residual topology around a normalised branch), and the block of sites that is one layer."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.nn.functional as F
@@ -39,11 +39,17 @@ class Site(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: a site ``mixer`` and, in most models, a site ``mlp``; with value residual, its weights ``values``."""
+    """One layer: its sites by name, of which ``mixer`` mixes tokens; with value residual, its weights ``values``."""
 
-    def __init__(self, mixer: Site, mlp: Site | None, values: ValueResidual | None):
+    mixer: Site
+    values: ValueResidual | None
+
+    def __init__(self, sites: Mapping[str, Site], values: ValueResidual | None):
         super().__init__()
-        self.mixer, self.mlp, self.values = mixer, mlp, values
+        self.names = tuple(sites)
+        for name, site in sites.items():
+            self.add_module(name, site)
+        self.values = values
 
     def init_memory(self, batch: int, max_len: int) -> Any:
         """The mixer's state before the first token."""
@@ -71,8 +77,10 @@ class Block(nn.Module):
         def mix(x: Tensor, inside: Scope) -> tuple[Tensor, Any]:
             return self.mixer.branch(x, memory, dataclasses.replace(inside, values=values))
 
-        state, memory = self.mixer(state, mix, scope / "mixer")
-        if self.mlp is not None:
-            branch = self.mlp.branch
-            state, _ = self.mlp(state, lambda x, inside: (branch(x, inside), None), scope / "mlp")
+        for name in self.names:
+            site: Any = self.get_submodule(name)
+            if name == "mixer":
+                state, memory = site(state, mix, scope / name)
+            else:
+                state, _ = site(state, lambda x, inside, site=site: (site.branch(x, inside), None), scope / name)
         return state, seen, memory

@@ -230,11 +230,15 @@ def _norm_of(config: Any) -> Any:
 
 
 def _block(config: Any, layer: int) -> Block:
-    parts = [("mixer", config.mixer)] + ([] if config.mlp is None else [("channel", config.mlp)])
+    """Sites run in the order in which they stand here; those that an older configuration does not know are absent."""
+    axes = {"before_mixer": "channel", "mixer": "mixer", "before_mlp": "channel", "mlp": "channel"}
+    parts = {name: part for name in axes if (part := getattr(config, name, None)) is not None}
     sites = config.layers * len(parts)
-    built = [_site(config, axis, part, layer * len(parts) + i, sites) for i, (axis, part) in enumerate(parts)]
-    values = None if config.value_residual is None else ValueResidual(config.value_residual)
-    return Block(built[0], built[1] if len(built) > 1 else None, values)
+    built = {
+        name: _site(config, axes[name], part, layer * len(parts) + i, sites)
+        for i, (name, part) in enumerate(parts.items())
+    }
+    return Block(built, None if config.value_residual is None else ValueResidual(config.value_residual))
 
 
 def _site(config: Any, axis: str, part: Any, site: int, sites: int) -> Site:

@@ -74,6 +74,22 @@ def sinkhorn_clamped(logits_NN: Tensor, *, iters: int) -> Tensor:
     return p
 
 
+def sinkhorn_clipped(logits_NN: Tensor, *, iters: int, eps: float = SINKHORN_EPS) -> Tensor:
+    """Form of RLM-mHC: logits are clipped to [-50, 50], and their exponentials divided by sums of rows, then columns.
+
+    ``eps`` is added to every sum. ``iters = 0`` returns the exponentials.
+
+    Raises:
+        ValueError: ``iters < 0``.
+    """
+    check(iters, 0, 1.0)
+    p = logits_NN.clamp(-50, 50).exp()
+    for _ in range(iters):
+        for axis in (-1, -2):
+            p = p / (p.sum(axis, keepdim=True) + eps)
+    return p
+
+
 def sinkhorn_deepseek(logits_NN: Tensor, *, iters: int, eps: float = DEEPSEEK_EPS) -> Tensor:
     """Form of DeepSeek-V4: a softmax of every column, then rows and columns in turn, rows last; ``eps`` in each sum.
 

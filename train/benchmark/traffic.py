@@ -85,7 +85,7 @@ def site(config: RunConfig, model: ModelConfig) -> dict[str, float]:
     tokens = config.data.batch_size * config.data.seq_len
     unit = tokens * model.width * np.dtype(policy(model.execution.policy).streams).itemsize
     forward, both = (
-        _added(config, model, backward=backward) / model.sites_per_layer / np.array([unit, unit, 1])
+        _added(config, model, backward=backward) / len(model.sites) / np.array([unit, unit, 1])
         for backward in (False, True)
     )
     return {"forward": forward[0], "both": both[0], "both (XLA)": both[1], "kernels": both[2]}
@@ -122,7 +122,7 @@ def _notes(config: RunConfig) -> list[str]:
         f"Compiled for {jax.devices()[0].device_kind}: width {model.width}, {data.batch_size} sequences of "
         f"{data.seq_len} tokens, {model.execution.policy}, remat {model.execution.remat}. The unit is one array of the "
         f"width for one token at one site, in the dtype of the streams: what layer {DEEP} adds to an unrolled stack of "
-        f"{SHALLOW}, divided by the {model.sites_per_layer} sites of a layer. The first row is all that a plain site "
+        f"{SHALLOW}, divided by the {len(model.sites)} sites of a layer. The first row is all that a plain site "
         "moves, its branch included; the others are what a topology adds to that (a branch that runs twice too).",
         "forward, both (forward and backward): every kernel reads its operands and writes its results once, of an "
         "operand that it only slices no more than the slices; a loop counts as often as it runs. Caches are not "

@@ -201,7 +201,7 @@ def test_the_second_signal_acts_at_once(folder, place):
         (["train.compare", "whole"], "train/compare.py:draw_curves 1"),
         (["train.prepare_fineweb", "--out", "shards"], "train/prepare_fineweb.py:prepare 1"),
         (["train.benchmark", "quickstart", "--what", "traffic", "--out", ""], "train/benchmark/traffic.py:table 1"),
-        (["parity_tests", "--golden"], "parity_tests/replay.py:rows 1"),
+        (["parity_tests", "--golden"], "parity_tests/replays/__init__.py:rows 1"),
     ],
 )
 def test_every_command_ends_in_one_line(folder, argv, place):

@@ -203,6 +203,13 @@ def test_clipping_keeps_what_is_short_and_dtypes():
         ({"warmup_steps": 0, "final_lr": 0.5}, 8, {0: 2.0, 2: 1.5 + 0.5 * 2**-0.5, 4: 1.5, 8: 1.0, 100: 1.0}),
         ({"warmup_steps": 2, "final_lr": 0.0, "decay_steps": 6}, 50, {0: 1.0, 1: 2.0, 2: 2.0, 4: 1.0, 6: 0.0, 49: 0.0}),
         ({"warmup_steps": 10, "final_lr": 0.0}, 5, {0: 0.2, 4: 1.0, 9: 2.0}),
+        # RLM-mHC's own factors.
+        (
+            {"warmup_steps": 2, "warmup_end": "after_zero", "schedule": "cosine_floored"},
+            20,
+            {0: 0.0, 1: 1.0, 2: 2.0, 11: 1.0, 16: 2 * 0.116978, 17: 0.2, 20: 0.2, 90: 0.2},
+        ),
+        ({"warmup_steps": 0, "schedule": "linear_floored", "final_lr": 0.25}, 8, {0: 2.0, 2: 1.5, 6: 0.5, 7: 0.5}),
     ],
 )
 def test_schedules(changes, total, rates):

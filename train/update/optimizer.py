@@ -72,22 +72,30 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     """Learning rate by number of updates made so far, from 0.
 
     ``lr * (step + 1) / warmup_steps`` while ``step < warmup_steps``, so the last step of the warm-up has
-    the full rate (with ``warmup_end="after"`` over ``warmup_steps + 1``, so the next one has); then half a cosine from
-    ``lr`` towards ``final_lr * lr``, reached after ``decay_steps`` (if that is 0, ``total_steps``).
+    the full rate (with ``warmup_end="after"`` over ``warmup_steps + 1``, so the next one has; with ``"after_zero"``
+    ``step / warmup_steps``, so the first one has none); then the decay of :func:`_decayed`, which ends after
+    ``decay_steps`` (if that is 0, ``total_steps``).
     """
     ramp = max(1, config.warmup_steps) + (config.warmup_end == "after")
     decay_steps = max(1, (config.decay_steps or total_steps) - config.warmup_steps)
 
     def rate(step):
         step = jnp.asarray(step, float)  # float64 where that is switched on; an int32 would divide to float32
-        warmup = jnp.where(step < config.warmup_steps, (step + 1) / ramp, 1)
-        if config.schedule == "constant":
-            return config.lr * warmup
+        warmup = jnp.where(step < config.warmup_steps, (step + (config.warmup_end != "after_zero")) / ramp, 1)
         progress = jnp.clip((step - config.warmup_steps) / decay_steps, 0, 1)
-        cosine = config.final_lr + (1 - config.final_lr) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        return config.lr * warmup * cosine
+        return config.lr * warmup * _decayed(config, progress)
 
     return rate
+
+
+def _decayed(config: OptimConfig, progress: jax.Array) -> jax.Array | float:
+    """The share of the peak rate that is left at a share ``progress`` of the decay."""
+    if config.schedule == "constant":
+        return 1.0
+    half_cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+    if config.schedule == "cosine":
+        return config.final_lr + (1 - config.final_lr) * half_cosine
+    return jnp.maximum(config.final_lr, half_cosine if config.schedule == "cosine_floored" else 1 - progress)
 
 
 # The roles that are decayed.

@@ -26,8 +26,8 @@ class AttentionConfig(MixerConfig):
         kv_heads: G, of keys and values; divides H, and is H if None (grouped queries, arXiv 2305.13245).
         head_width: K; the width over H if None.
         bias: whether the four projections have biases.
-        init_std: standard deviation of the projections; that of the output is divided by the square root of the number
-            of sites, as in GPT-2.
+        init_std: standard deviation of the projections.
+        scale_output: divide that of the output by the square root of the number of sites, as in GPT-2.
         rotary: turns queries and keys by their positions, in pairs of channels; see :mod:`mhc_jax.ops.rotary`. With
             ``"none"`` positions come with the embedding.
         rotary_base: base of the rotary angles.
@@ -47,6 +47,7 @@ class AttentionConfig(MixerConfig):
     causal: bool = True
     bias: bool = True
     init_std: float = 0.02
+    scale_output: bool = True
     dropout: float = 0.0
     views: int = 1
     implementation: AttentionName = "xla"
@@ -115,13 +116,14 @@ class Attention(Mixer):
         self.config, self.policy, self.views = config, policy, config.views
         self.head_width = config.width_of_head(width)
         queries, values = config.heads * self.head_width, config.value_width(width)
+        last = config.init_std * (init.sites**-0.5 if config.scale_output else 1)
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
             Dense(inputs, outputs, init / name, axes, kernel=normal(std), bias=zeros if config.bias else False)
             for name, inputs, outputs, axes, std in (
                 ("q_proj", width, queries, ("embed", "heads"), config.init_std),
                 ("k_proj", width, values, ("embed", "heads"), config.init_std),
                 ("v_proj", width, values, ("embed", "heads"), config.init_std),
-                ("out_proj", queries, width, ("heads", "embed"), config.init_std * init.sites**-0.5),
+                ("out_proj", queries, width, ("heads", "embed"), last),
             )
         )
         self.q_norm, self.k_norm = (

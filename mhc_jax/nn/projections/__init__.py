@@ -4,6 +4,7 @@ from mhc_jax.nn.projections.base import ProjectionConfig
 from mhc_jax.nn.projections.cayley import CayleyConfig
 from mhc_jax.nn.projections.circulant import CirculantConfig
 from mhc_jax.nn.projections.clamped_sinkhorn import ClampedSinkhornConfig
+from mhc_jax.nn.projections.clipped_sinkhorn import ClippedSinkhornConfig
 from mhc_jax.nn.projections.deepseek_sinkhorn import DeepseekSinkhornConfig
 from mhc_jax.nn.projections.identity import IdentityProjectionConfig
 from mhc_jax.nn.projections.kronecker import KroneckerConfig
@@ -17,6 +18,7 @@ __all__ = [
     "CayleyConfig",
     "CirculantConfig",
     "ClampedSinkhornConfig",
+    "ClippedSinkhornConfig",
     "DeepseekSinkhornConfig",
     "IdentityProjectionConfig",
     "KroneckerConfig",

@@ -52,7 +52,8 @@ class Attention(Mixer):
         self.q_proj = linear(width, inner, config.init_std, config.bias)
         self.k_proj = linear(width, carried, config.init_std, config.bias)
         self.v_proj = linear(width, carried, config.init_std, config.bias)
-        self.out_proj = linear(inner, width, config.init_std / sites**0.5, config.bias)
+        scale = sites**-0.5 if getattr(config, "scale_output", True) else 1.0
+        self.out_proj = linear(inner, width, config.init_std * scale, config.bias)
         normalise = _qk_norm_of(config)
         self.q_norm = build_norm(normalise, self.head_width) if normalise else None
         self.k_norm = build_norm(normalise, self.head_width) if normalise else None

@@ -4,6 +4,7 @@ from torch_ref.nn.projections.base import Projection, build_projection
 from torch_ref.nn.projections.cayley import Cayley
 from torch_ref.nn.projections.circulant import Circulant
 from torch_ref.nn.projections.clamped_sinkhorn import ClampedSinkhorn
+from torch_ref.nn.projections.clipped_sinkhorn import ClippedSinkhorn
 from torch_ref.nn.projections.deepseek_sinkhorn import DeepSeekSinkhorn
 from torch_ref.nn.projections.identity import Identity
 from torch_ref.nn.projections.kronecker import Kronecker
@@ -17,6 +18,7 @@ __all__ = [
     "Cayley",
     "Circulant",
     "ClampedSinkhorn",
+    "ClippedSinkhorn",
     "DeepSeekSinkhorn",
     "Identity",
     "Kronecker",

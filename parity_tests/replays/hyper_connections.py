@@ -4,10 +4,8 @@ The file of golden numbers describes itself under ``"about"``: each case names o
 parameters as sines of their flat index, and how they become ours.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,13 +24,14 @@ from mhc_jax.precision import policy
 from mhc_jax.tree import flatten, unflatten
 from parity_tests import tolerances
 from parity_tests.compare import Row, error
+from parity_tests.replays.base import summary
 
 Values = dict[str, Any]
 
 
 def load() -> dict[str, Any]:
     """The golden numbers."""
-    return json.loads((Path(__file__).parent / "golden" / "hyper_connections.json").read_text(encoding="utf-8"))
+    return summary("hyper_connections")
 
 
 def fill(shape: list[int] | tuple[int, ...], k: int, a: float = 1.0) -> np.ndarray:

@@ -5,10 +5,8 @@ Parameters come from a deterministic fill of the original's names and enter thro
 """
 
 import dataclasses
-import json
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,9 +19,11 @@ from mhc_jax.ops.diag_ssm import diag_ssm, pole
 from mhc_jax.ops.loss import cross_entropy
 from mhc_jax.ops.sinkhorn import sinkhorn_rows_then_columns
 from parity_tests import tolerances
-from parity_tests.compare import Row, error, ulp
+from parity_tests.compare import Row
+from parity_tests.replays import base
+from parity_tests.replays.base import row, summary
 
-FOLDER = Path(__file__).parent / "golden"
+SYSTEM = "mhc_ssm"
 VOCAB = 97
 
 
@@ -72,11 +72,8 @@ def fill(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def replay(case: Golden) -> list[Row]:
     """Logits, loss, diversity and every gradient of one case, in float32."""
-    summary = _summary()[case.name]
-    with np.load(FOLDER / "mhc_ssm.npz") as arrays:
-        prefix = f"{case.name}/grad/"
-        gradients = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
-        logits = arrays[f"{case.name}/logits"]
+    told, arrays = summary(SYSTEM)[case.name], base.arrays(SYSTEM, case.name)
+    gradients = base.gradients(arrays)
     weights = {name: fill(name, gradient.shape) for name, gradient in gradients.items()}
     config, params = interop.from_original("mhc_ssm", weights, **case.hints)
     tokens, targets = (np.random.RandomState(seed).randint(0, VOCAB, (2, case.time)) for seed in (0, 1))
@@ -91,60 +88,40 @@ def replay(case: Golden) -> list[Row]:
         diversity = output.penalties.get("stream_diversity", jnp.zeros(()))
         return total / count + case.diversity * diversity, (output.logits_BTV, total / count, diversity)
 
-    # On CPU, compiling the model takes far longer than running it.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    run = jax.jit(jax.grad(objective, has_aux=True), compiler_options=options)
-    found, (found_logits, loss, diversity) = run(params)
+    found, (logits, loss, diversity) = base.compiled(jax.grad(objective, has_aux=True))(params)
     found = interop.to_original("mhc_ssm", config, found)
     rows = [
-        _row(case.name, "logits", found_logits, logits),
-        _row(case.name, "loss", loss, summary["loss"]),
-        _row(case.name, "stream_diversity", diversity, summary["div"], tolerances.GOLDEN_DIVERSITY),
-        _row(case.name, "parameters", sum(x.size for x in weights.values()), summary["params"]),
+        row(case.name, "logits", logits, arrays["logits"]),
+        row(case.name, "loss", loss, told["loss"]),
+        row(case.name, "stream_diversity", diversity, told["div"], tolerances.GOLDEN_DIVERSITY),
+        row(case.name, "parameters", sum(x.size for x in weights.values()), told["params"]),
     ]
-    return rows + [_row(case.name, f"gradient {name}", found[name], gradients[name]) for name in gradients]
+    return rows + [row(case.name, f"gradient {name}", found[name], gradients[name]) for name in gradients]
 
 
 def replay_units() -> Iterator[Row]:
     """Sinkhorn and the diagonal SSM on their own."""
-    summary = _summary()
-    logits = np.asarray(summary["sk_in"], np.float32)
+    told = summary(SYSTEM)
+    logits = np.asarray(told["sk_in"], np.float32)
     for name, iters, temperature in (
         ("sk_it0_t1.0", 0, 1.0),
         ("sk_it1_t1.0", 1, 1.0),
         ("sk_it8_t1.0", 8, 1.0),
         ("sk_it8_t0.1", 8, 0.1),
     ):
-        yield _row(
-            "units", name, sinkhorn_rows_then_columns(logits, iters=iters, temperature=temperature), summary[name]
-        )
-    extreme = np.asarray(summary["sk_extreme_in"], np.float32)
-    yield _row("units", "sk_extreme", sinkhorn_rows_then_columns(extreme, iters=8), summary["sk_extreme"])
-    unit = summary["ssm_unit"]
+        yield row("units", name, sinkhorn_rows_then_columns(logits, iters=iters, temperature=temperature), told[name])
+    extreme = np.asarray(told["sk_extreme_in"], np.float32)
+    yield row("units", "sk_extreme", sinkhorn_rows_then_columns(extreme, iters=8), told["sk_extreme"])
+    unit = told["ssm_unit"]
     logit_a = np.array([-20, -2, 0, 2, 8, 20], np.float32)
     b, c, d = (np.full(6, value, np.float32) for value in (0.5, -0.7, 0.25))
     u = np.random.RandomState(3).standard_normal((2, 300, 6)).astype(np.float32)
     y, _ = diag_ssm(jnp.asarray(u), logit_a, b, c, d)
-    yield _row("units", "ssm a", pole(logit_a), unit["a"])
-    yield _row("units", "ssm y[0,0]", y[0, 0], unit["y[0,0]"])
-    yield _row("units", "ssm y[1,-1]", y[1, -1], unit["y[1,-1]"])
+    yield row("units", "ssm a", pole(logit_a), unit["a"])
+    yield row("units", "ssm y[0,0]", y[0, 0], unit["y[0,0]"])
+    yield row("units", "ssm y[1,-1]", y[1, -1], unit["y[1,-1]"])
 
 
 def rows() -> list[Row]:
     """All golden cases."""
     return [row for case in CASES.values() for row in replay(case)] + list(replay_units())
-
-
-def _summary() -> dict[str, Any]:
-    return json.loads((FOLDER / "mhc_ssm.json").read_text(encoding="utf-8"))
-
-
-def _row(case: str, tap: str, found: Any, golden: Any, least: float = tolerances.GOLDEN_SMALLEST) -> Row:
-    found, golden = np.asarray(found), np.asarray(golden, np.float64)
-    row = Row("golden", case, tap, golden.shape)
-    if found.shape != golden.shape:
-        return dataclasses.replace(row, fault=f"JAX's shape is {found.shape}")
-    distance = np.abs(found - golden).max()
-    allowed = tolerances.GOLDEN * max(np.abs(golden).max(), least)
-    fault = "" if distance <= allowed else f"differs by {distance:.1e} > {allowed:.1e}"
-    return dataclasses.replace(row, err_jax=error(found, golden), ulp=ulp(found, golden), fault=fault)
