@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.config import ConfigError, check_changes, check_name
-from mhc_jax.functional import Params
 from mhc_jax.models.gpt import ends_for
 from mhc_jax.nn.channel import LinearConfig, LinearMHCConfig, SwiGLUConfig
 from mhc_jax.nn.lm import LMConfig
@@ -78,7 +77,7 @@ def rlm(size: Size = "small", form: Form = "default", **changes: Any) -> LMConfi
     return config.replace(**changes)
 
 
-def fold(config: LMConfig, params: Params) -> tuple[LMConfig, Params]:
+def fold(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, Any]]:
     """The same function with every linear mHC layer as one matrix: 1 / (2n) of its parameters, for decoding.
 
     Args:
@@ -96,7 +95,7 @@ def fold(config: LMConfig, params: Params) -> tuple[LMConfig, Params]:
     return config.replace(**dict.fromkeys(sites, LinearConfig())), params | {"blocks": blocks}
 
 
-def _folded(config: LinearMHCConfig, branch: Params) -> Params:
+def _folded(config: LinearMHCConfig, branch: dict[str, Any]) -> dict[str, Any]:
     """Parameters of linear channel mixers, from those of the linear mHC of all layers."""
     layers, n = len(branch["expand"]["kernel"]), config.flows
     logits = branch.get("logits", jnp.zeros((layers, *config.projection.shape(n))))

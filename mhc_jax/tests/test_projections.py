@@ -277,7 +277,7 @@ def test_near_identity_is_near_the_identity(kind, n):
 def test_what_is_called_the_identity_is_it(kind):
     """Sites leave mixing out then."""
     config = registry.get("projection", kind)()
-    assert config.is_identity(1) or kind == "deepseek_sinkhorn"  # its epsilons
+    assert config.is_identity(1) or kind in ("clipped_sinkhorn", "deepseek_sinkhorn")  # their epsilons
     assert config.is_identity(4) == (kind == "identity")
     if config.is_identity(1):
         logits = 3 * np.random.default_rng(0).standard_normal((5, *config.shape(1))).astype(np.float32)
@@ -288,6 +288,7 @@ def test_inexact_forms_are_not_called_the_identity():
     for inexact in (
         configs.SinkhornConfig(domain="exp", order="rows_then_columns"),
         configs.ClampedSinkhornConfig(iters=0),
+        configs.ClippedSinkhornConfig(),
         configs.OrthostochasticConfig(normalise=False),
     ):
         assert not inexact.is_identity(1)

@@ -11,7 +11,7 @@ def flows(x_BTD: Tensor, expand_DM: Tensor, contract_MD: Tensor, mixing_NN: Tens
     """``sum_i (sum_j P[i, j] x E_j) C_i``: flow j of a token is ``x E_j``."""
     width = x_BTD.shape[-1]
     made = [x_BTD @ part for part in expand_DM.split(width, 1)]
-    mixed = [sum(weight * flow for weight, flow in zip(row, made, strict=True)) for row in mixing_NN]
+    mixed = [torch.stack([weight * flow for weight, flow in zip(row, made, strict=True)]).sum(0) for row in mixing_NN]
     return torch.stack([flow @ part for flow, part in zip(mixed, contract_MD.split(width, 0), strict=True)]).sum(0)
 
 
