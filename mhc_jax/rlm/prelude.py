@@ -23,13 +23,15 @@ def FINAL_VAR(_name):
     _submit(f"{_name}")
 
 def SHOW_VARS():
-    """The variables and their types."""
+    """The variables and their types, without modules."""
     _found = {}
     for _name in _assigned:
         try:
-            _found[_name] = type(eval(_name)).__name__
+            _kind = type(eval(_name)).__name__
         except NameError:
-            pass
+            continue
+        if _kind != "module":
+            _found[_name] = _kind
     return _found
 
 def _text(source):

@@ -1,9 +1,13 @@
 """Monty: what it has, what it lacks, and that nothing runs without it."""
 
+import shutil
+from unittest import mock
+
 import pytest
 
 from mhc_jax.rlm import environments
-from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, host, monty
+from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, bwrap, host, monty
+from mhc_jax.tests.sandboxes import missing
 
 
 def opened():
@@ -24,6 +28,34 @@ def test_monty_that_does_not_start_runs_nothing(tmp_path):
         environment.start({}, {})
     with pytest.raises(SandboxDied, match="closed"):
         environment.execute("1")
+
+
+def test_no_session_is_without_limits():
+    """Of the package's own limits, none bounds time or memory unless it is told to."""
+    environment = opened()
+    asked = []
+    pool = environment._pool
+    environment._pool = mock.Mock(checkout=lambda **options: asked.append(options) or pool.checkout(**options))
+    assert "before it" in environment.execute("'a' * 10 ** 10").error  # renews the session
+    environment._pool = pool
+    environment.close()
+    (limits,) = [options["limits"] for options in asked]
+    assert set(limits) == {"max_feed_duration_secs", "max_memory", "max_recursion_depth", "max_suspensions"}
+    assert all(limits.values())
+
+
+def test_bubblewrap_around_monty_that_does_not_start(monkeypatch):
+    if reason := missing():
+        pytest.skip(reason)
+    monkeypatch.setattr(bwrap, "WALLS", ["--no-such-flag"])
+    with pytest.raises(SandboxUnavailable, match="does not start"):
+        environments.make("monty+bwrap").start({}, {})
+
+
+def test_bubblewrap_around_monty_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(SandboxUnavailable, match="needs bubblewrap.* install it with"):
+        environments.make("monty+bwrap").start({}, {})
 
 
 def test_every_module_that_the_hint_names_exists():

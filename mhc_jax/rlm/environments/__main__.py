@@ -35,7 +35,9 @@ KINDS = {kind.name: kind for kind in (Monty, HardenedMonty, Bwrap, Bare)}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a line for each attempt and environment, and exits with 1 if one that is offered does not hold."""
-    parser = argparse.ArgumentParser(prog="python -m mhc_jax.rlm.environments", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m mhc_jax.rlm.environments", description="Makes all attempts to get out."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(KINDS)}; all if none is given")
     names = parser.parse_args(argv).names or [*KINDS]
     if unknown := set(names) - set(KINDS):

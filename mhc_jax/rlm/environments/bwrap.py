@@ -75,7 +75,7 @@ class Bwrap:
 
     def __init__(self, limits: Limits = Limits(), *, seed: int = 0):
         self._limits, self._seed = limits, seed
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Any = None
         self._open = False
         self._received, self._cell = bytearray(), 0
         self._given: dict[str, Any] = {}
@@ -85,6 +85,7 @@ class Bwrap:
 
     def start(self, names: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]) -> None:
         host.check_names({**names, **functions})
+        host.check_data(names)
         self.close()
         self._calls = host.Calls(functions)
         self._given, self._names, self._state = {}, set(), b""

@@ -25,10 +25,12 @@ MAX_CALLS = 2000
 
 GONE = "What this cell assigned is gone; the variables are as they were before it."
 
-# Where a line of code may give a name a value, in any scope.
+# Where a line of code may give names a value, in any scope.
 _ASSIGNED = re.compile(
-    r"^[ \t]*(?:(?:def|class)[ \t]+(?P<made>\w+)|for[ \t]+(?P<each>[\w, \t()]+?)[ \t]in\b"
-    r"|(?P<targets>\w+(?:[ \t]*[,=][ \t]*\w+)*)[ \t]*(?::[^=\n]*)?[-+*/|&]?=(?!=))",
+    r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+(?P<made>\w+)"
+    r"|(?:async[ \t]+)?for[ \t]+(?P<each>[\w, \t()]+?)[ \t]in\b"
+    r"|(?P<targets>\w+(?:[ \t]*[,=][ \t]*\w+)*)[ \t]*(?::[^=\n]*)?[-+*/|&]?=(?!=))"
+    r"|\bas[ \t]+(?P<alias>\w+)|\b(?P<walrus>\w+)[ \t]*:=",
     re.MULTILINE,
 )
 
@@ -176,14 +178,14 @@ def check_data(names: Mapping[str, Any]) -> None:
 
 def _check_text(text: str) -> None:
     try:
-        text.isascii() or text.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise ToolError("a text with half a surrogate pair") from None
 
 
 def assigned(code: str) -> set[str]:
     """The names that may have a value after ``code``, by a look at its lines: nothing of it is parsed here."""
-    found = (match["made"] or match["each"] or match["targets"] for match in _ASSIGNED.finditer(code))
+    found = (part for match in _ASSIGNED.finditer(code) for part in match.groups() if part)
     names = {name for part in found for name in re.findall(r"\w+", part)}
     return {name for name in names if name.isidentifier() and not keyword.iskeyword(name) and name[0] != "_"}
 
@@ -194,8 +196,8 @@ def too_long(code: str) -> str | None:
 
 
 def shown(value: Any) -> str:
-    """A last bare expression as a line of output; empty for None and for what only the sandbox should format."""
+    """A last bare expression as a line of output; empty for None. What is no plain data is formatted inside alone."""
     try:
         return "" if value is None else f"{value if type(value) is str else repr(plain(value))}\n"
     except ToolError:
-        return ""
+        return "[The last value is not shown; print(...) shows it.]\n"

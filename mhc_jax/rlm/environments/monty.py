@@ -15,10 +15,17 @@ from mhc_jax.rlm.environments import host
 from mhc_jax.rlm.environments.base import Cell, SandboxDied, SandboxUnavailable, ToolError
 from mhc_jax.rlm.limits import Limits
 
-try:
-    import pydantic_monty as monty
-except ImportError:
-    monty = None
+
+def _package() -> Any:
+    try:
+        import pydantic_monty
+
+        return pydantic_monty
+    except ImportError:
+        return None
+
+
+monty = _package()
 
 INSTALL = "install it with: pip install 'pydantic-monty>=1.4,<2'"
 # The same instant in every session, and a sleep that takes no time.
@@ -60,13 +67,15 @@ class Monty:
 
     def __init__(self, limits: Limits = Limits(), binary: Path | None = None, *, seed: int = 0):
         self._limits, self._binary, self._seed = limits, binary, seed
-        self._pool = self._session = None
+        self._pool: Any = None
+        self._session: Any = None
         self._state = b""
         self._names: set[str] = set()
         self._calls = host.Calls({})
 
     def start(self, names: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]) -> None:
         host.check_names({**names, **functions})
+        host.check_data(names)
         self.close()
         self._open(functions)
         self._names = set()
@@ -218,7 +227,7 @@ class Monty:
     def _known(self) -> str:
         return f"_assigned = {sorted(self._names)}\n"
 
-    def _words(self, fault: "monty.MontyError") -> str:
+    def _words(self, fault: Any) -> str:
         """An error as the model is told it: message, lines of its own code, advice."""
         if isinstance(fault, monty.MontyCrashedError):
             return f"The sandbox ended: it took too much time or memory at once ({fault})"
@@ -231,7 +240,7 @@ class Monty:
         return "\n".join([message, *lines[-5:], *([hint] if hint else [])])
 
 
-def _spoils(fault: "monty.MontyError") -> bool:
+def _spoils(fault: Any) -> bool:
     """Whether a session is to be left after it: the worker is gone, or a limit has cut it short at any place."""
     cut = isinstance(fault.exception(), TimeoutError | MemoryError) or "suspension limit" in str(fault)
     return isinstance(fault, monty.MontyCrashedError) or cut

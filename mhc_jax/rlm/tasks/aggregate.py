@@ -74,7 +74,7 @@ def most_common(draw: random.Random, length: int) -> Task:
     """Which kind is the most, or the least, common."""
     most = draw.random() < 0.5
     context, numbers = _untied(draw, length)
-    truth = (max if most else min)(numbers, key=numbers.get)
+    truth = (max if most else min)(numbers, key=lambda kind: numbers[kind])
     word, pick = ("most", "max") if most else ("least", "min")
     program = (
         f"{READ}{COUNT.format(condition='1')}"
