@@ -58,15 +58,20 @@ def chunk(size=10000, overlap=0, source=None):
 def search(pattern, max_results=10, window=100, source=None):
     """Where a regular expression occurs in context or another text: pairs of position and surroundings."""
     text = _text(source)
-    found, expression, at = [], _re.compile(pattern), 0
-    while len(found) < max_results and at <= len(text):
-        match = expression.search(text[at:] if at else text)
-        if match is None:
-            break
-        start = at + match.start()
-        end = at + match.end()
+    _re.compile(pattern)
+    flags = _re.match(r"(?:\\(\\?[aimsux]+\\))*", pattern).group(0)
+    body = pattern[len(flags) :]
+    if _re.search(r"\\\\[1-9]", body):
+        raise ValueError("search: no back references; re has them")
+    # Cut at each match, with the match kept; the groups of the pattern follow it.
+    groups = len(_re.search(f"{flags}(?:{body})|", "").groups())
+    parts = _re.split(f"{flags}({body})", text, maxsplit=max_results) if max_results > 0 else []
+    found, start = [], 0
+    for at in range(1, len(parts), 2 + groups):
+        start += len(parts[at - 1])
+        end = start + len(parts[at])
         found.append((start, text[max(0, start - window) : end + window]))
-        at = max(end, start + 1)
+        start = end
     return found
 '''
 

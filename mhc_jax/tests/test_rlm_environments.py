@@ -105,7 +105,10 @@ def test_faults_of_functions_reach_the_code_in_words_of_our_own(begin):
     def spent(x):
         raise ToolError("no calls are left")
 
-    run = begin(secret=secret, spent=spent).execute
+    run = begin(secret=secret, spent=spent, biggest=max, odd=lambda: {1, 2}).execute
+    assert run("biggest(1, 3), biggest([4, 2])").stdout == "(3, 4)\n"
+    assert "biggest failed: TypeError" in run("biggest(1)").error
+    assert "odd returned what cannot be passed in" in run("odd()").error
     assert "no calls are left" in run("spent(1)").error
     fault = run("secret(1)").error
     assert "secret failed: FileNotFoundError" in fault
@@ -212,6 +215,22 @@ def test_variables_named_as_those_of_the_helpers(run, name):
     run(f"{name} = [1]")
     assert "'list'" in run("SHOW_VARS()").stdout
     assert run(f"FINAL_VAR('{name}')").answer == "[1]"
+
+
+def test_search_reads_a_pattern_as_re_does(run):
+    run("text = 'ab\\ncd AB\\nab'")
+    for pattern, places in (
+        ("^ab", [0]),
+        ("(?m)^ab", [0, 9]),
+        ("(?i)ab$", [9]),
+        ("(?im)(a)(?P<last>b|x)?$", [0, 6, 9]),
+        (r"(?<=\n)c|\bA", [3, 6]),
+        ("a|(z)", [0, 9]),
+    ):
+        assert run(f"[at for at, around in search({pattern!r}, 5, 1, text)]").stdout == f"{places}\n", pattern
+    assert "no back references" in run("search(r'(a)\\1')").error
+    assert "search(" in run("search('(')").error
+    assert run("search('a', 0), search('a', -1)").stdout == "([], [])\n"
 
 
 def test_errors_name_the_line_and_a_way_out(run):

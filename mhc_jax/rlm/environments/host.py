@@ -51,7 +51,8 @@ class Output:
         """Appends."""
         head, text = text[: self._room], text[self._room :]
         self._room -= len(head)
-        self._head.append(head)
+        if head:
+            self._head.append(head)
         if text:
             self._tail.append(text)
             self._held += len(text)
@@ -92,7 +93,7 @@ def plain(value: Any, chars: int = MAX_CHARS, items: int = MAX_ITEMS) -> Any:
         elif kind is int and one.bit_length() > MAX_BITS:
             raise ToolError("a number is too large")
         elif kind not in (int, float, bool, type(None)):
-            raise ToolError("only texts, numbers, lists and dictionaries can be passed; convert with str()")
+            raise ToolError("only texts, numbers, lists and dictionaries are passed; convert with str()")
         if chars < 0 or items < 0:
             raise ToolError("too many characters or elements")
     return value
@@ -136,12 +137,9 @@ class Calls:
         if function is None:
             raise ToolError(f"the host has no function {name[:80]!r}")
         plain([args, kwargs])
+        _check_arguments(name, function, args, kwargs)
         try:
-            inspect.signature(function).bind(*args, **kwargs)
-        except TypeError as error:
-            raise ToolError(f"{name}(): {error}") from None
-        try:
-            return plain(function(*args, **kwargs))
+            result = function(*args, **kwargs)
         except (ToolError, Ended):
             raise
         except Exception as error:
@@ -149,6 +147,10 @@ class Calls:
         except BaseException as error:
             self.fault = error
             raise Ended("stopped by the host") from None
+        try:
+            return plain(result)
+        except ToolError as error:
+            raise ToolError(f"{name} returned what cannot be passed in: {error}") from None
 
     def _submit(self, text: str) -> None:
         """The first answer of a cell counts: code that catches the end of its cell goes on for nothing."""
@@ -156,6 +158,18 @@ class Calls:
             raise ToolError("the answer must be a text")
         self.answer = text if self.answer is None else self.answer
         raise Ended("answered")
+
+
+def _check_arguments(name: str, function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Raises ToolError for arguments that are not those of the function."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of a builtin
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise ToolError(f"{name}(): {error}") from None
 
 
 def check_names(names: Mapping[str, Any]) -> None:

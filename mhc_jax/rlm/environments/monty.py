@@ -230,10 +230,12 @@ class Monty:
     def _words(self, fault: Any) -> str:
         """An error as the model is told it: message, lines of its own code, advice."""
         if isinstance(fault, monty.MontyCrashedError):
-            return f"The sandbox ended: it took too much time or memory at once ({fault})"
+            return "The sandbox ended: one step took too much time or memory"
         message = f"{type(fault.exception()).__name__}: {fault.exception()}"[: host.MAX_ERROR]
         if message.startswith("TimeoutError: feed time limit"):
             message = f"TimeoutError: the cell ran for longer than {self._limits.cell_timeout:g} s"
+        elif message.startswith(("MemoryError: memory limit", "MemoryError: the worker exceeded")):
+            message = f"MemoryError: the cell took more than {self._limits.memory_mb} MiB"
         frames = fault.traceback()
         lines = [f"  line {f.line}: {f.source_line}"[:200] for f in frames if f.filename == frames[0].filename]
         hint = next((f"Hint: {hint}" for start, hint in HINTS.items() if message.startswith(start)), None)

@@ -86,7 +86,7 @@ def function(name: str):
 
 
 def refuse(value):
-    raise TypeError("only texts, numbers, lists and dictionaries can be passed; convert with str()")
+    raise TypeError("only texts, numbers, lists and dictionaries are passed; convert with str()")
 
 
 def run(code: str, before: str, after: str, functions: list, hints: dict) -> None:
