@@ -75,7 +75,6 @@ class Level:
         try:
             while talk.turn <= self.turns:
                 report(self.program.on_iteration_start, {"path": [*self.path, talk.turn]})
-                self._compact(talk, opening)
                 said, answer, fault = self._turn(environment, talk)
                 place = {"path": [*self.path, talk.turn]}
                 report(self.program.on_iteration_complete, place | {"reply": said, "error": fault, "answer": answer})
@@ -85,6 +84,7 @@ class Level:
                 talk.turn += 1
                 if talk.errors >= self.program.limits.max_errors:
                     return Outcome("errors", None, f"{talk.errors} turns in a row failed, the last with: {fault}")
+                self._compact(talk, opening)
                 if self.saved:
                     self.saved(talk)
         except Exhausted as refused:
@@ -105,15 +105,15 @@ class Level:
 
     def _turn(self, environment: Environment, talk: Conversation) -> tuple[str | None, str | None, str | None]:
         """One turn: the reply, the answer if it gave one, and what went wrong in it. Raises Exhausted."""
+        self._turns_left, self._cells = self.turns - talk.turn, 0
         try:
             said = self._ask(talk, "turn", (*self.path, talk.turn))
         except ModelFailed as fault:
             return None, None, str(fault)
-        self._turns_left = self.turns - talk.turn
         spoken, answer, fault = protocol.read(said or ""), None, None
         cells: list[Shown] = []
         for code in spoken.blocks:
-            cells.append(self._cell(environment, code, (*self.path, talk.turn, len(cells) + 1)))
+            cells.append(self._cell(environment, code, talk))
             answer, fault = cells[-1].answer, cells[-1].error
             if answer is not None:
                 return said, answer, None
@@ -123,7 +123,7 @@ class Level:
         if len(cells) < len(spoken.blocks):
             shown.append(f"The {len(spoken.blocks) - len(cells)} blocks after it were not run.")
         elif spoken.variable is not None and fault is None:
-            cell = self._cell(environment, _final_var(spoken.variable), (*self.path, talk.turn, len(cells) + 1))
+            cell = self._cell(environment, _final_var(spoken.variable), talk)
             answer, fault = cell.answer, cell.error
             shown.append(f"FINAL_VAR: {fault}")
         elif spoken.final is not None and fault is None:
@@ -149,8 +149,10 @@ class Level:
         talk.sent = len(talk.messages)
         return reply.text
 
-    def _cell(self, environment: Environment, code: str, path: Path) -> Shown:
+    def _cell(self, environment: Environment, code: str, talk: Conversation) -> Shown:
         """Runs a block and writes it down."""
+        self._cells += 1
+        path = (*self.path, talk.turn, self._cells)
         notes = self._subcalls.begin(path)
         cell = environment.execute(code)
         shown = Shown(cell.stdout, cell.error, notes, cell.answer)
@@ -167,7 +169,7 @@ class Level:
 
     def _compact(self, talk: Conversation, opening: str) -> None:
         """Puts a summary in the place of a conversation that has grown too long."""
-        if self.program.compaction is None or len(talk.messages) <= 2:
+        if self.program.compaction is None or len(talk.messages) <= 2 or talk.turn > self.turns:
             return
         if protocol.characters(talk.messages) <= self.program.compaction:
             return
@@ -177,7 +179,7 @@ class Level:
             sent=min(talk.sent, len(before)),
         )
         try:
-            summary = self._ask(asking, "compaction", (*self.path, talk.turn, 0))
+            summary = self._ask(asking, "compaction", (*self.path, talk.turn - 1, self._cells + 1))
         except ModelFailed:
             return  # the conversation goes on as it is; the trace has the fault
         content = f"{opening}\n\nYour summary of the turns so far:\n{protocol.fenced(summary or '(none)')}"

@@ -51,6 +51,11 @@ def test_an_answer_made_up_beside_code_that_fails_does_not_count():
     assert "ZeroDivisionError" in model.seen[1][-1]["content"]
 
 
+def test_a_variable_from_before_code_that_fails_is_no_answer():
+    result, _ = ask(code("x = 'old'"), code("x = 1/0") + "\nFINAL_VAR(x)", "FINAL(new)")
+    assert result.answer == "new"
+
+
 def test_a_final_variable_that_does_not_exist_is_named():
     result, model = ask("FINAL_VAR(nothing)", "FINAL(1)")
     assert result.answer == "1"
@@ -172,6 +177,23 @@ def test_time_ends_a_run(monkeypatch):
     result = RLM(slow, limits=Limits(max_timeout=25.0)).completion("text", "What?")
     assert (result.status, result.answer) == ("timeout", None)
     assert result.usage.calls == 3
+
+
+def test_a_call_in_the_queue_is_not_made_when_time_is_over(monkeypatch):
+    now, asked = [0.0], []
+
+    def model(messages):
+        if messages[0]["role"] == "system":
+            return code("print(llm_batch(['a', 'b']))")
+        asked.append(messages[0]["content"])
+        now[0] += 10
+        return "late"
+
+    model.parallel = False
+    monkeypatch.setattr("mhc_jax.rlm.loop.CLOCK", lambda: now[0])
+    result = RLM(model, limits=Limits(max_timeout=5.0)).completion("text", "What?")
+    assert (result.status, asked) == ("timeout", ["a"])
+    assert result.usage.calls == 2
 
 
 class Fails:

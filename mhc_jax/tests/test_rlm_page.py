@@ -45,8 +45,11 @@ def speak(messages):
     turn = sum(message["role"] == "assistant" for message in messages)
     return [
         HOSTILE + "\ud800",
-        code("print('<b>bold</b>', llm_batch(['<i>one</i>', 'two', '<i>one</i>']))", "print(rlm_query('child'))"),
-        code("1/0  # <u>"),
+        code(
+            "print('\x1b[31m')\nprint('<b>bold</b>', llm_batch(['<i>one</i>', 'two', '<i>one</i>']))",
+            "print(rlm_query('child'))",
+        ),
+        code("1/0  # <u>", "print('\x1b[2J')"),
         code("FINAL('</div><script>' + context)"),
     ][turn]
 

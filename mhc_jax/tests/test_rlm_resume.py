@@ -5,11 +5,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 
 import pytest
 
 from mhc_jax.config import ConfigError
-from mhc_jax.rlm import RLM, Diverged, Limits, Reply, Scripted, Trace, replay
+from mhc_jax.rlm import RLM, Diverged, Limits, Reply, Scripted, Trace, replay, saved
 
 CONTEXT = "alpha beta gamma delta " * 50
 
@@ -68,6 +70,25 @@ def test_a_run_that_failed_is_replayed_too():
     first = RLM(model, limits=Limits(max_errors=9, max_llm_calls=7, max_prompt_chars=3000)).completion("x", "What?")
     again = replay(first.trace)
     assert (again.answer, again.status, again.reason) == (first.answer, first.status, first.reason)
+
+
+@pytest.mark.parametrize("limits", [Limits(max_llm_calls=2), Limits(max_iterations=1)])
+def test_a_forced_answer_is_replayed_too(limits):
+    first = RLM(Scripted([code("x = 5"), "FINAL_VAR(x)"]), limits=limits).completion("text", "What?")
+    again = replay(first.trace)
+    assert (again.answer, again.status) == (first.answer, first.status) == ("5", "forced")
+    turns = [tuple(event["path"]) for event in first.trace.events if event["kind"] == "turn"]
+    assert len({*turns}) == len(turns)
+
+
+def test_the_trace_holds_each_message_once():
+    model = Scripted([code("x = 'y' * 2000", "print(x)"), "a summary", code("print(1)"), "FINAL(1)"])
+    trace = RLM(model, compaction=3000).completion("text", "What?").trace
+    first, summary, after, last = (event["messages"] for event in trace.events if event["kind"] == "turn")
+    assert first == model.seen[0]
+    assert summary == model.seen[1][2:]
+    assert after == model.seen[2]
+    assert last == model.seen[3][2:]
 
 
 def test_a_replay_that_differs_says_where():
@@ -137,6 +158,49 @@ def test_an_interrupted_run_goes_on_where_it_stopped(at, kept, tmp_path, monkeyp
 
 def without_dumps(self):
     raise NotImplementedError("no dumps")
+
+
+def test_an_interrupt_waits_for_what_is_under_way_and_begins_nothing(tmp_path):
+    begun, asked = threading.Event(), []
+
+    def model(messages):
+        if messages[0]["role"] == "system":
+            return code("print(llm_batch(['a', 'b', 'c', 'd']))")
+        asked.append(messages[0]["content"])
+        if asked[-1] == "a":
+            begun.wait(10)
+            raise KeyboardInterrupt
+        begun.set()
+        time.sleep(0.1)
+        return "paid for"
+
+    limits = Limits(max_concurrent_subcalls=2)
+    with pytest.raises(KeyboardInterrupt):
+        RLM(model, limits=limits).completion("text", "What?", state=tmp_path / "state")
+    assert sorted(asked) == ["a", "b"]
+    replies = [event["reply"] for event in saved.read(tmp_path / "state").events if event["kind"] == "call"]
+    assert replies == ["paid for"]
+
+
+def test_a_call_that_failed_is_made_again_and_what_follows_is_not_mixed_up(tmp_path):
+    fails, stops = [True], [True]
+
+    def model(messages):
+        if messages[0]["role"] == "system":
+            lines = ("found = []", "for one in ['a', 'b']:", "    try:", "        found.append(llm_query(one))")
+            return code(*lines, "    except RuntimeError:", "        found.append(llm_query('again'))", "FINAL(found)")
+        said = messages[0]["content"]
+        if said == "a" and fails.pop():
+            fails.append(False)
+            raise OSError("reset")
+        if said == "b" and stops.pop():
+            stops.append(False)
+            raise KeyboardInterrupt
+        return said.upper()
+
+    with pytest.raises(KeyboardInterrupt):
+        RLM(model).completion("text", "What?", state=tmp_path / "state")
+    assert RLM(model).resume(tmp_path / "state").answer == "['A', 'B']"
 
 
 def test_limits_count_what_was_spent_before_an_interruption(tmp_path):

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mhc_jax.rlm import RLM, Limits, Reply, Scripted
+from mhc_jax.rlm import RLM, Limits, Reply, SandboxDied, Scripted, environments
 
 
 def code(*lines):
@@ -250,6 +250,43 @@ def test_a_model_that_is_not_parallel_is_called_by_one_thread_at_a_time():
     model.parallel = False
     RLM(model).completion("x", "What?")
     assert len(threads) == 1
+
+
+def test_children_share_a_model_that_is_not_parallel():
+    running, most = [0], [0]
+
+    def small(messages):
+        if is_turn(messages):
+            return code("FINAL(llm_query('x'))")
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.02)
+        running[0] -= 1
+        return "x"
+
+    small.parallel = False
+    root = Scripted([code("FINAL(rlm_query_batched(['a', 'b', 'c']))")])
+    assert RLM(root, small, limits=Limits(max_depth=2)).completion("x", "What?").answer == "['x', 'x', 'x']"
+    assert most[0] == 1
+
+
+def test_a_child_whose_environment_dies_is_an_error_of_its_parent():
+    made = []
+
+    class Dies(environments.Monty):
+        def execute(self, text):
+            if self is made[-1] is not made[0]:
+                raise SandboxDied("killed")
+            return super().execute(text)
+
+    def make(limits):
+        made.append(Dies(limits))
+        return made[-1]
+
+    lines = ("try:", "    rlm_query('a')", "except RuntimeError as error:", "    FINAL(f'{error}')")
+    model = Scripted(lambda messages: code(*lines))
+    result = RLM(model, environment=make, limits=Limits(max_depth=2)).completion("x", "What?")
+    assert result.answer == "the environment of the recursive call ended: killed"
 
 
 def test_a_model_with_a_batch_is_asked_once():
