@@ -176,7 +176,7 @@ class Level:
         *before, last = talk.messages
         asking = Conversation(
             messages=[*before, last | {"content": f"{last['content']}\n\n{protocol.SUMMARISE}"}],
-            sent=min(talk.sent, len(before)),
+            sent=talk.sent,
         )
         try:
             summary = self._ask(asking, "compaction", (*self.path, talk.turn - 1, self._cells + 1))
@@ -191,7 +191,7 @@ class Level:
         """The answer that is asked for when nothing else is left."""
         *before, last = talk.messages
         content = f"{last['content']}\n\n{protocol.FORCED.format(reason=FORCED[status])}"
-        talk.messages, talk.sent = [*before, last | {"content": content}], min(talk.sent, len(before))
+        talk.messages = [*before, last | {"content": content}]
         try:
             said = self._ask(talk, "final", (*self.path, talk.turn + (status == "calls")))
         except FAULTS as fault:

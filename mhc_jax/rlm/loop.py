@@ -1,10 +1,11 @@
 """The recursive language model: a question about a context of any length (Zhang et al., arXiv 2512.24601)."""
 
+import contextlib
 import copy
 import functools
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -31,8 +32,8 @@ CLOCK = time.monotonic
 class RLM:
     """A model with an environment in which it works on its context.
 
-    As a context manager it keeps one environment for several completions: ``context_0``, ``context_1`` and so on hold
-    their contexts, ``history`` the questions and answers so far.
+    Several threads may ask at once. As a context manager it keeps one environment for completions after each other:
+    ``context_0``, ``context_1`` and so on hold their contexts, ``history`` the questions and answers so far.
 
     Args:
         model: a function from messages to a text or a :class:`mhc_jax.rlm.Reply`.
@@ -107,7 +108,9 @@ class RLM:
 
     def __exit__(self, *_: object) -> None:
         self._keeps = False
-        self._close()
+        environment, self._environment, self._level = self._environment, None, None
+        if environment is not None:
+            environment.close()
 
     def completion(
         self, context: Any, question: str | None = None, *, state: str | PathLike[str] | None = None
@@ -171,7 +174,7 @@ class RLM:
         ledger = Ledger.of(self._limits, CLOCK, elapsed=found.elapsed if found else 0.0)
         if found:
             replies = found.replies()
-            if found.dump is not None:
+            if found.has_session:
                 trace, talk = found.trace(), found.talk
                 ledger.settle(ledger.reserve(0), calls=trace.usage().calls, tokens=trace.usage().tokens)
                 if self._memo:
@@ -187,10 +190,8 @@ class RLM:
         except Exception as error:
             error.trace = trace
             raise
-        finally:
-            if not self._keeps:
-                self._close()
-        self._history.append({"question": question, "answer": outcome.answer})
+        if self._keeps:
+            self._history.append({"question": question, "answer": outcome.answer})
         return Result(outcome.answer, outcome.status, trace.usage(), trace, outcome.reason)
 
     def _plain(self, level: Level, question: str | None, context: Any) -> Outcome:
@@ -217,38 +218,46 @@ class RLM:
         found: State | None,
     ) -> Outcome:
         """Opens the environment and runs the level in it."""
-        environment = self._opened(level, context, found)
-        about = found.about if found else self._about(context)
-        if not (found and found.dump is not None):
-            level.begin(question, context, limits=self._limits.to_dict(), **self._settings())
-        if path is None:
-            return level.end(level.run(environment, question, about, talk))
-        state = State(self._settings(), question, context, about, list(self._history), level.calls.trace.events)
-        if found:
-            state.context, state.elapsed = found.context, found.elapsed
-        with Keeper(Path(path), state, level.calls.trace, environment) as keeper:
-            keeper.keep(talk)
-            level.saved = keeper.keep
+        with contextlib.ExitStack() as stack:
+            environment = stack.enter_context(self._opened(level, context, found))
+            about = found.about if found else self._about(context)
+            if not (found and found.has_session):
+                level.begin(question, context, limits=self._limits.to_dict(), **self._settings())
+            keeper = None
+            if path is not None:
+                state = found or State(self._settings(), question, context, about, list(self._history), [])
+                keeper = stack.enter_context(Keeper(Path(path), state, level.calls.trace, environment))
+                keeper.keep(talk)
+                level.saved = keeper.keep
             outcome = level.end(level.run(environment, question, about, talk))
-            keeper.done = outcome.answer is not None
-        return outcome
+            if keeper:
+                keeper.done = outcome.answer is not None
+            return outcome
 
-    def _opened(self, level: Level, context: Any, found: State | None) -> Environment:
-        """The environment, with the context and the functions of this completion."""
-        self._level = level
-        kept = {"history": copy.deepcopy(self._history)} if self._keeps else {}
-        if self._environment is not None:
-            self._environment.bind({"context": context, **kept})
-        else:
-            self._environment = self._program.environment()
-            passed = {name: self._passed(name, function) for name, function in level.functions.items()}
-            if found and found.dump is not None:
-                self._environment.load(found.dump, passed)
-                return self._environment
-            self._environment.start({**level.values, "context": context, **kept}, passed)
+    @contextlib.contextmanager
+    def _opened(self, level: Level, context: Any, found: State | None) -> Iterator[Environment]:
+        """The environment, with the context and the functions of this completion; closed at the end, unless kept."""
+        functions, names = level.functions, {"context": context}
         if self._keeps:
-            self._environment.execute(f"context_{len(self._history)} = context")
-        return self._environment
+            self._level, names = level, names | {"history": copy.deepcopy(self._history)}
+            functions = {name: self._passed(name, function) for name, function in functions.items()}
+        environment = self._environment
+        try:
+            if environment is not None:
+                environment.bind(names)
+            else:
+                environment = self._program.environment()
+                if found and found.has_session:
+                    environment.load(found.dump, functions)
+                else:
+                    environment.start({**level.values, **names}, functions)
+                self._environment = environment if self._keeps else None
+            if self._keeps and not (found and found.has_session):
+                environment.execute(f"context_{len(self._history)} = context")
+            yield environment
+        finally:
+            if environment is not None and environment is not self._environment:
+                environment.close()
 
     def _passed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function of whichever completion runs; an environment that is kept is given functions once."""
@@ -264,11 +273,6 @@ class RLM:
         count = len(self._history) if self._keeps else 0
         earlier = f"; those before it are context_0 to context_{count - 1}, and history holds what was answered"
         return protocol.described(context) + (earlier if count else "")
-
-    def _close(self) -> None:
-        environment, self._environment, self._level = self._environment, None, None
-        if environment is not None:
-            environment.close()
 
 
 def checked(context: Any) -> Any:

@@ -44,6 +44,11 @@ class State:
     elapsed: float = 0.0
     dump: bytes | None = None
 
+    @property
+    def has_session(self) -> bool:
+        """Whether a run goes on after its last turn, not from its beginning."""
+        return self.dump is not None
+
     def trace(self) -> Trace:
         """Up to the turn that is next."""
         over = (event for event in self.events if event["kind"] != "end" or event["path"])

@@ -1,5 +1,8 @@
 """The loop between a model and an environment: how it ends, and what the model is told."""
 
+import concurrent.futures
+import threading
+
 import pytest
 
 from mhc_jax.config import ConfigError
@@ -311,6 +314,20 @@ def test_a_session_that_is_over_begins_anew():
         rlm.completion("first")
     with rlm:
         assert rlm.completion("second").answer == "none"
+
+
+def test_completions_at_the_same_time_do_not_see_each_other():
+    barrier = threading.Barrier(4, timeout=10)
+
+    def model(messages):
+        if messages[0]["role"] == "system":
+            return code("mine = context", "llm_query(mine)", "FINAL(mine + context)")
+        barrier.wait()
+        return "x"
+
+    rlm = RLM(model)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert [result.answer for result in pool.map(rlm.completion, "abcd")] == ["aa", "bb", "cc", "dd"]
 
 
 def test_callbacks_see_turns_and_subcalls():
