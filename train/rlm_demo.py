@@ -23,8 +23,8 @@ from train.terminal import cli, interrupt
 from train.terminal.table import terminal
 
 QUESTION = "Which site had the most leaks that its crew could not stop, and who signed the last report of them?"
-# For a small model, whose window the usual instructions would fill.
-SHORT = "Answer by Python in ```repl blocks; print what you need. FINAL(text) ends."
+# For a small model, whose window the question and the usual instructions would fill.
+SHORT_QUESTION, SHORT = "Which site leaks most?", "Write Python in ```repl blocks. FINAL(text) ends."
 WORK = ("belt tightened", "filter changed", "valve greased", "sensor calibrated", "motor inspected", "seal replaced")
 STOPPED = ("leak at the flange, tight again after an hour", "small leak, closed with a new gasket")
 NOT_STOPPED = ("leak at the flange, still dripping when we left", "leak in the casing, beyond what we can mend here")
@@ -146,10 +146,11 @@ def main(argv: list[str]) -> None:
     if state.exists() and saved.read(state).about != described(text.text):
         raise ConfigError(f"{state} is a run over another document; remove it, or choose another --out")
     print(f"document: {described(text.text)}")
-    print(textwrap.fill(f"question: {QUESTION}", 80, subsequent_indent=" " * 10), end="\n\n")
+    question = SHORT_QUESTION if flags.run else QUESTION
+    print(textwrap.fill(f"question: {question}", 80, subsequent_indent=" " * 10), end="\n\n")
     with interrupt.advising(f"interrupted; the same command goes on from {state}"):
         try:
-            result = rlm.resume(state) if state.exists() else rlm.completion(text, QUESTION, state=state)
+            result = rlm.resume(state) if state.exists() else rlm.completion(text, question, state=state)
         except PromptTooLong as error:
             state.unlink(missing_ok=True)
             raise ConfigError(f"--run {flags.run}: {error}") from None
@@ -170,7 +171,7 @@ def _rlm(flags: Flags) -> RLM:
 
     config, params = load_run(flags.run)
     tokenizer, room = config.data.tokenizer_of_text(), config.model.max_len
-    model = adapters.from_generate(config.model, params, tokenizer, max_new_tokens=max(room // 4, 1), name=flags.run)
+    model = adapters.from_generate(config.model, params, tokenizer, max_new_tokens=max(room // 8, 1), name=flags.run)
     return RLM(
         model,
         environment=flags.environment,

@@ -11,7 +11,7 @@ from mhc_jax.rlm.calls import FAULTS, Calls, Path, Request
 from mhc_jax.rlm.environments.base import Environment, SandboxDied, SandboxUnavailable
 from mhc_jax.rlm.ledger import Exhausted, Ledger
 from mhc_jax.rlm.memo import Memo
-from mhc_jax.rlm.models import ModelFailed, name_of
+from mhc_jax.rlm.models import ModelFailed, PromptTooLong, name_of
 from mhc_jax.rlm.program import Conversation, Outcome, Program, Shown
 from mhc_jax.rlm.subcalls import Subcalls, functions
 from mhc_jax.rlm.trace import about
@@ -63,6 +63,7 @@ class Level:
 
         Raises:
             SandboxDied: the environment is gone.
+            PromptTooLong: not even the first turn fits.
         """
         opening = protocol.opening(question, context, self.turns)
         if not talk.messages:
@@ -89,6 +90,10 @@ class Level:
                     self.saved(talk)
         except Exhausted as refused:
             status, reason = refused.status, str(refused)
+        except PromptTooLong as fault:
+            if talk.turn == 1:
+                raise
+            return Outcome("errors", None, str(fault))
         finally:
             self.ledger.settle(kept)
         return self._forced(environment, talk, status, reason) if status in FORCED else Outcome(status, None, reason)

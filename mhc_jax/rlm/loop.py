@@ -126,7 +126,7 @@ class RLM:
             ConfigError: a context of another type, or a state file that exists.
             SandboxUnavailable: the environment cannot be had; nothing was asked.
             SandboxDied: the environment is gone; ``trace`` of the exception holds what happened.
-            PromptTooLong: a turn does not fit the model; ``trace`` likewise.
+            PromptTooLong: the model has no room for the first turn.
         """
         context = checked(context)
         if state is not None and Path(state).exists():

@@ -25,8 +25,8 @@ a Python session, and you work in turns: write code in a block
 print(context[:500])
 ```
 
-and you are shown what it printed, at most {output} characters of each block. Variables last from turn to turn. The
-session knows a safe subset of Python; where something is missing, the error says so.
+and you are shown what it printed, at most {output} characters of each block. Variables last from turn to turn. Where
+a module or a construct is missing, the error says so.
 
 In the session:
 - `context`: {context}
@@ -36,13 +36,16 @@ In the session:
 - `rlm_query(prompt, context=None)`, `rlm_query_batched(prompts)`: {recursion}
 - `peek(start, end)`: the characters between two places. `chunk(size, overlap=0)`: the context in parts, a list.
   `search(pattern, max_results=10)`: places of a regular expression, with the text around them.
-- `SHOW_VARS()`: the names of your variables. `budget()`: the calls and tokens that are left to you.
+- `SHOW_VARS()`: your variables. `budget()`: the calls, tokens and turns that are left to you.
 {tools}
-Give the final answer in code, once you have seen what you need, in one of these forms:
+Look first: print the beginning, find out how the context is built, and cut it along that. What code can find or count,
+let code find and count. What has to be read and understood, ask about in batches of few, large prompts, keep the
+replies in variables, and put them together in code or by a last call. Check what you have before you answer.
+
+Give the final answer in code, once you have seen what it rests on, in one of these forms:
 - `FINAL("the answer")`: this text.
 - `FINAL_VAR("name")`: what a variable holds.
 - `answer["content"] = "the answer"; answer["ready"] = True`
-Look at the context before you answer, and print what you want to see.
 """
 RECURSION = (
     "the same for questions that need code: the prompt is the question, and a model answers it\n"

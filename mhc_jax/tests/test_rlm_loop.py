@@ -242,6 +242,13 @@ def test_a_turn_that_does_not_fit_is_refused_and_not_cut():
     assert not model.seen
 
 
+def test_a_later_turn_that_does_not_fit_ends_the_run_with_its_reason():
+    result, model = ask(code("print('y' * 5000)"), "FINAL(1)", limits=Limits(max_prompt_chars=4000))
+    assert (result.status, result.answer) == ("errors", None)
+    assert "max_prompt_chars is 4,000" in result.reason
+    assert len(model.seen) == 1
+
+
 def test_old_turns_that_no_longer_fit_are_dropped_whole_and_counted():
     limits = Limits(max_prompt_chars=6000, max_output_chars=1000)
     result, model = ask(*[code("print('y' * 1000)")] * 6, "FINAL(1)", limits=limits)
