@@ -1,6 +1,7 @@
 """Monty: what it has, what it lacks, and that nothing runs without it."""
 
 import shutil
+import tempfile
 from unittest import mock
 
 import pytest
@@ -44,12 +45,14 @@ def test_no_session_is_without_limits():
     assert all(limits.values())
 
 
-def test_bubblewrap_around_monty_that_does_not_start(monkeypatch):
+def test_bubblewrap_around_monty_that_does_not_start(monkeypatch, tmp_path):
     if reason := missing():
         pytest.skip(reason)
     monkeypatch.setattr(bwrap, "WALLS", ["--no-such-flag"])
-    with pytest.raises(SandboxUnavailable, match="does not start"):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SandboxUnavailable, match="under bubblewrap, Monty does not start: .* needs no privileges"):
         environments.make("monty+bwrap").start({}, {})
+    assert not [*tmp_path.iterdir()]
 
 
 def test_bubblewrap_around_monty_that_is_not_installed(monkeypatch):

@@ -30,13 +30,16 @@ class HardenedMonty(Monty):
             raise SandboxUnavailable(f"{self.name} needs bubblewrap, which is not to be had here; {bwrap.INSTALL}")
         self._folder = tempfile.TemporaryDirectory()
         self._binary = Path(self._folder.name, "monty")
-        worker = Path(sysconfig.get_path("scripts"), "monty")
-        words = [program, *bwrap.WALLS, "--ro-bind", str(worker), "/monty", "--remount-ro", "/", "--", "/monty"]
+        worker = shutil.which("monty", path=sysconfig.get_path("scripts")) or shutil.which("monty") or "monty"
+        words = [program, *bwrap.WALLS, "--ro-bind", worker, "/monty", "--remount-ro", "/", "--", "/monty"]
         script = f'#!/bin/sh\nexec {shlex.join(words)} "$@"\n'
         # Written by a process of its own: what another thread starts meanwhile would hold it open, and it "busy".
         write = ["/bin/sh", "-c", 'cat > "$0" && chmod 700 "$0"', str(self._binary)]
         subprocess.run(write, input=script, text=True, check=True)
-        super()._open(functions, dump)
+        try:
+            super()._open(functions, dump)
+        except SandboxUnavailable as error:
+            raise SandboxUnavailable(f"under bubblewrap, {error}; {bwrap.OTHERWISE}") from error
 
     def close(self) -> None:
         super().close()

@@ -163,7 +163,7 @@ class Monty:
             self._pool = monty.Monty(binary_path=self._binary, min_processes=1, max_processes=1).__enter__()
             self._checkout()
         except (OSError, RuntimeError, monty.MontyError) as error:
-            self._pool = None
+            self.close()
             raise SandboxUnavailable(f"Monty does not start: {error}; {INSTALL}") from error
         if dump is not None:
             self._checkout(dump)
