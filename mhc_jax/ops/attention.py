@@ -1,6 +1,6 @@
 """Softmax attention over several heads."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int
 
 from mhc_jax.registry import unknown
 
-AttentionName = Literal["xla", "cudnn"]
+AttentionName = Literal["xla", "cudnn", "splash"]
 
 
 def causal_attention(
@@ -22,6 +22,7 @@ def causal_attention(
     segment_ids: Int[Array, "B T"] | None = None,
     keep_BHTS: Float[Array, "B H T S"] | None = None,
     implementation: AttentionName = "xla",
+    batch_sharding: jax.sharding.Sharding | None = None,
 ) -> Float[Array, "B T H K"]:
     """``softmax(q k' / sqrt(K)) v``, where query t sees the keys up to its own position (Vaswani et al. 2017, eq. 1).
 
@@ -34,11 +35,13 @@ def causal_attention(
         causal: False lets every query see later keys too.
         segment_ids: tokens of different segments do not see each other (S = T).
         keep_BHTS: multiplies the probabilities (dropout: 0 or 1 / (1 - rate)).
-        implementation: ``"cudnn"`` is the fused kernel of NVIDIA GPUs in bfloat16; it takes none of
-            ``start``, ``start_B`` and ``keep_BHTS``.
+        implementation: ``"xla"`` forms all T x S scores. The others do not, and take none of ``start``, ``start_B`` and
+            ``keep_BHTS``: ``"cudnn"`` is the fused kernel of NVIDIA GPUs in 16 bits, ``"splash"`` that of TPUs, see
+            :func:`mhc_jax.kernels.splash.splash_attention`.
+        batch_sharding: sharding of arrays (B, ...) on several devices, for kernels that XLA cannot slice.
 
     Raises:
-        ValueError: an unknown implementation, T differs from S without ``start``, G does not divide H, or cuDNN is
+        ValueError: an unknown implementation, T differs from S without ``start``, G does not divide H, or a kernel is
             asked for what it cannot do.
     """
     if implementation not in get_args(AttentionName):
@@ -49,9 +52,14 @@ def causal_attention(
     if start is None and T != S:
         raise ValueError(f"{T} queries and {S} keys: give the position of the first query as start")
     same_BTS = None if segment_ids is None else segment_ids[:, :, None] == segment_ids[:, None, :]
+    if implementation != "xla" and not (start is start_B is keep_BHTS is None):
+        raise ValueError(f"{implementation} takes none of start, start_B and keep_BHTS; use implementation 'xla'")
+    if implementation == "splash":
+        from mhc_jax.kernels.splash import splash_attention  # Pallas takes long to import
+
+        masks: dict[str, Any] = {"causal": causal, "segment_ids": segment_ids}
+        return splash_attention(q_BTHK, k_BSGK, v_BSGK, **masks, batch_sharding=batch_sharding)
     if implementation == "cudnn":
-        if not (start is start_B is keep_BHTS is None):
-            raise ValueError("cudnn attention takes none of start, start_B and keep_BHTS; use implementation 'xla'")
         mask = None if same_BTS is None else same_BTS[:, None]
         return jax.nn.dot_product_attention(q_BTHK, k_BSGK, v_BSGK, mask=mask, is_causal=causal, implementation="cudnn")
     queries_T1 = (0 if start is None else start) + jnp.arange(T)[:, None]

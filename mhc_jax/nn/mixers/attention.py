@@ -68,7 +68,7 @@ class AttentionConfig(MixerConfig):
         self.require(self.views in (1, 3), f"views must be 1 or 3 (queries, keys, values), got {self.views}")
         self.require(
             self.implementation == "xla" or self.dropout == 0,
-            "implementation 'cudnn' has no dropout of probabilities; use 'xla' or dropout 0",
+            f"implementation {self.implementation!r} has no dropout of probabilities; use 'xla' or dropout 0",
         )
 
     @property
@@ -154,6 +154,7 @@ class Attention(Mixer):
             segment_ids=scope.segments_BT,
             keep_BHTS=self._keep(q, k, scope.key_of("probabilities")),
             implementation=self.config.implementation if state is None else "xla",
+            batch_sharding=scope.batch_sharding,
         )
         return self.out_proj(scope.tap("attended", y.reshape(*y.shape[:2], -1))), state
 

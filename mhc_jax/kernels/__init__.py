@@ -1,0 +1,1 @@
+"""Kernels for one kind of accelerator, with the signature of the op that they replace; its ``implementation`` asks."""

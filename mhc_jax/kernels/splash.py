@@ -1,0 +1,97 @@
+"""Flash attention on TPUs: Pallas' splash attention, whose memory grows with the length and not with its square."""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from mhc_jax.backend import target_backend
+
+# The kernel works on tiles of whole lanes; tiles of 512 tokens are the fastest that fit its memory.
+LANES, TILES = 128, (512, 256, 128)
+PADDING = -1
+
+
+def splash_attention(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTGK: Float[Array, "B T G K"],
+    v_BTGK: Float[Array, "B T G K"],
+    *,
+    causal: bool = True,
+    segment_ids: Int[Array, "B T"] | None = None,
+    batch_sharding: jax.sharding.Sharding | None = None,
+) -> Float[Array, "B T H K"]:
+    """:func:`mhc_jax.ops.attention.causal_attention` of whole sequences, scores and sums in float32.
+
+    Sequences are padded to whole tiles. Off a TPU the kernel is interpreted, which is slow.
+
+    Args:
+        batch_sharding: sharding of arrays (B, ...) on several devices, each of which then attends to its own rows. The
+            mesh's other axes slice the heads where they divide them.
+
+    Raises:
+        ValueError: another dtype than float32 and bfloat16.
+    """
+    if q_BTHK.dtype not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"splash attention computes in float32 or bfloat16, not {q_BTHK.dtype}; use 'xla'")
+    B, T = q_BTHK.shape[:2]
+    after = -T % LANES
+    if segment_ids is None and after and not causal:
+        segment_ids = jnp.zeros((B, T), jnp.int32)
+    q, k, v = (jnp.pad(x, ((0, 0), (0, after), (0, 0), (0, 0))) for x in (q_BTHK, k_BTGK, v_BTGK))
+    arguments = [q, k, v]
+    if segment_ids is not None:
+        arguments.append(jnp.pad(segment_ids, ((0, 0), (0, after)), constant_values=PADDING))
+
+    def attend(*arguments):
+        return _attend(*arguments, causal=causal)
+
+    if isinstance(batch_sharding, NamedSharding):
+        attend = _sliced(attend, batch_sharding, [x.shape for x in arguments])
+    return attend(*arguments)[:, :T]
+
+
+def _attend(q_BTHK, k_BTGK, v_BTGK, segment_ids_BT=None, *, causal):
+    """What one device does: sequences of whole tiles."""
+    T, H, K = q_BTHK.shape[1:]
+    tile = next(tile for tile in TILES if T % tile == 0)
+    mask = masks.CausalMask((T, T)) if causal else masks.FullMask((T, T))
+    attend = splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * H),
+        block_sizes=splash.BlockSizes(
+            block_q=tile,
+            block_kv=tile,
+            block_kv_compute=tile,
+            block_q_dkv=tile,
+            block_kv_dkv=tile,
+            block_kv_dkv_compute=tile,
+            block_q_dq=tile,
+            block_kv_dq=tile,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=target_backend() != "tpu",
+    )
+    scaled = (q_BTHK.astype(jnp.float32) * K**-0.5).astype(q_BTHK.dtype)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k_BTGK, v_BTGK))
+    if segment_ids_BT is None:
+        y_BHTK = jax.vmap(attend)(q, k, v)
+    else:
+        segments = splash.SegmentIds(segment_ids_BT, segment_ids_BT)
+        y_BHTK = jax.vmap(attend)(q, k, v, segment_ids=segments)
+    return jnp.swapaxes(y_BHTK, 1, 2).astype(q_BTHK.dtype)
+
+
+def _sliced(attend, batch_sharding: NamedSharding, shapes):
+    """``attend`` on the rows and heads of each device: XLA cannot slice a kernel itself."""
+    mesh, rows = batch_sharding.mesh, batch_sharding.spec[0]
+    taken = rows if isinstance(rows, tuple) else (rows,)
+    rest = tuple(axis for axis in mesh.axis_names if axis not in taken)
+    devices = 1
+    for axis in rest:
+        devices *= mesh.shape[axis]
+    heads = rest if all(shape[2] % devices == 0 for shape in shapes[:3]) else None
+    specs = [PartitionSpec(rows, None, heads) if len(shape) == 4 else PartitionSpec(rows) for shape in shapes]
+    return jax.shard_map(attend, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)
