@@ -8,7 +8,7 @@ from jax.typing import DTypeLike
 
 from mhc_jax.config import check_name
 
-PolicyName = Literal["float32", "bfloat16", "bfloat16_wide_streams", "float64"]
+PolicyName = Literal["float32", "bfloat16", "bfloat16_wide_streams", "float16", "float64"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +33,13 @@ _POLICIES: dict[str, Policy] = {
     "float32": Policy(jnp.float32, jnp.float32, jnp.float32, "highest"),
     "bfloat16": Policy(jnp.bfloat16, jnp.bfloat16, jnp.float32, None),
     "bfloat16_wide_streams": Policy(jnp.bfloat16, jnp.float32, jnp.float32, None),
+    "float16": Policy(jnp.float16, jnp.float16, jnp.float32, None),
     "float64": Policy(jnp.float64, jnp.float64, jnp.float64, "highest"),
 }
 
 
 def policy(name: PolicyName) -> Policy:
-    """The policy of that name. ``float64`` needs ``jax_enable_x64``.
+    """The policy of that name. ``float64`` needs ``jax_enable_x64``, and training in ``float16`` a scaled loss.
 
     Raises:
         ConfigError: no such policy; the message says which is nearest.

@@ -46,7 +46,7 @@ COMMON = {
     "--optim.warmup-steps": "steps until the peak learning rate",
     "--model.width": "width of each residual stream",
     "--model.layers": "number of blocks",
-    "--model.execution.policy": "float32, bfloat16, bfloat16_wide_streams or float64",
+    "--model.execution.policy": "float32, bfloat16, bfloat16_wide_streams, float16 or float64",
     "--train.accumulate": "micro-batches per step",
     "--train.seed": "seed of initial parameters and dropout",
     "--run-dir": "folder of all output; runs/NAME if empty",

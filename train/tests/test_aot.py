@@ -20,6 +20,7 @@ GPT = f"{TINY} --model.mixer.heads 2 --model.vocab-size 50304"
         ("gpt2_mhc", GPT),
         ("gpt2_dynamic_mhc", GPT),
         ("gpt2@hc", GPT),
+        ("rlm_small", f"{GPT} --model.mlp.hidden 96 --model.mixer.implementation splash"),
         ("mhc_ssm_adapters", f"{TINY} --data.tokenizer bytes --model.execution.policy bfloat16"),
     ],
 )

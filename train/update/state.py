@@ -6,6 +6,7 @@ import jax
 import optax
 
 from mhc_jax.functional import Params
+from train.update.loss_scale import LossScale
 
 
 @jax.tree_util.register_dataclass
@@ -19,6 +20,7 @@ class TrainState:
         opt_state: the optimizer's.
         skipped: int32 scalar, steps skipped so far because a gradient was not finite.
         consecutive_skipped: int32 scalar, how many of the latest steps were skipped in a row.
+        loss_scale: what keeps the gradients inside the range of float16; None under other policies.
     """
 
     step: jax.Array
@@ -26,3 +28,4 @@ class TrainState:
     opt_state: optax.OptState
     skipped: jax.Array
     consecutive_skipped: jax.Array
+    loss_scale: LossScale | None = None

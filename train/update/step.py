@@ -12,6 +12,7 @@ import mhc_jax
 from mhc_jax.functional import Params
 from train.config import RunConfig
 from train.devices import sharding
+from train.update.loss_scale import LossScale
 from train.update.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -23,7 +24,13 @@ def init_state(config: RunConfig, optimizer: optax.GradientTransformation) -> Tr
     params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
     # Three arrays rather than one shared: a step donates each of them.
     step, skipped, consecutive = (jnp.zeros((), jnp.int32) for _ in range(3))
-    return TrainState(step, params, optimizer.init(params), skipped, consecutive)
+    scale = LossScale.start(_targets(config)) if config.model.execution.policy == "float16" else None
+    return TrainState(step, params, optimizer.init(params), skipped, consecutive, scale)
+
+
+def _targets(config: RunConfig) -> int:
+    """Targets over which the loss of one micro-batch is summed."""
+    return config.data.batch_size * config.data.seq_len // config.train.accumulate
 
 
 def make_train_step(
@@ -40,39 +47,42 @@ def make_train_step(
     whole batch, but for auxiliary losses, which are not additive over sequences: theirs is the weighted mean over
     micro-batches.
 
-    A step whose loss, gradient, update or resulting parameters are not finite changes nothing but the counters, so
-    the parameters and the optimizer state are finite at all times.
+    A step whose loss, gradient, update or resulting parameters are not finite changes nothing but the counters and,
+    under the policy float16, the loss scale, so the parameters and the optimizer state are finite at all times.
 
     Metrics: ``loss`` (the objective's mean per token, without auxiliary losses) and its further means, ``lr``,
     ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this
-    step), ``skipped`` (steps skipped so far), ``consecutive_skipped``, and every auxiliary loss by its name, weighted.
+    step), ``skipped`` (steps skipped so far), ``consecutive_skipped``, every auxiliary loss by its name, weighted,
+    and under the policy float16 ``loss_scale``.
     """
 
-    def objective(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None):
+    def objective(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None, scale: jax.Array | float):
         params, batch_sharding = sharding.for_step(config.model, params, mesh)
         called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
         sums, penalties = config.objective.sums(config.model, params, batch, **called)
         weighted = {name: sums["tokens"] * value for name, value in penalties.items()}
-        return sums["loss"] + sum(weighted.values()), {**sums, **weighted}
+        return scale * (sums["loss"] + sum(weighted.values())), {**sums, **weighted}
 
-    def gradients(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None):
+    def gradients(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None, scale: jax.Array | float):
         """Gradients of the mean, and the means."""
 
         def part(index, micro_batch):
             (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(
-                params, micro_batch, jax.random.fold_in(key, index), progress
+                params, micro_batch, jax.random.fold_in(key, index), progress, scale
             )
             return grads, sums
 
         grads, sums = _sum_over_parts(part, batch, config.train.accumulate)
         tokens = sums.pop("tokens")
-        grads, means = jax.tree.map(lambda x: (x / tokens).astype(x.dtype), (grads, sums))
+        means = jax.tree.map(lambda x: (x / tokens).astype(x.dtype), sums)
+        grads = jax.tree.map(lambda x: (x / (tokens * scale)).astype(x.dtype), grads)
         return grads, {**means, "tokens": tokens}
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         progress = None if total_steps is None else state.step / total_steps
-        grads, metrics = gradients(state.params, batch, key, progress)
+        scale = 1 if state.loss_scale is None else state.loss_scale.scale
+        grads, metrics = gradients(state.params, batch, key, progress, scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norms = {
@@ -90,7 +100,10 @@ def make_train_step(
         skipped = state.skipped + ~finite
         consecutive = jnp.where(finite, 0, state.consecutive_skipped + 1)
         metrics |= {**norms, "lr": lr, "skipped": skipped, "consecutive_skipped": consecutive}
-        return TrainState(state.step + 1, params, opt_state, skipped, consecutive), metrics
+        loss_scale = None
+        if state.loss_scale is not None:
+            loss_scale, metrics["loss_scale"] = state.loss_scale.after(finite), scale
+        return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale), metrics
 
     return train_step
 
