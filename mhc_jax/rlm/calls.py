@@ -95,13 +95,13 @@ class Calls:
     ) -> list[Reply | ModelFailed | PromptTooLong | Exhausted]:
         """The reply to each request, or the fault that it ended in; none of them sinks the others."""
         found: list[Any] = [None] * len(requests)
-        keys = [None if memo is None else key_of(name_of(request.model), request.messages) for request in requests]
+        keys = ["" if memo is None else key_of(name_of(request.model), request.messages) for request in requests]
         first = {key: index for index, key in reversed([*enumerate(keys)]) if key}
         asked, repeats = [], []
         for index, (request, key) in enumerate(zip(requests, keys, strict=True)):
             if self._is_recorded(request):
                 found[index] = self._again(request, ledger)
-            elif key and (known := memo.get(key)):
+            elif memo is not None and (known := memo.get(key)):
                 found[index] = self._remembered(request, known)
             elif key and first[key] != index:
                 repeats.append(index)
@@ -114,7 +114,7 @@ class Calls:
         for (index, *_), reply in zip(asked, self._asked(requests, asked, ledger), strict=True):
             found[index] = reply
         for reply, key in zip(found, keys, strict=True):
-            if key and isinstance(reply, Reply):
+            if memo is not None and isinstance(reply, Reply):
                 memo.put(key, reply)
         for index in repeats:
             reply = found[first[keys[index]]]

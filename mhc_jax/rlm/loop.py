@@ -99,7 +99,6 @@ class RLM:
         )
         self._keeps = False
         self._environment: Environment | None = None
-        self._level: Level | None = None
         self._history: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
@@ -108,7 +107,7 @@ class RLM:
 
     def __exit__(self, *_: object) -> None:
         self._keeps = False
-        environment, self._environment, self._level = self._environment, None, None
+        environment, self._environment = self._environment, None
         if environment is not None:
             environment.close()
 

@@ -113,7 +113,7 @@ def _budget(usage: Usage, limits: Mapping[str, Any]) -> str:
 
 def _amount(name: str, value: str, used: int | None, limit: int | None) -> str:
     bar = ""
-    if limit:
+    if limit is not None and used is not None:
         value += f" of {limit:,}"
         bar = f'<div class="bar"><i style="width:{min(100 * used / limit, 100):.1f}%"></i></div>'
     return f"<div><dt>{_text(name)}</dt><dd>{value}</dd>{bar}</div>"

@@ -211,12 +211,12 @@ class Session:
             if (length := len(self._tokenizer.encode(prompt))) > room:
                 raise PromptTooLong(f"the prompt has {length:,} tokens and the model takes {room:,}")
         try:
-            text = as_reply(self._model([{"role": "user", "content": prompt}])).text
+            text = as_reply(self._model([{"role": "user", "content": prompt}])).text or ""
         except (PromptTooLong, ModelFailed, TooDeep):
             raise
         except Exception as error:
             raise ModelFailed(f"the model failed: {type(error).__name__}: {error}") from error
-        if not (text or "").strip():
+        if not text.strip():
             raise ModelFailed("the model gave no text")
         return text.strip()
 

@@ -54,7 +54,8 @@ class Subcalls:
 
     def recursive(self, questions: Sequence[tuple[str, Any]]) -> list[Any]:
         """Answers to questions with their contexts, each from an environment of its own, and faults."""
-        if self._recurse is None:
+        recurse = self._recurse
+        if recurse is None:
             return self.plain([_joined(prompt, context) for prompt, context in questions])
         if not questions:
             return []
@@ -64,21 +65,21 @@ class Subcalls:
         except Exhausted as fault:
             return [fault] * len(questions)
         memos = [None if self._memo is None else self._memo.fork() for _ in shares]
-        jobs = [*zip(questions, paths, shares, memos, strict=False)]
-        found = self._calls.in_threads(self._child, jobs)
+
+        def child(job: tuple[tuple[str, Any], Path, Ledger, Memo | None]) -> Any:
+            (prompt, context), path, ledger, memo = job
+            question, held = (None, prompt) if context is None else (prompt, context)
+            try:
+                return recurse(path, ledger, memo, question, held)
+            except FAULTS as fault:
+                return fault
+
+        found = self._calls.in_threads(child, [*zip(questions, paths, shares, memos, strict=False)])
         for share, memo in zip(shares, memos, strict=True):
             share.close()
-            if self._memo is not None:
+            if self._memo is not None and memo is not None:
                 self._memo.merge(memo)
         return found + [Exhausted("calls", "no call is left for it (max_llm_calls)")] * (len(questions) - len(found))
-
-    def _child(self, job: tuple[tuple[str, Any], Path, Ledger, Memo | None]) -> Any:
-        (prompt, context), path, ledger, memo = job
-        question, held = (None, prompt) if context is None else (prompt, context)
-        try:
-            return self._recurse(path, ledger, memo, question, held)
-        except FAULTS as fault:
-            return fault
 
     def _paths(self, count: int) -> list[Path]:
         first = self._count + 1

@@ -118,7 +118,7 @@ class Trace:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Trace) and self.difference(other) is None
 
-    __hash__ = None
+    __hash__ = None  # pyright: ignore[reportAssignmentType]
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the events as lines of JSON."""
