@@ -7,12 +7,14 @@ import sys
 import textwrap
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from mhc_jax.config import ConfigError
 from mhc_jax.rlm import RLM, Diverged, Limits, Reply, Scripted, Trace, replay, saved
 
+ROOT = Path(__file__).parents[2]
 CONTEXT = "alpha beta gamma delta " * 50
 
 
@@ -258,7 +260,7 @@ def test_a_signal_in_the_middle(tmp_path):
             sys.exit(130)
         """)
     )
-    run = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    run = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert run.returncode in (130, -signal.SIGINT)
     model = Interrupted(-1)
     assert RLM(model, limits=LIMITS).resume(tmp_path / "state").answer == complete().answer
