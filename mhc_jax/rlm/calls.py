@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mhc_jax.rlm.callbacks import report
+from mhc_jax.rlm.environments.base import GONE, Cell
 from mhc_jax.rlm.ledger import Exhausted, Grant, Ledger
 from mhc_jax.rlm.limits import Limits
 from mhc_jax.rlm.memo import Memo, key_of
@@ -244,6 +245,12 @@ class Calls:
             extra["refused"] = fault.status if isinstance(fault, Exhausted) else TOO_LONG
         self._write(request, error=str(fault), **extra)
         return fault
+
+    def as_recorded(self, path: Path, cell: Cell) -> Cell:
+        """A cell that a clock ended with what it had printed by then in the recorded run; any other as it is."""
+        event = self._recorded.get(path)
+        cut = event is not None and (cell.error or "").endswith(GONE)
+        return dataclasses.replace(cell, stdout=event["stdout"]) if cut else cell
 
     def _is_recorded(self, request: Request) -> bool:
         event = self._recorded.get(request.path)

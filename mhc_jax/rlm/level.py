@@ -159,7 +159,7 @@ class Level:
         self._cells += 1
         path = (*self.path, talk.turn, self._cells)
         notes = self._subcalls.begin(path)
-        cell = environment.execute(code)
+        cell = self.calls.as_recorded(path, environment.execute(code))
         shown = Shown(cell.stdout, cell.error, notes, cell.answer)
         self.calls.trace.add("cell", path, code=code, **dataclasses.asdict(shown))
         return shown

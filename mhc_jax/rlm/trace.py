@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from mhc_jax.rlm.environments.base import GONE
+
 Event = dict[str, Any]
 
 # Contexts up to so many characters of JSON travel with the trace.
@@ -103,8 +105,12 @@ class Trace:
         )
 
     def replies(self) -> dict[tuple[int, ...], Event]:
-        """The events that hold replies, by path."""
-        return {tuple(event["path"]): event for event in self.events if event["kind"] in ("turn", "call")}
+        """The events that hold replies, and what cells had printed when a clock ended them, by path."""
+        return {
+            tuple(event["path"]): event
+            for event in self.events
+            if event["kind"] in ("turn", "call") or (event.get("error") or "").endswith(GONE)
+        }
 
     def difference(self, other: "Trace") -> str | None:
         """Where two traces part, in words; None if they are the same."""

@@ -93,6 +93,14 @@ def test_the_trace_holds_each_message_once():
     assert last == model.seen[3][2:]
 
 
+def test_a_cell_that_a_clock_ended_is_replayed_whatever_it_had_printed():
+    endless = "```repl\ni = 0\nwhile True:\n    i += 1\n    print(i)\n```"
+    limits = Limits(cell_timeout=0.1)
+    result = RLM(Scripted([endless, 'FINAL("done")']), limits=limits).completion("text")
+    again = replay(result.trace)
+    assert (again.answer, again.trace) == ("done", result.trace)
+
+
 def test_a_replay_that_differs_says_where():
     trace = complete().trace
     events = [dict(event) for event in trace.events]

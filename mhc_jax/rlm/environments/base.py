@@ -6,6 +6,9 @@ from typing import Any, Protocol
 
 from mhc_jax.config import ConfigError
 
+# Ends the error of a cell that was cut short at no certain place.
+GONE = "What this cell assigned is gone; the variables are as they were before it."
+
 
 class SandboxUnavailable(ConfigError):
     """An environment that cannot be had here; nothing was executed. The message says how to get it."""
@@ -71,7 +74,7 @@ class Environment(Protocol):
         """Runs code; all that the model can mend is in the cell.
 
         After an end by the limits of time or memory the variables are those from before the cell, and its error says
-        so. The clock of a cell stands still while a function of the host runs.
+        so in the words of :data:`GONE`. The clock of a cell stands still while a function of the host runs.
 
         Raises:
             SandboxDied: the session is lost.

@@ -24,7 +24,7 @@ from typing import Any
 
 from mhc_jax.rlm import prelude
 from mhc_jax.rlm.environments import host, monty, seccomp
-from mhc_jax.rlm.environments.base import Cell, SandboxDied, SandboxUnavailable, ToolError
+from mhc_jax.rlm.environments.base import GONE, Cell, SandboxDied, SandboxUnavailable, ToolError
 from mhc_jax.rlm.limits import Limits
 
 OTHERWISE = "the default environment, monty, needs no privileges"
@@ -119,7 +119,7 @@ class Bwrap:
         except _Failed as failed:
             self._names = before
             self._restore()
-            error = f"{failed}\n{host.GONE}"
+            error = f"{failed}\n{GONE}"
         except BaseException:  # a cell half done; the next one begins with the state from before
             self._names = before
             self._kill()

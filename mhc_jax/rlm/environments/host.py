@@ -23,8 +23,6 @@ MAX_ERROR = 4000
 # Calls of the host in one cell.
 MAX_CALLS = 2000
 
-GONE = "What this cell assigned is gone; the variables are as they were before it."
-
 # Where a line of code may give names a value, in any scope.
 _ASSIGNED = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+(?P<made>\w+)"

@@ -12,7 +12,7 @@ from typing import Any
 
 from mhc_jax.rlm import prelude
 from mhc_jax.rlm.environments import host
-from mhc_jax.rlm.environments.base import Cell, SandboxDied, SandboxUnavailable, ToolError
+from mhc_jax.rlm.environments.base import GONE, Cell, SandboxDied, SandboxUnavailable, ToolError
 from mhc_jax.rlm.limits import Limits
 
 
@@ -108,7 +108,7 @@ class Monty:
         except monty.MontyError as fault:
             self._names = before
             self._checkout(self._state)
-            error = f"{self._words(fault)}\n{host.GONE}"
+            error = f"{self._words(fault)}\n{GONE}"
         except BaseException:  # Ctrl-C: a cell half done
             self._names = before
             self._checkout(self._state)
