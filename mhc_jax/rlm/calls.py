@@ -8,13 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mhc_jax.rlm.callbacks import report
+from mhc_jax.rlm.callbacks import Callback, report
 from mhc_jax.rlm.environments.base import GONE, Cell
 from mhc_jax.rlm.ledger import Exhausted, Grant, Ledger
 from mhc_jax.rlm.limits import Limits
 from mhc_jax.rlm.memo import Memo, key_of
 from mhc_jax.rlm.models import (
-    Messages,
     Model,
     ModelFailed,
     PromptTooLong,
@@ -26,31 +25,15 @@ from mhc_jax.rlm.models import (
     tokens_of,
     tokens_of_text,
 )
+from mhc_jax.rlm.program import Path, Request
+from mhc_jax.rlm.protocol import shorten
 from mhc_jax.rlm.trace import Event, Trace
 
-Path = tuple[int, ...]
 # What an event says of a prompt that nobody was asked; other refusals are the status of their limit.
 TOO_LONG = "prompt"
+# Characters that a trace holds of a prompt that cost nothing.
+FREE = 300
 FAULTS = (ModelFailed, PromptTooLong, Exhausted)
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """A call to be made.
-
-    Attributes:
-        model: to be asked.
-        messages: all of them.
-        path: of its event.
-        shown: what the event holds beside the reply.
-        kind: of the event, ``"turn"`` or ``"call"``.
-    """
-
-    model: Model
-    messages: Messages
-    path: Path
-    shown: Mapping[str, Any]
-    kind: str = "call"
 
 
 class Calls:
@@ -68,8 +51,8 @@ class Calls:
         limits: Limits,
         trace: Trace,
         recorded: Mapping[Path, Event],
-        on_start: Callable[[Event], None] | None = None,
-        on_end: Callable[[Event], None] | None = None,
+        on_start: Callback | None = None,
+        on_end: Callback | None = None,
     ):
         self.trace = trace
         self._limits, self._recorded = limits, dict(recorded)
@@ -219,7 +202,9 @@ class Calls:
         """Books a call and writes it down."""
         extra = {"left_out": left_out} if request.kind == "turn" else {}
         try:
-            reply = as_reply(_raised(value))
+            if isinstance(value, Exception):
+                raise value
+            reply = as_reply(value)
             if request.kind == "call" and not (reply.text or "").strip():
                 raise ModelFailed("the model gave no text")
         except PromptTooLong as fault:
@@ -254,7 +239,7 @@ class Calls:
 
     def _is_recorded(self, request: Request) -> bool:
         event = self._recorded.get(request.path)
-        return event is not None and all(event[name] == value for name, value in request.shown.items())
+        return event is not None and all(event[name] == value for name, value in _held(request, event).items())
 
     def _again(self, request: Request, ledger: Ledger) -> Any:
         """What a recorded event says; it is booked and written down once more."""
@@ -275,17 +260,17 @@ class Calls:
 
     def _write(self, request: Request, **fields: Any) -> None:
         memo = {"memo": False} if request.kind == "call" else {}
-        event = self.trace.add(
-            request.kind, request.path, **request.shown, **{**memo, "model": name_of(request.model), **fields}
-        )
+        fields = {**memo, "model": name_of(request.model), **fields}
+        event = self.trace.add(request.kind, request.path, **_held(request, fields), **fields)
         if request.kind == "call":
             report(self._on_end, dict(event))
 
 
-def _raised(value: Any) -> Any:
-    if isinstance(value, BaseException):
-        raise value
-    return value
+def _held(request: Request, event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What an event shows of its request: little of a call that cost nothing, of which there is no end."""
+    if request.kind == "call" and ("refused" in event or event.get("memo")):
+        return {name: shorten(value, FREE) for name, value in request.shown.items()}
+    return request.shown
 
 
 def _failure(model: Model, error: Exception) -> ModelFailed:

@@ -7,12 +7,12 @@ from typing import Any
 
 from mhc_jax.rlm import protocol
 from mhc_jax.rlm.callbacks import report
-from mhc_jax.rlm.calls import FAULTS, Calls, Path, Request
+from mhc_jax.rlm.calls import FAULTS, Calls
 from mhc_jax.rlm.environments.base import Environment, SandboxDied, SandboxUnavailable
 from mhc_jax.rlm.ledger import Exhausted, Ledger
 from mhc_jax.rlm.memo import Memo
 from mhc_jax.rlm.models import ModelFailed, PromptTooLong, name_of
-from mhc_jax.rlm.program import Conversation, Outcome, Program, Shown
+from mhc_jax.rlm.program import Conversation, Outcome, Path, Program, Request, Shown
 from mhc_jax.rlm.subcalls import Subcalls, functions
 from mhc_jax.rlm.trace import about
 

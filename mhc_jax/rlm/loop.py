@@ -13,15 +13,16 @@ from typing import Any, Self
 from mhc_jax.config import ConfigError
 from mhc_jax.rlm import environments, protocol, saved
 from mhc_jax.rlm.callbacks import Callback, CallbackRaised
-from mhc_jax.rlm.calls import Calls, Request
+from mhc_jax.rlm.calls import Calls
 from mhc_jax.rlm.document import Document
 from mhc_jax.rlm.environments.base import Environment
+from mhc_jax.rlm.environments.host import check_names
 from mhc_jax.rlm.ledger import Exhausted, Ledger
 from mhc_jax.rlm.level import Level
 from mhc_jax.rlm.limits import Limits
 from mhc_jax.rlm.memo import Memo
 from mhc_jax.rlm.models import Model, ModelFailed, name_of
-from mhc_jax.rlm.program import Conversation, Outcome, Program, Result
+from mhc_jax.rlm.program import Conversation, Outcome, Program, Request, Result
 from mhc_jax.rlm.saved import Keeper, State
 from mhc_jax.rlm.subcalls import RESERVED
 from mhc_jax.rlm.trace import Event, Trace, digest
@@ -72,9 +73,13 @@ class RLM:
     ):
         limits.validate()
         if not callable(model) or not (sub_model is None or callable(sub_model)):
-            raise ConfigError("a model must be a function of messages; see mhc_jax.rlm.models for adapters")
+            raise ConfigError("a model must be a function of messages; see mhc_jax.rlm.adapters for others")
         if taken := sorted({*(tools or {})} & {*RESERVED}):
             raise ConfigError(f"a tool cannot be called {taken[0]!r}, which is a name of the scaffold")
+        try:
+            check_names(tools or {})
+        except ValueError as error:
+            raise ConfigError(f"a tool cannot be called so: {error}") from None
         if compaction is not None and compaction < 1:
             raise ConfigError(f"compaction must be at least 1 character, got {compaction}")
         self._limits, self._seed = limits, seed
@@ -88,7 +93,7 @@ class RLM:
         self._on_subcall = on_subcall_start, on_subcall_complete
         self._program = Program(
             model,
-            sub_model or model,
+            model if sub_model is None else sub_model,
             make,
             limits,
             dict(tools or {}),

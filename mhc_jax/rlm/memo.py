@@ -24,7 +24,7 @@ class Memo:
     def recall(self, events: Iterable[Event]) -> None:
         """Knows the replies to the sub-calls of a trace."""
         for event in events:
-            if event["kind"] == "call" and "reply" in event:
+            if event["kind"] == "call" and "reply" in event and not event["memo"]:
                 messages = [{"role": "user", "content": event["prompt"]}]
                 self.put(key_of(event["model"], messages), Reply(event["reply"]))
 

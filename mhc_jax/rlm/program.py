@@ -7,8 +7,11 @@ from typing import Any
 from mhc_jax.rlm.callbacks import Callback
 from mhc_jax.rlm.environments.base import Environment
 from mhc_jax.rlm.limits import Limits
-from mhc_jax.rlm.models import Model
+from mhc_jax.rlm.models import Messages, Model
 from mhc_jax.rlm.trace import Trace, Usage
+
+# The place of an event in the tree, see :mod:`mhc_jax.rlm.trace`.
+Path = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,25 @@ class Program:
     compaction: int | None
     on_iteration_start: Callback | None
     on_iteration_complete: Callback | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A call to be made.
+
+    Attributes:
+        model: to be asked.
+        messages: all of them.
+        path: of its event.
+        shown: what the event holds beside the reply.
+        kind: of the event, ``"turn"`` or ``"call"``.
+    """
+
+    model: Model
+    messages: Messages
+    path: Path
+    shown: Mapping[str, Any]
+    kind: str = "call"
 
 
 @dataclasses.dataclass

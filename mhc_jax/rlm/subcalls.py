@@ -4,11 +4,12 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mhc_jax.rlm.calls import FAULTS, Calls, Path, Request
+from mhc_jax.rlm.calls import FAULTS, Calls
 from mhc_jax.rlm.environments.base import ToolError
 from mhc_jax.rlm.ledger import Exhausted, Ledger
 from mhc_jax.rlm.memo import Memo
 from mhc_jax.rlm.models import Model
+from mhc_jax.rlm.program import Path, Request
 
 # Variables that the loop binds.
 VARIABLES = ("context", "history")
@@ -142,13 +143,21 @@ def _only(replies: Sequence[Any]) -> str:
 
 
 def _several(subcalls: Subcalls, replies: Sequence[Any]) -> list[str | None]:
-    faults: dict[str, list[str]] = {}
+    faults: dict[str, list[int]] = {}
     for index, reply in enumerate(replies):
         if isinstance(reply, Exception):
-            faults.setdefault(str(reply), []).append(str(index))
+            faults.setdefault(str(reply), []).append(index)
     for fault, places in faults.items():
-        subcalls.notes.append(f"No reply to prompts[{', '.join(places)}], which is None there: {fault}")
+        subcalls.notes.append(f"No reply to prompts[{_ranges(places)}], which is None there: {fault}")
     return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+
+def _ranges(places: Sequence[int]) -> str:
+    """``"0, 3 to 9"``; rising places."""
+    known = {*places}
+    firsts = [place for place in places if place - 1 not in known]
+    lasts = [place for place in places if place + 1 not in known]
+    return ", ".join(str(a) if a == b else f"{a} to {b}" for a, b in zip(firsts, lasts, strict=True))
 
 
 def _tool(name: str, tool: Callable[..., Any]) -> Callable[..., Any]:

@@ -283,7 +283,7 @@ def test_tools_are_found_described_and_their_faults_named():
     assert "price failed: KeyError: 'gold'" in model.seen[2][-1]["content"]
 
 
-@pytest.mark.parametrize("name", ["context", "llm_query", "budget"])
+@pytest.mark.parametrize("name", ["context", "llm_query", "budget", "peek", "FINAL", "two words", "class", "_mine"])
 def test_tools_do_not_take_names_of_the_scaffold(name):
     with pytest.raises(ConfigError, match=name):
         RLM(Scripted([]), tools={name: len})

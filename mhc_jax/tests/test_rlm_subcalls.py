@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from mhc_jax.rlm import RLM, Limits, Reply, SandboxDied, Scripted, environments
+from mhc_jax.rlm import RLM, Limits, Reply, SandboxDied, Scripted, environments, replay
 
 
 def code(*lines):
@@ -207,6 +207,23 @@ def test_a_batch_beyond_the_budget_serves_its_beginning():
     result = run(str.upper, code("FINAL(llm_batch(['a', 'b', 'c', 'd', 'e']))"), limits=Limits(max_llm_calls=5))
     assert result.answer == "['A', 'B', 'C', None, None]"  # one call was the turn, one is kept for the answer
     assert result.usage.calls == 4
+
+
+@pytest.mark.parametrize("options", [{"memo": True}, {"limits": Limits(max_llm_calls=3)}])
+def test_calls_that_cost_nothing_do_not_fill_the_trace(options):
+    lines = ("for _ in range(50):", "    llm_batch(['x' * 100_000] * 9)", "print('over')")
+    result = run(lambda prompt: "seen", code(*lines), "FINAL(1)", **options)
+    assert sum(len(str(event)) for event in result.trace.events) < 1_200_000
+    assert result.answer == "1"
+    assert replay(result.trace).answer == "1"
+
+
+def test_calls_that_fail_are_counted_in_few_words():
+    model = sub(str, [code("llm_batch(['a'] * 500)"), "FINAL(1)"])
+    result = RLM(model, limits=Limits(max_llm_calls=5)).completion("x", "What?")
+    (cell,) = (event for event in result.trace.events if event["kind"] == "cell")
+    (note,) = cell["notes"]
+    assert note.startswith("No reply to prompts[3 to 499], which is None there: no calls are left")
 
 
 def test_calls_at_the_same_time_are_bounded_in_the_whole_tree():
