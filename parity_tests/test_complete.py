@@ -32,7 +32,7 @@ def _ops():
                 yield f"{module.name}.{name}"
 
 
-AXES = ("model", "norm", "residual", "projection", "ends", "mixer", "channel")
+AXES = ("model", "norm", "residual", "projection", "ends", "mixer", "channel", "rotary_scaling")
 PARTS = [(axis, kind) for axis in AXES for kind in registry.names(axis)]
 COVERED = frozenset().union(*(case.covers for case in cases.everything()))
 

@@ -3,6 +3,7 @@
 from mhc_jax.interop import (
     deepseek_v4,
     gpt2,  # noqa: F401  registers the system
+    llama,  # noqa: F401  registers the systems
     mhc_ssm,  # noqa: F401  registers the system
     nanogpt,  # noqa: F401  registers the system
 )

@@ -139,6 +139,7 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
         f"LayerNorm {without} bias": isinstance(norm, LayerNormConfig) and unlike(norm.bias),
         "norms with another epsilon than 1e-05": isinstance(norm, LayerNormConfig) and norm.eps != 1e-5,
         "stream adapters": config.adapters is not None,
+        "channel mixers before attention or the MLP": config.before_mixer is not None or config.before_mlp is not None,
         "no learned positions": config.positions != "learned",
         "a head of its own": config.head != "tied",
     } | (_newer(mixer) if isinstance(mixer, AttentionConfig) else {})
@@ -153,10 +154,3 @@ def _newer(mixer: AttentionConfig) -> dict[str, bool]:
         "normalised queries and keys": mixer.qk_norm is not None,
         "attention that is not causal": not mixer.causal,
     }
-
-
-def refuse(system: str, faults: Mapping[str, bool]) -> None:
-    """Raises InteropError if there is a fault, naming all of them."""
-    named = [fault for fault, found in faults.items() if found]
-    if named:
-        raise InteropError(f"{system} cannot express this model: it has {', '.join(named)}")

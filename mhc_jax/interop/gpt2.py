@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from mhc_jax.functional import Params
 from mhc_jax.interop import gpt
 from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
-from mhc_jax.interop.original import AXIS, Original
+from mhc_jax.interop.original import AXIS, Original, refuse
 from mhc_jax.interop.rules import read, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.nn.channel import GeluMLPConfig
@@ -66,13 +65,22 @@ class GPT2(Original):
     @staticmethod
     def write(config, params):
         tensors = to_torch(config, params)
-        _check_expressible(config)
+        refuse("GPT-2", GPT2.faults(config))
         tensors |= _zero_biases(config, tensors)
         return gpt.tied(write(gpt.rules(tensors, inputs_first=True), tensors))
 
     @staticmethod
-    def huggingface(config: LMConfig, params: Params):
-        """``config.json`` and the tensors of a folder; the tied head is left out, as transformers does."""
+    def faults(config):
+        plain = {
+            f"residual {config.residual.kind!r} instead of 'plain'": config.residual.kind != "plain",
+            f"ends {config.ends.kind!r} instead of 'identity'": config.ends.kind != "identity",
+            "value residual": config.value_residual is not None,
+        }
+        return plain | gpt.faults(config, bias=None)
+
+    @staticmethod
+    def huggingface(config, params):
+        """The tied head is left out, as transformers does."""
         tensors = GPT2.write(config, params)
         del tensors[gpt.HEAD]
         return _fields(config), tensors
@@ -133,7 +141,7 @@ def _config(told: dict[str, int], hints: dict[str, Any]) -> LMConfig:
 def _fields(config: LMConfig) -> dict[str, Any]:
     """The contents of ``config.json``."""
     mixer, mlp = config.mixer, config.mlp
-    assert isinstance(mixer, AttentionConfig)  # see _check_expressible
+    assert isinstance(mixer, AttentionConfig)  # see GPT2.faults
     assert isinstance(mlp, GeluMLPConfig)
     ends = 50256 if config.vocab_size > 50256 else None  # <|endoftext|> of GPT-2's vocabulary
     return {
@@ -152,16 +160,6 @@ def _fields(config: LMConfig) -> dict[str, Any]:
         "bos_token_id": ends,
         "eos_token_id": ends,
     }
-
-
-def _check_expressible(config: LMConfig) -> None:
-    """Raises InteropError, naming every part at fault, unless the model is a GPT-2."""
-    plain = {
-        f"residual {config.residual.kind!r} instead of 'plain'": config.residual.kind != "plain",
-        f"ends {config.ends.kind!r} instead of 'identity'": config.ends.kind != "identity",
-        "value residual": config.value_residual is not None,
-    }
-    gpt.refuse("GPT-2", plain | gpt.faults(config, bias=None))
 
 
 def _zero_biases(config: LMConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -11,9 +11,10 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError, read_json
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
-from mhc_jax.interop.original import AXIS, from_original
+from mhc_jax.interop.original import AXIS, Original, from_original
 from mhc_jax.interop.store import CONFIG, WEIGHTS, is_huggingface, read_tensors, write_folder
 from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.tree import readable
 
 INDEX = "model.safetensors.index.json"
@@ -38,24 +39,48 @@ def load_huggingface(directory: str | os.PathLike[str], **hints: Any) -> tuple[L
         raise InteropError(f"{directory}: {error}") from None
 
 
-def save_huggingface(directory: str | os.PathLike[str], config: LMConfig, params: Params) -> None:
+def save_huggingface(directory: str | os.PathLike[str], config: ModelConfig, params: Params) -> None:
     """Writes a folder that ``transformers`` loads by ``from_pretrained``; it appears whole or not at all.
 
-    Biases that the model lacks are written as zeros, and so are read back as parameters.
+    Of the types that express the model it is the first one. Biases that GPT-2 has and the model lacks are written as
+    zeros, and so are read back as parameters.
 
     Raises:
         ConfigError: ``params`` are not those of ``config``, a model that no type of transformers expresses, or a
             ``directory`` that holds anything but an earlier export.
     """
     config.validate()
-    fields, tensors = registry.get(AXIS, "gpt2").huggingface(config, params)
+    fields, tensors = _original(config).huggingface(config, params)
     write_folder(directory, tensors, json.dumps(fields, indent=2) + "\n", ours=is_huggingface)
+
+
+def _types() -> dict[str, str]:
+    """The published system of each type of models."""
+    found = {registry.get(AXIS, name).model_type: name for name in registry.names(AXIS)}
+    return {model_type: name for model_type, name in found.items() if model_type is not None}
+
+
+def _original(config: ModelConfig) -> type[Original]:
+    """The first published system of transformers that expresses the model.
+
+    Raises:
+        InteropError: there is none; the message says for each, shortly, why.
+    """
+    if not isinstance(config, LMConfig):
+        raise InteropError(f"transformers cannot express a model of kind {config.kind!r}, only language models")
+    refused = []
+    for model_type, name in _types().items():
+        original = registry.get(AXIS, name)
+        named = [fault for fault, applies in original.faults(config).items() if applies]
+        if not named:
+            return original
+        refused.append(f"as {model_type}, it has {registry.listed(named, 4)}")
+    raise InteropError(f"transformers cannot express this model: {'; '.join(refused)}")
 
 
 def _system(model_type: Any, where: str) -> str:
     """The published system that reads models of that type."""
-    systems = {registry.get(AXIS, name).model_type: name for name in registry.names(AXIS)}
-    systems.pop(None, None)
+    systems = _types()
     if not isinstance(model_type, str) or model_type not in systems:
         raise InteropError(
             f"{where}: model_type {registry.shown(model_type)} is not supported; known: {', '.join(sorted(systems))}"

@@ -10,7 +10,7 @@ from mhc_jax.interop import gpt
 from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
-from mhc_jax.interop.original import AXIS, Original
+from mhc_jax.interop.original import AXIS, Original, refuse
 from mhc_jax.interop.rules import Arrays, Rule, read, renamed, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.models.gpt import Topology, nanogpt
@@ -293,7 +293,7 @@ def _check_expressible(config: LMConfig) -> None:
     bias = isinstance(config.norm, LayerNormConfig) and config.norm.bias
     mixer, mlp, residual = config.mixer, config.mlp, config.residual
     streams = not isinstance(residual, PlainConfig)
-    gpt.refuse(
+    refuse(
         "the original nanoGPT",
         gpt.faults(config, bias=bias)
         | {

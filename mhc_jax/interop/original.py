@@ -8,6 +8,7 @@ import numpy as np
 from mhc_jax import registry
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
+from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.model import ModelConfig
 
 AXIS = "original"
@@ -17,7 +18,7 @@ class Original:
     """One published code base. Subclasses register under :data:`AXIS` and the system's name.
 
     Attributes:
-        model_type: its name in Hugging Face transformers, if it has one.
+        model_type: its name in Hugging Face transformers, if it has one; then all four methods must be there.
     """
 
     model_type: str | None = None
@@ -32,12 +33,22 @@ class Original:
         """See :func:`to_original`."""
         raise NotImplementedError
 
+    @staticmethod
+    def faults(config: LMConfig) -> dict[str, bool]:
+        """What a model of ``model_type`` cannot express, and whether ``config`` has it."""
+        raise NotImplementedError
+
+    @staticmethod
+    def huggingface(config: LMConfig, params: Params) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The contents of ``config.json`` and the tensors of a folder, for a model without faults."""
+        raise NotImplementedError
+
 
 def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> tuple[ModelConfig, Params]:
     """The model, in its ``original`` form, and the parameters that a published checkpoint holds.
 
     Args:
-        system: ``"gpt2"``, ``"mhc_ssm"``, ``"nanogpt"`` or ``"rlm"``.
+        system: ``"gpt2"``, ``"llama"``, ``"mhc_ssm"``, ``"nanogpt"``, ``"qwen3"`` or ``"rlm"``.
         state_dict: the state_dict as tensors or arrays, or the whole checkpoint around it.
         hints: fields of the original's configuration that the tensors do not show.
 
@@ -58,6 +69,12 @@ def to_original(system: str, config: ModelConfig, params: Params) -> dict[str, n
         InteropError: an unknown system, or a model that the original cannot express.
     """
     return _system(system).write(config, params)
+
+
+def refuse(system: str, faults: Mapping[str, bool]) -> None:
+    """Raises InteropError if there is a fault, naming all of them."""
+    if named := [fault for fault, found in faults.items() if found]:
+        raise InteropError(f"{system} cannot express this model: it has {', '.join(named)}")
 
 
 def _system(system: str) -> type[Original]:

@@ -14,7 +14,7 @@ from mhc_jax.functional import Params
 from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
-from mhc_jax.interop.original import AXIS, Original
+from mhc_jax.interop.original import AXIS, Original, refuse
 from mhc_jax.interop.rules import Rule, fused, read, renamed, write
 from mhc_jax.interop.store import WEIGHTS, read_tensors, write_folder
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
@@ -269,9 +269,7 @@ def _check_expressible(config: LMConfig) -> None:
             implementation=mixer.implementation,
         )
         faults["attention that is not plain, interleaved and without biases"] = mixer != expected
-    named = [fault for fault, found in faults.items() if found]
-    if named:
-        raise InteropError(f"RLM-mHC cannot express this model: it has {', '.join(named)}")
+    refuse("RLM-mHC", faults)
 
 
 def _linear_mhc(part: Any) -> bool:

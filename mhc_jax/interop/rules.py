@@ -30,6 +30,16 @@ def renamed(mirror: str, published: str, *, transposed: bool = False) -> Rule:
     return Rule((mirror,), (published,), turn, turn)
 
 
+def reordered(mirror: str, published: str, order: np.ndarray) -> Rule:
+    """Rows in another order inside every head: row i of a published head is row ``order[i]`` of the mirror's."""
+
+    def rows(x: np.ndarray, order: np.ndarray) -> tuple[np.ndarray]:
+        return (x.reshape(-1, len(order), *x.shape[1:])[:, order].reshape(x.shape),)
+
+    back = np.argsort(order)
+    return Rule((mirror,), (published,), lambda x: rows(x, order), lambda x: rows(x, back))
+
+
 def fused(mirror: Sequence[str], published: str, *, transposed: bool = False) -> Rule:
     """Layers side by side: one matrix or bias whose outputs are those of all, in order."""
     axis = -1 if transposed else 0

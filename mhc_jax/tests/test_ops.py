@@ -214,6 +214,7 @@ OMITTED = {
         "segment_ids": None,
         "keep_BHTS": None,
         "implementation": "xla",
+        "batch_sharding": None,
     },
     "conv.causal_depthwise_conv": {"history_BJD": None, "segment_ids": None},
     "diag_scan.diagonal_scan": {"s0_BD": None, "form": "sequential", "chunk": 64},
@@ -229,10 +230,11 @@ OMITTED = {
     "sinkhorn.sinkhorn_rows_then_columns": {"temperature": 1.0, "eps": 1e-8},
     "sinkhorn.log_sinkhorn": {"temperature": 1.0},
     "sinkhorn.log_sinkhorn_columns_then_rows": {"temperature": 1.0},
+    "sinkhorn.sinkhorn_clipped": {"eps": 1e-8},
     "sinkhorn.sinkhorn_deepseek": {"eps": 1e-6},
     "sinkhorn.implicit_sinkhorn": {"temperature": 1.0},
     "sinkhorn.solve_laplacian": {"floor": 1e-30},
-    "rotary.rotate": {"base": 10000.0, "layout": "half"},
+    "rotary.rotate": {"base": 10000.0, "layout": "half", "frequency_P": None, "gain": 1.0},
 }
 
 

@@ -52,12 +52,29 @@ PARTS = {
     "copy": {"head_eps": NATURAL, "norm_eps": NATURAL},
     "dense": {},
 }  # fmt: skip
+FROM_1 = {"from 1": lambda x: x >= 1}
+SCALINGS = {
+    "linear": {"factor": FROM_1},
+    "llama3": {
+        "factor": FROM_1, "low_freq_factor": {"above 0, below 4": lambda x: 0 < x < 4},
+        "high_freq_factor": {"above 1": lambda x: x > 1}, "original_max_position_embeddings": COUNT,
+    },
+    "yarn": {
+        "factor": FROM_1, "beta_fast": FROM_1, "beta_slow": {"above 0, to 32": lambda x: 0 < x <= 32},
+        "original_max_position_embeddings": COUNT,
+    },
+}  # fmt: skip
 AXES = ("residual", "mixer", "channel", "projection", "ends", "norm")
 
 
 @pytest.mark.parametrize(("axis", "kind"), [(axis, kind) for axis in AXES for kind in own(axis)])
 def test_numbers_of_every_part(axis, kind):
     check(registry.get(axis, kind)(), PARTS[kind])
+
+
+@pytest.mark.parametrize("kind", own("rotary_scaling"))
+def test_numbers_of_every_scaling_of_rotary_positions(kind):
+    check(registry.get("rotary_scaling", kind)(), SCALINGS[kind])
 
 
 def test_numbers_of_the_model_and_of_adapters():

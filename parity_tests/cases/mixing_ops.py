@@ -1,4 +1,4 @@
-"""The ops of hyper-connections: projections onto mixing matrices, coefficients that depend on the token, attention."""
+"""The ops of hyper-connections (projections onto mixing matrices, coefficients of the token), attention, positions."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ H, K = 2, 3
 
 
 def cases() -> Iterator[Case]:
-    for group in (_sinkhorn, _projections, _coefficients, _attention):
+    for group in (_sinkhorn, _projections, _coefficients, _attention, _rotary):
         yield from group()
 
 
@@ -82,8 +82,24 @@ def _attention():
     positions = {"positions_BT": np.array([[0, 1, 2, 3, 4, 5, 6], [7, 9, 900, 0, 1, 2, 3]])}
     for layout in ("half", "interleaved"):
         yield op("rotary.rotate", layout, draw(x_BTHK=(B, T, H, 6)) | positions, layout=layout, base=100.0)
+    turned = draw(x_BTHK=(B, T, H, 6), frequency_P=(3,)) | positions
+    yield op("rotary.rotate", "by given frequencies", turned, gain=1.5)
     kept = {"keep_BHTS": (np.random.default_rng(9).random((B, H, T, T)) > 0.3).astype(np.float32) / 0.7}
     yield op(path, "with dropped probabilities", heads | kept, torch=_dropped_attention)
+
+
+def _rotary():
+    base = {"base": np.array(100.0, np.float32)}
+    yield op("rotary.frequencies", "", base, width=6)
+    # From one turn in 6 tokens to one in 250: fast, between and slow pairs for an original length of 64 tokens.
+    frequency = {"frequency_P": np.asarray(100.0 ** (-np.arange(5) / 5), np.float32)}
+    yield op("rotary.linear", "", frequency, factor=3.0)
+    length = {"factor": 4.0, "original_max_position_embeddings": 64}
+    yield op("rotary.llama3", "", frequency, low_freq_factor=1.0, high_freq_factor=4.0, **length)
+    yarn = {"base": 100.0, "beta_fast": 6.0, "beta_slow": 0.5, **length}
+    for truncate in (True, False):
+        yield op("rotary.yarn", f"truncated {truncate}", frequency, truncate=truncate, **yarn)
+    yield op("rotary.yarn", "at once", frequency, truncate=True, **yarn | {"beta_fast": 1e-9, "beta_slow": 1e-9})
 
 
 def _dropped_attention(arrays):

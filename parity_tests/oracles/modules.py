@@ -56,20 +56,23 @@ def _call(published: torch.nn.Module, part: Callable, arrays: Mapping[str, torch
     def module(*inputs):
         return torch.func.functional_call(published, weights, inputs)
 
-    with _float_means(next(iter(arrays.values())).dtype):
+    with float32_is(next(iter(arrays.values())).dtype):
         return part(module, arrays)
 
 
 @contextlib.contextmanager
-def _float_means(dtype: torch.dtype) -> Iterator[None]:
-    """In a float64 run ``x.float()``, by which the published modules force float32, gives float64.
+def float32_is(dtype: torch.dtype) -> Iterator[None]:
+    """In a float64 run ``x.float()`` and ``torch.float32``, by which published code forces float32, mean float64.
 
     So the published code itself is the truth.
     """
     if dtype != torch.float64:
         yield
         return
-    with mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+    with (
+        mock.patch.object(torch.Tensor, "float", torch.Tensor.double),
+        mock.patch.multiple(torch, float=torch.float64, float32=torch.float64),
+    ):
         yield
 
 

@@ -10,8 +10,9 @@ from mhc_jax.nn.init import Init, normal, zeros
 from mhc_jax.nn.layers import Dense
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.nn.norms import NormConfig
+from mhc_jax.nn.rotary import RotaryScalingConfig
 from mhc_jax.ops.attention import AttentionName, causal_attention
-from mhc_jax.ops.rotary import rotate
+from mhc_jax.ops.rotary import frequencies, rotate
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -31,6 +32,7 @@ class AttentionConfig(MixerConfig):
         rotary: turns queries and keys by their positions, in pairs of channels; see :mod:`mhc_jax.ops.rotary`. With
             ``"none"`` positions come with the embedding.
         rotary_base: base of the rotary angles.
+        rotary_scaling: of these angles, for texts longer than the model began with; None for none.
         qk_norm: of every query and key over its head, before they are turned (RMSNorm in Qwen3); None for none.
         causal: False lets every token see later ones; such a model cannot decode.
         dropout: dropout rate of the attention probabilities.
@@ -43,6 +45,7 @@ class AttentionConfig(MixerConfig):
     head_width: int | None = None
     rotary: Literal["none", "half", "interleaved"] = "none"
     rotary_base: float = 10000.0
+    rotary_scaling: RotaryScalingConfig | None = None
     qk_norm: NormConfig | None = None
     causal: bool = True
     bias: bool = True
@@ -63,6 +66,9 @@ class AttentionConfig(MixerConfig):
                 self.require_counts(1, name)
         self.require(self.heads % self.groups == 0, f"kv_heads {self.groups} must divide heads {self.heads}")
         self.require(self.rotary_base > 0, f"rotary_base must be positive, got {self.rotary_base}")
+        if self.rotary_scaling is not None:
+            self.require(self.rotary != "none", "rotary_scaling scales rotary positions; set rotary to 'half'")
+            self.require(self.rotary_base > 1, f"rotary_scaling needs a rotary_base above 1, got {self.rotary_base}")
         self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.views in (1, 3), f"views must be 1 or 3 (queries, keys, values), got {self.views}")
@@ -170,9 +176,13 @@ class Attention(Mixer):
         """Queries or keys as they meet: normalised, and turned by their positions."""
         if norm is not None:
             x_BTHK = norm(x_BTHK.astype(self.policy.accumulate)).astype(self.policy.compute)
-        if self.config.rotary == "none":
+        config, scaling, angles = self.config, self.config.rotary_scaling, {}
+        if config.rotary == "none":
             return x_BTHK
-        return rotate(x_BTHK, scope.positions_BT, base=self.config.rotary_base, layout=self.config.rotary)
+        if scaling is not None:
+            frequency_P = frequencies(jnp.asarray(config.rotary_base, self.policy.accumulate), self.head_width)
+            angles = {"frequency_P": scaling.scale(frequency_P, config.rotary_base), "gain": scaling.gain}
+        return rotate(x_BTHK, scope.positions_BT, base=config.rotary_base, layout=config.rotary, **angles)
 
     def _keep(self, q_BTHK, k_BSGK, key):
         if key is None or self.config.dropout == 0:
