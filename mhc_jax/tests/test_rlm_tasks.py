@@ -102,6 +102,14 @@ def test_sentences_belong_to_one_kind_each():
         ("label", ("food",), "The label is: **food**", 1.0),
         ("label", ("food",), "not food", 0.0),
         ("label", ("B", "b)"), "(B)", 1.0),
+        ("comparison", ("more common than",), "Answer: spam is more common than ham", 1.0),
+        ("comparison", ("as common",), "not more common; they have the same frequency", 1.0),
+        ("comparison", ("less common",), "more common", 0.0),
+        ("comparison", ("less common",), "less", 0.0),
+        ("date", ("2024-02-29",), "Answer: February 29, 2024.", 1.0),
+        ("date", ("2024-02-29",), "02/29/2024", 1.0),
+        ("date", ("2024-02-29",), "2024-02-28", 0.0),
+        ("date", ("2024-02-29",), "in spring", 0.0),
         ("count", ("10",), "There are 10 of 60 lines: 10", 1.0),
         ("count", ("10",), "12", 0.75**2),
         ("count", ("1000",), "1,001 lines", 0.75),
@@ -138,6 +146,22 @@ RECORDS = {
         {"context_window_text": "c", "question": "q", "answer": ["spam"], "answer_type": "ANSWER_TYPE.LABEL"},
         Task("set", "c", "q", ("spam",), "label"),
     ),
+    "oolong comparison": (
+        {"context_window_text": "c", "question": "q", "answer": "['x']", "answer_type": "ANSWER_TYPE.COMPARISON"},
+        Task("set", "c", "q", ("x",), "comparison"),
+    ),
+    "oolong date": (
+        {"context_window_text": "c", "question": "q", "answer": "[datetime.date(2024, 2, 9)]", "answer_type": "DATE"},
+        Task("set", "c", "q", ("2024-02-09",), "date"),
+    ),
+    "oolong real": (
+        {"context_window_text": "c", "question": "q", "answer": "Rex, Fido"},
+        Task("set", "c", "q", ("Rex", " Fido"), "f1"),
+    ),
+    "oolong real number": (
+        {"context_window_text": "c", "question": "q", "answer": "12"},
+        Task("set", "c", "q", ("12",), "count"),
+    ),
     "longbench": (
         {"context": "c", "input": "q", "answers": ["x", "y"], "length": 3},
         Task("set", "c", "q", ("x", "y"), "words"),
@@ -170,6 +194,7 @@ def test_records_of_data_sets(tmp_path, name):
     ("line", "words"),
     [
         ("{", "set.jsonl, line 2: Expecting"),
+        ('{"context_window_text": "c", "question": "q", "answer": "[1", "answer_type": "X"}', "line 2: .*never closed"),
         ("[]", "line 2: a line must be an object"),
         ('{"text": "x"}', "line 2: a record must have one of these sets of fields: .* it has text"),
         ('{"context": 1, "question": "q", "answer": "a"}', "'context' must be a text, not int"),

@@ -125,7 +125,7 @@ def by_date(draw: random.Random, length: int) -> Task:
     )
     tests = (f"label == {kind!r} and (date < '{day}') == {early}" for early in (True, False))
     first, second = (f"len([1 for date, user, label in rows if {test}])" for test in tests)
-    return _task("by_date", context, question, _compared(before, after), "label", _comparing(first, second))
+    return _task("by_date", context, question, _compared(before, after), "comparison", _comparing(first, second))
 
 
 def pairs(draw: random.Random, length: int) -> Task:

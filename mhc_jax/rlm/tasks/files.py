@@ -1,7 +1,9 @@
 """Tasks of data sets that are on disk, as JSON lines: OOLONG and both versions of LongBench."""
 
 import ast
+import datetime
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ def read(path: Path, limit: int | None = None) -> Iterator[Task]:
             for (number, line), _ in zip(numbered, range(limit) if limit else iter(int, 1)):
                 try:
                     yield _task(json.loads(line), file.stem)
-                except (ValueError, TypeError, KeyError) as error:
+                except (ValueError, TypeError, KeyError, SyntaxError) as error:
                     raise ConfigError(f"{file}, line {number}: {_fault(error)}") from error
 
 
@@ -54,11 +56,21 @@ def _oolong(record: Record, name: str) -> Task:
     """OOLONG-synth; its answers are lists in Python's notation."""
     kind = str(record["answer_type"]).rsplit(".", 1)[-1].upper()
     answer = record["answer"]
-    if isinstance(answer, str) and answer.startswith("["):
+    if isinstance(answer, str) and (day := re.search(r"datetime\.date\((\d+), (\d+), (\d+)\)", answer)):
+        kind, answer = "DATE", datetime.date(*map(int, day.groups())).isoformat()
+    elif isinstance(answer, str) and answer.startswith("["):
         answer = ast.literal_eval(answer)
     answers = answer if isinstance(answer, list) else [answer]
-    scoring = "count" if kind == "NUMERIC" else "label"
+    scoring = {"NUMERIC": "count", "COMPARISON": "comparison", "DATE": "date"}.get(kind, "label")
     return Task(name, _text(record, "context_window_text"), _text(record, "question"), _texts(answers), scoring)
+
+
+def _oolong_real(record: Record, name: str) -> Task:
+    """OOLONG-real; its answers are a number, a name, or names between commas."""
+    answer = str(record["answer"])
+    scoring = "count" if answer.strip().isdecimal() else "f1" if "," in answer else "label"
+    truth = tuple(answer.split(",")) if scoring == "f1" else (answer,)
+    return Task(name, _text(record, "context_window_text"), _text(record, "question"), truth, scoring)
 
 
 def _longbench(record: Record, name: str) -> Task:
@@ -84,6 +96,7 @@ def _own(record: Record, name: str) -> Task:
 
 FORMATS: dict[frozenset[str], Callable[[Record, str], Task]] = {
     frozenset({"context_window_text", "question", "answer", "answer_type"}): _oolong,
+    frozenset({"context_window_text", "question", "answer"}): _oolong_real,
     frozenset({"context", "input", "answers"}): _longbench,
     frozenset({"context", "question", "choice_A", "answer"}): _longbench_2,
     frozenset({"context", "question", "answer"}): _own,

@@ -1,6 +1,8 @@
 """A question about a long context with a known answer, and how replies to it are scored."""
 
+import contextlib
 import dataclasses
+import datetime
 import difflib
 import re
 import string
@@ -8,6 +10,9 @@ from collections.abc import Callable, Sequence
 
 # Share of the score that a count keeps for each by which it is wrong, as in OOLONG.
 COUNT_BASE = 0.75
+# What a comparison of two numbers may be called.
+COMPARISONS = {"more common": ">", "less common": "<", "as common": "=", "same frequency": "="}
+DATES = ("%Y-%m-%d", "%m/%d/%Y", "%B %d, %Y", "%b %d, %Y", "%d %B %Y", "%d %b %Y")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +46,20 @@ def label(answer: str, truth: Sequence[str]) -> float:
     return float(any(_plain(one) in said for one in truth))
 
 
+def comparison(answer: str, truth: Sequence[str]) -> float:
+    """1 if the last of :data:`COMPARISONS` in the answer is that of the truth."""
+    return float(_compared(answer) is not None and _compared(answer) == _compared(truth[0]))
+
+
+def date(answer: str, truth: Sequence[str]) -> float:
+    """1 if the answer, or what follows its last colon, is the date of the truth, which is in ISO's form."""
+    said = answer.rsplit(":", 1)[-1].strip(string.punctuation + string.whitespace)
+    for form in DATES:
+        with contextlib.suppress(ValueError):
+            return float(datetime.datetime.strptime(said, form).date().isoformat() == truth[0])
+    return 0.0
+
+
 def count(answer: str, truth: Sequence[str]) -> float:
     """``0.75 ** |error|`` of the last whole number of the answer."""
     found = re.findall(r"-?\d{1,18}", answer.replace(",", ""))
@@ -72,8 +91,14 @@ def text(answer: str, truth: Sequence[str]) -> float:
 
 
 SCORINGS: dict[str, Callable[[str, Sequence[str]], float]] = {
-    "label": label, "count": count, "f1": f1, "pairs": pairs, "words": words, "text": text,
+    "label": label, "comparison": comparison, "date": date, "count": count, "f1": f1, "pairs": pairs, "words": words,
+    "text": text,
 }  # fmt: skip
+
+
+def _compared(text: str) -> str | None:
+    found = max((text.lower().rfind(phrase), phrase) for phrase in COMPARISONS)
+    return COMPARISONS[found[1]] if found[0] >= 0 else None
 
 
 def _plain(text: str) -> str:
