@@ -234,8 +234,9 @@ class Calls:
     def as_recorded(self, path: Path, cell: Cell) -> Cell:
         """A cell that a clock ended with what it had printed by then in the recorded run; any other as it is."""
         event = self._recorded.get(path)
-        cut = event is not None and (cell.error or "").endswith(GONE)
-        return dataclasses.replace(cell, stdout=event["stdout"]) if cut else cell
+        if event is None or not (cell.error or "").endswith(GONE):
+            return cell
+        return dataclasses.replace(cell, stdout=event["stdout"])
 
     def _is_recorded(self, request: Request) -> bool:
         event = self._recorded.get(request.path)

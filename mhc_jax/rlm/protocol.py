@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LANGUAGES = ("repl", "python", "py")
-_OPENING = re.compile(r"^ {0,3}(`{3,})[ \t]*(\w*)[ \t]*$")
+_OPENING = re.compile(r"^ {0,3}(`{3,})[ \t]*(\w*)[^`]*$")
 _CLOSING = re.compile(r"^ {0,3}(`{3,})[ \t]*$")
 _FINAL = re.compile(r"^[ \t]*FINAL\(", re.MULTILINE)
 _FINAL_VAR = re.compile(r"^[ \t]*FINAL_VAR\([ \t]*([\"']?)(\w+)\1[ \t]*\)", re.MULTILINE)

@@ -17,6 +17,11 @@ def test_what_is_no_code(reply):
     assert protocol.read(reply) == protocol.Spoken()
 
 
+@pytest.mark.parametrize("opening", ["```python title='a'", "```repl, run", "```python {.numbers}"])
+def test_what_follows_the_language_does_not_matter(opening):
+    assert protocol.read(f"{opening}\na = 1\n```\nFINAL(b)") == protocol.Spoken(("a = 1",), final="b")
+
+
 def test_a_block_that_is_not_closed_reaches_to_the_end():
     assert protocol.read("```repl\nprint(1)\nprint(2)").blocks == ("print(1)\nprint(2)",)
 

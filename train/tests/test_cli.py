@@ -144,7 +144,10 @@ HELPED = (
     "train.__main__",
     "train.__main__ quickstart --help",
     "train.__main__ quickstart --help-all",
-    *(f"train.{name} --help" for name in ("evaluate", "sample", "export", "compare", "study", "prepare_fineweb")),
+    *(
+        f"train.{name} --help"
+        for name in ("evaluate", "sample", "export", "compare", "study", "prepare_fineweb", "rlm_demo")
+    ),
     "train.inspect --help",
     "train.inspect quickstart --help",
     "train.benchmark.__main__ --help",
