@@ -1,6 +1,8 @@
 """Replies are read and outputs are shown as they are meant, whatever stands in them."""
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from mhc_jax.rlm import Limits, protocol
 from mhc_jax.rlm.level import Shown
@@ -83,6 +85,35 @@ def test_nothing_in_an_output_closes_its_block(printed):
     assert protocol.read(shown) == protocol.Spoken()
     assert printed in shown
     assert "note" in shown
+
+
+PIECES = [
+    "```",
+    "````",
+    "```repl",
+    "```py",
+    "\n",
+    " ",
+    "FINAL(",
+    "FINAL_VAR(",
+    ")",
+    "(",
+    "x",
+    '"',
+    "'",
+    "\\",
+    "\x00",
+    "é",
+]
+
+
+@hypothesis.given(st.lists(st.sampled_from(PIECES), max_size=30).map("".join))
+@hypothesis.settings(max_examples=300, deadline=None)
+def test_any_text_is_read_and_shown(text):
+    spoken = protocol.read(text)
+    assert all(block.strip() for block in spoken.blocks)
+    assert spoken.final is None or spoken.variable is None
+    assert protocol.read(protocol.output([Shown(text, text, [], None)])) == protocol.Spoken()
 
 
 def test_a_tool_or_a_context_with_braces_stands_as_it_is():
