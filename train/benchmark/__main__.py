@@ -17,7 +17,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
-from train.benchmark import cases, report, topologies, traffic
+from train.benchmark import cases, models, report, topologies, traffic
 from train.config import OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
@@ -32,7 +32,7 @@ from train.storage.restore import load_run
 from train.terminal import cli
 from train.terminal.table import terminal
 
-What = Literal["train", "decode", "scan", "compile", "topologies", "traffic"]
+What = Literal["train", "decode", "scan", "compile", "topologies", "models", "traffic"]
 WITH_TORCH = ("train", "decode", "scan")
 
 
@@ -43,13 +43,15 @@ class Flags:
     Attributes:
         name: configuration; python -m train lists them.
         what: the measurement: whole training steps, greedy decoding, the diagonal recurrence, compilation by depth,
-            training steps with each topology in turns in one process, or the memory traffic of each topology.
+            training steps with each topology or with the models of other configurations in turns in one process, or
+            the memory traffic of each topology.
         rounds: number of turns of each contender.
         calls: timed calls per turn.
         batch_sizes: batch sizes of training and decoding.
         times: sequence lengths of the recurrence (batch 16, width 512).
         depths: layers for compilation.
         topologies: topologies to compare for ``topologies`` and ``traffic``; all if none is given.
+        others: configurations whose models ``models`` compares with the named one.
         streams: numbers of streams, for topologies that accept several.
         checkpoint: run directory or exported folder with the model and its weights; empty for random weights.
         ppl: whether to evaluate the weights on the validation split after timing.
@@ -67,6 +69,7 @@ class Flags:
     times: tuple[int, ...] = (256, 512, 1024, 2048, 4096)
     depths: tuple[int, ...] = (2, 4, 8, 16)
     topologies: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     streams: tuple[int, ...] = (1, 2, 4, 8)
     checkpoint: str = ""
     ppl: bool = False
@@ -126,6 +129,8 @@ def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Tab
         return cases.compilation(config, plan, flags.depths)
     if flags.what == "topologies":
         return topologies.table(config, flags.topologies, flags.streams, rounds=flags.rounds, calls=flags.calls)
+    if flags.what == "models":
+        return models.table(config, flags.others, rounds=flags.rounds, calls=flags.calls)
     if flags.what == "traffic":
         return traffic.table(config, flags.topologies, flags.streams)
     if params is None:

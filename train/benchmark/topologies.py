@@ -69,7 +69,7 @@ def variants(model: ModelConfig, names: Sequence[str], counts: Sequence[int]) ->
 
 
 @dataclasses.dataclass(frozen=True)
-class _Trainer:
+class Trainer:
     """A compiled training step that continues from its last state.
 
     Attributes:
@@ -80,7 +80,7 @@ class _Trainer:
     facts: Row
 
 
-def _trainer(config: RunConfig) -> _Trainer:
+def trainer(config: RunConfig) -> Trainer:
     """Whole optimizer steps on one fixed random batch, the first one done. The state is donated, so it exists once."""
     optimizer = make_optimizer(config.optim, TOTAL_STEPS, param_info(config.model))
     state, batch = init_state(config, optimizer), random_batch(config)
@@ -95,7 +95,7 @@ def _trainer(config: RunConfig) -> _Trainer:
 
     step()
     memory = compiled.memory_analysis()
-    return _Trainer(
+    return Trainer(
         step,
         {
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
@@ -105,12 +105,12 @@ def _trainer(config: RunConfig) -> _Trainer:
     )
 
 
-def _trainers(config: RunConfig, group: Sequence[Variant]) -> tuple[dict[Variant, _Trainer], list[str]]:
+def _trainers(config: RunConfig, group: Sequence[Variant]) -> tuple[dict[Variant, Trainer], list[str]]:
     """The steps of those variants that fit into memory, and notes on the others."""
     trainers, notes = {}, []
     for variant in group:
         try:
-            trainers[variant] = _trainer(config.replace(model=variant.model))
+            trainers[variant] = trainer(config.replace(model=variant.model))
         except jax.errors.JaxRuntimeError as fault:
             if "RESOURCE_EXHAUSTED" not in str(fault):
                 raise
@@ -131,19 +131,19 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
     """
     found, notes = variants(config.model, names, counts)
     plain_config = config.replace(model=with_topology(config.model, PLAIN))
-    plain = _trainer(plain_config)
+    plain = trainer(plain_config)
     rows, first, again = [], [], []
     groups = [list(group) for _, group in itertools.groupby(found, key=lambda variant: variant.topology)]
     for group in groups or [[]]:
         trainers, missing = _trainers(config, group)
         notes += missing
-        steps = {"plain": plain.step, **{str(v.streams): trainer.step for v, trainer in trainers.items()}}
+        steps = {"plain": plain.step, **{str(v.streams): each.step for v, each in trainers.items()}}
         seconds = take_turns({**steps, "again": plain.step}, rounds=rounds, calls=calls)
         first += seconds["plain"]
         again += seconds["again"]
-        for variant, trainer in trainers.items():
+        for variant, each in trainers.items():
             timing = compare(seconds[str(variant.streams)], seconds["plain"])
-            rows.append(_row(variant.topology, config.replace(model=variant.model), timing, trainer.facts))
+            rows.append(_row(variant.topology, config.replace(model=variant.model), timing, each.facts))
             print(f"{variant}: {timing['ratio']:.2f}", file=sys.stderr, flush=True)
     plain_rows = [
         _row(name, plain_config, compare(timed, first), plain.facts)
@@ -153,19 +153,30 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
 
 
 def _row(name: str, config: RunConfig, timing: dict[str, float], facts: Row) -> Row:
+    return timed_row({"topology": name, "n": config.model.residual.stream_count}, config, timing, facts)
+
+
+def timed_row(name: Row, config: RunConfig, timing: dict[str, float], facts: Row) -> Row:
+    """The columns of one contender: its name, its timing and what follows from it, and further facts."""
     tokens_per_s = config.data.batch_size * config.data.seq_len / (1e-3 * timing["ms"])
     peak = peak_flops(jax.devices()[0])
     mfu = {"mfu": flops_per_token(config.model, config.data.seq_len) * tokens_per_s / peak} if peak else {}
-    count = config.model.residual.stream_count
-    return {"topology": name, "n": count, **timing, "tokens/s": tokens_per_s, **mfu, **facts}
+    return {**name, **timing, "tokens/s": tokens_per_s, **mfu, **facts}
+
+
+def settings(config: RunConfig) -> str:
+    """Device, sizes and execution of the steps, as a sentence."""
+    model, data = config.model, config.data
+    return (
+        f"Whole optimizer steps on {jax.devices()[0].device_kind}: {model.layers} layers of width {model.width}, "
+        f"{data.batch_size} sequences of {data.seq_len} tokens, vocabulary {model.vocab_size}, "
+        f"{model.execution.policy}, layers {model.execution.layers}, remat {model.execution.remat}."
+    )
 
 
 def _notes(config: RunConfig) -> list[str]:
-    model, data = config.model, config.data
     return [
-        f"Whole optimizer steps on {jax.devices()[0].device_kind}: {model.layers} layers of width {model.width}, "
-        f"{data.batch_size} sequences of {data.seq_len} tokens, vocabulary {model.vocab_size}, "
-        f"{model.execution.policy}, layers {model.execution.layers}, remat {model.execution.remat}.",
+        settings(config),
         "ms: median of all calls. plain ms: of the plain residual in the same turns. ratio: of these two; then its "
         "quartiles over rounds; least ratio: of the quickest calls. plain again: the plain step as a contender of "
         "itself, which shows the noise.",

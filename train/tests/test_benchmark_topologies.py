@@ -17,6 +17,7 @@ from mhc_jax.models import mhc_ssm
 from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.stack import Execution
+from mhc_jax.registry import register
 from train.benchmark import __main__ as benchmark
 from train.benchmark import report, topologies, traffic
 from train.benchmark.turns import compare, take_turns
@@ -80,14 +81,14 @@ def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
 
 
 def test_what_does_not_fit_into_memory_is_a_note(run, monkeypatch):
-    original = topologies._trainer
+    original = topologies.trainer
 
     def trainer(config):
         if config.model.residual.stream_count == 8:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
         return original(config)
 
-    monkeypatch.setattr(topologies, "_trainer", trainer)
+    monkeypatch.setattr(topologies, "trainer", trainer)
     rows, notes = topologies.table(run, ("ihc",), (2, 8), rounds=1, calls=1)
     assert [(row["topology"], row["n"]) for row in rows] == [("plain", None), ("plain again", None), ("ihc", 2)]
     assert "ihc with 8 streams is left out: out of memory." in notes
@@ -212,10 +213,10 @@ def test_every_row_is_set_against_the_plain_step_of_its_own_turns(run, monkeypat
 
     def trainer(config):
         facts = {"parameters": 7, "temporary MiB": None, "compile s": 1.0}
-        return topologies._Trainer(step=lambda: None, facts=facts)
+        return topologies.Trainer(step=lambda: None, facts=facts)
 
     monkeypatch.setattr(topologies, "take_turns", turns)
-    monkeypatch.setattr(topologies, "_trainer", trainer)
+    monkeypatch.setattr(topologies, "trainer", trainer)
     rows, _ = topologies.table(run, ("mhc",), (2, 4), rounds=1, calls=2)
     found = {(row["topology"], row["n"]): (row["ms"], row["plain ms"], row["ratio"]) for row in rows}
     assert found == {
@@ -270,3 +271,25 @@ def test_traffic_is_that_of_one_site_in_units_of_its_activations(run, monkeypatc
         traffic, "_added", lambda *_, backward: np.array([6.0 * unit, 4.0 * unit, 10.0]) * (1 + backward)
     )
     assert traffic.site(run, model) == {"forward": 3.0, "both": 6.0, "both (XLA)": 4.0, "kernels": 10.0}
+
+
+def test_models_of_other_configurations_take_turns(tmp_path, monkeypatch, capsys):
+    """They keep the vocabulary, the length and the precision of the named one."""
+    register("config", "wide")(lambda: RunConfig(model=MODEL.replace(width=16, vocab_size=99, max_len=None)))
+    try:
+        argv = ["quickstart", "--what", "models", "--others", "wide", "--rounds", "2", "--calls", "1"]
+        flags = "--model.width 8 --model.layers 1 --data.seq-len 8 --data.batch-size 2 --objective.chunk 8"
+        sizes = flags.split()
+        benchmark.main([*argv, *sizes, "--out", str(tmp_path)])
+        rows = json.loads((tmp_path / "models-quickstart.json").read_text())["rows"]
+        assert [row["model"] for row in rows] == ["quickstart", "wide", "quickstart again"]
+        assert [row["FLOPs ratio"] for row in rows[::2]] == [1, 1]
+        assert rows[1]["FLOPs ratio"] > 2
+        assert rows[1]["parameters"] > rows[0]["parameters"] == rows[2]["parameters"]
+        assert rows[0]["ratio"] == 1
+        with pytest.raises(ConfigError, match="name what to compare with: --others"):
+            benchmark.main([*argv[:3], *sizes])
+        with pytest.raises(ConfigError, match="unknown config 'wider'; did you mean 'wide'"):
+            benchmark.main([*argv[:4], "wider", *sizes])
+    finally:
+        registry._REGISTRY["config"].pop("wide")
