@@ -11,7 +11,8 @@ from mhc_jax.rlm.limits import Limits
 from mhc_jax.tests.sandboxes import missing
 
 KINDS = ("monty", "monty+bwrap", "bwrap")
-LIMITS = Limits(cell_timeout=0.5, memory_mb=100, max_output_chars=200)
+LIMITS = Limits(cell_timeout=10.0, memory_mb=100, max_output_chars=200)
+SHORT = LIMITS.replace(cell_timeout=0.5)
 TEXT = "".join(f"line {i} of the text\n" for i in range(1000))
 
 
@@ -251,7 +252,8 @@ def test_output_keeps_head_and_tail(run):
     assert f"[{588890 - LIMITS.max_output_chars} characters left out]" in cell.stdout
 
 
-def test_a_cell_beyond_its_time_leaves_the_variables_from_before(run):
+def test_a_cell_beyond_its_time_leaves_the_variables_from_before(begin):
+    run = begin(limits=SHORT).execute
     run("kept = [1, 2]\nfor_later = 5")
     begun = time.monotonic()
     cell = run("kept.append(3)\nlost = 1\nprint('so far')\nwhile True: pass")
@@ -262,6 +264,16 @@ def test_a_cell_beyond_its_time_leaves_the_variables_from_before(run):
     assert run("kept, for_later, len(context)").stdout == f"([1, 2], 5, {len(TEXT)})\n"
     assert "lost" in run("lost").error
     assert "lost" not in run("SHOW_VARS()").stdout
+
+
+def test_definitions_outlast_a_limit_where_a_cell_has_failed_after_them(begin):
+    run = begin(limits=SHORT).execute
+    assert run(
+        "class A:\n    x = 1\na = A()\ndef f(y):\n    return y + a.x\ng = lambda y: 2 * y\n1 / 0\ndef h(): pass"
+    ).error
+    assert "before it" in run("while True: pass").error
+    assert run("f(1), g(2), a.x").stdout == "(2, 4, 1)\n"
+    assert "'h'" in run("h()").error
 
 
 def test_a_cell_beyond_its_memory_leaves_the_variables_from_before(run):
@@ -278,7 +290,7 @@ def test_the_clock_of_a_cell_stands_still_while_the_host_works(begin):
         time.sleep(0.4)
         return "ok"
 
-    run = begin(slow=slow).execute  # twice 0.4 s against 0.5 s
+    run = begin(limits=SHORT, slow=slow).execute  # twice 0.4 s against 0.5 s
     assert run("slow() + slow()").stdout == "okok\n"
 
 

@@ -82,7 +82,7 @@ def test_harm_is_noticed(arena, harm, words):
 
 
 def test_a_process_that_ends_and_a_cell_that_takes_too_long_are_noticed(monkeypatch):
-    monkeypatch.setattr(escape, "GRACE_S", -1.0)
+    monkeypatch.setattr(escape, "GRACE_S", -100.0)
     with Arena() as arena:
         held, said = arena.run(
             Attempt("harm", ""), lambda limits: Open(lambda _: (os.kill(arena.victim, 9), Cell())[1])

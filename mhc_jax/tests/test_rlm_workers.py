@@ -20,8 +20,8 @@ def kind(request):
     return request.param
 
 
-def opened(kind, names, **functions):
-    environment = environments.make(kind, Limits(cell_timeout=0.5))
+def opened(kind, names, seconds=10.0, **functions):
+    environment = environments.make(kind, Limits(cell_timeout=seconds))
     environment.start(names, functions)
     return environment
 
@@ -55,7 +55,7 @@ def test_a_session_within_a_call_and_several_at_once(kind):
 
 
 def test_ctrl_c_in_a_cell_reaches_the_host_and_leaves_the_variables_from_before(kind):
-    environment = opened(kind, {"context": "text"})
+    environment = opened(kind, {"context": "text"}, seconds=0.5)
     environment.execute("x = 1")
     timer = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()

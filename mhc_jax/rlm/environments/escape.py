@@ -22,7 +22,9 @@ from mhc_jax.rlm.environments import host, seccomp
 from mhc_jax.rlm.environments.base import Cell, Environment, ToolError
 from mhc_jax.rlm.limits import Limits
 
-LIMITS = Limits(cell_timeout=0.5, memory_mb=100, max_output_chars=2000)
+LIMITS = Limits(cell_timeout=5.0, memory_mb=100, max_output_chars=2000)
+# Of what would go on for ever.
+SHORT = LIMITS.replace(cell_timeout=0.5)
 # Seconds beyond the time of a cell until the host must have its answer.
 GRACE_S = 3.0
 SAID = "ESCAPED"
@@ -36,11 +38,13 @@ class Attempt:
         name: what it is after.
         code: of the cell.
         then: a further cell, which must print the second text.
+        limits: of the environment.
     """
 
     name: str
     code: str
     then: tuple[str, str] = ("1 + 1", "2\n")
+    limits: Limits = LIMITS
 
 
 ATTEMPTS = (
@@ -101,18 +105,23 @@ ATTEMPTS = (
         "            size += 1\n        except OSError as error:\n            fault = error\n"
         "print('ESCAPED' if size else fault)",
     ),
-    Attempt("a number of 10**9 digits", "x = 10 ** 10 ** 9"),
+    Attempt("a number of 10**9 digits", "x = 10 ** 10 ** 9", limits=SHORT),
     Attempt("a text of 10**10 characters", "x = 'a' * 10 ** 10"),
-    Attempt("a list that grows for ever", "x = []\nwhile True: x.append('a' * 100000 + str(len(x)))"),
-    Attempt("a pattern that backtracks", "import re\nre.search('(a+)+$', 'a' * 40 + 'b')"),
-    Attempt("an endless loop", "while True: pass"),
-    Attempt("a loop that catches all", "while True:\n    try:\n        while True: pass\n    except:\n        pass"),
+    Attempt("a list that grows for ever", "x = []\nwhile True: x.append('a' * 100000 + str(len(x)))", limits=SHORT),
+    Attempt("a pattern that backtracks", "import re\nre.search('(a+)+$', 'a' * 40 + 'b')", limits=SHORT),
+    Attempt("an endless loop", "while True: pass", limits=SHORT),
+    Attempt(
+        "a loop that catches all",
+        "while True:\n    try:\n        while True: pass\n    except:\n        pass",
+        limits=SHORT,
+    ),
     Attempt(
         "signals ignored",
         "import signal\nfor number in range(1, 32):\n    try:\n        signal.signal(number, signal.SIG_IGN)\n"
         "    except OSError:\n        pass\nwhile True: pass",
+        limits=SHORT,
     ),
-    Attempt("sleep", "import time, select\ntime.sleep(10 ** 6)\nselect.select([], [], [], 10 ** 6)"),
+    Attempt("sleep", "import time, select\ntime.sleep(10 ** 6)\nselect.select([], [], [], 10 ** 6)", limits=SHORT),
     Attempt("recursion without end", "def f(): f()\nf()"),
     Attempt("code nested too deeply", "x = " + "(" * 50000 + ")" * 50000),
     Attempt(
@@ -124,6 +133,7 @@ ATTEMPTS = (
         "a flood on every pipe",
         "import os\nwhile True:\n    for fd in (1, 3):\n        try:\n"
         "            os.write(fd, b'\\x00\\x00\\x00\\x02[]' * 999)\n        except OSError:\n            pass",
+        limits=SHORT,
     ),
     Attempt(
         "a message of 4 GB announced",
@@ -142,13 +152,17 @@ ATTEMPTS = (
     ),
     Attempt("a flood of calls", "while True: llm_query('x')"),
     Attempt(
-        "a flood of calls that catches all", "while True:\n    try:\n        llm_query('x')\n    except:\n        pass"
+        "a flood of calls that catches all",
+        "while True:\n    try:\n        llm_query('x')\n    except:\n        pass",
+        limits=SHORT,
     ),
-    Attempt("a flood of prints", "while True: print('x' * 1000)"),
+    Attempt("a flood of prints", "while True: print('x' * 1000)", limits=SHORT),
     Attempt("an error of 10**7 characters", "raise ValueError('x' * 10 ** 7)"),
-    Attempt("a list of 2**30 parts to FINAL", "x = [1]\nfor i in range(30): x = [x, x]\nFINAL(x)"),
-    Attempt("a list of 2**30 parts to llm_query", "x = [1]\nfor i in range(30): x = [x, x]\nllm_query(x)"),
-    Attempt("a list of 2**30 parts as the value", "x = [1]\nfor i in range(30): x = [x, x]\n[x]"),
+    Attempt("a list of 2**30 parts to FINAL", "x = [1]\nfor i in range(30): x = [x, x]\nFINAL(x)", limits=SHORT),
+    Attempt(
+        "a list of 2**30 parts to llm_query", "x = [1]\nfor i in range(30): x = [x, x]\nllm_query(x)", limits=SHORT
+    ),
+    Attempt("a list of 2**30 parts as the value", "x = [1]\nfor i in range(30): x = [x, x]\n[x]", limits=SHORT),
     Attempt("a list that holds itself", "x = []\nx.append(x)\nllm_query(x)"),
     Attempt(
         "catch the end of FINAL and answer again",
@@ -214,14 +228,14 @@ class Arena:
             return "reply"
 
         code = attempt.code.format_map(vars(self)) if "{" in attempt.code else attempt.code
-        environment = make(LIMITS)
+        environment = make(attempt.limits)
         environment.start({"context": "text"}, {"llm_query": llm_query})
         try:
             begun = time.monotonic()
             cell = environment.execute(code)
             environment.dump()
             seconds = time.monotonic() - begun
-            broken = [*self._reached(cell), *_overrun(cell, len(calls), seconds)]
+            broken = [*self._reached(cell), *_overrun(cell, len(calls), seconds - attempt.limits.cell_timeout)]
             if not broken and environment.execute(attempt.then[0]).stdout != attempt.then[1]:
                 broken = ["the session does not go on"]
         finally:
@@ -247,8 +261,8 @@ class Arena:
 
 def _overrun(cell: Cell, calls: int, seconds: float) -> Iterator[str]:
     """What the host was made to do beyond the limits."""
-    if seconds > LIMITS.cell_timeout + GRACE_S:
-        yield f"the host waited for {seconds:.1f} s"
+    if seconds > GRACE_S:
+        yield f"the host waited {seconds:.1f} s longer than for a cell"
     if calls > host.MAX_CALLS:
         yield f"the host answered {calls} calls"
     if len(cell.stdout) > LIMITS.max_output_chars + 100 or len(cell.error or "") > 2 * host.MAX_ERROR:

@@ -20,6 +20,8 @@ MAX_BOUND = 1 << 32
 # Characters of a cell's code, and of an error.
 MAX_CODE = 1 << 18
 MAX_ERROR = 4000
+# Names that one cell adds to the variables that are listed.
+MAX_NAMES = 1000
 # Calls of the host in one cell.
 MAX_CALLS = 2000
 
@@ -196,10 +198,11 @@ def _check_text(text: str) -> None:
 
 
 def assigned(code: str) -> set[str]:
-    """The names that may have a value after ``code``, by a look at its lines: nothing of it is parsed here."""
+    """Names that may have a value after ``code``, at most 1000, by a look at its lines: nothing is parsed here."""
     found = (part for match in _ASSIGNED.finditer(code) for part in match.groups() if part)
     names = {name for part in found for name in re.findall(r"\w+", part)}
-    return {name for name in names if name.isidentifier() and not keyword.iskeyword(name) and name[0] != "_"}
+    fit = sorted(name for name in names if name.isidentifier() and not keyword.iskeyword(name) and name[0] != "_")
+    return set(fit[:MAX_NAMES])
 
 
 def too_long(code: str) -> str | None:

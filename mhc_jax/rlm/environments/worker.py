@@ -91,7 +91,7 @@ def refuse(value):
 
 def run(code: str, before: str, after: str, functions: list, hints: dict) -> None:
     """One cell, reported with its error and its answer."""
-    space, error, answer = MAIN.__dict__, "", None
+    space, error, answer, tree = MAIN.__dict__, "", None, ast.Module([], [])
     sys.stdout = sys.stderr = out
     sys.setrecursionlimit(1000)
     space.update({name: function(name) for name in functions})
@@ -104,9 +104,9 @@ def run(code: str, before: str, after: str, functions: list, hints: dict) -> Non
             value = eval(compile(ast.Expression(last), "<cell>", "eval"), space)
             if value is not None:
                 out.write(f"{value if type(value) is str else repr(value)}\n")
-        remember(tree)
     except BaseException as fault:
         error = words(fault, code, hints)
+    remember(tree)
     try:
         answer = eval(after[0], space)
     except Exception:
@@ -135,23 +135,27 @@ def words(fault: BaseException, code: str, hints: dict) -> str:
 
 
 def remember(tree: ast.Module) -> None:
-    """Keeps the statements at the top level that make functions, classes and modules."""
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
-    sources.extend(ast.unparse(node) for node in tree.body if isinstance(node, kinds))
+    """Keeps the statements at the top level that have made functions, classes and modules."""
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made = node.name in MAIN.__dict__
+        elif isinstance(node, ast.Assign):
+            made = isinstance(node.value, ast.Lambda)
+        else:
+            made = isinstance(node, ast.Import | ast.ImportFrom)
+        if made:
+            sources.append(ast.unparse(node))
 
 
 def state(whole: bool) -> bytes:
     """Definitions as source, values as pickles, without what neither holds; unless whole, without the host's texts."""
     kept = {}
     for name, value in MAIN.__dict__.items():
-        if name.startswith("__") or (not whole and isinstance(value, str) and given.get(name) is value):
-            continue
-        try:
-            kept[name] = pickle.dumps(value)
-            if isinstance(value, type | types.FunctionType):
-                del kept[name]
-        except Exception:
-            continue
+        made = isinstance(value, type | types.FunctionType | types.ModuleType)
+        as_given = not whole and isinstance(value, str) and given.get(name) is value
+        if not (name.startswith("__") or made or as_given):
+            with contextlib.suppress(Exception):
+                kept[name] = pickle.dumps(value)
     return pickle.dumps((sources, kept, random.getstate()))
 
 
@@ -160,15 +164,11 @@ def restore(dump: bytes) -> None:
     random.setstate(drawn)
     sources[:] = old
     for source in sources:
-        try:
+        with contextlib.suppress(Exception):
             exec(compile(source, "<kept>", "exec"), MAIN.__dict__)
-        except Exception:
-            continue
     for name, value in kept.items():
-        try:
+        with contextlib.suppress(Exception):
             MAIN.__dict__[name] = pickle.loads(value)
-        except Exception:
-            continue
 
 
 def freeze(instant: float, seed: int) -> None:
