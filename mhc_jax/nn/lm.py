@@ -44,6 +44,9 @@ class LMConfig(BackboneConfig, ModelConfig):
             self.require_counts(1, "outputs")
             self.require(self.head == "dense", "outputs other than the vocabulary need head 'dense'")
 
+    def small(self):
+        return self.replace(vocab_size=61, max_len=24, width=8, layers=2, outputs=None)
+
     @property
     def description(self):
         streams = self.residual.stream_count

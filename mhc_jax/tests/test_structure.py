@@ -32,6 +32,7 @@ FLOORS = (
     ("storage",),
     ("report",),
     ("measure",),
+    ("checks",),
     ("loop",),
 )
 

@@ -60,6 +60,8 @@ HERE = {
     "python -m train.rlm_bench --model": {},
     "python -m train.rlm_bench": {"--lengths": "2000", "--examples": "1"},
     "python -m train.rlm_demo": {"--characters": "20000"},
+    "python -m train.validate rlm": {"rlm": "rlm_small_plain"},
+    "python -m train.validate quickstart": "checks of that kind have run",
     "python -m train.sample": {"--tokens": "4"},
     "python -m train --resume": {"--train.steps": "4"},
     "python -m train --config": {"--train.steps": "2"},

@@ -87,7 +87,7 @@ class AttentionConfig(MixerConfig):
         return self.head_width or width // self.heads
 
     def small(self):
-        return self.replace(heads=2)
+        return self.replace(heads=2, kv_heads=self.kv_heads and 1, head_width=self.head_width and 4)
 
     def check(self, width):
         whole = self.head_width is not None or width % self.heads == 0

@@ -1,6 +1,6 @@
 """Projections of free logits onto mixing matrices, one kind a file."""
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import ProjectionConfig, Promise
 from mhc_jax.nn.projections.cayley import CayleyConfig
 from mhc_jax.nn.projections.circulant import CirculantConfig
 from mhc_jax.nn.projections.clamped_sinkhorn import ClampedSinkhornConfig
@@ -26,6 +26,7 @@ __all__ = [
     "OrthostochasticConfig",
     "PermutationsConfig",
     "ProjectionConfig",
+    "Promise",
     "SinkhornConfig",
     "SpectralSphereConfig",
 ]

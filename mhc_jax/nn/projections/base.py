@@ -10,6 +10,30 @@ import jax.numpy as jnp
 from mhc_jax.config import Config
 from mhc_jax.registry import required
 
+# Errors of float32: of sums that one division makes, and of those that iterations only approach.
+EXACT, NEAR = 1e-5, 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Promise:
+    """What holds of every matrix of a projection, each as the largest error; None where nothing is promised.
+
+    Attributes:
+        rows, columns: distance of the sum of a row, or of a column, from 1.
+        negative: of an entry below 0.
+        orthogonal: distance of an entry of H H^T from the identity's.
+        norm: excess of the spectral norm over 1.
+    """
+
+    rows: float | None = None
+    columns: float | None = None
+    negative: float | None = None
+    orthogonal: float | None = None
+    norm: float | None = None
+
+
+DOUBLY_STOCHASTIC = Promise(rows=EXACT, columns=EXACT, negative=0.0)
+
 
 @dataclasses.dataclass(frozen=True)
 class ProjectionConfig(Config):
@@ -27,6 +51,14 @@ class ProjectionConfig(Config):
     def size(self, streams: int) -> int:
         """Number of logits."""
         return math.prod(self.shape(streams))
+
+    @property
+    def promise(self) -> Promise:
+        """What its matrices keep to; by default they are doubly stochastic.
+
+        Sums that iterations only approach are promised for logits of a few units.
+        """
+        return DOUBLY_STOCHASTIC
 
     def is_identity(self, streams: int) -> bool:
         """Whether the matrix is the identity for all logits; by default for a single stream, as rows sum to one."""

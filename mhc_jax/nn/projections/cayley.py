@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import projections
 from mhc_jax.registry import register
 
@@ -26,6 +26,10 @@ class CayleyConfig(ProjectionConfig):
         super().validate()
         self.require(self.alpha > 0, f"alpha must be positive, got {self.alpha}")
         self.require_not_negative("steps")
+
+    @property
+    def promise(self):
+        return Promise(orthogonal=EXACT if self.steps == 0 else NEAR)
 
     def near_identity(self, streams, strength):
         """Zero, which gives the identity itself for any strength."""

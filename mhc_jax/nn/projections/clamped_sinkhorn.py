@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import sinkhorn
 from mhc_jax.registry import register
 
@@ -20,6 +20,10 @@ class ClampedSinkhornConfig(ProjectionConfig):
     def validate(self):
         super().validate()
         self.require_not_negative("iters")
+
+    @property
+    def promise(self):
+        return Promise(rows=NEAR, columns=EXACT, negative=0.0) if self.iters else Promise()
 
     def is_identity(self, streams):
         return super().is_identity(streams) and self.iters > 0

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import sinkhorn
 from mhc_jax.registry import register
 
@@ -23,6 +23,10 @@ class ClippedSinkhornConfig(ProjectionConfig):
     def validate(self):
         super().validate()
         self.require_counts(0, "iters")
+
+    @property
+    def promise(self):
+        return Promise(rows=NEAR, columns=EXACT, negative=0.0) if self.iters else Promise(negative=0.0)
 
     def is_identity(self, streams):
         return False  # of one logit z it makes 1 / (1 + 1e-8 exp(-z)) or, without iterations, exp(z)

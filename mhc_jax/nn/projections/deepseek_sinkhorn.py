@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import sinkhorn
 from mhc_jax.registry import register
 
@@ -19,6 +19,10 @@ class DeepseekSinkhornConfig(ProjectionConfig):
         super().validate()
         self.require(self.iters >= 1, f"iters must be at least 1, got {self.iters}")
         self.require_not_negative("eps")
+
+    @property
+    def promise(self):
+        return Promise(rows=EXACT, columns=NEAR, negative=0.0)
 
     def is_identity(self, streams):
         return super().is_identity(streams) and self.eps == 0

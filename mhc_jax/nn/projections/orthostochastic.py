@@ -6,7 +6,7 @@ from typing import Literal
 
 import jax.numpy as jnp
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import projections
 from mhc_jax.registry import register
 
@@ -40,6 +40,11 @@ class OrthostochasticConfig(ProjectionConfig):
         self.require_not_negative("steps")
         self.require(len(self.coefficients) == 3, f"coefficients must be three numbers, got {self.coefficients}")
         self.require(self.eps > 0, f"eps must be positive, got {self.eps}")
+
+    @property
+    def promise(self):
+        near = NEAR if self.schedule == "eight" or self.steps >= 5 else None
+        return Promise(rows=EXACT if self.normalise else near, columns=near, negative=0.0)
 
     def is_identity(self, streams):
         return super().is_identity(streams) and self.normalise

@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import sinkhorn
 from mhc_jax.registry import register
 
@@ -48,6 +48,14 @@ class SinkhornConfig(ProjectionConfig):
         self.require(
             self.iters >= least, f"iters must be at least {least} in the domain {self.domain!r}, got {self.iters}"
         )
+
+    @property
+    def promise(self):
+        if self.iters == 0:
+            return Promise(negative=0.0)
+        if self.order == "columns_then_rows":
+            return Promise(rows=EXACT, columns=NEAR, negative=0.0)
+        return Promise(rows=NEAR, columns=EXACT, negative=0.0)
 
     def is_identity(self, streams):
         return super().is_identity(streams) and self.domain == "log"

@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import EXACT, ProjectionConfig, Promise
 from mhc_jax.ops import projections
 from mhc_jax.registry import register
 
@@ -16,6 +16,10 @@ class SpectralSphereConfig(ProjectionConfig):
 
     def shape(self, streams):
         return ((streams - 1) * (streams - 2) + streams - 1,)
+
+    @property
+    def promise(self):
+        return Promise(rows=EXACT, columns=EXACT, norm=EXACT)
 
     def near_identity(self, streams, strength):
         """No rotation; singular values ``tanh(strength)``."""

@@ -1,0 +1,1 @@
+"""Checks that a model keeps what it promises, one matter a file; :mod:`train.validate` runs them."""
