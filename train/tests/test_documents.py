@@ -56,6 +56,7 @@ HERE = {
     "python -m train.prepare_fineweb --out shards --max-tokens": "reads from the Hub",
     "python -m train.prepare_fineweb": {"--shard-tokens": "400"},
     "python -m train.export RUN runs/gpt2": {"RUN": "runs/plain"},
+    "python -m train.export RUN FOLDER": {"RUN": "runs/plain"},
     "python -m mhc_jax.rlm.environments": "makes all attempts to get out, which its own tests do",
     "python -m train.rlm_bench --model": {},
     "python -m train.rlm_bench": {"--lengths": "2000", "--examples": "1"},
