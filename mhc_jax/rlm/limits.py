@@ -15,7 +15,7 @@ class Limits(Config):
         max_iterations: turns of each level.
         max_llm_calls: calls of models in the whole tree, turns and the forced answer included.
         max_tokens: of prompts and replies in the whole tree; None for no bound.
-        max_timeout: seconds from start to end; no call and no cell begins after them. None for no bound.
+        max_timeout: seconds from the start, after which no call begins; one under way is waited for. None for no bound.
         max_errors: consecutive turns of a level that fail: no code, an error in it, a model that raises.
         max_concurrent_subcalls: calls of models at the same time, in the whole tree.
         max_output_chars: of a cell's output that the model is shown, from its head and its tail.
