@@ -39,7 +39,7 @@ class Flags(Config):
         out: folder for the trace, its page, and the run until it is over.
         characters: of the document, which is generated.
         run: run directory or exported folder of a trained model that answers instead of the script.
-        environment: where code runs: monty or bwrap.
+        environment: where code runs: monty, monty+bwrap or bwrap.
         delay: seconds that each reply of the script takes, to have time for Ctrl-C.
     """
 

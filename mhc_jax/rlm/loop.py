@@ -39,7 +39,7 @@ class RLM:
     Args:
         model: a function from messages to a text or a :class:`mhc_jax.rlm.Reply`.
         sub_model: for everything below the root; ``model`` if omitted.
-        environment: ``"monty"``, ``"bwrap"``, or a function of limits that makes one.
+        environment: ``"monty"``, ``"monty+bwrap"``, ``"bwrap"``, or a function of limits that makes one.
         limits: of each completion, whole trees of calls counted.
         tools: functions and values that code finds under these names, at every depth.
         system_prompt: instead of :data:`mhc_jax.rlm.protocol.SYSTEM`, with the same fields in braces.
