@@ -156,7 +156,7 @@ class Calls:
             self._begin(requests[index])
         start = time.monotonic()
         try:
-            with self._turn(requests[asked[0][0]].model):
+            with self._turn(requests[asked[0][0]].model, ledger):
                 values = list(batch([sent for _, sent, *_ in asked]))
             if len(values) != len(asked):
                 raise ModelFailed(f"the batch has {len(values)} replies to {len(asked)} prompts")
@@ -169,56 +169,58 @@ class Calls:
         ]
 
     def _one(self, request, sent, left_out, grant, ledger):
-        value: Any = None
+        self._begin(request)
+        start = time.monotonic()
         try:
-            self._begin(request)
-            with self._turn(request.model):
-                ledger.check_time()  # it may have run out in the queue
-                if self._interrupt:
-                    raise self._interrupt
-                start = time.monotonic()
+            with self._turn(request.model, ledger):
                 value = request.model(sent)
-        except Exhausted as fault:
-            ledger.settle(grant)
-            return self._failed(request, fault)
         except Exception as error:
             value = error
-        except BaseException as interrupt:
-            self._interrupt = self._interrupt or interrupt
-            raise
         return self._settled(request, sent, left_out, grant, ledger, value, time.monotonic() - start)
 
     @contextlib.contextmanager
-    def _turn(self, model: Model) -> Iterator[None]:
-        """One of the places of the tree, and of a model that is not to be called by several threads its only one."""
-        if not getattr(model, "parallel", True):
-            with self._turns.setdefault(id(model), threading.Lock()), self._gate:
+    def _turn(self, model: Model, ledger: Ledger) -> Iterator[None]:
+        """One of the places of the tree, and of a model that is not to be called by several threads its only one.
+
+        Raises:
+            Exhausted: time ran out in the queue.
+        """
+        with contextlib.ExitStack() as places:
+            if not getattr(model, "parallel", True):
+                places.enter_context(self._turns.setdefault(id(model), threading.Lock()))
+            places.enter_context(self._gate)
+            ledger.check_time()
+            if self._interrupt:
+                raise self._interrupt
+            try:
                 yield
-        else:
-            with self._gate:
-                yield
+            except Exception:
+                raise
+            except BaseException as interrupt:
+                self._interrupt = interrupt
+                raise
 
     def _settled(self, request, sent, left_out, grant: Grant, ledger, value, seconds):
         """Books a call and writes it down."""
-        extra = {"left_out": left_out} if request.kind == "turn" else {}
+        extra = {"seconds": seconds} | ({"left_out": left_out} if request.kind == "turn" else {})
         try:
             if isinstance(value, Exception):
                 raise value
             reply = as_reply(value)
-            if request.kind == "call" and not (reply.text or "").strip():
-                raise ModelFailed("the model gave no text")
-        except PromptTooLong as fault:
+        except (PromptTooLong, Exhausted) as fault:
             ledger.settle(grant)
-            return self._failed(request, fault, seconds=seconds, **extra)
+            return self._failed(request, fault, **extra)
         except Exception as error:
             ledger.settle(grant, calls=1)
-            return self._failed(request, _failure(request.model, error), seconds=seconds, **extra)
+            return self._failed(request, _failure(request.model, error), **extra)
         prompt, guessed = _or(reply.prompt_tokens, lambda: tokens_of(request.model, sent))
         said, guessed_too = _or(reply.completion_tokens, lambda: tokens_of_text(request.model, reply.text or ""))
         ledger.settle(grant, calls=1, tokens=prompt + said)
+        extra |= {"prompt_tokens": prompt, "completion_tokens": said, "estimated": guessed or guessed_too}
         extra |= {} if reply.cost is None else {"cost": reply.cost}
-        counted = {"prompt_tokens": prompt, "completion_tokens": said, "estimated": guessed or guessed_too}
-        self._write(request, reply=reply.text, **counted, **extra, seconds=seconds)
+        if request.kind == "call" and not (reply.text or "").strip():
+            return self._failed(request, ModelFailed("the model gave no text"), **extra)  # which may have cost much
+        self._write(request, reply=reply.text, **extra)
         return reply
 
     def _remembered(self, request: Request, reply: Reply) -> Reply:

@@ -193,6 +193,13 @@ def test_usage_is_that_of_the_whole_tree_and_of_the_ledger():
     assert int(result.answer) == 100_000 - result.usage.tokens
 
 
+def test_a_call_that_said_nothing_is_paid_for():
+    small = Scripted([Reply(None, 50, 900, cost=2.0)])
+    root = Scripted([Reply(code("llm_query('think')"), 10, 10), Reply("FINAL(1)", 10, 10)])
+    result = RLM(root, small, limits=Limits(max_tokens=50_000)).completion("x", "What?")
+    assert (result.usage.tokens, result.usage.cost) == (40 + 950, 2.0)
+
+
 def test_tokens_that_no_one_counted_are_estimated_and_marked():
     usage = run(str, code("FINAL(llm_query('x' * 400))")).usage
     assert usage.estimated
@@ -318,6 +325,31 @@ def test_a_model_with_a_batch_is_asked_once():
     assert "['A', None, 'C']" in cell["stdout"]
     assert "b is bad" in cell["notes"][0]
     assert result.usage.calls == 5
+
+
+def batch_of(values):
+    """A batch that gives them, or raises."""
+
+    def batch(prompts):
+        if isinstance(values, BaseException):
+            raise values
+        return values
+
+    return batch
+
+
+def test_a_batch_that_raises_or_miscounts_fails_as_a_whole_and_an_interrupt_ends_the_run():
+    for values, fault in ([], "has 0 replies to 2 prompts"), (OSError("reset"), "OSError: reset"):
+        model = sub(str, [code("print(llm_batch(['a', 'b']))"), "FINAL(1)"])
+        model.batch = batch_of(values)
+        result = RLM(model).completion("x", "What?")
+        (cell,) = (event for event in result.trace.events if event["kind"] == "cell")
+        assert "[None, None]" in cell["stdout"]
+        assert fault in cell["notes"][0]
+        assert result.usage.calls == 4
+    model.batch = batch_of(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        RLM(Scripted([code("llm_batch(['a', 'b'])")]), model).completion("x", "What?")
 
 
 def test_the_clock_of_a_cell_does_not_run_while_it_waits():
