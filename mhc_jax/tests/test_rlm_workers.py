@@ -26,6 +26,14 @@ def opened(kind, names, seconds=10.0, **functions):
     return environment
 
 
+def gone(processes):
+    """Whether they all end within ten seconds; those that no parent has taken note of count."""
+    deadline = time.monotonic() + 10
+    while (left := [*filter(alive, processes)]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not left
+
+
 def alive(process):
     """Whether it runs, not whether its parent has taken note that it does not."""
     try:
@@ -70,8 +78,10 @@ def test_a_worker_that_is_killed_is_replaced(kind):
     environment = opened(kind, {"context": "text"})
     environment.execute("x = 41")
     (worker,) = set(psutil.Process().children()) - before
+    inside = worker.children(recursive=True)
     worker.kill()
     worker.wait()
+    assert gone(inside)
     cell = environment.execute("x + 1")
     assert "The sandbox ended" in cell.error
     assert environment.execute("x + 1").stdout == "42\n"
@@ -85,7 +95,4 @@ def test_no_process_is_left(kind):
     started = set(psutil.Process().children(recursive=True)) - before
     environment.close()
     assert started
-    deadline = time.monotonic() + 10
-    while [*filter(alive, started)] and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert not [*filter(alive, started)]
+    assert gone(started)
