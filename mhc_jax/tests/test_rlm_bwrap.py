@@ -13,6 +13,7 @@ import pytest
 
 from mhc_jax.rlm import environments
 from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, bwrap, seccomp
+from mhc_jax.rlm.environments.escape import ATTEMPTS
 from mhc_jax.tests.sandboxes import missing
 
 
@@ -69,6 +70,14 @@ def test_a_filter_for_both_machines(monkeypatch):
         assert all(at + 1 + max(yes, no) < len(steps) for at, (code, yes, no, _) in enumerate(steps) if code & 7 == 5)
         assert steps[-1] == (0x06, 0, 0, 0x00050001)
         assert not {number for code, *_, number in steps if code == 0x15} & set(seccomp.forbidden().values())
+
+
+def test_the_page_on_sandboxes_has_the_numbers():
+    page = Path(environments.__file__).parents[3] / "docs" / "rlm_sandbox.md"
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert f"allow list of {len(seccomp._ALLOWED)} system calls" in text
+    others = len(ATTEMPTS) - len(seccomp.forbidden())
+    assert f"runs {others + len(seccomp._FORBIDDEN)} attempts" in text
 
 
 def test_nothing_of_a_model_is_executed_in_this_process():
