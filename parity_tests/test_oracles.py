@@ -34,6 +34,12 @@ MUTATIONS = [
         "transformers GPT2LMHeadModel",
     ),
     _fault(
+        "YaRN leaves queries and keys as long as they are",
+        "nn.rotary:YarnScalingConfig.gain",
+        lambda healthy: 1.0,
+        "transformers LlamaForCausalLM yarn scaling",
+    ),
+    _fault(
         "mixing block not transposed",
         "interop.deepseek_v4:_order",
         lambda healthy: lambda fn, base, scale: np.arange(len(fn)),

@@ -150,7 +150,7 @@ class Llama(Original):
     def _config(cls, shapes: Shapes, stored: Mapping[str, Any], hints: Mapping[str, Any], tied: bool) -> LMConfig:
         system = cls.model_type
         given = {**stored, **hints}
-        base, scaling = rope.read(system, given)
+        base, scaling = rope.read(system, stored, hints)
         _check_layer_types(system, given.get("layer_types"))
         told = _infer(system, shapes, given) | {"tie_word_embeddings": tied}
         free = {**_FREE, "max_position_embeddings": cls.max_len}
@@ -295,7 +295,7 @@ def _rules(config: LMConfig, names: Mapping[str, Any]) -> Iterator[Rule]:
     mixer = config.mixer
     assert isinstance(mixer, AttentionConfig)  # see faults
     width = mixer.width_of_head(config.width)
-    order = np.arange(width).reshape(-1, 2).T.ravel() if mixer.rotary == "interleaved" else np.arange(width)
+    halves = np.arange(width).reshape(-1, 2).T.ravel()
     for name in names:
         if name in _OUTSIDE:
             yield renamed(name, _OUTSIDE[name])
@@ -303,4 +303,5 @@ def _rules(config: LMConfig, names: Mapping[str, Any]) -> Iterator[Rule]:
         _, layer, inside = name.split(".", 2)
         part, _, leaf = inside.rpartition(".")
         published = f"layers.{layer}.{_INSIDE[part]}.{leaf}"
-        yield reordered(name, published, order) if _TURNED.fullmatch(part) else renamed(name, published)
+        apart = mixer.rotary == "interleaved" and _TURNED.fullmatch(part)
+        yield reordered(name, published, halves) if apart else renamed(name, published)

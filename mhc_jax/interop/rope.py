@@ -1,7 +1,7 @@
 """Rotary positions in a ``config.json`` of Hugging Face transformers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from mhc_jax.config import ConfigError
@@ -11,86 +11,97 @@ from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.rotary import RotaryScalingConfig
 from mhc_jax.registry import shown
 
-# Versions before 5 wrote the first two, and later ones the third.
-FIELDS = (
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "partial_rotary_factor",
-    "original_max_position_embeddings",
-)
+# The record of a scaling before version 5, and since then; the fields that stand beside it or in it.
+_RECORDS = ("rope_scaling", "rope_parameters")
+_BESIDE = ("rope_theta", "partial_rotary_factor")
+_LENGTH = "original_max_position_embeddings"
+FIELDS = (*_RECORDS, *_BESIDE, _LENGTH)
+
 # The scalings that both sides know, by one name.
 KINDS = ("linear", "llama3", "yarn")
 _BASE = 10000.0
 
 
-def read(system: str, config: Mapping[str, Any]) -> tuple[float, RotaryScalingConfig | None]:
+def read(system: str, stored: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[float, RotaryScalingConfig | None]:
     """The base of the angles and their scaling, as transformers understands these fields.
 
     Args:
         system: names the model in messages.
-        config: the contents of ``config.json``.
+        stored: the contents of ``config.json``.
+        hints: replace them.
 
     Raises:
         InteropError: a scaling that is not supported, or fields that it does not have.
     """
-    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
-    found = config.get(name) or {}
-    if not isinstance(found, Mapping) or any(isinstance(value, Mapping) for value in found.values()):
-        raise InteropError(f"{system}: {name} must be one set of fields for all layers, got {shown(found)}")
-    given = {"rope_theta": config.get("rope_theta"), "partial_rotary_factor": config.get("partial_rotary_factor")}
-    given |= {field: value for field, value in found.items() if value is not None}
-    base = _BASE if given["rope_theta"] is None else given["rope_theta"]
-    if given["partial_rotary_factor"] not in (None, 1):
-        part = shown(given["partial_rotary_factor"])
-        raise InteropError(f"{system}: partial_rotary_factor={part} is not supported, only 1 is")
-    kind = given.get("rope_type", given.get("type", "default"))
-    rest = {field: value for field, value in given.items() if field not in _COMMON and value is not None}
-    if kind not in ("default", *KINDS):
-        raise InteropError(f"{system}: rope_type={shown(kind)} is not supported, only default, {', '.join(KINDS)} are")
-    number = settle(system, {"rope_theta": base}, told={}, free={"rope_theta": _BASE})["rope_theta"]
+    name, record = _record(system, stored)
+    given = _present(stored, _BESIDE) | record
+    if {*_RECORDS} & hints.keys():
+        name, record = _record(system, hints)
+        given = _present(given, _BESIDE) | record
+    given |= _present(hints, _BESIDE)
+    base = _number(system, "rope_theta", given.pop("rope_theta", _BASE))
+    if (part := given.pop("partial_rotary_factor", 1)) != 1:
+        raise InteropError(f"{system}: partial_rotary_factor={shown(part)} is not supported, only 1 is")
+    older = given.pop("type", "default")
+    kind = given.pop("rope_type", older)
     if kind == "default":
-        return number, None
+        return base, None
+    if kind not in KINDS:
+        raise InteropError(f"{system}: rope_type={shown(kind)} is not supported, only default, {', '.join(KINDS)} are")
+    if "factor" not in given:
+        raise InteropError(f"{system}: {name}: factor is missing, which rope_type {kind!r} needs")
+    if kind == "yarn":
+        given = _without_mscale(system, given)
+    if kind != "linear":
+        given |= _original_length(given, {**stored, **hints})
     try:
-        return number, _scaling(kind, _without_mscale(system, rest) if kind == "yarn" else rest, config)
+        scaling = RotaryScalingConfig.from_dict({"kind": kind} | given)
+        scaling.validate()
     except ConfigError as error:
         raise InteropError(f"{system}: {name}: {error}") from None
-
-
-_MSCALES = ("mscale", "mscale_all_dim")
-_COMMON = ("rope_theta", "rope_type", "type", "partial_rotary_factor")
-
-
-def _scaling(kind: str, given: dict[str, Any], config: Mapping[str, Any]) -> RotaryScalingConfig:
-    if "factor" not in given:
-        raise ConfigError(f"factor is missing, which rope_type {kind!r} needs")
-    length = "original_max_position_embeddings"
-    if kind != "linear":
-        lengths = config.get(length), given.get(length), config.get("max_position_embeddings")
-        given = given | {length: next((value for value in lengths if value is not None), None)}
-    scaling = RotaryScalingConfig.from_dict({"kind": kind} | given)
-    scaling.validate()
-    return scaling
-
-
-def _without_mscale(system: str, given: dict[str, Any]) -> dict[str, Any]:
-    """DeepSeek's two factors of YaRN's gain as the gain that they make, unless it is given."""
-    scales = {name: given[name] for name in _MSCALES if name in given}
-    rest = {name: value for name, value in given.items() if name not in _MSCALES}
-    above, below = settle(system, scales, told={}, free=dict.fromkeys(_MSCALES, 0.0)).values()
-    if "attention_factor" in rest or not above or not below:
-        return rest
-    log = math.log(
-        max(1.0, settle(system, {"factor": given.get("factor", 1.0)}, told={}, free={"factor": 1.0})["factor"])
-    )
-    return rest | {"attention_factor": (0.1 * above * log + 1) / (0.1 * below * log + 1)}
+    return base, scaling
 
 
 def write(mixer: AttentionConfig) -> dict[str, Any]:
     """The fields, in the form of version 5 and in the one before it."""
     scaling = None
     if mixer.rotary_scaling is not None:
-        scaling = {name: value for name, value in mixer.rotary_scaling.to_dict().items() if value is not None}
-        scaling = {"rope_type": scaling.pop("kind"), **scaling}
+        fields = _present(mixer.rotary_scaling.to_dict())
+        scaling = {"rope_type": fields.pop("kind"), **fields}
     base = {"rope_theta": mixer.rotary_base}
     return {**base, "rope_scaling": scaling, "rope_parameters": base | (scaling or {"rope_type": "default"})}
+
+
+def _record(system: str, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """Name and fields of the record that counts."""
+    older, newer = _RECORDS
+    name = older if config.get(older) else newer
+    record = config.get(name) or {}
+    if not isinstance(record, Mapping) or any(isinstance(value, Mapping) for value in record.values()):
+        raise InteropError(f"{system}: {name} must be one set of fields for all layers, got {shown(record)}")
+    return name, _present(record)
+
+
+def _present(fields: Mapping[str, Any], names: Collection[str] | None = None) -> dict[str, Any]:
+    """The fields that are not null, all or those of some names."""
+    return {name: x for name, x in fields.items() if x is not None and (names is None or name in names)}
+
+
+def _number(system: str, name: str, value: Any) -> float:
+    return settle(system, {name: value}, told={}, free={name: 0.0})[name]
+
+
+def _without_mscale(system: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """DeepSeek's two factors of YaRN's gain as the gain that they make, unless it is given."""
+    rest = dict(given)
+    above, below = (_number(system, name, rest.pop(name, 0.0)) for name in ("mscale", "mscale_all_dim"))
+    if above and below and "attention_factor" not in rest:
+        log = math.log(max(_number(system, "factor", rest["factor"]), 1.0))
+        rest["attention_factor"] = (0.1 * above * log + 1) / (0.1 * below * log + 1)
+    return rest
+
+
+def _original_length(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The original length where the record may leave it open: beside the record, in it, or the whole length."""
+    lengths = config.get(_LENGTH), given.get(_LENGTH), config.get("max_position_embeddings")
+    return {_LENGTH: next((length for length in lengths if length is not None), None)}

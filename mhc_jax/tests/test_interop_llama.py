@@ -221,6 +221,23 @@ def test_rotary_positions_as_every_version_states_them(fields, base, scaling):
     assert (mixer.rotary_base, mixer.rotary_scaling) == (base, scaling)
 
 
+def test_hints_about_rotary_positions_replace_what_is_stored(llama):
+    """Also where the later form holds both, as our exports do."""
+    tensors, yarn = interop.to_original("llama", *llama), YarnScalingConfig(2.0, original_max_position_embeddings=16)
+    for form in ({"rope_parameters": YARN}, {"rope_theta": 100.0, "rope_scaling": YARN, "rope_parameters": YARN}):
+        stored = {"model": tensors, "config": {"num_attention_heads": 4, **form}}
+
+        def read(**hints):
+            mixer = interop.from_original("llama", stored, **hints)[0].mixer  # noqa: B023  (called in this round)
+            return mixer.rotary_base, mixer.rotary_scaling
+
+        assert read() == (100.0, yarn)
+        assert read(rope_theta=5.0) == (5.0, yarn)
+        assert read(rope_scaling=None) == (100.0, None)
+        assert read(rope_scaling={"type": "linear", "factor": 3.0}) == (100.0, LinearScalingConfig(3.0))
+        assert read(rope_parameters={"rope_type": "default", "rope_theta": 7.0}) == (7.0, None)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

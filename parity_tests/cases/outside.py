@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from mhc_jax import registry
+from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import StaticMHCConfig
 from parity_tests.cases.models import forward, gradients
 from parity_tests.compare import Case
@@ -17,6 +18,7 @@ HOSTS = {
     "channel": lambda part: tiny_gpt("mhc", mlp=part),
     "projection": lambda part: tiny_gpt("mhc", residual=StaticMHCConfig(projection=part)),
     "ends": lambda part: tiny_gpt("mhc", ends=part),
+    "rotary_scaling": lambda part: tiny_gpt(mixer=AttentionConfig(heads=2, rotary="half", rotary_scaling=part)),
 }
 
 

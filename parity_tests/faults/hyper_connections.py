@@ -28,6 +28,8 @@ def _attention():
     yield op("query heads dealt to key heads in turn", path, argument("k_BSGK", lambda k: k[:, :, ::-1]), "grouped")
     yield op("padding is seen", path, options(start_B=None), "after padding and a cache")
     yield op("rotations backwards", "rotary.rotate", argument("positions_BT", lambda p: -p), "half")
+    yield op("YaRN's range not rounded", "rotary.yarn", options(truncate=False), "truncated True")
+    yield op("LLaMA's range begins at one turn in half the length", "rotary.llama3", options(low_freq_factor=2.0))
     stale = "mhc_jax.nn.mixers.attention:Attention.__call__"
     yield Mutation("keys are written over the first ones", stale, _forgets_column, "decode", DEEPSEEK)
 

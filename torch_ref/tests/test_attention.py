@@ -144,6 +144,7 @@ def mixer(**options):
         {"causal": False},
         {"rotary": "half", "rotary_base": 100.0},
         {"rotary": "interleaved", "rotary_base": 10000.0, "kv_heads": 2},
+        {"rotary": "half", "rotary_base": 100.0, "rotary_scaling": {"kind": "linear", "factor": 2.0}},
         {"qk_norm": {"kind": "rms", "eps": 1e-6}},
         {
             "qk_norm": {"kind": "rms", "eps": 1e-6},
@@ -167,7 +168,8 @@ def test_mixer_against_its_formula(options):
         if options.get("qk_norm"):
             y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * p[f"{norm}.weight"]
         if "rotary" in options:
-            y = plain_rotation(y, POSITIONS, options["rotary_base"], options["rotary"])
+            slower = POSITIONS / options.get("rotary_scaling", {}).get("factor", 1)
+            y = plain_rotation(y, slower, options["rotary_base"], options["rotary"])
         return y
 
     q, k, v = placed(heads("q_proj", H), "q_norm"), placed(heads("k_proj", groups), "k_norm"), heads("v_proj", groups)
@@ -197,6 +199,11 @@ def test_mixer_against_its_formula(options):
         ({"head_width": 0}, "head_width 0 be at least 1"),
         ({"rotary": "axial"}, "unknown rotary layout 'axial'; known: half, interleaved, none"),
         ({"rotary": "half", "head_width": 3}, "heads of even width, got 3"),
+        (
+            {"rotary": "half", "rotary_scaling": {"kind": "ntk"}},
+            "unknown rotary_scaling kind 'ntk'; known: linear, llama3",
+        ),
+        ({"rotary": "half", "rotary_scaling": {"kind": "linear", "factor": 0.5}}, "linear: factor must be at least 1"),
     ],
 )
 def test_mixer_refuses_impossible_settings(options, message):

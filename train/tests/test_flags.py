@@ -10,6 +10,7 @@ import configs
 import train
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
+from mhc_jax.nn.rotary import YarnScalingConfig
 from train import evaluate, inspect
 from train.benchmark import __main__ as benchmark
 from train.config import RunConfig
@@ -53,6 +54,8 @@ def test_a_part_may_be_of_another_kind():
     assert parsed("--model.norm=rms", "--model.norm.eps", "0.5") == model.replace(norm=RMSNormConfig(eps=0.5))
     found = parsed("--model.mixer.qk-norm", "ln", "--model.mixer.qk-norm.no-bias").mixer
     assert found == model.mixer.replace(qk_norm=LayerNormConfig(bias=False))
+    found = parsed("--model.mixer.rotary", "half", "--model.mixer.rotary-scaling", "yarn").mixer
+    assert found == model.mixer.replace(rotary="half", rotary_scaling=YarnScalingConfig())
     assert parsed("--model.mlp", "None") == model.replace(mlp=None)
     assert parsed("--model.mixer", "diagonal_ssm", "--model.mixer.chunk", "3").mixer == DiagonalSSMConfig(chunk=3)
 
