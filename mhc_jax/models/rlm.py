@@ -33,7 +33,14 @@ SIZES: dict[Size, tuple[int, int, int, int, int]] = {
 }
 
 
-def rlm(size: Size = "small", form: Form = "default", **changes: Any) -> LMConfig:
+def rlm(
+    size: Size = "small",
+    form: Form = "default",
+    *,
+    heads: int | None = None,
+    hidden: int | None = None,
+    **changes: Any,
+) -> LMConfig:
     """RLM-mHC of a published size, for sequences of up to 8,192 tokens.
 
     The published forms have 32,000 token ids, the others those of GPT-2 (50,304), with which the names of the sizes are
@@ -44,6 +51,8 @@ def rlm(size: Size = "small", form: Form = "default", **changes: Any) -> LMConfi
         form: ``"default"``, four streams through depth by dynamic mHC; ``"plain"``, the same without streams, a LLaMA;
             ``"original"``, the published network at its published widths; ``"folded"``, the same function with every
             mHC layer computed as one D x D map.
+        heads: number of attention heads; those of the size if None.
+        hidden: width of the perceptron; that of the size if None, or with another ``width`` 8/3 of it.
         changes: fields of :class:`LMConfig` to replace.
 
     Raises:
@@ -53,8 +62,10 @@ def rlm(size: Size = "small", form: Form = "default", **changes: Any) -> LMConfi
     check_name("size of rlm", size, get_args(Size))
     check_name("form of rlm", form, get_args(Form))
     check_changes(rlm, LMConfig, changes)
-    layers, width, heads, hidden, original_hidden = SIZES[size]
+    layers, width, usual_heads, *usual_hidden = SIZES[size]
     original = form in ("original", "folded")
+    if hidden is None and changes.get("width", width) == width:
+        hidden = usual_hidden[original]
     residual = DynamicMHCConfig() if form == "default" else PlainConfig()
     # The original scales no initial standard deviation by depth.
     between = LinearMHCConfig(form="flows" if form == "original" else "folded") if original else None
@@ -69,10 +80,13 @@ def rlm(size: Size = "small", form: Form = "default", **changes: Any) -> LMConfi
         ends=ends_for(residual),
         before_mixer=between,
         mixer=AttentionConfig(
-            heads=heads, rotary="interleaved" if original else "half", bias=False, scale_output=not original
+            heads=heads or usual_heads,
+            rotary="interleaved" if original else "half",
+            bias=False,
+            scale_output=not original,
         ),
         before_mlp=between,
-        mlp=SwiGLUConfig(hidden=original_hidden if original else hidden, scale_output=not original),
+        mlp=SwiGLUConfig(hidden=hidden, scale_output=not original),
     )
     return config.replace(**changes)
 

@@ -120,8 +120,8 @@ def test_a_missing_tensor_and_a_head_of_its_own_are_named():
 
 
 def test_what_the_original_cannot_express_is_named():
-    config = rlm("small", vocab_size=VOCAB, max_len=9, width=C, layers=1)
-    config = config.replace(mixer=config.mixer.replace(heads=2))
+    config = rlm("small", heads=2, vocab_size=VOCAB, max_len=9, width=C, layers=1)
+    assert config.mlp.hidden_width(C) == 24  # 8/3 of another width than the size's
     params = mhc_jax.init(config, jax.random.key(0))
     with pytest.raises(interop.InteropError, match="residual 'dynamic_mhc' instead of 'plain'.*interleaved"):
         interop.to_original("rlm", config, params)

@@ -25,8 +25,9 @@ TOKENS = jax.random.randint(jax.random.key(7), (2, 9), 0, 13)
 
 
 def tiny(form="original", **changes):
-    config = rlm("small", form, vocab_size=13, max_len=9, width=8, layers=3)
-    return config.replace(mixer=config.mixer.replace(heads=2), mlp=config.mlp.replace(hidden=7)).replace(**changes)
+    return rlm(
+        "small", form, **{"heads": 2, "hidden": 7, "vocab_size": 13, "max_len": 9, "width": 8, "layers": 3, **changes}
+    )
 
 
 @functools.cache

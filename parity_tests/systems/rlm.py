@@ -20,7 +20,6 @@ def systems() -> Iterator[System]:
 
 def tiny_rlm(form: Form, *, flows: int = 2, **changes: Any) -> LMConfig:
     """Two heads of width 4, and a perceptron of odd width."""
-    config = rlm("small", form, vocab_size=VOCAB, max_len=POSITIONS, width=8, layers=LAYERS)
-    config = config.replace(mixer=config.mixer.replace(heads=2), mlp=config.mlp and config.mlp.replace(hidden=7))
+    config = rlm("small", form, heads=2, hidden=7, vocab_size=VOCAB, max_len=POSITIONS, width=8, layers=LAYERS)
     between = config.before_mixer and config.before_mixer.replace(flows=flows)
     return config.replace(before_mixer=between, before_mlp=between).replace(**changes)

@@ -72,6 +72,8 @@ HERE = {
     "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart@mhc_lite": SMALL | {"--data.source": "notes.txt"},
     "python -m train nanogpt_mhc --data.path": SMALL,
+    "python -m train rlm_small --data.path": SMALL,
+    "python -m train rlm_small_original --data.path": SMALL,
     "python -m train": BYTES,
 }
 PLACES = {

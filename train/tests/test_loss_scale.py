@@ -18,9 +18,9 @@ from train.update.loss_scale import LARGEST, LEAST, PATIENCE, LossScale
 from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_train_step
 
-MODEL = rlm("small", vocab_size=31, max_len=12, width=8, layers=1)
+MODEL = rlm("small", heads=2, vocab_size=31, max_len=12, width=8, layers=1)
 CONFIG = RunConfig(
-    model=MODEL.replace(mixer=MODEL.mixer.replace(heads=2), execution=Execution(policy="float16")),
+    model=MODEL.replace(execution=Execution(policy="float16")),
     data=CorpusConfig(seq_len=12, batch_size=8),
     optim=OptimConfig(lr=1e-2, warmup_steps=0),
     objective=CrossEntropyConfig(chunk=12),
