@@ -336,6 +336,8 @@ def test_a_dump_that_is_none(kind):
     environment = environments.make(kind, LIMITS)
     with pytest.raises(SandboxDied, match="does not load"):
         environment.load(b"not a dump", {})
+    with pytest.raises(SandboxDied):
+        environment.execute("1")
     environment.close()
 
 

@@ -45,6 +45,18 @@ def test_no_session_is_without_limits():
     assert all(limits.values())
 
 
+def test_a_session_that_cannot_be_renewed_is_dead():
+    environment = opened()
+    pool = environment._pool
+    environment._pool = mock.Mock(checkout=mock.Mock(side_effect=RuntimeError("no worker starts")))
+    with pytest.raises(SandboxDied, match="no worker starts"):
+        environment.execute("'a' * 10 ** 10")
+    with pytest.raises(SandboxDied, match="closed"):
+        environment.execute("1")
+    environment._pool = pool
+    environment.close()
+
+
 def test_bubblewrap_around_monty_that_does_not_start(monkeypatch, tmp_path):
     if reason := missing():
         pytest.skip(reason)

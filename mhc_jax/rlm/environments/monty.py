@@ -177,14 +177,15 @@ class Monty:
             "max_recursion_depth": RECURSION,
             "max_suspensions": SUSPENSIONS,
         }
-        session = self._pool.checkout(limits=limits, os_policy=FROZEN | {"random_start": {"seed": self._seed}})
-        self._session = session.__enter__()
-        self._calls.total = 0
-        if state is not None:
-            try:
+        try:
+            session = self._pool.checkout(limits=limits, os_policy=FROZEN | {"random_start": {"seed": self._seed}})
+            self._session = session.__enter__()
+            if state is not None:
                 self._session.load_session(state)
-            except (RuntimeError, monty.MontyError) as error:
-                raise SandboxDied(f"the sandbox does not load its last state: {error}") from error
+        except (OSError, RuntimeError, monty.MontyError) as error:
+            self._leave()
+            raise SandboxDied(f"the sandbox does not load its last state: {error}") from error
+        self._calls.total = 0
 
     def _leave(self) -> None:
         session, self._session = self._session, None
