@@ -187,9 +187,7 @@ class Session:
             text = self._tokenizer.decode(tokens[:window])
         else:
             text = self._retrieved(ctx, prompt, window)
-        if not self._original:
-            text, prompt = _escaped(text), _escaped(prompt)
-        return TEMPLATE.format(context=text, query=prompt)
+        return TEMPLATE.format(context=text, query=prompt) if self._original else prompt_of(text, prompt)
 
     def _retrieved(self, ctx: Handle, prompt: str, window: int) -> str:
         """The nearest chunks that fit together, in the order of the text."""
@@ -263,6 +261,11 @@ class Session:
             chunks = [tokens[start:end] for start, end in self._cuts(len(tokens))]
             self._nearest[ctx.context_id] = Nearest(self._embed, chunks)
         return self._nearest[ctx.context_id].scores(asked)
+
+
+def prompt_of(context: str, query: str) -> str:
+    """The message of a query about a context: :data:`TEMPLATE`, whose tags neither of both can close."""
+    return TEMPLATE.format(context=_escaped(context), query=_escaped(query))
 
 
 def _escaped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The data of a run. The kinds are text, see :class:`CorpusConfig`, and tasks, see :class:`GeneratedConfig`."""
+"""The data of a run. The kinds are text, instructions with responses, and generated tasks."""
 
 from train.data.config import CorpusConfig as CorpusConfig
 from train.data.corpus import Corpus as Corpus
@@ -6,6 +6,7 @@ from train.data.corpus import load_corpus as load_corpus
 from train.data.corpus import pack as pack
 from train.data.corpus import with_characters as with_characters
 from train.data.errors import DataError as DataError
+from train.data.instructions import InstructionsConfig as InstructionsConfig
 from train.data.loader import eval_batches as eval_batches
 from train.data.loader import steps_per_epoch as steps_per_epoch
 from train.data.loader import train_batches as train_batches

@@ -4,12 +4,14 @@ A window is ``seq_len`` tokens and the same tokens one further on. Unless they a
 rest shorter than a window is dropped. Every host makes the same global batches and keeps its own rows.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from train.data.batches import cut, numbered, restorable, rows_of
 from train.data.config import CorpusConfig
 from train.data.errors import DataError
-from train.data.kind import IGNORE, Batch, EvalBatches, TrainBatches
+from train.data.kind import IGNORE, Batch, DataConfig, EvalBatches, TrainBatches
 from train.data.tokens import Tokens
 
 
@@ -91,11 +93,12 @@ def train_batches(
     steps_per_epoch(tokens, config)
     rows, windows = rows_of(config, host, hosts), Windows(tokens, config, end)
     return (
-        _random(windows, len(tokens), config, rows) if config.windows == "random" else _shuffled(windows, config, rows)
+        _random(windows, len(tokens), config, rows) if config.windows == "random" else shuffled(windows, config, rows)
     )
 
 
-def _shuffled(windows: Windows, config: CorpusConfig, rows: slice) -> TrainBatches:
+def shuffled(windows: Sequence[Batch] | Windows, config: DataConfig, rows: slice) -> TrainBatches:
+    """Batches without end, of these rows: every epoch visits all windows in another order and drops a short batch."""
     import grain
 
     # Grain shuffles epoch e with seed + e; spread, so that neighbouring seeds do not share epochs.
@@ -132,12 +135,18 @@ def eval_batches(
         DataError: the tokens do not fill one window.
         ConfigError: the batch cannot be shared equally.
     """
-    windows, rows, size = Windows(tokens, config, end), rows_of(config, host, hosts), config.batch_size
+    windows, rows = Windows(tokens, config, end), rows_of(config, host, hosts)
     if len(windows) == 0:
         raise DataError(
             f"{len(tokens)} tokens to evaluate on do not fill one window of {config.seq_len} and its target; "
             "use more text or a smaller --data.seq-len"
         )
+    return in_order(windows, config, rows)
+
+
+def in_order(windows: Sequence[Batch] | Windows, config: DataConfig, rows: slice) -> EvalBatches:
+    """All windows once, in batches of these rows; the last is filled up with targets of -100."""
+    size = config.batch_size
 
     def batch(index: int) -> Batch:
         arrays = {name: np.zeros(shape, np.int32) for name, shape in config.arrays().items()}

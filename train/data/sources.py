@@ -52,18 +52,21 @@ class Source:
     size: int
 
 
-def find_source(config: CorpusConfig, needed: Sequence[str] = ("train", "validation")) -> Source:
+def find_source(
+    config: CorpusConfig, needed: Sequence[str] = ("train", "validation"), *, flags: str = Wanted.flags
+) -> Source:
     """The source that ``config`` names, with its files found and hashed.
 
     Args:
         config: ``source``, ``path``, ``subset``, ``text_column``, ``validation_fraction`` and ``tokenizer`` are read.
         needed: splits it has to have; of a source that has no validation split, training documents become one.
+        flags: prefix of the flags that give ``config``.
 
     Raises:
         DataError: there is no such source, file, folder or split, or the Hub is needed and cannot be reached.
     """
     name = config.source
-    wanted = Wanted(name, config.subset, config.text_column)
+    wanted = Wanted(name, config.subset, config.text_column, flags)
     if name == fineweb.NAME:
         raise DataError(f"--data.source {name} holds tokens of gpt2, not text; give --data.tokenizer gpt2")
     if name in NAMED and config.subset:

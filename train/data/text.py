@@ -9,7 +9,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from train.data.errors import DataError
 from train.data.machine import machine_memory
@@ -76,7 +76,7 @@ def read_pieces(path: Path, column: str, last_cut: LastCut, *, name: str = "") -
     if kind == "text":
         yield from in_pieces(read_blocks(path), last_cut)
     elif kind == "JSON":
-        yield from map(Piece, _json_lines(path, column))
+        yield from (Piece(string_field(found, column, where)) for where, found in json_objects(path))
     elif kind == "parquet":
         yield from map(Piece, _parquet_rows(path, column))
     else:
@@ -131,7 +131,12 @@ def read_blocks(path: Path) -> Iterator[str]:
             offset += len(data)
 
 
-def _json_lines(path: Path, column: str) -> Iterator[str]:
+def json_objects(path: Path) -> Iterator[tuple[str, Any]]:
+    """The value on each line that is not blank, after the name of its place.
+
+    Raises:
+        DataError: the file cannot be read, or a line is not UTF-8 or not JSON.
+    """
     offset = 0
     with _opened(path) as file:
         # Lines of bytes, for JSON strings may hold characters that end a line of text.
@@ -144,18 +149,24 @@ def _json_lines(path: Path, column: str) -> Iterator[str]:
             offset += len(line)
             if number == 1:
                 text = text.removeprefix(BYTE_ORDER_MARK)
-            if text.strip():
-                yield _field(text, column, f"{path}: line {number}")
+            if not text.strip():
+                continue
+            where = f"{path}: line {number}"
+            try:
+                yield where, json.loads(text)
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{where} is not JSON ({error})") from None
 
 
-def _field(line: str, column: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON ({error})") from None
+def string_field(record: Any, column: str, where: str, advice: str = OTHER) -> str:
+    """The text in a field of a JSON object.
+
+    Raises:
+        DataError: there is none.
+    """
     text = record.get(column) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        found = f", only {', '.join(map(repr, record))[:200]}; {OTHER}" if isinstance(record, dict) else ""
+        found = f", only {', '.join(map(repr, record))[:200]}; {advice}" if isinstance(record, dict) else ""
         raise DataError(f'{where} has no string in the field "{column}"{found}')
     try:
         text.encode()

@@ -43,6 +43,15 @@ SMALL = {
     "--objective.chunk": "16",
 }
 BYTES = SMALL | {"--data.tokenizer": "bytes"}
+RECORDS = {
+    "--model.width": "48",
+    "--model.layers": "1",
+    "--model.vocab-size": "257",
+    "--data.tokenizer": "bytes",
+    "--data.seq-len": "600",
+    "--data.batch-size": "2",
+    "--train.steps": "2",
+}
 # How a command differs here from what stands on the page, by how it begins: the first that fits counts, and what fits
 # none runs as it stands. Flags and words get other values, the first of PLACES is put where the page leaves it to the
 # reader, and a reason says why a command is only parsed.
@@ -61,6 +70,7 @@ HERE = {
     "python -m train.rlm_bench --model": {},
     "python -m train.rlm_bench": {"--lengths": "2000", "--examples": "1"},
     "python -m train.rlm_demo": {"--characters": "20000"},
+    "python -m train.prepare_rlm": {"--count": "12", "--validation": "3", "--characters": "60"},
     "python -m train.validate rlm": {"rlm": "rlm_small_plain"},
     "python -m train.validate quickstart": "checks of that kind have run",
     "python -m train.sample": {"--tokens": "4"},
@@ -74,6 +84,7 @@ HERE = {
     "python -m train nanogpt_mhc --data.path": SMALL,
     "python -m train rlm_small --data.path": SMALL,
     "python -m train rlm_small_original --data.path": SMALL,
+    "python -m train rlm_small_plain --data": RECORDS,
     "python -m train": BYTES,
 }
 PLACES = {
