@@ -11,7 +11,7 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError, read_json
 from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
-from mhc_jax.interop.original import AXIS, Original, from_original
+from mhc_jax.interop.original import AXIS, Original, check_language_model, from_original
 from mhc_jax.interop.store import CONFIG, WEIGHTS, is_huggingface, read_tensors, write_folder
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.model import ModelConfig
@@ -66,8 +66,7 @@ def _original(config: ModelConfig) -> type[Original]:
     Raises:
         InteropError: there is none; the message says for each, shortly, why.
     """
-    if not isinstance(config, LMConfig):
-        raise InteropError(f"transformers cannot express a model of kind {config.kind!r}, only language models")
+    check_language_model(config)
     refused = []
     for model_type, name in _types().items():
         original = registry.get(AXIS, name)

@@ -47,13 +47,9 @@ _INSIDE = {
 }
 _TURNED = re.compile(r"mixer\.branch\.[qk]_(proj|norm)")
 
-# Fields that tensors do not show, with the defaults of transformers for a config.json that omits them; the one value
-# that the model here can have. All others change nothing.
-_FREE: dict[str, Any] = {
-    "rms_norm_eps": 1e-6,
-    "initializer_range": 0.02,
-    "attention_dropout": 0.0,
-}
+# Fields that tensors do not show, with the defaults of transformers for a config.json that omits them, and those of
+# which the model here can have one value. All others change nothing.
+_FREE: dict[str, Any] = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "attention_dropout": 0.0}
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "mlp_bias": False,
@@ -83,9 +79,8 @@ class Llama(Original):
             stored = {"num_attention_heads": _HEADS} | dict(stored)
         arrays = without_prefix(system, as_numpy(state_dict), [BODY])
         arrays = {name: x for name, x in arrays.items() if not _ANGLES.fullmatch(name)}
-        config = cls._config(
-            {name: x.shape for name, x in arrays.items()}, stored, hints, _tied(arrays, stored | hints)
-        )
+        shapes = {name: x.shape for name, x in arrays.items()}
+        config = cls._config(shapes, stored, hints, _tied(arrays, stored | hints))
         if config.head == "tied":
             arrays.pop(HEAD, None)
         shapes = torch_shapes(config)
@@ -110,12 +105,12 @@ class Llama(Original):
     @classmethod
     def faults(cls, config):
         mixer, mlp, norm = config.mixer, config.mlp, config.norm
+        between = {config.before_mixer, config.before_mlp} != {None}
         found = {
             f"residual {config.residual.kind!r}": config.residual.kind != "plain",
             f"ends {config.ends.kind!r}": config.ends.kind != "identity",
             "value residual": config.value_residual is not None,
-            "channel mixers before attention or the MLP": config.before_mixer is not None
-            or config.before_mlp is not None,
+            "channel mixers before attention or the MLP": between,
             "dropout after branches": config.dropout != 0,
             "learned positions": config.positions != "none",
             f"{config.outputs} outputs": config.outputs not in (None, config.vocab_size),

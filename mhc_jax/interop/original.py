@@ -68,7 +68,15 @@ def to_original(system: str, config: ModelConfig, params: Params) -> dict[str, n
     Raises:
         InteropError: an unknown system, or a model that the original cannot express.
     """
-    return _system(system).write(config, params)
+    writer = _system(system)
+    check_language_model(config)
+    return writer.write(config, params)
+
+
+def check_language_model(config: ModelConfig) -> None:
+    """Raises InteropError unless it is one, as all published models are."""
+    if not isinstance(config, LMConfig):
+        raise InteropError(f"checkpoints of other code bases hold language models, not a {config.kind!r}")
 
 
 def refuse(system: str, faults: Mapping[str, bool]) -> None:

@@ -20,6 +20,7 @@ from mhc_jax import interop
 from mhc_jax.models import rlm
 from mhc_jax.nn.channel import GeluMLPConfig, LinearConfig
 from mhc_jax.nn.ends import CopyEndsConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.nn.residual import DynamicMHCConfig
 from mhc_jax.nn.rotary import LinearScalingConfig, Llama3ScalingConfig, YarnScalingConfig
@@ -340,6 +341,14 @@ def test_a_model_of_no_type_is_refused_for_each_of_them(llama, tmp_path):
     ):
         interop.save_huggingface(tmp_path / "model", config, mhc_jax.init(config, jax.random.key(0)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_other_kinds_of_models_are_refused(tmp_path):
+    config = ModelConfig(vocab_size=5, max_len=4)
+    with pytest.raises(interop.InteropError, match="hold language models, not a None"):
+        interop.to_original("llama", config, {})
+    with pytest.raises(interop.InteropError, match="hold language models, not a None"):
+        interop.save_huggingface(tmp_path / "model", config, {})
 
 
 def test_a_gpt2_with_further_sites_is_refused(llama):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 import mhc_jax
 import torch_ref
 from mhc_jax.config import ConfigError
+from mhc_jax.models import rlm
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.norms import LayerNormConfig
@@ -139,6 +140,18 @@ def test_commands_take_a_folder_of_transformers(gpt, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["loss"] == pytest.approx(np.log(257), abs=0.1)
     sample.main([str(folder), "--prompt", "line 1: the", "--tokens", "4"])
     assert capsys.readouterr().out.startswith("line 1: the")
+
+
+def test_a_model_without_streams_of_rlm_travels_as_a_llama(gpt, tmp_path):
+    model = rlm("small", "plain", vocab_size=257, max_len=32, width=8, layers=1)
+    config = gpt[0].replace(model=model.replace(mixer=model.mixer.replace(heads=2), mlp=model.mlp.replace(hidden=12)))
+    params = mhc_jax.init(config.model, jax.random.key(0))
+    export.export(config, params, tmp_path / "out", "huggingface")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+    found, loaded = load_run(tmp_path / "out")
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    assert found.data == config.data
+    sample.main([str(tmp_path / "out"), "--prompt", "the", "--tokens", "2"])
 
 
 def test_a_downloaded_folder_uses_its_own_tokenizer(gpt, tmp_path):
