@@ -23,7 +23,7 @@ from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.model import ModelConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.nn.residual import DynamicMHCConfig
-from mhc_jax.nn.rotary import LinearScalingConfig, Llama3ScalingConfig, YarnScalingConfig
+from mhc_jax.nn.rotary import LinearScalingConfig, Llama3ScalingConfig, RotaryScalingConfig, YarnScalingConfig
 from mhc_jax.tree import flatten
 
 torch.set_num_threads(1)
@@ -321,6 +321,7 @@ def test_hints_are_checked(llama):
         ({"mixer.causal": False}, "attention that is not causal"),
         ({"mixer.rotary": "none", "mixer.rotary_scaling": None}, "no rotary positions"),
         ({"mixer.qk_norm": RMSNormConfig()}, "normalised queries and keys"),
+        ({"mixer.rotary_scaling": RotaryScalingConfig()}, "rotary scaling None"),
         ({"mixer.heads": 6}, "6 heads, which do not divide the width 8"),
     ],
 )
