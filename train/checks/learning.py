@@ -28,11 +28,19 @@ def gradients(subject: Subject) -> list[Finding]:
 
     found = {name: np.asarray(x) for name, x in flatten(subject.compiled(jax.grad(loss))(subject.params)).items()}
     broken = [name for name, x in found.items() if not np.isfinite(x).all()]
-    missing = [name for name, x in found.items() if not x.any()]
+    idle = {name for name in found if _weighs_one_stream(subject, name)}
+    missing = [name for name, x in found.items() if not x.any() and name not in idle]
+    most = f"all but {len(idle)} of one stream" if idle else "all"
     return [
-        Finding(f"gradients, {what}", f"{len(names)} of {len(found)} are not", "all", not names, ", ".join(names))
-        for what, names in (("finite", broken), ("not zero", missing))
+        Finding(f"gradients, {what}", f"{len(names)} of {len(found)} are not", bound, not names, ", ".join(names))
+        for what, names, bound in (("finite", broken, "all"), ("not zero", missing, most))
     ]
+
+
+def _weighs_one_stream(subject: Subject, name: str) -> bool:
+    """Whether a parameter only weighs streams against each other, of which there is one."""
+    residual = getattr(subject.model, "residual", None)
+    return residual is not None and residual.stream_count == 1 and bool({"residual", "ends"} & {*name.split(".")})
 
 
 def steps(subject: Subject) -> list[Finding]:

@@ -22,8 +22,10 @@ T = TypeVar("T")
 ROWS, LENGTH = 4, 16
 # Of what is added to initial parameters: those of the streams, which often start at zero, and all others.
 STREAM_NOISE, NOISE = 0.1, 0.02
-# To the compiler for a processor: four times as fast together.
-UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# To the compiler for a processor: four times as fast together. From 0.11 on JAX does not take the second.
+UNOPTIMISED: dict[str, bool | int] = {"xla_backend_optimization_level": 0}
+if jax.__version_info__ < (0, 11):
+    UNOPTIMISED["xla_cpu_use_fusion_emitters"] = False
 
 
 def small(part: Config) -> Config:

@@ -147,6 +147,13 @@ def test_parameters_without_a_gradient_are_named():
     assert missing.detail == "blocks.mlp.branch.gain"
 
 
+def test_weights_of_a_single_stream_need_no_gradient():
+    model = model_with(None, residual=StaticMHCConfig(streams=1), ends=nanogpt("mhc").ends)
+    broken, missing = learning.gradients(subject_of(model))
+    assert (broken.verdict, missing.verdict) == ("ok", "ok")
+    assert missing.bound == "all but 3 of one stream"
+
+
 def test_gradients_that_are_not_finite_are_named(sound):
     nan = altered(sound, params=jax.tree.map(lambda x: x * np.nan, sound.params))
     broken, _ = learning.gradients(nan)
