@@ -12,7 +12,7 @@ import tyro
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, parameter_count
-from mhc_jax.registry import listed
+from mhc_jax.registry import did_you_mean, listed, shown
 from train.checks import decoding, forward, learning, mirror, mixing, storage
 from train.checks.finding import Finding
 from train.checks.subject import Subject, small
@@ -92,9 +92,11 @@ def _subjects(flags: Flags) -> Iterator[tuple[str, RunConfig, Params | None]]:
     if Path(flags.name).is_dir():
         config, params = load_run(flags.name, flags.which)
         yield (flags.name, config, params) if flags.full else (flags.name, _small(config), None)
-    elif flags.name in named.names() or not (members := _family(flags.name)):
+    elif flags.name.partition("@")[0] in named.names():
         config = named.load(flags.name)
         yield flags.name, _whole(config) if flags.full else _small(config), None
+    elif not (members := _family(flags.name)):
+        raise ConfigError(_unknown(flags.name))
     elif flags.full:
         raise ConfigError(f"--full checks one configuration; of {flags.name} there are {listed(members)}")
     else:
@@ -107,6 +109,14 @@ def _family(name: str) -> dict[str, RunConfig]:
     by_size = sorted(members, key=lambda other: parameter_count(members[other].sized(VOCABULARY).model))
     small = {_small(members[other]).model: other for other in reversed(by_size)}
     return {other: _small(members[other]) for other in by_size if other in small.values()}
+
+
+def _unknown(name: str) -> str:
+    if "/" in name:
+        return f"{name}: no such folder; give a run directory, an exported folder or the name of a configuration"
+    parts = [other.split("_") for other in named.names()]
+    families = {"_".join(words[:count]) for words in parts for count in range(1, len(words) + 1)}
+    return f"unknown configuration {shown(name)}{did_you_mean(name, families)}; python -m train lists them all"
 
 
 def _small(config: RunConfig) -> RunConfig:

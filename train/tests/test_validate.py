@@ -287,7 +287,10 @@ def test_a_family_is_each_of_its_forms_once(quick, capsys):
 @pytest.mark.parametrize(
     ("argv", "fault"),
     [
-        (["rml_small"], "did you mean 'rlm_small'"),
+        (["rml_small"], "unknown configuration 'rml_small'; did you mean 'rlm_small'"),
+        (["rml"], "did you mean 'rlm'"),
+        (["nanogpt@mch"], "did you mean 'mhc'"),
+        (["runs/nothing"], "runs/nothing: no such folder"),
         (["rlm", "--full"], "--full checks one configuration; of rlm there are"),
         (["rlm_large", "--full"], "parameters take"),
         (["nanogpt", "--json", "."], "--json . is a folder"),
