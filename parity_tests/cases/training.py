@@ -20,6 +20,7 @@ from parity_tests.taps import in_dtype, to_module, to_params
 from torch_ref import train as torch_train
 from train.config import OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
+from train.data.kind import DataConfig
 from train.update.state import TrainState
 
 UPDATES, STEPS = 5, 100
@@ -112,64 +113,78 @@ def _updates_torch(config, weights: Arrays, optim: OptimConfig, dtype: DType, sa
     return values
 
 
-def trajectory(name: str, system: System, optim: OptimConfig, settings: TrainConfig) -> Case:
+def trajectory(
+    name: str, system: System, optim: OptimConfig, settings: TrainConfig, data: DataConfig = CorpusConfig()
+) -> Case:
     """The loss of every step of a training run, and the parameters at its end.
 
     Only in float64, because float32 rounding errors grow from step to step in both frameworks.
+
+    Args:
+        data: kind of the data; one whose batches have segments gets some.
     """
-    arguments = system.config, weights(system.config), optim, settings
+    arguments = system.config, weights(system.config), optim, settings, data
     return Case(
         tier="trajectory",
         name=name,
         jax=functools.partial(_train_jax, *arguments),
         torch=functools.cache(functools.partial(_train_torch, *arguments)),
         dtypes=("float64",),
-        covers=kinds_of(RunConfig(model=system.config)),
+        covers=kinds_of(RunConfig(model=system.config, data=data)),
     )
 
 
-def _batches(config) -> Arrays:
-    """(STEPS, B, T) tokens and targets."""
+def _batches(config, data: DataConfig) -> Arrays:
+    """(STEPS, B, T) tokens and targets, and segments if the kind of data has them."""
     one = batch(config)
     rng = np.random.default_rng(4)
-    return {name: np.stack([rng.permuted(x, axis=1) for _ in range(STEPS)]) for name, x in one.items()}
+    found = {name: np.stack([rng.permuted(x, axis=1) for _ in range(STEPS)]) for name, x in one.items()}
+    if "segments" in data.arrays():
+        found["segments"] = np.sort(rng.integers(0, 3, found["tokens"].shape), axis=-1)
+    return found
 
 
-def _train_jax(config, weights: Arrays, optim: OptimConfig, settings: TrainConfig, dtype: DType) -> Values:
+def _train_jax(
+    config, weights: Arrays, optim: OptimConfig, settings: TrainConfig, data: DataConfig, dtype: DType
+) -> Values:
     with jax_precision(dtype):
         config = in_dtype(config, dtype)
-        data = _batches(config)
-        run = RunConfig(
-            model=config,
-            data=CorpusConfig(seq_len=data["tokens"].shape[-1], batch_size=data["tokens"].shape[1]),
-            optim=optim,
-            train=settings,
-        )
+        batches = _batches(config, data)
+        _, rows, length = batches["tokens"].shape
+        run = RunConfig(model=config, data=data.replace(seq_len=length, batch_size=rows), optim=optim, train=settings)
         adamw = train.update.optimizer.make_optimizer(optim, STEPS, param_info(config))
         params = to_params(config, weights, dtype)
         zero = jnp.zeros((), jnp.int32)
         step = train.update.step.make_train_step(run, adamw)
         state, metrics = jit(functools.partial(jax.lax.scan, step), dtype)(
             TrainState(zero, params, adamw.init(params), zero, zero),
-            {"inputs": jnp.asarray(data["tokens"], jnp.int32), "targets": jnp.asarray(data["targets"], jnp.int32)},
+            {("inputs" if name == "tokens" else name): jnp.asarray(x, jnp.int32) for name, x in batches.items()},
         )
         values = {f"params {name}": x for name, x in interop.to_torch(config, state.params).items()}
         return {"loss of every step": np.asarray(metrics["loss"]), **values}
 
 
 def _train_torch(
-    config, weights: Arrays, optim: OptimConfig, settings: TrainConfig, dtype: DType, sample: int
+    config,
+    weights: Arrays,
+    optim: OptimConfig,
+    settings: TrainConfig,
+    data: DataConfig,
+    dtype: DType,
+    sample: int,
 ) -> Values:
     module = to_module(config, jitter(weights, sample), dtype).train()
     adamw = torch_train.make_optimizer(module, optim)
     losses = []
-    data = {name: torch.from_numpy(x) for name, x in _batches(config).items()}
-    for index, (tokens, targets) in enumerate(zip(data["tokens"], data["targets"], strict=True)):
+    batches = {name: torch.from_numpy(x) for name, x in _batches(config, data).items()}
+    for index in range(STEPS):
+        one = {name: x[index] for name, x in batches.items()}
         loss = torch_train.train_step(
             module,
             adamw,
-            tokens,
-            targets,
+            one["tokens"],
+            one["targets"],
+            segment_ids=one.get("segments"),
             lr=torch_train.learning_rate(optim, index, STEPS),
             clip=optim.clip,
             accumulate=settings.accumulate,
