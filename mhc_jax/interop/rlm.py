@@ -137,7 +137,7 @@ def _read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError:
         raise InteropError(f"{path} cannot be read; a folder of RLM-mHC holds {YAML} and {WEIGHTS}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, KeyError, RecursionError) as error:  # some of its values raise Python's own
         raise InteropError(f"{path} is not YAML ({str(error).splitlines()[0]})") from None
 
 

@@ -11,7 +11,8 @@ from mhc_jax.backend import target_backend
 
 # The kernel works on tiles of whole lanes; tiles of 512 tokens are the fastest that fit its memory.
 LANES, TILES = 128, (512, 256, 128)
-PADDING = -1
+# Of the tokens that fill the last tile; no segment has it.
+PADDING = jnp.iinfo(jnp.int32).min
 
 
 def splash_attention(
@@ -43,7 +44,7 @@ def splash_attention(
     q, k, v = (jnp.pad(x, ((0, 0), (0, after), (0, 0), (0, 0))) for x in (q_BTHK, k_BTGK, v_BTGK))
     arguments = [q, k, v]
     if segment_ids is not None:
-        arguments.append(jnp.pad(segment_ids, ((0, 0), (0, after)), constant_values=PADDING))
+        arguments.append(jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, after)), constant_values=PADDING))
 
     def attend(*arguments):
         return _attend(*arguments, causal=causal)

@@ -80,7 +80,7 @@ def rlm(
         ends=ends_for(residual),
         before_mixer=between,
         mixer=AttentionConfig(
-            heads=heads or usual_heads,
+            heads=usual_heads if heads is None else heads,
             rotary="interleaved" if original else "half",
             bias=False,
             scale_output=not original,
@@ -113,7 +113,6 @@ def _folded(config: LinearMHCConfig, branch: dict[str, Any]) -> dict[str, Any]:
     """Parameters of linear channel mixers, from those of the linear mHC of all layers."""
     layers, n = len(branch["expand"]["kernel"]), config.flows
     logits = branch.get("logits", jnp.zeros((layers, *config.projection.shape(n))))
-    kernel = jax.vmap(linear_mhc.fold)(
-        branch["expand"]["kernel"], branch["contract"]["kernel"], config.projection.project(logits, n)
-    )
+    mixing = jnp.broadcast_to(config.projection.project(logits, n), (layers, n, n))  # one matrix if without logits
+    kernel = jax.vmap(linear_mhc.fold)(branch["expand"]["kernel"], branch["contract"]["kernel"], mixing)
     return {"proj": {"kernel": kernel}}

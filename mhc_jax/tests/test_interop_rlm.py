@@ -93,6 +93,10 @@ def test_folders_that_do_not_fit_are_refused(tmp_path):
     text = file.read_text()
     for broken, fault in (
         ("model: [1", "is not YAML"),
+        ("model: {hidden_dim: 2001-99-99}", "is not YAML"),
+        ("model: {mhc_enabled: !!bool perhaps}", "is not YAML"),
+        (f"model: {{num_heads: {'9' * 5000}}}", "is not YAML"),
+        ("[" * 3000, "is not YAML"),
         ("- 1", "must be a dict"),
         (text.replace("hidden_dim: 8", "hidden_dim: 16"), "hidden_dim=16 contradicts the tensors"),
         (text.replace("num_heads: 2", "num_heads: 3"), "heads 3 must divide the width 8"),

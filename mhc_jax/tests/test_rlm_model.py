@@ -10,7 +10,7 @@ import pytest
 import mhc_jax
 from mhc_jax.functional import parameter_count
 from mhc_jax.models import rlm
-from mhc_jax.models.rlm import SIZES
+from mhc_jax.models.rlm import SIZES, fold
 from mhc_jax.nn.channel import LinearMHCConfig
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.projections import ClippedSinkhornConfig, IdentityProjectionConfig
@@ -50,6 +50,12 @@ def test_the_names_of_the_sizes_are_true_and_the_originals_are_theirs(size, name
     assert len(SIZES[size]) == 5
 
 
+@pytest.mark.parametrize("count", ["heads", "hidden"])
+def test_none_of_a_part_is_not_the_usual_number(count):
+    with pytest.raises(mhc_jax.ConfigError, match=f"{count} must be at least 1, got 0"):
+        rlm("small", **{count: 0}).validate()
+
+
 @pytest.mark.parametrize("flows", [1, 2, 8])
 @pytest.mark.parametrize("iters", [0, 3])
 def test_one_linear_map_in_both_forms(flows, iters):
@@ -75,6 +81,14 @@ def test_a_projection_without_logits_leaves_the_flows_apart():
     x = jax.random.normal(jax.random.key(1), (1, 3, 4))
     want = x @ module.expand.kernel[...] @ module.contract.kernel[...]
     np.testing.assert_allclose(module(x, Scope.over(3)), want, rtol=1e-5, atol=1e-7)
+
+
+def test_flows_without_logits_fold():
+    between = LinearMHCConfig(flows=2, projection=IdentityProjectionConfig())
+    config = tiny(before_mixer=between, before_mlp=None)
+    folded, fewer = fold(config, started(config))
+    want = forward(config, started(config), TOKENS).logits_BTV
+    np.testing.assert_allclose(forward(folded, fewer, TOKENS).logits_BTV, want, rtol=1e-5, atol=1e-5)
 
 
 def test_clipped_logits_get_no_gradient():

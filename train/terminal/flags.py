@@ -44,7 +44,7 @@ FOREIGN = {
     "eval-interval": "--train.eval-every",
     "eval-iters": "--train.eval-batches",
     "eval-steps": "--train.eval-every",
-    "fp16": "--model.execution.policy bfloat16",
+    "fp16": "--model.execution.policy float16",
     "global-batch-size": "--data.batch-size",
     "grad-clip": "--optim.clip",
     "gradient-accumulation-steps": "--train.accumulate",

@@ -48,6 +48,7 @@ def scaled(state, scale):
 def test_the_scale_halves_at_once_and_doubles_with_patience():
     scale = LossScale.start(48)
     assert float(scale.scale) == 512  # 2**15 / 48 as a power of two, for a sum of 48 losses
+    assert [float(LossScale.start(targets).scale) for targets in (1, 4)] == [2**15, 2**13]
     halved = scale.after(jnp.asarray(False))
     assert (float(halved.scale), int(halved.steps)) == (256, 0)
     for _ in range(PATIENCE - 1):

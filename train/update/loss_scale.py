@@ -1,6 +1,7 @@
 """Dynamic loss scaling (Micikevicius et al., arXiv 1710.03740, section 3.2), without which float16 loses gradients."""
 
 import dataclasses
+import math
 from typing import Self
 
 import jax
@@ -29,7 +30,7 @@ class LossScale:
     @classmethod
     def start(cls, targets: int) -> Self:
         """Of a loss that is summed over so many targets at once."""
-        scale = 2.0 ** jnp.floor(jnp.log2(FIRST / targets))
+        scale = 2.0 ** math.floor(math.log2(FIRST / targets))  # float32's log2(2**13) is below 13
         return cls(jnp.asarray(scale, jnp.float32), jnp.zeros((), jnp.int32))
 
     def after(self, finite: jax.Array) -> Self:
