@@ -22,7 +22,12 @@ Theme = Literal["light", "dark"]
 INK = {"light": "#24292f", "dark": "#d7dde4"}
 COLOURS = ("#3b82c4", "#e07b39", "#3f9d6d")
 # Line styles of the kinds of sites, in their order within a layer.
-STYLES = ({"linestyle": "-", "marker": "o"}, {"linestyle": "--", "marker": "s"})
+STYLES = (
+    {"linestyle": "solid", "marker": "o"},
+    {"linestyle": "dashed", "marker": "s"},
+    {"linestyle": "dashdot", "marker": "^"},
+    {"linestyle": "dotted", "marker": "D"},
+)
 # Quantities that share one plot over depth.
 PANELS = {
     "composite gain": ("forward_gain", "backward_gain"),
@@ -166,7 +171,7 @@ def draw_steps(figure: Figure, steps: Sequence[int], records: Sequence[Record], 
         axes.xaxis.set_major_formatter(COUNTS)
     for axes in grid[-1]:
         axes.set_xlabel("step")
-    kinds = ", ".join(f"{kind} {words}" for kind, words in zip(kinds, ("solid", "dashed")))
+    kinds = ", ".join(f"{kind} {style['linestyle']}" for kind, style in zip(kinds, STYLES))
     ticks = MaxNLocator(10, integer=True)
     figure.colorbar(scale, ax=grid, pad=0.01, aspect=50, ticks=ticks, label=f"site, through depth; {kinds}")
 

@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
+from mhc_jax.nn.backbone import SITES
 from train.measure import streams
 from train.report import figures, markup
 from train.report.page import UNTAPPED, Findings, read_run, render
@@ -215,6 +216,18 @@ def test_history_has_a_line_for_each_site_over_all_steps():
     first, second = drawn[names.index("entropy")]
     np.testing.assert_allclose(first.get_ydata(), [0.1, 0.2, 0.3])
     np.testing.assert_allclose(second.get_ydata(), [0.5, 0.5, 0.5])
+
+
+def test_four_kinds_of_sites_each_have_a_line_of_their_own():
+    sites = [f"0 {kind}" for kind in SITES]
+    figure = figures.new_figure(6, 6)
+    figures.draw_steps(figure, [10, 20, 30], [recorded(4)] * 3, sites, columns=2)
+    steps = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    grid = figures.new_figure(6, 6).subplots(2, 3)
+    figures.draw_depth(grid, recorded(4), sites)
+    depth = [line for line in grid[0, 1].lines if line.get_label() in SITES]
+    assert [line.get_label() for line in depth] == list(SITES)
+    assert len({line.get_linestyle() for line in steps}) == len({line.get_linestyle() for line in depth}) == 4
 
 
 @pytest.mark.parametrize(("rows", "ticks"), [(16, 16), (17, 0)])
