@@ -1,7 +1,7 @@
 """``python -m parity_tests``: every comparison as a table; exit status 1 if anything diverges."""
 
 import dataclasses
-import importlib
+import importlib.util
 import itertools
 import sys
 from collections.abc import Iterable
@@ -47,6 +47,8 @@ def main(argv: list[str]) -> None:
         raise ConfigError("--only chooses among the cells of --matrix; give that too")
     if bool(flags.checkpoint) + flags.golden + flags.matrix > 1:
         raise ConfigError("--checkpoint, --golden and --matrix exclude each other")
+    if not flags.golden and importlib.util.find_spec("torch") is None:
+        raise ConfigError("the comparison needs PyTorch: pip install --editable '.[test]'; --golden does not")
     file = check_file("--json", flags.json) if flags.json else None
     if not flags.golden:
         jax.config.update("jax_platforms", "cpu")  # two frameworks are compared on one device

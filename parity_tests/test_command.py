@@ -1,5 +1,6 @@
 """``python -m parity_tests`` on checkpoints, good and faulty."""
 
+import importlib.util
 import json
 
 import pytest
@@ -54,3 +55,10 @@ def test_a_fault_is_named_and_gives_exit_status_1(exported, capsys):
 def test_bad_input_is_refused(argv, message):
     with pytest.raises(ConfigError, match=message):
         main(argv)
+
+
+def test_without_pytorch_only_golden_numbers_are_offered(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find(name))
+    with pytest.raises(ConfigError, match="the comparison needs PyTorch.*--golden does not"):
+        main(["--checkpoint", "run"])

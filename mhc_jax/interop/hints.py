@@ -5,6 +5,8 @@ import sys
 from collections.abc import Collection, Mapping
 from typing import Any
 
+import numpy as np
+
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.registry import did_you_mean, shown
 
@@ -62,8 +64,9 @@ def fields(system: str, name: str, record: Any) -> Mapping[str, Any]:
 
 
 def _same(value: Any, known: Any) -> bool:
-    """Equal, where True is not 1."""
-    return isinstance(value, bool) == isinstance(known, bool) and bool(value == known)
+    """Equal, where True is not 1 and an array is no number."""
+    equal = value == known
+    return isinstance(value, bool) == isinstance(known, bool) and isinstance(equal, bool | np.bool_) and bool(equal)
 
 
 def _like(default: Any, value: Any, what: str) -> Any:

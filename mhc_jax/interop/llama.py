@@ -235,7 +235,7 @@ def _tied(arrays: Arrays, given: Mapping[str, Any]) -> bool:
     """Whether the head is the token table: as stated, where the two are equal."""
     if HEAD not in arrays or TOKENS not in arrays:
         return True
-    if not np.array_equal(arrays[HEAD], arrays[TOKENS]):
+    if not np.array_equal(arrays[HEAD], arrays[TOKENS], equal_nan=True):
         return False
     return given.get("tie_word_embeddings") is not False
 

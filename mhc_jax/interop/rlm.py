@@ -83,7 +83,7 @@ class RLM(Original):
             stored = fields("rlm", "model", stored.get("model", stored))
         arrays = dict(as_numpy(state_dict))
         head = arrays.pop(HEAD, None)
-        if head is not None and TOKENS in arrays and not np.array_equal(head, arrays[TOKENS]):
+        if head is not None and TOKENS in arrays and not np.array_equal(head, arrays[TOKENS], equal_nan=True):
             raise InteropError(f"{HEAD} differs from {TOKENS}, but the two are one tied matrix")
         config = _config(_infer({name: x.shape for name, x in arrays.items()}), stored, hints)
         shapes = torch_shapes(config)

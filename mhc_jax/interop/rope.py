@@ -55,7 +55,7 @@ def read(system: str, stored: Mapping[str, Any], hints: Mapping[str, Any]) -> tu
     if kind != "linear":
         given |= _original_length(given, {**stored, **hints})
     try:
-        scaling = RotaryScalingConfig.from_dict({"kind": kind} | given)
+        scaling = RotaryScalingConfig.from_dict(given | {"kind": kind})
         scaling.validate()
     except ConfigError as error:
         raise InteropError(f"{system}: {name}: {error}") from None
@@ -97,7 +97,10 @@ def _without_mscale(system: str, given: Mapping[str, Any]) -> dict[str, Any]:
     above, below = (_number(system, name, rest.pop(name, 0.0)) for name in ("mscale", "mscale_all_dim"))
     if above and below and "attention_factor" not in rest:
         log = math.log(max(_number(system, "factor", rest["factor"]), 1.0))
-        rest["attention_factor"] = (0.1 * above * log + 1) / (0.1 * below * log + 1)
+        divisor = 0.1 * below * log + 1
+        if divisor <= 0:
+            raise InteropError(f"{system}: mscale_all_dim={below} makes a gain of no meaning; give attention_factor")
+        rest["attention_factor"] = (0.1 * above * log + 1) / divisor
     return rest
 
 

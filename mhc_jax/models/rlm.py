@@ -98,13 +98,15 @@ def fold(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, 
         params: of ``config``.
 
     Raises:
-        ConfigError: a model without linear mHC layers.
+        ConfigError: a model without linear mHC layers, or parameters of another.
     """
     sites = {name: part for name, part in config.sites.items() if isinstance(part, LinearMHCConfig)}
     if not sites:
         raise ConfigError("the model has no linear mHC layers to fold")
-    blocks = dict(params["blocks"])
+    blocks = dict(params.get("blocks", {}))
     for name, part in sites.items():
+        if not {"expand", "contract"} <= blocks.get(name, {}).get("branch", {}).keys():
+            raise ConfigError(f"these are not the parameters of the model: blocks.{name} holds no linear mHC layer")
         blocks[name] = blocks[name] | {"branch": _folded(part, blocks[name]["branch"])}
     return config.replace(**dict.fromkeys(sites, LinearConfig())), params | {"blocks": blocks}
 

@@ -254,6 +254,14 @@ def test_hints_about_rotary_positions_replace_what_is_stored(llama):
         ({"rope_scaling": {"type": "linear", "factor": 0.5}}, "rope_scaling: linear: factor must be at least 1"),
         ({"rope_scaling": {"type": "yarn", "factor": "2"}}, "factor must be a number, got '2'"),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "mscale": "1"}}, "mscale must be a finite number, got '1'"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": np.e, "mscale": 1.0, "mscale_all_dim": -10.0}},
+            "mscale_all_dim=-10.0 makes a gain of no meaning; give attention_factor",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2, "kind": "yarn", "beta_fast": 9}},
+            "unknown field 'beta_fast'",
+        ),
         ({"rope_scaling": {"type": "yarn", "factor": 2, "beta_quick": 1}}, "unknown field 'beta_quick'"),
         ({"rope_theta": "many"}, "rope_theta must be a finite number"),
         ({"rope_theta": -1.0}, "rotary_base must be positive"),

@@ -119,6 +119,10 @@ def test_a_missing_tensor_and_a_head_of_its_own_are_named():
     weights = published()
     with pytest.raises(interop.InteropError, match=r"layers.1.mhc_post.expand_proj.weight"):
         interop.from_original("rlm", {k: x for k, x in weights.items() if "1.mhc_post.expand" not in k}, **HINTS)
+    with pytest.raises(interop.InteropError, match="hidden_dim=array.* contradicts the tensors"):
+        interop.from_original("rlm", weights, **HINTS, hidden_dim=np.array([5, 5]))
+    broken = {**weights, "embeddings.embedding.weight": np.full((VOCAB, C), np.nan, np.float32)}
+    interop.from_original("rlm", broken | {"lm_head.weight": broken["embeddings.embedding.weight"]}, **HINTS)
     with pytest.raises(interop.InteropError, match="one tied matrix"):
         interop.from_original("rlm", weights | {"lm_head.weight": np.ones((VOCAB, C), np.float32)}, **HINTS)
 
@@ -146,6 +150,9 @@ def test_folded_layers_give_the_same_logits_from_an_eighth_of_the_numbers():
     assert count == {"flows": 2 * (2 * FLOWS * C * C + FLOWS * FLOWS), "one": 2 * C * C}
     with pytest.raises(mhc_jax.ConfigError, match="no linear mHC layers"):
         fold(smaller, fewer)
+    for other in (fewer, {}):
+        with pytest.raises(mhc_jax.ConfigError, match=r"blocks\.before_mixer holds no linear mHC layer"):
+            fold(config, other)
 
 
 @pytest.mark.parametrize(("tokens", "folds"), [(4, False), (5, False), (6, True)])

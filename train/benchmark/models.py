@@ -16,13 +16,16 @@ def contenders(config: RunConfig, others: Sequence[str]) -> dict[str, RunConfig]
     """The run, and the same run with the models of other configurations, which keep its vocabulary and precision.
 
     Raises:
-        ConfigError: no others, an unknown one, or a model that the run's data or length does not fit.
+        ConfigError: no others, an unknown one, one that is there already, or a model that the run's data or length does
+            not fit.
     """
     if not others:
         raise ConfigError("name what to compare with: --others NAME NAME ...")
     shared = {name: getattr(config.model, name) for name in ("vocab_size", "max_len", "execution")}
     found = {config.name: config}
     for name in others:
+        if name in found:
+            raise ConfigError(f"--others names {name} twice; the first contender is the configuration itself")
         found[name] = config.replace(name=name, model=named.load(name).model.replace(**shared))
         found[name].validate()
     return found

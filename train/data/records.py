@@ -111,14 +111,18 @@ def _read(config: InstructionsConfig, paths: Iterable[Path]) -> Iterator[Record]
         advice = f"another may be named with --data.{field.replace('_', '-')}"
         return string_field(found, getattr(config, field), where, advice)
 
+    met = config.context_field == InstructionsConfig.context_field  # which may be missing in all records
     for path in paths:
         for where, found in json_objects(path):
+            met |= isinstance(found, dict) and config.context_field in found
             has_context = isinstance(found, dict) and found.get(config.context_field) is not None
             context = text(found, "context_field", where) if has_context else ""
             instruction, response = (text(found, field, where) for field in ("instruction_field", "response_field"))
             if not response:
                 raise DataError(f"{where} has an empty response, from which nothing can be learned; leave it out")
             yield Record(context, instruction, response, where)
+    if not met:
+        raise DataError(f"--data.context-field {config.context_field}: no record has such a field")
 
 
 def encode(records: Iterable[Record], tokenizer: Tokenizer, room: int, *, cut: bool) -> Encoded:

@@ -61,6 +61,7 @@ HERE = {
     "python -m mutants": "hours",
     "python -m train.inspect gpt2": "compiles for a machine that is not here, which takes its plug-in",
     "python -m train.inspect gpt2_1b3@mhc": "the same",
+    "python -m train.inspect rlm_small": "the same",
     "python -m train.inspect NAME": "the same",
     "python -m train.prepare_fineweb --out shards --max-tokens": "reads from the Hub",
     "python -m train.prepare_fineweb": {"--shard-tokens": "400"},

@@ -149,6 +149,8 @@ def test_data_that_cannot_be(config, tmp_path):
     (tmp_path / "notes.txt").write_text("no records")
     with pytest.raises(DataError, match="records are lines of JSON, which notes.txt does not hold"):
         config.replace(source=str(tmp_path / "notes.txt")).load()
+    with pytest.raises(DataError, match="--data.context-field contxt: no record has such a field"):
+        config.replace(context_field="contxt").load()
     with pytest.raises(DataError, match="responses need an end token"):
         config.replace(tokenizer="chars:ab").load()
     with pytest.raises(DataError, match="at least two different contexts"):
