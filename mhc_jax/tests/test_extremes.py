@@ -10,7 +10,7 @@ from mhc_jax.nn.projections import ClampedSinkhornConfig, SinkhornConfig
 from mhc_jax.ops.projections import newton_birkhoff
 
 LARGEST = float(np.finfo(np.float32).max)
-REPAIRED = sorted(set(registry.names("projection")) - {"clamped_sinkhorn", "identity"})
+REPAIRED = sorted(set(registry.names("projection")) - {"clamped_sinkhorn", "clipped_sinkhorn", "identity"})
 
 
 def extremes(shape):

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import configs  # noqa: F401  every axis is registered then
 from mhc_jax import registry
 from parity_tests.cases import outside
+from parity_tests.compare import failures, judge
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
@@ -75,6 +77,7 @@ def test_it_agrees_with_its_twin(name, topology, mixer, tmp_path):
         ("squared_relu", "channel squared_relu"),
         ("dynamic_tanh", "norm dynamic_tanh"),
         ("bag_of_tokens", "model bag_of_tokens"),
+        ("ntk_scaling", "rotary_scaling ntk"),
         ("lazy_walk", None),  # its topology has a case
         ("rolled_ends", None),
     ],
@@ -87,3 +90,15 @@ def test_the_parity_suite_makes_cases_of_it(name, part, monkeypatch):
         del sys.modules[module]  # for good: another test that imports it registers its part anew
     found = [(case.tier, case.name) for case in outside.cases()]
     assert found == ([("models", part), ("gradients", part)] if part else [])
+
+
+def test_a_scaling_of_rotary_positions_agrees_with_its_twin(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", copy.deepcopy(registry._REGISTRY))
+    monkeypatch.syspath_prepend(EXAMPLES)
+    for module in ("ntk_scaling", "ntk_scaling_torch"):
+        importlib.import_module(module)
+        del sys.modules[module]
+    [case, _] = outside.cases()
+    rows = judge(case)
+    assert rows
+    assert not failures(rows)
