@@ -54,7 +54,7 @@ def names(axis: str) -> list[str]:
 
 
 def required(method: Method) -> Method:
-    """Decorator for a method of a contract that every part must define.
+    """Decorator for a method, or the function of a class method, of a contract that every part must define.
 
     Raises:
         NotImplementedError: on a call, if the class of the part has none; the message names both.
@@ -62,7 +62,8 @@ def required(method: Method) -> Method:
 
     @functools.wraps(method)
     def missing(self, *_: Any, **__: Any):
-        part = f"{type(self).__module__}.{type(self).__qualname__}"
+        cls = self if isinstance(self, type) else type(self)
+        part = f"{cls.__module__}.{cls.__qualname__}"
         contract = f"{method.__module__}.{method.__qualname__}"
         raise NotImplementedError(f"{part} must define {method.__name__}; see {contract}")
 

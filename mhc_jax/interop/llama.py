@@ -80,7 +80,7 @@ class Llama(Original):
         arrays = without_prefix(system, as_numpy(state_dict), [BODY])
         arrays = {name: x for name, x in arrays.items() if not _ANGLES.fullmatch(name)}
         shapes = {name: x.shape for name, x in arrays.items()}
-        config = cls._config(shapes, stored, hints, _tied(arrays, stored | hints))
+        config = cls._config(shapes, stored, hints, _tied(arrays, {**stored, **hints}))
         if config.head == "tied":
             arrays.pop(HEAD, None)
         shapes = torch_shapes(config)

@@ -10,6 +10,7 @@ from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.model import ModelConfig
+from mhc_jax.registry import required
 
 AXIS = "original"
 
@@ -23,25 +24,25 @@ class Original:
 
     model_type: str | None = None
 
-    @staticmethod
-    def read(state_dict: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[ModelConfig, Params]:
+    @classmethod
+    @required
+    def read(cls, state_dict: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[ModelConfig, Params]:
         """See :func:`from_original`."""
-        raise NotImplementedError
 
-    @staticmethod
-    def write(config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
+    @classmethod
+    @required
+    def write(cls, config: ModelConfig, params: Params) -> dict[str, np.ndarray]:
         """See :func:`to_original`."""
-        raise NotImplementedError
 
-    @staticmethod
-    def faults(config: LMConfig) -> dict[str, bool]:
+    @classmethod
+    @required
+    def faults(cls, config: LMConfig) -> dict[str, bool]:
         """What a model of ``model_type`` cannot express, and whether ``config`` has it."""
-        raise NotImplementedError
 
-    @staticmethod
-    def huggingface(config: LMConfig, params: Params) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    @classmethod
+    @required
+    def huggingface(cls, config: LMConfig, params: Params) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The contents of ``config.json`` and the tensors of a folder, for a model without faults."""
-        raise NotImplementedError
 
 
 def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> tuple[ModelConfig, Params]:

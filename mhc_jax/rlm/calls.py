@@ -194,10 +194,9 @@ class Calls:
                 raise self._interrupt
             try:
                 yield
-            except Exception:
-                raise
-            except BaseException as interrupt:
-                self._interrupt = interrupt
+            except BaseException as fault:
+                if not isinstance(fault, Exception):  # Ctrl-C in one of several threads ends them all
+                    self._interrupt = fault
                 raise
 
     def _settled(self, request, sent, left_out, grant: Grant, ledger, value, seconds):

@@ -4,12 +4,12 @@ import dataclasses
 from typing import Literal
 
 from mhc_jax.registry import register
-from train.data.kind import SPLITS, DataConfig
+from train.data.kind import SPLITS, TextConfig
 
 
 @register("data", "corpus")
 @dataclasses.dataclass(frozen=True)
-class CorpusConfig(DataConfig):
+class CorpusConfig(TextConfig):
     """A text, tokenised and cut into windows.
 
     Attributes:
@@ -35,7 +35,6 @@ class CorpusConfig(DataConfig):
         sample_tokens: length of the text sample at the end of a run; 0 for none.
     """
 
-    is_text = True
     of_a_host = ("path", "cache_dir")
     free_on_resume = ("sample_tokens",)
 
@@ -80,14 +79,6 @@ class CorpusConfig(DataConfig):
     @property
     def unit(self):
         return self.tokenizer.partition(":")[0]
-
-    def tokenizer_of_text(self):
-        from train.data.tokenizer import load_tokenizer
-
-        return load_tokenizer(self.tokenizer)
-
-    def vocab_size(self):
-        return self.tokenizer_of_text().vocab_size
 
     def arrays(self):
         known = super().arrays()

@@ -4,12 +4,12 @@ import dataclasses
 from typing import Literal
 
 from mhc_jax.registry import register
-from train.data.kind import SPLITS, DataConfig
+from train.data.kind import SPLITS, TextConfig
 
 
 @register("data", "instructions")
 @dataclasses.dataclass(frozen=True)
-class InstructionsConfig(DataConfig):
+class InstructionsConfig(TextConfig):
     """Instructions about contexts, with their responses: lines of JSON. The loss counts the responses alone.
 
     A record becomes the prompt of :func:`mhc_jax.rlm.session.prompt_of`, the response and an end token. Records are
@@ -25,7 +25,6 @@ class InstructionsConfig(DataConfig):
         cache_dir: see a corpus.
     """
 
-    is_text = True
     of_a_host = ("cache_dir",)
 
     source: str = ""
@@ -57,14 +56,6 @@ class InstructionsConfig(DataConfig):
     @property
     def unit(self):
         return f"{self.tokenizer} of responses"
-
-    def tokenizer_of_text(self):
-        from train.data.tokenizer import load_tokenizer
-
-        return load_tokenizer(self.tokenizer)
-
-    def vocab_size(self):
-        return self.tokenizer_of_text().vocab_size
 
     def arrays(self):
         known = super().arrays()

@@ -102,6 +102,21 @@ class DataConfig(Config):
         """
 
 
+class TextConfig(DataConfig):
+    """Base of data whose tokens a tokenizer makes of text; its kinds have a field ``tokenizer``."""
+
+    is_text = True
+    tokenizer: str
+
+    def tokenizer_of_text(self):
+        from train.data.tokenizer import load_tokenizer
+
+        return load_tokenizer(self.tokenizer)
+
+    def vocab_size(self):
+        return self.tokenizer_of_text().vocab_size
+
+
 class TrainBatches(Protocol):
     """An endless iterator over the batches of one host, with a position that checkpoints store."""
 

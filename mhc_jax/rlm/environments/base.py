@@ -82,7 +82,11 @@ class Environment(Protocol):
         ...
 
     def dump(self) -> bytes:
-        """The variables of the session, for :meth:`load` of the same kind; to be loaded from trusted places only."""
+        """The variables of the session, for :meth:`load` of the same kind; to be loaded from trusted places only.
+
+        Raises:
+            NotImplementedError: an environment of this kind has none; an interrupted run is then replayed.
+        """
         ...
 
     def load(self, dump: bytes, functions: Mapping[str, Callable[..., Any]]) -> None:

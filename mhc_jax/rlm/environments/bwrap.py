@@ -124,11 +124,7 @@ class Bwrap:
             self._names = before
             self._kill()
             raise
-        if self._calls.fault:
-            raise self._calls.fault
-        if self._calls.answer is not None:
-            return Cell(output.text(), None, self._calls.answer)
-        return Cell(output.text(), error, answer)
+        return self._calls.cell(output, error, answer)
 
     def dump(self) -> bytes:
         self._check_open()

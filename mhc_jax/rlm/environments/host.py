@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mhc_jax.rlm import prelude
-from mhc_jax.rlm.environments.base import ToolError
+from mhc_jax.rlm.environments.base import Cell, ToolError
 
 # Characters, elements, nesting and bits of what code may hand to a function of the host.
 MAX_CHARS = 1 << 24
@@ -121,6 +121,17 @@ class Calls:
         self.answer: str | None = None
         self.fault: BaseException | None = None
         self._count = 0
+
+    def cell(self, output: "Output", error: str | None, answer: str | None) -> Cell:
+        """What the present cell did; raises what is for the host.
+
+        An answer that a function took counts, whatever the code did after it.
+        """
+        if self.fault:
+            raise self.fault
+        if self.answer is not None:
+            return Cell(output.text(), None, self.answer)
+        return Cell(output.text(), error, answer)
 
     def call(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The result of a function.

@@ -113,11 +113,7 @@ class Monty:
             self._names = before
             self._checkout(self._state)
             raise
-        if self._calls.fault:
-            raise self._calls.fault
-        if self._calls.answer is not None:
-            return Cell(output.text(), None, self._calls.answer)
-        return Cell(output.text(), error, answer)
+        return self._calls.cell(output, error, answer)
 
     def dump(self) -> bytes:
         return self._state
