@@ -11,6 +11,7 @@ import pytest
 
 import mhc_jax
 from mhc_jax import ConfigError, LMConfig, registry
+from mhc_jax.accounting import summary
 from mhc_jax.config import Config, FieldError
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import gpt2, mhc_ssm, nanogpt, with_topology
@@ -18,7 +19,6 @@ from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
 from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
 from mhc_jax.nn.residual import StaticMHCConfig
 from mhc_jax.precision import policy
-from mhc_jax.summary import summary
 
 
 @pytest.mark.parametrize("variant", ["baseline", "mhc", "adapters"])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import mhc_jax
+from mhc_jax.accounting import flops_per_token
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from mhc_jax.nn.adapters import StreamAdaptersConfig
-from mhc_jax.summary import flops_per_token
 
 
 def test_gpt2_of_the_published_size():

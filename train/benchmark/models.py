@@ -3,8 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from mhc_jax.accounting import flops_per_token
 from mhc_jax.config import ConfigError
-from mhc_jax.summary import flops_per_token
 from train.benchmark.cases import Table
 from train.benchmark.topologies import settings, timed_row, trainer
 from train.benchmark.turns import compare, take_turns

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import jax
 
 from mhc_jax import registry
+from mhc_jax.accounting import flops_per_token
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info, param_shapes
 from mhc_jax.models.topologies import AXIS, topology, with_topology
 from mhc_jax.nn.model import ModelConfig
-from mhc_jax.summary import flops_per_token
 from train.benchmark.cases import Row, Table
 from train.benchmark.jax_worker import TOTAL_STEPS, random_batch
 from train.benchmark.turns import compare, take_turns

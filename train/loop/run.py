@@ -15,9 +15,9 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from mhc_jax.accounting import flops_per_token
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_info, parameter_count
-from mhc_jax.summary import flops_per_token
 from train.config import RunConfig
 from train.data.files import replacing
 from train.data.kind import Data

@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.accounting import flops_per_token
 from mhc_jax.functional import Params, param_info
-from mhc_jax.summary import flops_per_token
 from train.config import RunConfig
 from train.measure import hlo
 from train.measure.speed import peak_flops

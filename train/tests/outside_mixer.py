@@ -12,8 +12,8 @@ from train.tests.multi_device import Trainer, batches, distances, flat  # before
 import decaying_average  # of examples/
 import jax
 
+from mhc_jax.accounting import flops_per_token
 from mhc_jax.functional import param_info
-from mhc_jax.summary import flops_per_token
 from train.config import MeshConfig
 from train.devices import sharding
 from train.tests.meshes import MESHES, run_config

@@ -3,9 +3,9 @@
 import jax
 import pytest
 
+from mhc_jax.accounting import flops_per_token
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm
-from mhc_jax.summary import flops_per_token
 from train.measure import cost
 from train.tests.tiny import tiny_config, tiny_export
 

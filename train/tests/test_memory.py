@@ -2,9 +2,9 @@
 
 import pytest
 
+from mhc_jax.accounting import summary
 from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
-from mhc_jax.summary import summary
 from train.devices import memory
 
 MODEL = mhc_ssm(vocab_size=300, max_len=16, width=8, layers=2)
