@@ -82,7 +82,8 @@ class TrainConfig(Config):
         eval_every: optimizer steps between evaluations; 0 to evaluate only at the end.
         eval_batches: batches per evaluation when choosing the best checkpoint; 0 for the whole validation split, on
             which the final model is always evaluated.
-        max_nonfinite: number of consecutive steps with a NaN or Inf gradient, which are skipped, before training stops.
+        max_nonfinite: number of consecutive steps with a NaN or Inf gradient, which are skipped, before training stops;
+            under the policy float16, an overflow that a smaller loss scale may mend does not count.
         seed: seed of initial parameters and dropout.
         resume: whether to continue the run in the run directory.
     """

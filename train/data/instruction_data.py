@@ -60,6 +60,10 @@ class InstructionData(Data):
             )
         return windows // self.config.batch_size
 
+    def targets_share(self):
+        train = self._splits["train"]
+        return int((train.ends - train.answers).sum()) / (len(self._windows("train")) * self.config.seq_len)
+
     def train(self, host=0, hosts=1):
         self.steps_per_epoch()
         return shuffled(self._windows("train"), self.config, rows_of(self.config, host, hosts))

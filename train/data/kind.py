@@ -178,6 +178,10 @@ class Data(abc.ABC):
             DataError: there is not one.
         """
 
+    def targets_share(self) -> float:
+        """The share of places of training batches that have a target; the first loss scale of float16 depends on it."""
+        return 1.0
+
     @abc.abstractmethod
     def train(self, host: int = 0, hosts: int = 1) -> TrainBatches:
         """Endless batches for one of several hosts, which share each global batch by rows.

@@ -128,7 +128,7 @@ def run(
         else:
             if config.train.resume:
                 say(f"no finished checkpoint in {folder}: starting at the beginning")
-            initialise = functools.partial(init_state, config, optimizer)
+            initialise = functools.partial(init_state, config, optimizer, data.targets_share())
             with task("drawing the initial parameters"):
                 state, meta = jax.jit(initialise, out_shardings=shardings(abstract))(), {}
         start, seconds_before = int(state.step), meta.get("seconds", 0.0)

@@ -77,6 +77,8 @@ def test_every_record_is_there_and_only_its_response_counts(config):
     assert sorted(found) == sorted(wanted)
     windows = rows_of(data.evaluation("train"))
     assert max(int(window["segments"].max()) for window in windows) > 1
+    counted = np.array([window["targets"] != IGNORE for window in windows])
+    assert data.targets_share() == pytest.approx(counted[counted.any(axis=1)].mean())  # the last batch is filled up
 
 
 def test_windows_take_whole_records_while_they_fit():

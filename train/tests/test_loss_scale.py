@@ -48,7 +48,7 @@ def scaled(state, scale):
 def test_the_scale_halves_at_once_and_doubles_with_patience():
     scale = LossScale.start(48)
     assert float(scale.scale) == 512  # 2**15 / 48 as a power of two, for a sum of 48 losses
-    assert [float(LossScale.start(targets).scale) for targets in (1, 4)] == [2**15, 2**13]
+    assert [float(LossScale.start(targets).scale) for targets in (0.2, 1, 4)] == [2**15, 2**15, 2**13]
     halved = scale.after(jnp.asarray(False))
     assert (float(halved.scale), int(halved.steps)) == (256, 0)
     for _ in range(PATIENCE - 1):
@@ -58,6 +58,7 @@ def test_the_scale_halves_at_once_and_doubles_with_patience():
     assert (float(doubled.scale), int(doubled.steps)) == (512, 0)
     for value, finite in ((LEAST, False), (LARGEST, True)):
         assert float(LossScale(jnp.float32(value), jnp.int32(PATIENCE)).after(jnp.asarray(finite)).scale) == value
+        assert bool(LossScale(jnp.float32(value), jnp.int32(0)).can_fall) == (value > LEAST)
 
 
 def test_a_step_is_near_that_of_float32_and_learns(start, step):
@@ -85,6 +86,18 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(start, step):
     assert float(after.loss_scale.scale) == LARGEST / 2
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     assert np.isfinite(float(metrics["loss"]))
+    assert int(metrics["consecutive_skipped"]) == 0  # expected of a scale that is still to be found
+
+
+def test_a_loss_that_is_not_finite_is_no_matter_of_the_scale(start, step):
+    broken = jax.tree.map(lambda x: x * jnp.nan, start.params)
+    _, metrics = step(dataclasses.replace(start, params=broken))
+    assert (int(metrics["skipped"]), int(metrics["consecutive_skipped"])) == (1, 1)
+
+
+def test_the_first_scale_counts_targets_alone():
+    whole, few = (init_state(CONFIG, OPTIMIZER, share).loss_scale for share in (1.0, 0.1))
+    assert (float(whole.scale), float(few.scale)) == (512, 4096)
 
 
 def test_without_a_scale_gradients_vanish(start, step):

@@ -28,10 +28,15 @@ class LossScale:
     steps: jax.Array
 
     @classmethod
-    def start(cls, targets: int) -> Self:
+    def start(cls, targets: float) -> Self:
         """Of a loss that is summed over so many targets at once."""
-        scale = 2.0 ** math.floor(math.log2(FIRST / targets))  # float32's log2(2**13) is below 13
+        scale = 2.0 ** math.floor(math.log2(FIRST / max(targets, 1.0)))  # float32's log2(2**13) is below 13
         return cls(jnp.asarray(scale, jnp.float32), jnp.zeros((), jnp.int32))
+
+    @property
+    def can_fall(self) -> jax.Array:
+        """Whether an overflow may be the scale's alone: a smaller one is left to try."""
+        return self.scale > LEAST
 
     def after(self, finite: jax.Array) -> Self:
         """The scale of the step that follows one whose gradients were finite or not."""

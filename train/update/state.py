@@ -19,7 +19,8 @@ class TrainState:
         params: the parameters, float32.
         opt_state: the optimizer's.
         skipped: int32 scalar, steps skipped so far because a gradient was not finite.
-        consecutive_skipped: int32 scalar, how many of the latest steps were skipped in a row.
+        consecutive_skipped: int32 scalar, how many of the latest steps were skipped in a row, not counting overflows
+            that a smaller loss scale may mend.
         loss_scale: what keeps the gradients inside the range of float16; None under other policies.
     """
 

@@ -19,18 +19,20 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-def init_state(config: RunConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step; compile it with ``out_shardings`` to create it sharded."""
+def init_state(config: RunConfig, optimizer: optax.GradientTransformation, targets_share: float = 1.0) -> TrainState:
+    """The state before the first step; compile it with ``out_shardings`` to create it sharded.
+
+    Args:
+        targets_share: see :meth:`train.data.kind.Data.targets_share`.
+    """
     params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
     # Three arrays rather than one shared: a step donates each of them.
     step, skipped, consecutive = (jnp.zeros((), jnp.int32) for _ in range(3))
-    scale = LossScale.start(_targets(config)) if config.model.execution.policy == "float16" else None
+    scale = None
+    if config.model.execution.policy == "float16":
+        places = config.data.batch_size * config.data.seq_len / config.train.accumulate
+        scale = LossScale.start(places * targets_share)
     return TrainState(step, params, optimizer.init(params), skipped, consecutive, scale)
-
-
-def _targets(config: RunConfig) -> int:
-    """Targets over which the loss of one micro-batch is summed."""
-    return config.data.batch_size * config.data.seq_len // config.train.accumulate
 
 
 def make_train_step(
@@ -53,7 +55,7 @@ def make_train_step(
     Metrics: ``loss`` (the objective's mean per token, without auxiliary losses) and its further means, ``lr``,
     ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this
     step), ``skipped`` (steps skipped so far), ``consecutive_skipped``, every auxiliary loss by its name, weighted,
-    and under the policy float16 ``loss_scale``.
+    and under the policy float16 ``loss_scale``. An overflow that a smaller loss scale may mend counts as skipped alone.
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None, scale: jax.Array | float):
@@ -98,11 +100,12 @@ def make_train_step(
             lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
         )
         skipped = state.skipped + ~finite
-        consecutive = jnp.where(finite, 0, state.consecutive_skipped + 1)
-        metrics |= {**norms, "lr": lr, "skipped": skipped, "consecutive_skipped": consecutive}
-        loss_scale = None
+        loss_scale, fault = None, ~finite
         if state.loss_scale is not None:
             loss_scale, metrics["loss_scale"] = state.loss_scale.after(finite), scale
+            fault &= ~(jnp.isfinite(metrics["loss"]) & state.loss_scale.can_fall)
+        consecutive = jnp.where(finite, 0, state.consecutive_skipped + fault)
+        metrics |= {**norms, "lr": lr, "skipped": skipped, "consecutive_skipped": consecutive}
         return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale), metrics
 
     return train_step
