@@ -145,7 +145,7 @@ class Llama(Original):
     def _config(cls, shapes: Shapes, stored: Mapping[str, Any], hints: Mapping[str, Any], tied: bool) -> LMConfig:
         system = cls.model_type
         given = {**stored, **hints}
-        base, scaling = rope.read(system, stored, hints)
+        base, scaling = rope.read(system, stored, hints, cls.max_len)
         _check_layer_types(system, given.get("layer_types"))
         told = _infer(system, shapes, given) | {"tie_word_embeddings": tied}
         free = {**_FREE, "max_position_embeddings": cls.max_len}

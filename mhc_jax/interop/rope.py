@@ -22,13 +22,16 @@ KINDS = ("linear", "llama3", "yarn")
 _BASE = 10000.0
 
 
-def read(system: str, stored: Mapping[str, Any], hints: Mapping[str, Any]) -> tuple[float, RotaryScalingConfig | None]:
+def read(
+    system: str, stored: Mapping[str, Any], hints: Mapping[str, Any], max_len: int
+) -> tuple[float, RotaryScalingConfig | None]:
     """The base of the angles and their scaling, as transformers understands these fields.
 
     Args:
         system: names the model in messages.
         stored: the contents of ``config.json``.
         hints: replace them.
+        max_len: the length of a model whose fields state none.
 
     Raises:
         InteropError: a scaling that is not supported, or fields that it does not have.
@@ -53,7 +56,7 @@ def read(system: str, stored: Mapping[str, Any], hints: Mapping[str, Any]) -> tu
     if kind == "yarn":
         given = _without_mscale(system, given)
     if kind != "linear":
-        given |= _original_length(given, {**stored, **hints})
+        given |= _original_length(given, {**stored, **hints}, max_len)
     try:
         scaling = RotaryScalingConfig.from_dict(given | {"kind": kind})
         scaling.validate()
@@ -104,7 +107,7 @@ def _without_mscale(system: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _original_length(given: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+def _original_length(given: Mapping[str, Any], config: Mapping[str, Any], max_len: int) -> dict[str, Any]:
     """The original length where the record may leave it open: beside the record, in it, or the whole length."""
-    lengths = config.get(_LENGTH), given.get(_LENGTH), config.get("max_position_embeddings")
-    return {_LENGTH: next((length for length in lengths if length is not None), None)}
+    lengths = config.get(_LENGTH), given.get(_LENGTH), config.get("max_position_embeddings"), max_len
+    return {_LENGTH: next(length for length in lengths if length is not None)}

@@ -37,6 +37,8 @@ def splash_attention(
     """
     if q_BTHK.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"splash attention computes in float32 or bfloat16, not {q_BTHK.dtype}; use 'xla'")
+    if not q_BTHK.size:  # the kernel has no empty grid
+        return jnp.zeros_like(q_BTHK)
     B, T = q_BTHK.shape[:2]
     after = -T % LANES
     if segment_ids is None and after and not causal:

@@ -144,10 +144,12 @@ def test_names_without_prefix_and_head_and_with_angles():
     np.testing.assert_allclose(ours(config, params), logits(model), atol=1e-5)
 
 
-def test_the_heads_of_qwen3_show_in_its_norm():
-    config, _ = interop.from_original("qwen3", theirs("qwen3").state_dict(), rms_norm_eps=0.5)
+def test_the_heads_of_qwen3_show_in_its_norm_and_its_length_is_that_of_its_class():
+    hints = {"rms_norm_eps": 0.5, "rope_scaling": {"type": "yarn", "factor": 2.0}}
+    config, _ = interop.from_original("qwen3", theirs("qwen3").state_dict(), **hints)
     assert (config.mixer.heads, config.mixer.groups, config.mixer.head_width) == (4, 2, 6)
     assert config.norm == config.mixer.qk_norm == RMSNormConfig(eps=0.5)
+    assert config.mixer.rotary_scaling == YarnScalingConfig(2.0, original_max_position_embeddings=32768)
 
 
 def test_an_equal_head_is_the_token_table_unless_stated():

@@ -45,6 +45,15 @@ def test_equals_the_plain_form(T, G, causal, segments, dtype):
         assert far < ROUNDING[dtype]
 
 
+@pytest.mark.parametrize("shape", [(0, 4), (2, 0)])
+@pytest.mark.parametrize("segments", [False, True])
+def test_nothing_to_attend_to(shape, segments):
+    q, k = jnp.zeros((*shape, 4, 16), jnp.bfloat16), jnp.zeros((*shape, 2, 16), jnp.bfloat16)
+    ids = jnp.zeros(shape, jnp.int32) if segments else None
+    found, want = (causal_attention(q, k, k, segment_ids=ids, implementation=kind) for kind in ("splash", "xla"))
+    assert (found.shape, found.dtype) == (want.shape, want.dtype)
+
+
 def test_what_it_cannot_do_is_refused():
     (q, k, v), *_ = case(128, 4, jnp.float16, False)
     with pytest.raises(ValueError, match="float32 or bfloat16, not float16; use 'xla'"):
