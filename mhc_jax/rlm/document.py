@@ -25,11 +25,15 @@ class Document:
 
     @classmethod
     def from_file(cls, path: str | os.PathLike[str], *, encoding: str = "utf-8") -> Self:
-        """Reads a file. Raises ConfigError for one that is not text, OSError for one that cannot be read."""
+        """Reads a file. Raises ConfigError for one that is not text or cannot be read."""
         try:
             return cls(Path(path).read_text(encoding=encoding))
         except UnicodeDecodeError as error:
             raise ConfigError(f"{path} is not text in {encoding}: {error}") from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        except LookupError as error:
+            raise ConfigError(f"{path}: {error}") from None
 
     def __len__(self) -> int:
         return len(self.text)

@@ -73,7 +73,7 @@ class Session:
             the beginning of a text that is too long, a text in place of TooDeep, tags that are not escaped.
 
     Raises:
-        ConfigError: a config that cannot be.
+        ConfigError: a config that cannot be, no function for a model, or a tokenizer without these methods.
     """
 
     def __init__(
@@ -86,6 +86,13 @@ class Session:
         original: bool = False,
     ):
         config.validate()
+        if not callable(model):
+            raise ConfigError(f"a model must be a function of messages, not {type(model).__name__}")
+        for method in ("encode", "decode"):
+            if not callable(getattr(tokenizer, method, None)):
+                raise ConfigError(
+                    f"a tokenizer must have the method {method}(), which {type(tokenizer).__name__} has not"
+                )
         self._model, self._tokenizer, self._embed = model, tokenizer, embed
         self._config, self._original = config, original
         self._ids = itertools.count()

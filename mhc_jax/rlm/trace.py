@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from mhc_jax.config import ConfigError, parse_json
+from mhc_jax.registry import shown
 from mhc_jax.rlm.environments.base import GONE
 
 Event = dict[str, Any]
@@ -132,12 +134,15 @@ class Trace:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Reads what :meth:`save` has written. Raises ValueError for a file that is not a trace."""
+        """Reads what :meth:`save` has written. Raises ConfigError for a file that is not a trace or cannot be read."""
         try:
-            events = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
-            return cls(event for event in events if _place(event))
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a trace: {error}") from None
+            lines = Path(path).read_bytes().splitlines()
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        try:
+            return cls(map(_parsed, lines))
+        except ConfigError as error:
+            raise ConfigError(f"{path} is not a trace: {error}") from None
 
     def __str__(self) -> str:
         return "\n".join(lines(self.events))
@@ -146,6 +151,17 @@ class Trace:
 def same(event: Event) -> Event:
     """An event without what differs between two runs that are the same."""
     return {key: value for key, value in event.items() if key not in VARIES}
+
+
+def _parsed(line: bytes) -> Event:
+    """An event from a line of a file. Raises ConfigError for a line that holds none."""
+    event = parse_json(line)
+    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+        raise ConfigError(f"{shown(event)} is no event")
+    path = event.get("path")
+    if not isinstance(path, list) or any(type(place) is not int for place in path):
+        raise ConfigError(f"an event at {shown(path)}, which is no path")
+    return event
 
 
 def _place(event: Event) -> tuple[float, ...]:

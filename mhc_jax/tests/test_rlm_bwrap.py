@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from mhc_jax.rlm import environments
@@ -47,6 +48,18 @@ def test_bwrap_that_does_not_hold_is_refused(monkeypatch, method, value, words):
         environment.start({}, {})
     with pytest.raises(SandboxDied, match="closed"):
         environment.execute("1")
+
+
+def test_a_long_context_and_its_parts_take_little_memory():
+    if reason := missing():
+        pytest.skip(reason)
+    environment = environments.make("bwrap")
+    environment.start({"context": "0123456789" * 1_000_000}, {})
+    assert environment.execute("parts = chunk(10_000)").error is None
+    workers = psutil.Process(environment._process.pid).children(recursive=True)
+    told = [Path(f"/proc/{worker.pid}/status").read_text(encoding="utf-8") for worker in workers]
+    environment.close()
+    assert max(int(status.split("VmHWM:", 1)[1].split()[0]) for status in told) < 80 << 10  # KiB
 
 
 def test_objects_are_printed_and_ordered_the_same_twice():

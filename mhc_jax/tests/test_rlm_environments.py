@@ -369,5 +369,7 @@ def test_a_closed_session(begin):
 
 
 def test_an_unknown_environment_is_named():
-    with pytest.raises(ConfigError, match="no environment 'local'; known: monty, monty\\+bwrap, bwrap"):
+    with pytest.raises(ConfigError, match="cell_timeout must be a number, got None"):
+        environments.make("monty", Limits(cell_timeout=None))
+    with pytest.raises(ConfigError, match="unknown environment 'local'; known: bwrap, monty, monty\\+bwrap"):
         environments.make("local")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mhc_jax.rlm import environments
-from mhc_jax.rlm.environments import Cell, escape
+from mhc_jax.rlm.environments import Cell, __main__, escape
 from mhc_jax.rlm.environments.__main__ import Bare
 from mhc_jax.rlm.environments.escape import ATTEMPTS, Arena, Attempt
 from mhc_jax.tests.sandboxes import missing
@@ -79,6 +79,20 @@ def test_harm_is_noticed(arena, harm, words):
     held, said = arena.run(Attempt("harm", ""), lambda limits: Open(lambda open_: harm(arena, open_)))
     assert not held
     assert words in said
+
+
+def test_the_command_shows_whole_reasons_and_what_it_is_about(monkeypatch, capsys):
+    monkeypatch.setattr(__main__, "ATTEMPTS", [Attempt("a long reason", "raise ValueError('so ' * 40 + 'end')")])
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(SystemExit, match="^0$"):
+        __main__.main(["monty"])
+    out, err = capsys.readouterr()
+    assert err.startswith("1 attempts in each of monty; each takes about")
+    assert "so end" in out
+    assert max(map(len, out.splitlines())) <= 60
+    with pytest.raises(SystemExit, match="^2$"):
+        __main__.main(["mony"])
+    assert "unknown environment 'mony'; did you mean 'monty'?" in capsys.readouterr().err
 
 
 def test_a_process_that_ends_and_a_cell_that_takes_too_long_are_noticed(monkeypatch):

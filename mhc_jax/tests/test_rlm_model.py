@@ -50,6 +50,12 @@ def test_the_names_of_the_sizes_are_true_and_the_originals_are_theirs(size, name
     assert len(SIZES[size]) == 5
 
 
+def test_the_description_names_the_linear_layers():
+    layers = ("linear_mhc before the mixer", "linear_mhc before the MLP")
+    assert rlm("small", "original").description[-2:] == layers
+    assert not {*layers} & {*rlm("small").description}
+
+
 @pytest.mark.parametrize("count", ["heads", "hidden"])
 def test_none_of_a_part_is_not_the_usual_number(count):
     with pytest.raises(mhc_jax.ConfigError, match=f"{count} must be at least 1, got 0"):

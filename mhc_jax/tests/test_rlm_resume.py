@@ -122,9 +122,13 @@ def test_a_long_context_is_given_to_the_replay():
 
 
 def test_a_file_that_is_no_trace(tmp_path):
-    (tmp_path / "none").write_text("{}\n")
-    with pytest.raises(ValueError, match="is not a trace"):
-        Trace.load(tmp_path / "none")
+    for content in ("{}", '{"kind": "run", "path": [true]}', '{"kind": "run"', "7", "\xff", "[" * 100_000):
+        (tmp_path / "none").write_bytes(content.encode("latin-1") + b"\n")
+        with pytest.raises(ConfigError, match="none is not a trace: .") as caught:
+            Trace.load(tmp_path / "none")
+        assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    with pytest.raises(ConfigError, match="absent cannot be read: No such file"):
+        Trace.load(tmp_path / "absent")
     with pytest.raises(ConfigError, match="holds no run"):
         replay(Trace())
 

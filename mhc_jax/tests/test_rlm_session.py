@@ -34,6 +34,18 @@ def session(reply="fine", *, embed=counts, config=SMALL, **options):
     return Session(model, Letters(), embed, config, **options), model
 
 
+@pytest.mark.parametrize(
+    ("model", "tokenizer", "fault"),
+    [
+        (None, Letters(), "a model must be a function of messages, not NoneType"),
+        (str, None, r"a tokenizer must have the method encode\(\), which NoneType has not"),
+    ],
+)
+def test_a_session_of_no_model_or_no_tokenizer_is_refused(model, tokenizer, fault):
+    with pytest.raises(ConfigError, match=fault):
+        Session(model, tokenizer)
+
+
 TEXT = "".join(chr(97 + index % 26) for index in range(200))
 
 
@@ -80,6 +92,10 @@ def test_a_file_is_read_by_its_own_name_alone(tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match="is not text in utf-8"):
         Document.from_file(tmp_path / "binary")
+    with pytest.raises(ConfigError, match="absent cannot be read: No such file"):
+        Document.from_file(tmp_path / "absent")
+    with pytest.raises(ConfigError, match="unknown encoding: utf-80"):
+        Document.from_file(tmp_path / "file", encoding="utf-80")
     with pytest.raises(ConfigError, match="made of a text, not of PosixPath"):
         Document(tmp_path)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from mhc_jax.config import ConfigError
+from mhc_jax.registry import unknown
 from mhc_jax.rlm.environments.base import Cell, Environment, SandboxDied, SandboxUnavailable, ToolError
 from mhc_jax.rlm.environments.bwrap import Bwrap
 from mhc_jax.rlm.environments.hardened import HardenedMonty
@@ -23,8 +24,9 @@ def make(name: str = "monty", limits: Limits = Limits(), seed: int = 0) -> Envir
         seed: of the random numbers inside.
 
     Raises:
-        ConfigError: there is no such environment.
+        ConfigError: there is no such environment, or limits out of range.
     """
     if name not in _KINDS:
-        raise ConfigError(f"there is no environment {name!r}; known: {', '.join(_KINDS)}")
+        raise ConfigError(unknown("environment", name, _KINDS))
+    limits.validate()
     return _KINDS[name](limits, seed=seed)

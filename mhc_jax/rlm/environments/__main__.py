@@ -1,21 +1,23 @@
 """The escape corpus in each environment that can be had here: ``python -m mhc_jax.rlm.environments [NAME ...]``.
 
-The last is bubblewrap without the filter of system calls, with the folder /proc and with the host's variables, to show
-what these layers are for. Exit status 1 if anything gets out of an environment that is offered.
+``bare``, the last, is no environment: bubblewrap without the filter of system calls, with the folder /proc and the
+host's variables, to show what these layers are for. Exit status 1 if anything gets out of one of the others.
 """
 
 import argparse
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
+from mhc_jax.registry import unknown
 from mhc_jax.rlm.environments import Bwrap, Environment, HardenedMonty, Monty, SandboxUnavailable
 from mhc_jax.rlm.environments.escape import ATTEMPTS, Arena
 
 
 class Bare(Bwrap):
-    """bubblewrap alone; never to be used."""
+    """bubblewrap alone, for comparison; never to be used."""
 
     name = "bare"
     variables = os.environ
@@ -30,18 +32,26 @@ class Bare(Bwrap):
         return ["--proc", "/proc", *super()._arguments()]
 
 
+# Of the attempts in one environment, most of which wait for a limit of time.
+SECONDS = 15
+# What stands beside a name.
+ABOUT = {"bare": " (for comparison, never offered: no filter of system calls, but /proc and the host's variables)"}
 KINDS = {kind.name: kind for kind in (Monty, HardenedMonty, Bwrap, Bare)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints a line for each attempt and environment, and exits with 1 if one that is offered does not hold."""
     parser = argparse.ArgumentParser(
-        prog="python -m mhc_jax.rlm.environments", description="Makes all attempts to get out."
+        prog="python -m mhc_jax.rlm.environments",
+        description="Makes all attempts to get out of each environment. Exit status 1 if one succeeds, except in bare:"
+        " bubblewrap without its filter of system calls, to show what that is for.",
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(KINDS)}; all if none is given")
     names = parser.parse_args(argv).names or [*KINDS]
-    if unknown := set(names) - set(KINDS):
-        parser.error(f"no environment {', '.join(sorted(unknown))}; known: {', '.join(KINDS)}")
+    for name in names:
+        if name not in KINDS:
+            parser.error(unknown("environment", name, KINDS))
+    print(f"{len(ATTEMPTS)} attempts in each of {', '.join(names)}; each takes about {SECONDS} s", file=sys.stderr)
     escaped = [name for name in names if not holds(KINDS[name])]
     sys.exit(1 if set(escaped) - {Bare.name} else 0)
 
@@ -55,13 +65,15 @@ def holds(kind: type[Environment]) -> bool:
         print(f"{kind.name}: {error}\n")
         return True
     trial.close()
-    print(kind.name)
     columns, width, out = shutil.get_terminal_size().columns, max(len(attempt.name) for attempt in ATTEMPTS), 0
+    print(textwrap.fill(f"{kind.name}{ABOUT.get(kind.name, '')}", columns))
+    indent = " " * (width + 10)
     with Arena() as arena:
         for attempt in ATTEMPTS:
             held, words = arena.run(attempt, kind)
             out += not held
-            print(f"  {attempt.name:<{width}}  {'held' if held else 'OUT '}  {words}"[:columns], flush=True)
+            line = f"  {attempt.name:<{width}}  {'held' if held else 'OUT '}  {words}"
+            print(textwrap.fill(line, columns, subsequent_indent=indent, max_lines=9, placeholder="..."), flush=True)
     print(f"  {out} of {len(ATTEMPTS)} got out\n")
     return not out
 

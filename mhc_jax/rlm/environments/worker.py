@@ -9,6 +9,7 @@ import ast
 import base64
 import builtins
 import contextlib
+import itertools
 import json
 import os
 import pickle
@@ -23,6 +24,8 @@ TO_HOST, FROM_HOST = sys.stdout.buffer, sys.stdin.buffer
 SETTLED = "settled"
 # Characters that wait until they are sent, and for how long.
 BUFFERED, BUFFERED_S = 1 << 16, 0.01
+# Bytes of a state that are coded at once: whole groups of three.
+PIECE = 3 << 16
 
 MAIN = types.ModuleType("__main__")
 cell = "0"
@@ -32,7 +35,28 @@ sources: list = []  # statements that define what cannot be pickled: functions, 
 
 def send(kind: str, *texts: str) -> None:
     body = json.dumps([kind, cell, *texts], ensure_ascii=False).encode("utf-8", "replace")
-    TO_HOST.write(struct.pack(">I", len(body)) + body)
+    write(len(body), [body])
+
+
+def send_state(whole: bool, last: int) -> int:
+    """``send("state", text)`` of the state in base 64, which is never in memory as a whole; empty if it is the last.
+
+    Returns:
+        The hash of the state, which has taken the place of its bytes.
+    """
+    kept = state(whole)
+    found = hash(kept)
+    if found == last and not whole:
+        kept = b""
+    head = json.dumps(["state", cell, ""]).encode().removesuffix(b'"]')
+    coded = (base64.b64encode(kept[at : at + PIECE]) for at in range(0, len(kept), PIECE))
+    write(len(head) + -(-len(kept) // 3) * 4 + 2, itertools.chain([head], coded, [b'"]']))
+    return found
+
+
+def write(size: int, parts) -> None:
+    TO_HOST.write(struct.pack(">I", size))
+    TO_HOST.writelines(parts)
     TO_HOST.flush()
 
 
@@ -299,7 +323,7 @@ def canary(secret: str, variables: list, calls: dict) -> list:
 def main() -> None:
     global cell
     settle()
-    last = None
+    last = 0
     cell, settings = receive()
     freeze(settings["instant"], settings["seed"])
     confine(settings["program"], settings["memory"])
@@ -319,9 +343,7 @@ def main() -> None:
             restore(rest[0])
             send("done", "")
         else:
-            whole, kept = rest[0], state(rest[0])
-            send("state", "" if kept == last and not whole else base64.b64encode(kept).decode())
-            last = kept
+            last = send_state(rest[0], last)
 
 
 out = Out()

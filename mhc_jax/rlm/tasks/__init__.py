@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mhc_jax.config import ConfigError
+from mhc_jax.registry import unknown
 from mhc_jax.rlm.tasks import aggregate, codebase, haystack
 from mhc_jax.rlm.tasks.files import read
 from mhc_jax.rlm.tasks.task import Task
@@ -40,7 +41,7 @@ def generate(kind: str, length: int, seed: int = 0, source: Path | None = None) 
         ConfigError: an unknown kind, a length below 1, or a folder without such files.
     """
     if kind not in KINDS:
-        raise ConfigError(f"there is no task {kind!r}; known: {', '.join(KINDS)}")
+        raise ConfigError(unknown("task", kind, KINDS))
     if length < 1:
         raise ConfigError(f"a context must have at least 1 character, got {length}")
     draw = random.Random(f"{kind} {length} {seed}")
