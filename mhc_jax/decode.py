@@ -59,7 +59,7 @@ def extend(config: ModelConfig, params: Params, tokens_BT: ArrayLike, cache: Cac
     """
     tokens_BT = jnp.asarray(checked_tokens(config, tokens_BT))
     end = cache["column"] + tokens_BT.shape[1]
-    if not isinstance(end, jax.core.Tracer) and end > cache["capacity"] and not _goes_on(config, params):
+    if not isinstance(end, jax.core.Tracer) and end > cache["capacity"] and not goes_on(config, params):
         raise ConfigError(f"a cache of {cache['capacity']} tokens cannot hold {end}; give init_cache a larger max_len")
     model, hidden_BTD, cache = _advance(config, params, tokens_BT, cache)
     with precision(config):
@@ -95,7 +95,7 @@ def generate(
 
     Args:
         config, params: the model.
-        prompt_BT: token ids (B, T).
+        prompt_BT: token ids (B, T). Of a prompt longer than ``config.max_len``, the model sees what the module says.
         sampling: options for drawing; see :class:`Sampling`.
         lengths_B: number of prompt tokens in each row, 1 to T; all T if omitted. The tokens after them are ignored. At
             temperature 0, or with one key per row, the result of a row does not depend on the other rows.
@@ -224,7 +224,7 @@ def _flush_left(text_BT, start_B):
 
 def _split(config, params, prompt_BT, start_B, count):
     """How many of the ``count`` new tokens are computed from the cache, and the part of the prompts that is seen."""
-    if _goes_on(config, params):
+    if goes_on(config, params):
         return count, prompt_BT, start_B
     cut = max(prompt_BT.shape[1] - config.max_len, 0)
     start_B = None if start_B is None else jnp.maximum(start_B - cut, 0)
@@ -232,8 +232,8 @@ def _split(config, params, prompt_BT, start_B, count):
     return min(count, config.max_len - prompt_BT.shape[1] + 1), prompt_BT, start_B
 
 
-def _goes_on(config: ModelConfig, params: Params) -> bool:
-    """Whether the size of the model's state is independent of the length of the text."""
+def goes_on(config: ModelConfig, params: Params) -> bool:
+    """Whether the size of the model's state is independent of the length of the text, so that all of it is seen."""
 
     def shapes(max_len):
         return jax.tree.map(jnp.shape, jax.eval_shape(lambda: bind(config, params).init_state(1, max_len)))

@@ -29,7 +29,7 @@ class Flags:
         data: data to score on; by default that of each run.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     split: Literal["validation", "test"] = "validation"
     which: Literal["best", "last"] = "best"
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False

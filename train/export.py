@@ -9,7 +9,7 @@ Qwen3), and tokenizer and generation settings are added, so that ``pipeline("tex
 import dataclasses
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -76,8 +76,8 @@ class Flags:
         format: the format of this project, or of Hugging Face transformers.
     """
 
-    run: tyro.conf.Positional[str]
-    out: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
+    out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     which: Literal["best", "last"] = "best"
     format: Format = "mhc_jax"
 

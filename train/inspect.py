@@ -58,7 +58,7 @@ class Flags:
         mesh: see training; over the devices of the topology.
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     which: Literal["best", "last"] = "best"
     compile: bool = True
     topology: Annotated[str, tyro.conf.arg(name="compile.topology")] = ""

@@ -56,9 +56,7 @@ def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.prepare_rlm")
     flags.validate()
-    out = check_folder("--out", flags.out)
-    if taken := [name for name in map(_file_name, SPLITS) if (out / name).exists()]:
-        raise ConfigError(f"--out {out} already holds {' and '.join(taken)}; choose another folder")
+    out = check_folder("--out", flags.out, new=map(_file_name, SPLITS))
     corpus = CorpusConfig(
         source=flags.source, text_column=flags.text_column, validation_fraction=flags.validation_fraction
     )

@@ -5,18 +5,20 @@ import itertools
 import json
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tyro
 
 from mhc_jax.config import Config, ConfigError
+from mhc_jax.registry import unknown
 from mhc_jax.rlm import Limits, environments, tasks
 from mhc_jax.rlm.adapters import from_generate
 from mhc_jax.rlm.models import Model
 from mhc_jax.rlm.tasks import Task, scripted
-from train.measure.answers import Answered, answered, plain, scaffolded
+from train.measure.answers import TOO_LONG, Answered, Mode, alone, answered, scaffolded
 from train.storage.outputs import check_file
 from train.storage.restore import load_run
 from train.terminal import cli
@@ -26,8 +28,7 @@ from train.terminal.table import terminal
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCRIPTED = "scripted"
-MODES = {"plain": "alone", "rlm": "scaffold"}
+MODES: tuple[Mode, ...] = get_args(Mode)
 # Panels of the picture in a row.
 COLUMNS = 4
 
@@ -40,8 +41,8 @@ class Flags(Config):
     """Score a model on questions about long contexts, by length, alone and in the scaffold.
 
     Attributes:
-        model: run directory or exported folder; or ``scripted``, which in the scaffold solves each task by code and
-            alone reads the first 16000 characters without a mistake: what the tasks and the scaffold can be tried on.
+        run: run directory or exported folder of the model; if empty, a scripted model is asked, which in the scaffold
+            solves each task by code and alone reads the first 16000 characters without a mistake.
         tasks: kinds to generate; all if none is named.
         lengths: characters of the contexts.
         examples: tasks of each kind and length.
@@ -50,13 +51,13 @@ class Flags(Config):
         source: folder of Python files that the task ``code`` asks about; this library if empty.
         environment: that code runs in.
         limits: of each completion in the scaffold.
-        tokens: largest number of new tokens of a reply of a run.
+        tokens: largest number of new tokens of a reply of the run.
         which: checkpoint of a run directory.
         json: whether to print one JSON object for each answer instead of a table.
-        picture: file of the scores by length; empty for ``rlm_bench.png`` here.
+        picture: PNG file for the scores by length; empty for none.
     """
 
-    model: str = SCRIPTED
+    run: str = ""
     tasks: tuple[str, ...] = ()
     lengths: tuple[int, ...] = (4_000, 32_000, 256_000)
     examples: int = 3
@@ -73,18 +74,18 @@ class Flags(Config):
     def validate(self):
         super().validate()
         self.require_counts(1, "examples", "tokens")
-        unknown = [kind for kind in self.tasks if kind not in tasks.KINDS]
-        self.require(not unknown, f"tasks {' '.join(unknown)}: no such task; known: {', '.join(tasks.KINDS)}")
+        for kind in self.tasks:
+            self.require(kind in tasks.KINDS, f"tasks: {unknown('task', kind, tasks.KINDS)}")
         self.require(self.lengths and min(self.lengths) > 0, "lengths must be numbers of characters from 1 on")
         self.require(not (self.data and self.tasks), "data and --tasks exclude each other")
-        self.require(not self.data or self.model != SCRIPTED, "data cannot be asked of the scripted model; give a run")
+        self.require(not self.data or bool(self.run), "data cannot be asked of the scripted model; give --run RUN")
 
 
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.rlm_bench", default=Flags())
     flags.validate()
-    picture = check_file("--picture", flags.picture or "rlm_bench.png")
+    picture = check_file("--picture", flags.picture) if flags.picture else None
     trial = environments.make(flags.environment, flags.limits)
     trial.start({}, {})
     trial.close()
@@ -97,15 +98,19 @@ def main(argv: list[str]) -> None:
                 found.append(answered(task, length, seed, mode, answer))
                 if flags.json:
                     print(json.dumps(dataclasses.asdict(found[-1])), flush=True)
-    from train.report import figures
+    if picture:
+        from train.report import figures
 
-    figures.save_png(lambda: draw(found), picture)
+        figures.save_png(lambda: draw(found), picture)
     if not flags.json:
-        print(terminal(rows(found)), f"Scores drawn in {picture}", sep="\n\n")
+        print(terminal(rows(found)), *unasked(found), *([f"Scores drawn in {picture}"] if picture else []), sep="\n\n")
 
 
 def rows(found: Sequence[Answered]) -> list[dict[str, Any]]:
-    """A row for each task and length, then for all tasks: mean scores, and means of what the scaffold took."""
+    """A row for each task and length, then for all tasks: mean scores, and means of what the scaffold took.
+
+    A score is None where no prompt fitted the model, which was then not asked at all.
+    """
     named = [*dict.fromkeys(one.task for one in found)]
     groups = [(name, [one for one in found if one.task == name]) for name in named]
     groups += [("all", found)] if len(named) > 1 else []
@@ -117,17 +122,33 @@ def rows(found: Sequence[Answered]) -> list[dict[str, Any]]:
 
 
 def _row(name: str, length: int, group: Sequence[Answered]) -> dict[str, Any]:
-    inside = [one for one in group if one.mode == "rlm"]
-    means = {mode: statistics.fmean(one.score for one in group if one.mode == mode) for mode in MODES}
+    inside = [one for one in group if one.mode == "scaffold"]
     return {
         "task": name,
         "length": length,
-        **{words: round(means[mode], 2) for mode, words in MODES.items()},
+        **{mode: _score([one for one in group if one.mode == mode]) for mode in MODES},
         "answered": statistics.fmean(one.status == "answered" for one in inside),
         "calls": round(statistics.fmean(one.calls for one in inside), 1),
         "tokens": round(statistics.fmean(one.tokens for one in inside)),
         "s": round(statistics.fmean(one.seconds for one in inside), 2),
     }
+
+
+def _score(group: Sequence[Answered]) -> float | None:
+    asked = any(one.status != TOO_LONG for one in group)
+    return round(statistics.fmean(one.score for one in group), 2) if asked else None
+
+
+def unasked(found: Sequence[Answered]) -> Iterator[str]:
+    """A line for each mode in which prompts were too long for the model."""
+    for mode in MODES:
+        group = [one for one in found if one.mode == mode]
+        if count := sum(one.status == TOO_LONG for one in group):
+            yield textwrap.fill(
+                f"{mode}: {count} of {len(group)} prompts did not fit into the model's window; nothing was asked, and "
+                "they count as 0. A model with a larger max_len, or fewer --tokens, leaves them more room.",
+                80,
+            )
 
 
 def draw(found: Sequence[Answered]) -> "Figure":
@@ -143,9 +164,10 @@ def draw(found: Sequence[Answered]) -> "Figure":
         axes.set_axis_off()
     for place, (axes, name) in enumerate(zip(grid, named)):
         group = [row for row in table if row["task"] == name]
-        for colour, style, words in zip(figures.COLOURS, ("--", "-"), MODES.values()):
-            points = [(row["length"], row[words]) for row in group]
-            axes.plot(*zip(*points), color=colour, linestyle=style, marker="o", markersize=4, label=words)
+        for colour, style, mode in zip(figures.COLOURS, ("--", "-"), MODES):
+            lengths, scores = zip(*((row["length"], row[mode]) for row in group))
+            scores = [math.nan if score is None else score for score in scores]
+            axes.plot(lengths, scores, color=colour, linestyle=style, marker="o", markersize=4, label=mode)
         axes.set(title=name, xscale="log", ylim=(-0.05, 1.05))
         axes.tick_params(labelbottom=place + COLUMNS >= len(named))
         axes.xaxis.set_major_formatter(figures.COUNTS)
@@ -169,9 +191,9 @@ def _read(flags: Flags) -> Iterator[tuple[int, int, Task]]:
 
 
 def _models(flags: Flags) -> Models:
-    if flags.model == SCRIPTED:
+    if not flags.run:
         return lambda task: (scripted.Reader(task), scripted.Oracle(task))
-    config, params = load_run(flags.model, flags.which)
+    config, params = load_run(flags.run, flags.which)
     if flags.tokens >= config.model.max_len:
         raise ConfigError(
             f"--tokens {flags.tokens} leaves no room for a prompt in the {config.model.max_len} tokens of the model"
@@ -182,8 +204,8 @@ def _models(flags: Flags) -> Models:
 
 def _answers(task: Task, models: Models, flags: Flags) -> Iterator[Callable[[], tuple]]:
     """In the order of :data:`MODES`."""
-    alone, inside = models(task)
-    yield lambda: plain(alone, task)
+    by_itself, inside = models(task)
+    yield lambda: alone(by_itself, task)
     yield lambda: scaffolded(inside, task, flags.environment, flags.limits)
 
 

@@ -1,7 +1,7 @@
 """A question about ten million characters, answered by code: ``python -m train.rlm_demo``.
 
 The model is a script, so that nothing is needed beside this repository; the loop, the sandbox, the sub-calls and the
-ledger are those of every run. Ctrl-C stops it, and the same command goes on.
+ledger are those of every run. Ctrl-C stops it, and the same command goes on. Exit status 1 without an answer.
 """
 
 import collections
@@ -9,11 +9,12 @@ import dataclasses
 import functools
 import os
 import random
+import sys
 import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mhc_jax.config import Config, ConfigError
 from mhc_jax.rlm import RLM, Document, Limits, PromptTooLong, Result, Scripted, adapters, environments, page, saved
@@ -28,6 +29,7 @@ SHORT_QUESTION, SHORT = "Which site leaks most?", "Write Python in ```repl block
 WORK = ("belt tightened", "filter changed", "valve greased", "sensor calibrated", "motor inspected", "seal replaced")
 STOPPED = ("leak at the flange, tight again after an hour", "small leak, closed with a new gasket")
 NOT_STOPPED = ("leak at the flange, still dripping when we left", "leak in the casing, beyond what we can mend here")
+TRACE, PAGE = "trace.jsonl", "trace.html"
 CREWS = ("A. Rossi", "B. Chen", "C. Okafor", "D. Novak", "E. Larsen")
 
 
@@ -39,14 +41,14 @@ class Flags(Config):
         out: folder for the trace, its page, and the run until it is over.
         characters: of the document, which is generated.
         run: run directory or exported folder of a trained model that answers instead of the script.
-        environment: where code runs: monty, monty+bwrap or bwrap.
+        environment: that code runs in.
         delay: seconds that each reply of the script takes, to have time for Ctrl-C.
     """
 
     out: str = "runs/rlm_demo"
     characters: int = 10_000_000
     run: str = ""
-    environment: str = "monty"
+    environment: Literal["monty", "monty+bwrap", "bwrap"] = "monty"
     delay: float = 0.0
 
     def validate(self):
@@ -139,27 +141,32 @@ def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.rlm_demo")
     flags.validate()
-    out = check_folder("--out", flags.out)
+    out = check_folder("--out", flags.out, new=(TRACE, PAGE))
     rlm = _rlm(flags)
     text, truth = document(flags.characters)
     state = out / "state"
-    if state.exists() and saved.read(state).about != described(text.text):
+    found = saved.read(state) if state.exists() else None
+    if found and found.about != described(text.text):
         raise ConfigError(f"{state} is a run over another document; remove it, or choose another --out")
+    if found:
+        print(f"resuming {state} at turn {found.talk.turn}")
     print(f"document: {described(text.text)}")
     question = SHORT_QUESTION if flags.run else QUESTION
     print(textwrap.fill(f"question: {question}", 80, subsequent_indent=" " * 10), end="\n\n")
     with interrupt.advising(f"interrupted; the same command goes on from {state}"):
         try:
-            result = rlm.resume(state) if state.exists() else rlm.completion(text, question, state=state)
+            result = rlm.resume(state) if found else rlm.completion(text, question, state=state)
         except PromptTooLong as error:
             state.unlink(missing_ok=True)
-            raise ConfigError(f"--run {flags.run}: {error}") from None
-        result.trace.save(out / "trace.jsonl")
-        page.save(result.trace, out / "trace.html")
-        _print(result, truth)
-        print(terminal([*_measured(flags, text)]))
+            raise ConfigError(f"--run {flags.run}: {error}; train one with a larger --data.seq-len") from None
+    result.trace.save(out / TRACE)
+    page.save(result.trace, out / PAGE)
     state.unlink(missing_ok=True)
-    print(f"\ntrace: {out / 'trace.jsonl'}\npage:  {out / 'trace.html'}")
+    _print(result, truth)
+    print(terminal([*_measured(flags, text)]))
+    print(f"\ntrace: {out / TRACE}\npage:  {out / PAGE}")
+    if result.status != "answered":
+        sys.exit(1)
 
 
 def _rlm(flags: Flags) -> RLM:
@@ -182,17 +189,22 @@ def _rlm(flags: Flags) -> RLM:
 
 
 def _say(turn: dict[str, Any]) -> None:
-    """A line for each turn of the root."""
+    """A line for each turn of the root, and some for a fault."""
     if len(turn["path"]) == 1:
-        said = turn["error"] or (turn["reply"] or "").split("\n```", 1)[0]
-        line = f"turn {turn['path'][0]}: {' '.join(said.split())}"
+        error, said = turn["error"], (turn["reply"] or "").split("\n```", 1)[0]
+        line = f"turn {turn['path'][0]}: {' '.join((error or said).split())}"
         plain = "".join(character if character.isprintable() else "?" for character in line)
-        print(plain if len(plain) <= 80 else f"{plain[:77]}...", flush=True)
+        print(_folded(plain, most=4 if error else 1), flush=True)
+
+
+def _folded(text: str, most: int = 10) -> str:
+    """The text in lines of at most 80 characters, as many as ``most``."""
+    return textwrap.fill(text, 80, subsequent_indent="  ", max_lines=most, placeholder="...")
 
 
 def _print(result: Result, truth: str) -> None:
     usage = result.usage
-    print(f"\n{result.status}: {result.answer if result.answer is not None else result.reason}")
+    print("", _folded(f"{result.status}: {result.answer if result.answer is not None else result.reason}"), sep="\n")
     print(f"truth:    {truth}")
     about = " (estimated)" if usage.estimated else ""
     print(f"used {usage.calls} calls of models and {usage.tokens:,} tokens{about}\n")

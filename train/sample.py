@@ -1,12 +1,16 @@
 """Text from a trained model, printed as it is generated: ``python -m train.sample RUN --prompt TEXT``."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
 import tyro
 
 from mhc_jax.config import Config
+from mhc_jax.decode import goes_on
+from mhc_jax.functional import Params
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.sampling import Sampling
 from train.data.continuation import texts
 from train.storage.restore import load_run
@@ -24,7 +28,7 @@ class Flags(Config):
     Attributes:
         run: run directory, or exported folder.
         prompt: text to continue; may be given several times, for texts that are computed together; without it, or
-            with an empty one, a new text begins.
+            with an empty one, a new text begins. Of one that is too long for the model, attention sees the end.
         tokens: largest number of new tokens.
         temperature: divisor of the logits; 0 always takes the likeliest token.
         top_k: draw only among the k likeliest tokens; 0 for all.
@@ -37,7 +41,7 @@ class Flags(Config):
         interactive: whether to ask for one prompt after another; Ctrl-D ends.
     """
 
-    run: tyro.conf.Positional[str]
+    run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     prompt: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     tokens: int = Sampling.max_new_tokens
     temperature: float = Sampling.temperature
@@ -80,10 +84,20 @@ def main(argv: list[str]) -> None:
     config, params = load_run(flags.run)
     tokenizer = config.data.tokenizer_of_text()
     for prompts in ([prompt] for prompt in _prompts()) if flags.interactive else [given]:
+        for line in _too_long(config.model, params, [len(tokenizer.encode(prompt)) for prompt in prompts]):
+            print(line, file=sys.stderr)
         for index in range(flags.num_samples):
             seed = (flags.seed + index) % 2**32
             rows = texts(config.model, params, tokenizer, prompts, flags.sampling, seed=seed, stop=stop)
             _print(prompts, rows, further=index > 0)
+
+
+def _too_long(model: ModelConfig, params: Params, lengths: Iterable[int]) -> Iterator[str]:
+    """A line for each prompt that has more tokens than ``max_len``: what the model sees of it."""
+    for length in lengths:
+        if length > model.max_len:
+            seen = "all are read" if goes_on(model, params) else f"the first {length - model.max_len:,} are not seen"
+            yield f"note: a prompt has {length:,} tokens, more than the {model.max_len:,} of the model; {seen}"
 
 
 def _print(prompts: Sequence[str], rows: Sequence[Iterator[str]], *, further: bool) -> None:

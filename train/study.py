@@ -55,7 +55,7 @@ class Flags:
         train_flags: flags of ``python -m train`` for every run, as in ``--train-flags="--train.steps 500"``.
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     out: str
     topologies: tuple[str, ...] = ("plain", MATCHED, "ihc", "hc", "mhc_original", "mhc", "dynamic_mhc", "mhc_lite")
     rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)

@@ -4,9 +4,10 @@ import collections
 import dataclasses
 import json
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -56,7 +57,7 @@ class Flags:
         json: file of the findings; empty for none.
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     full: bool = False
     which: Literal["best", "last"] = "best"
     json: str = ""
@@ -69,7 +70,8 @@ def main(argv: list[str]) -> None:
         check_file("--json", flags.json)
     findings: list[tuple[str, Finding]] = []
     for index, (name, config, params) in enumerate(_subjects(flags)):
-        print("\n" * (index > 0) + f"{name}: {', '.join(config.model.description)}", flush=True)
+        about = f"{name}: {', '.join(config.model.description)}"
+        print("\n" * (index > 0) + textwrap.fill(about, 80, subsequent_indent="  "), flush=True)
         with task("compiling and checking the model"):
             found = validate(Subject.of(config, params, quick=not flags.full))
         findings += [(name, finding) for finding in found]
@@ -83,6 +85,8 @@ def main(argv: list[str]) -> None:
             file.write(json.dumps(rows, indent=2).encode() + b"\n")
     count = collections.Counter(finding.ok for _, finding in findings)
     print(f"\n{count[True]} passed, {count[False]} failed, {count[None]} not checked")
+    if not flags.full:
+        print("Checked were the parts at width 8; --full checks a model at its own size, a run with its parameters.")
     if count[False]:
         sys.exit(1)
 

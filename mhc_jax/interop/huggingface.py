@@ -17,6 +17,8 @@ from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.model import ModelConfig
 from mhc_jax.tree import readable
 
+# Of a model that transformers does not have.
+INSTEAD = "mhc_jax.save (train.export --format mhc_jax) writes any model; rlm_small_plain, for example, is a LLaMA"
 INDEX = "model.safetensors.index.json"
 
 
@@ -74,7 +76,7 @@ def _original(config: ModelConfig) -> type[Original]:
         if not named:
             return original
         refused.append(f"as {model_type}, it has {registry.listed(named, 4)}")
-    raise InteropError(f"transformers cannot express this model: {'; '.join(refused)}")
+    raise InteropError(f"transformers cannot express this model: {'; '.join(refused)}; {INSTEAD}")
 
 
 def _system(model_type: Any, where: str) -> str:

@@ -49,11 +49,13 @@ class LMConfig(BackboneConfig, ModelConfig):
 
     @property
     def description(self):
+        before = {"before the mixer": self.before_mixer, "before the MLP": self.before_mlp}
         streams = self.residual.stream_count
         return (
             f"{self.layers} layers of width {self.width}",
             f"residual {self.residual.kind}" + (f", {streams} streams" if streams else ""),
             f"mixer {self.mixer.kind}" + (f" and {self.mlp.kind}" if self.mlp else ""),
+            *(f"{part.kind} {name}" for name, part in before.items() if part),
         )
 
     def product_flops(self, length):

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import textwrap
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import jax
 import tyro
@@ -61,7 +61,7 @@ class Flags:
         model, data, optim, train: see training; the model is that of the checkpoint if there is one.
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     what: What = "train"
     rounds: int = 5
     calls: int = 3

@@ -144,7 +144,7 @@ def encode(records: Iterable[Record], tokenizer: Tokenizer, room: int, *, cut: b
                     f"{record.where} has {len(prompt) + len(response):,} tokens, and a window holds {room + 1:,}; "
                     "give a larger --data.seq-len, or --data.too-long cut to shorten contexts"
                 )
-            prompt, cuts = _shortened(record, tokenizer, room + 1 - len(response)), cuts + 1
+            prompt, cuts = _shortened(record, tokenizer, room + 1, len(response)), cuts + 1
         parts.append(np.array(prompt + response, np.int32))
         answers.append(end + len(prompt))
         end += len(parts[-1])
@@ -160,19 +160,20 @@ def _response(record: Record, tokenizer: Tokenizer) -> list[int]:
     return [*tokenizer.encode(record.response), tokenizer.eos_id]
 
 
-def _shortened(record: Record, tokenizer: Tokenizer, room: int) -> list[int]:
-    """The prompt with so much less of its context that it has at most ``room`` tokens.
+def _shortened(record: Record, tokenizer: Tokenizer, window: int, response: int) -> list[int]:
+    """The prompt with so much less of its context that it fits into a window beside a response of so many tokens.
 
     Raises:
         DataError: even without a context it has more.
     """
-    kept = tokenizer.encode(record.context)
+    kept, room = tokenizer.encode(record.context), window - response
     prompt = tokenizer.encode(prompt_of(record.context, record.instruction))
     while len(prompt) > room:
         if not kept:
             raise DataError(
-                f"{record.where} leaves no room for a context: without one its prompt has {len(prompt):,} tokens, "
-                f"{max(room, 0):,} of which fit beside its response; give a larger --data.seq-len"
+                f"{record.where} is too long even without its context: it has {len(prompt):,} tokens before its "
+                f"response and {response:,} in it, and a window holds {window:,}; give --data.seq-len "
+                f"{len(prompt) + response - 1} or more"
             )
         kept = kept[: max(len(kept) - (len(prompt) - room), 0)]
         # A character torn at the cut is no text.

@@ -358,7 +358,10 @@ def _introduce(
             "give --model.vocab-size None"
         )
     if config.optim.warmup_steps >= total_steps:
-        say(f"warning: the warm-up of {config.optim.warmup_steps} steps is not shorter than the run")
+        say(
+            f"warning: --optim.warmup-steps {config.optim.warmup_steps} is no less than the {total_steps} steps of the "
+            "run, which ends before the full learning rate; give fewer"
+        )
     if mesh.size > 1:
         say(sharding.table(param_info(config.model), mesh))
 

@@ -10,6 +10,8 @@ from mhc_jax.rlm.models import Messages, Model, as_reply, tokens_of
 from mhc_jax.rlm.tasks import Task
 
 TOO_LONG = "too long"
+# The model with as much of the beginning of a context as fits, and in the scaffold.
+Mode = Literal["alone", "scaffold"]
 # Most characters of a token, to begin a search with.
 WIDEST = 16
 
@@ -22,7 +24,7 @@ class Answered:
         task: its kind.
         length: characters of the context, as a table groups them.
         seed: it was generated from, or its number in a data set.
-        mode: the model alone with as much of the beginning of the context as fits, or in the scaffold.
+        mode: how the model was asked.
         score: of the answer.
         status: ``"answered"``, or why it is none or was forced.
         question, truth, answer: texts.
@@ -33,7 +35,7 @@ class Answered:
     task: str
     length: int
     seed: int
-    mode: Literal["plain", "rlm"]
+    mode: Mode
     score: float
     status: str
     question: str
@@ -44,7 +46,7 @@ class Answered:
     seconds: float
 
 
-def plain(model: Model, task: Task) -> tuple[str | None, str, int, int]:
+def alone(model: Model, task: Task) -> tuple[str | None, str, int, int]:
     """Answer, status, calls and tokens of one prompt with all of the context, or its beginning if it does not fit."""
     messages = prompt(model, task)
     if messages is None:
@@ -84,7 +86,7 @@ def prompt(model: Model, task: Task) -> Messages | None:
     return None if fits < 0 else cut(fits)
 
 
-def answered(task: Task, length: int, seed: int, mode: Literal["plain", "rlm"], answer: Callable) -> Answered:
+def answered(task: Task, length: int, seed: int, mode: Mode, answer: Callable) -> Answered:
     """What ``answer()`` gives, scored."""
     begun = time.perf_counter()
     text, status, calls, tokens = answer()

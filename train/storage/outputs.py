@@ -1,6 +1,7 @@
 """Checks of output paths before the work, so that obstacles are found early."""
 
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from mhc_jax.config import ConfigError
@@ -25,17 +26,23 @@ def check_file(flag: str, path: str | Path) -> Path:
     return path
 
 
-def check_folder(flag: str, path: str | Path) -> Path:
+def check_folder(flag: str, path: str | Path, new: Iterable[str] = ()) -> Path:
     """The path of a folder that files can be written to, still to be made if need be. Nothing is left on disk.
 
+    Args:
+        new: names of files that it must not hold yet.
+
     Raises:
-        ConfigError: they cannot; the line names ``flag``.
+        ConfigError: they cannot, or it holds one; the line names ``flag``.
     """
     path = Path(path).expanduser()
     try:
         _check_holds_files(path)
+        taken = [name for name in new if (path / name).exists()]
     except OSError as error:
         raise ConfigError(f"{flag} {path} cannot be written to ({error.strerror}); choose another {flag}") from None
+    if taken:
+        raise ConfigError(f"{flag} {path} already holds {' and '.join(taken)}; choose another folder")
     return path
 
 

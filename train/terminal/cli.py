@@ -5,9 +5,12 @@ import errno
 import importlib
 import io
 import os
+import re
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import tyro
 
@@ -56,7 +59,7 @@ def parse(
     switches = [flag for flag, hint in known.items() if hint is bool]
     argv = flags.switches_spelled(argv, switches)
     start = tyro.MISSING_NONPROP if default is None else default
-    with _one_line_faults(argv, known, [*map(flags.negated, switches), "--help"]):
+    with _folded_help(), _one_line_faults(argv, known, [*map(flags.negated, switches), "--help"]):
         return tyro.cli(record, args=argv, prog=prog, config=list(markers), default=start)
 
 
@@ -140,13 +143,55 @@ def _one_line_faults(
         raise ConfigError(fault or _one_line(complaint.getvalue())) from None
 
 
+class _Help(io.StringIO):
+    """Held back, with the frames and colours that standard output takes."""
+
+    def __init__(self, out: TextIO):
+        super().__init__()
+        self._out = out
+
+    @property
+    def encoding(self) -> str:
+        return self._out.encoding
+
+    def isatty(self) -> bool:
+        return self._out.isatty()
+
+
+@contextlib.contextmanager
+def _folded_help() -> Iterator[None]:
+    """Help in the width of the terminal: tyro folds its boxes, but neither the usage nor what stands above them."""
+    held, width = _Help(sys.stdout), shutil.get_terminal_size().columns
+    try:
+        with contextlib.redirect_stdout(held):
+            yield
+    finally:
+        for line in held.getvalue().splitlines():
+            wide = len(_COLOUR.sub("", line)) > width
+            print(textwrap.fill(line, width, subsequent_indent="  ") if wide else line)
+
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+
 def _one_line(box: str) -> str:
     """The fault out of tyro's message: a frame, or rules on a plain terminal."""
     lines = [line.strip("│ \t") for line in box.splitlines()]
     rules = [i for i, line in enumerate(lines) if line.startswith(("╭─", "───", "╰─", "---"))]
     first, second = [*rules, len(lines)][:2]
     fault = " ".join(lines[first + 1 : second]).strip().rstrip(".")
+    if missing := _MISSING.match(fault):
+        fault = "; ".join(_missing(*part.split()) for part in missing[1].split("(required)") if part)
     return f"{fault.replace('Unrecognized options:', 'no flag takes')}; see --help"
+
+
+# tyro's words about arguments that are not given; of each follow its name, the type of a flag, and its help.
+_MISSING = re.compile(r"Missing from .*?: (.*)")
+
+
+def _missing(name: str, *help: str) -> str:
+    about = " ".join(help[1:] if name.startswith("--") else help)
+    return f"{name} is missing: {about.rstrip('.')}"
 
 
 def text(argument: str, flag: str) -> str:

@@ -335,7 +335,7 @@ def test_a_plugin_that_raises_is_one_line(monkeypatch, tmp_path, capsys):
 
 
 def test_names_of_other_projects_lead_to_flags_that_exist():
-    known = {*dict(flags_of(configs.load("gpt2_mhc"))), "--resume", "--tokens"}
+    known = {*dict(flags_of(configs.load("gpt2_mhc"))), "--resume", "--tokens", "--run", "--count"}
     ours = [answer.split()[0] for answer in FOREIGN.values() if answer.startswith("--")]
     assert set(ours) <= known
     tails = {flag.removeprefix("--").rpartition(".")[2] for flag in known}

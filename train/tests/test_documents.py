@@ -68,7 +68,7 @@ HERE = {
     "python -m train.export RUN runs/gpt2": {"RUN": "runs/plain"},
     "python -m train.export RUN FOLDER": {"RUN": "runs/plain"},
     "python -m mhc_jax.rlm.environments": "makes all attempts to get out, which its own tests do",
-    "python -m train.rlm_bench --model": {},
+    "python -m train.rlm_bench --run": {},
     "python -m train.rlm_bench": {"--lengths": "2000", "--examples": "1"},
     "python -m train.rlm_demo": {"--characters": "20000"},
     "python -m train.prepare_rlm": {"--count": "12", "--validation": "3", "--characters": "60"},

@@ -115,8 +115,16 @@ def test_a_context_that_is_too_long_is_cut_and_counted(config, tmp_path):
     assert cut[1] == [*BYTES.encode("9 jars"), BYTES.eos_id]
     assert cut[0].endswith(prompt_of("", long["instruction"]).split("\n", 1)[1])
     assert 390 <= len(BYTES.encode(cut[0])) + len(cut[1]) <= 401
-    with pytest.raises(DataError, match="line 1 leaves no room for a context"):
-        config.replace(too_long="cut", seq_len=60).load()
+
+
+def test_the_window_that_a_record_needs_without_its_context():
+    record = Record("a context", "question", "answer", "here: line 1")
+    with pytest.raises(DataError, match="here: line 1 is too long even without its context") as short:
+        encode([record], BYTES, 60, cut=True)
+    enough = int(re.search(r"and a window holds 61; give --data.seq-len (\d+) or more", str(short.value))[1])
+    assert encode([record], BYTES, enough, cut=True).record["cut"] == 1
+    with pytest.raises(DataError, match=f"give --data.seq-len {enough} or more"):
+        encode([record], BYTES, enough - 1, cut=True)
 
 
 def test_fields_have_other_names_and_a_context_may_be_missing(config, tmp_path):

@@ -28,7 +28,8 @@ def lines(capsys):
 
 
 def test_the_scripted_model_scores_by_length(here, capsys):
-    rlm_bench.main(["--tasks", "needles", "pairs", "--lengths", "3000", "400000", "--examples", "1"])
+    shown = ["--picture", "scores.png"]
+    rlm_bench.main(["--tasks", "needles", "pairs", "--lengths", "3000", "400000", "--examples", "1", *shown])
     out = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines() if line.startswith("|")]
     assert rows[0][:5] == ["task", "length", "alone", "scaffold", "answered"]
@@ -37,7 +38,8 @@ def test_the_scripted_model_scores_by_length(here, capsys):
     assert scores["pairs", "400,000"] == ["0", "1", "1"]
     assert float(scores["all", "400,000"][0]) < 0.5
     assert max(map(len, out.splitlines())) <= 80
-    assert (here / "rlm_bench.png").stat().st_size > 10_000
+    assert "did not fit" not in out
+    assert (here / "scores.png").stat().st_size > 10_000
 
 
 def test_json_holds_each_answer_and_is_the_same_twice(here, capsys):
@@ -48,28 +50,35 @@ def test_json_holds_each_answer_and_is_the_same_twice(here, capsys):
         found.append([{**line, "seconds": 0} for line in lines(capsys)])
     assert found[0] == found[1]
     assert [(line["seed"], line["mode"], line["score"]) for line in found[0]] == [
-        (5, "plain", 1.0),
-        (5, "rlm", 1.0),
-        (6, "plain", 1.0),
-        (6, "rlm", 1.0),
+        (5, "alone", 1.0),
+        (5, "scaffold", 1.0),
+        (6, "alone", 1.0),
+        (6, "scaffold", 1.0),
     ]
     assert all(line["answer"] == line["truth"][0] for line in found[0])
+    assert not [*here.iterdir()]
 
 
-def test_a_run_that_has_too_few_tokens_for_a_question_scores_nothing(here, export, capsys):
-    rlm_bench.main(
-        ["--model", export, "--tasks", "needle", "--lengths", "1000", "--examples", "1", "--tokens", "4", "--json"]
-    )
+def test_a_run_that_has_too_few_tokens_for_a_question_has_no_score(here, export, capsys):
+    flags = ["--run", export, "--tasks", "needle", "--lengths", "1000", "--examples", "1", "--tokens", "4"]
+    rlm_bench.main([*flags, "--json"])
     assert [(line["status"], line["score"], line["calls"]) for line in lines(capsys)] == [("too long", 0.0, 0)] * 2
+    rlm_bench.main([*flags, "--picture", "scores.png"])
+    title, _, row, *said = capsys.readouterr().out.splitlines()
+    cells = dict(zip(*(map(str.strip, line.strip("|").split("|")) for line in (title, row)), strict=True))
+    assert (cells["alone"], cells["scaffold"], cells["answered"]) == ("", "", "0")
+    for mode in ("alone", "scaffold"):
+        assert any(line.startswith(f"{mode}: 1 of 1 prompts did not fit into the model's window") for line in said)
+    assert max(map(len, said)) <= 80
 
 
 def test_a_data_set_from_disk(here, export, capsys):
     (here / "set.jsonl").write_text('{"context": "abc", "question": "?", "answer": ["x"]}\n' * 3)
-    rlm_bench.main(["--model", export, "--data", "set.jsonl", "--examples", "2", "--tokens", "4", "--json"])
+    rlm_bench.main(["--run", export, "--data", "set.jsonl", "--examples", "2", "--tokens", "4", "--json"])
     found = lines(capsys)
     assert [(line["task"], line["length"], line["seed"], line["mode"]) for line in found[::2]] == [
-        ("set", 4, 0, "plain"),
-        ("set", 4, 1, "plain"),
+        ("set", 4, 0, "alone"),
+        ("set", 4, 1, "alone"),
     ]
     assert found[0]["calls"] == 1
     assert isinstance(found[0]["answer"], str)
@@ -84,16 +93,18 @@ def test_the_code_base_that_is_asked_about(here, capsys):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--tasks", "needle", "haystack"], "--tasks haystack: no such task; known: needle"),
+        (["--tasks", "needle", "haystack"], "--tasks: unknown task 'haystack'; known: by_date"),
+        (["--tasks", "needel"], "did you mean 'needle'?"),
+        (["--model", "m"], "unknown flag --model: use --run"),
         (["--lengths", "0"], "--lengths must be"),
         (["--examples", "0"], "--examples must be at least 1"),
         (["--tokens", "0"], "--tokens must be at least 1"),
         (["--limits.max-iterations", "0"], "--limits.max-iterations must be at least 1"),
         (["--environment", "local"], "--environment must be one of monty"),
-        (["--model", "nowhere"], "nowhere does not exist"),
-        (["--data", "x.jsonl"], "scripted model; give a run"),
+        (["--run", "nowhere"], "nowhere does not exist"),
+        (["--data", "x.jsonl"], "scripted model; give --run RUN"),
         (["--data", "x.jsonl", "--tasks", "needle"], "exclude each other"),
-        (["--model", "m", "--data", "x.jsonl"], "neither a file nor a folder"),
+        (["--run", "m", "--data", "x.jsonl"], "neither a file nor a folder"),
         (["--source", "nowhere", "--tasks", "code"], "no Python files"),
         (["--picture", "."], "--picture . is a folder"),
     ],
@@ -110,7 +121,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(here, flags, words, capsys):
 
 def test_tokens_that_leave_no_room(here, export):
     with pytest.raises(ConfigError, match="--tokens 32 leaves no room for a prompt in the 32 tokens"):
-        rlm_bench.main(["--model", export, "--tokens", "32"])
+        rlm_bench.main(["--run", export, "--tokens", "32"])
 
 
 def test_without_a_sandbox_nothing_is_asked(here, monkeypatch):
@@ -139,7 +150,7 @@ class Narrow:
 
 def test_alone_a_model_reads_the_beginning_that_fits():
     model, task = Narrow(), Task("kind", "0123456789" * 100_000, "q" * 18, ("x",), "label")
-    assert answers.plain(model, task) == ("", "silent", 1, 90)
+    assert answers.alone(model, task) == ("", "silent", 1, 90)
     assert model.seen == [task.context[:70] + "\n\n" + task.question]
     short = Task("kind", "short", "q", ("x",), "label")
     assert answers.prompt(model, short)[0]["content"] == "short\n\nq"

@@ -50,6 +50,13 @@ def test_documents_are_generated_with_one_truth():
     assert truth == f"{site}: {len(left[site])} leaks, the last report signed by {signed}"
 
 
+def test_a_finished_run_is_not_overwritten(whole):
+    before = (whole / "trace.jsonl").stat().st_mtime_ns
+    with pytest.raises(ConfigError, match=r"--out .* already holds trace.jsonl and trace.html; choose another folder"):
+        rlm_demo.main([*SMALL, "--out", str(whole)])
+    assert (whole / "trace.jsonl").stat().st_mtime_ns == before
+
+
 def test_what_it_writes(whole):
     assert sorted(path.name for path in whole.iterdir()) == ["trace.html", "trace.jsonl"]
     trace = Trace.load(whole / "trace.jsonl")
@@ -58,7 +65,7 @@ def test_what_it_writes(whole):
     assert "Recursive call" in (whole / "trace.html").read_text(encoding="utf-8")
 
 
-def test_an_interrupted_run_goes_on(whole, tmp_path):
+def test_an_interrupted_run_goes_on(whole, tmp_path, capsys):
     command = [sys.executable, "-m", "train.rlm_demo", *SMALL, "--out", str(tmp_path)]
     with subprocess.Popen(
         [*command, "--delay", "0.3"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -71,6 +78,9 @@ def test_an_interrupted_run_goes_on(whole, tmp_path):
     assert run.returncode == 130
     assert said.strip() == f"interrupted; the same command goes on from {tmp_path / 'state'}"
     rlm_demo.main([*SMALL, "--out", str(tmp_path)])
+    said, _, turn = capsys.readouterr().out.partition("\n")[0].rpartition(" at turn ")
+    assert said == f"resuming {tmp_path / 'state'}"
+    assert turn in "23"  # the signal comes before the second turn is saved, or after it
     assert Trace.load(tmp_path / "trace.jsonl") == Trace.load(whole / "trace.jsonl")
     assert not (tmp_path / "state").exists()
 
@@ -94,7 +104,7 @@ def test_a_run_over_another_document_is_kept(tmp_path, monkeypatch):
     [
         (["--characters", "10"], "characters must be at least 10000"),
         (["--delay", "-1"], "delay must not be negative"),
-        (["--environment", "docker"], "no environment 'docker'"),
+        (["--environment", "docker"], "environment must be one of monty"),
         (["--run", "nowhere"], "nowhere does not exist"),
     ],
 )
@@ -123,12 +133,17 @@ def export(tmp_path_factory):
 
 @pytest.mark.parametrize(("max_len", "ending"), [(1024, "3 turns in a row failed"), (256, "the prompt has")])
 def test_a_model_of_this_project_says_what_it_says(max_len, ending, export, tmp_path, capsys):
-    rlm_demo.main([*SMALL, "--out", str(tmp_path), "--run", export(max_len)])
-    assert f"errors: {ending}" in capsys.readouterr().out
-    assert (tmp_path / "trace.html").exists()
+    with pytest.raises(SystemExit, match="^1$"):
+        rlm_demo.main([*SMALL, "--out", str(tmp_path), "--run", export(max_len)])
+    shown = capsys.readouterr().out
+    assert f"errors: {ending}" in shown
+    assert all(len(line) <= 80 or str(tmp_path) in line for line in shown.splitlines())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["trace.html", "trace.jsonl"]
 
 
 def test_a_model_without_room_for_the_question_is_named(export, tmp_path):
     folder = export(64)
-    with pytest.raises(ConfigError, match=rf"--run {folder}: the prompt has \d+ tokens, and .* takes 56"):
+    with pytest.raises(
+        ConfigError, match=rf"--run {folder}: the prompt has \d+ tokens, and .* takes 56; train one with a larger"
+    ):
         rlm_demo.main([*SMALL, "--out", str(tmp_path), "--run", folder])

@@ -1,3 +1,4 @@
+import functools
 from unittest import mock
 
 import jax
@@ -7,7 +8,7 @@ from hypothesis import strategies as st
 
 import mhc_jax
 from mhc_jax.config import ConfigError
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import mhc_ssm, nanogpt
 from mhc_jax.sampling import Sampling
 from train import sample
 from train.config import RunConfig
@@ -63,6 +64,20 @@ def test_a_batch_reads_as_each_prompt_alone(tiny, capsys):
     assert [prompt + text for prompt, text in zip(prompts, found, strict=True)] == [
         prompt + whole[len(prompt) :].partition(stop)[0] for prompt, whole in zip(prompts, alone, strict=True)
     ]
+
+
+@pytest.mark.parametrize(
+    ("build", "seen"),
+    [(mhc_ssm, "all are read"), (functools.partial(nanogpt, heads=2), "the first 4 are not seen")],
+)
+def test_a_prompt_that_is_too_long_is_not_cut_in_silence(build, seen, tiny, monkeypatch, capsys):
+    config, _, folder = tiny
+    model = build("baseline" if build is mhc_ssm else "plain", vocab_size=257, max_len=8, width=8, layers=1)
+    params = mhc_jax.init(model, jax.random.key(0))
+    monkeypatch.setattr(sample, "load_run", lambda _: (config.replace(model=model), params))
+    sample.main([str(folder), "--prompt", "x" * 12, "--prompt", "short", "--tokens", "1"])
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note")]
+    assert notes == [f"note: a prompt has 12 tokens, more than the 8 of the model; {seen}"]
 
 
 def test_rows_end_apart_and_with_half_a_character(tiny, monkeypatch):
