@@ -156,7 +156,9 @@ def test_long_lists_of_names_are_cut():
     assert registry.listed(names[:3]) == "name0, name1, name2"
 
 
-def test_a_name_is_taken_once():
+def test_a_name_is_taken_once(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+
     @registry.register("test axis", "taken")
     class First:
         pass

@@ -200,7 +200,7 @@ def test_tokens_too_unlikely_beside_the_likeliest_are_dropped(share, ids):
     assert drawn(logits * 2, temperature=2.0, min_p=share) == ids
 
 
-@pytest.mark.parametrize("name", UNEQUAL)
+@pytest.mark.parametrize("name", MODELS)
 def test_a_repetition_penalty_weighs_what_the_text_holds(name):
     """Written out with whole passes, row by row, also past the longest sequence."""
     model, lengths, new, penalty = UNEQUAL[name], [5, 2], 8, 3.0

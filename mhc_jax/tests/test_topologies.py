@@ -74,6 +74,7 @@ def residuals(tree):
     return [tree["blocks"][site]["residual"] for site in ("mixer", "mlp")]
 
 
+@pytest.mark.slow
 def test_published_mhc_cannot_learn_its_mixing_and_the_default_does():
     """Equal streams give no mixing a gradient, and a network that starts as the plain one starts with equal streams.
 
@@ -96,7 +97,17 @@ def test_published_mhc_cannot_learn_its_mixing_and_the_default_does():
     assert min(moved) > 1e-3
 
 
-@pytest.mark.parametrize("topology", ["mhc_orthostochastic", "mhc_identity_mix", "dynamic_mhc", "mhc_lite", "hc"])
+@pytest.mark.parametrize(
+    "topology",
+    [
+        "dynamic_mhc",
+        "hc",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mhc_orthostochastic", "mhc_identity_mix", "mhc_lite")
+        ),
+    ],
+)
 def test_mixing_of_the_defaults_learns(topology):
     config, start, end = trained(topology)
     before, after = mixing(config, start), mixing(config, end)
@@ -104,6 +115,7 @@ def test_mixing_of_the_defaults_learns(topology):
     assert min(moved.values()) > 1e-5, moved
 
 
+@pytest.mark.slow
 def test_published_hc_never_uses_its_mixing_columns_and_the_paper_does():
     found = {}
     for topology in ("hc_published", "hc"):
@@ -130,7 +142,14 @@ def test_summing_normalised_streams_starts_with_logits_n_times_too_large():
     assert spread["original"] / spread["default"] == pytest.approx(4, rel=0.05)
 
 
-@pytest.mark.parametrize("topology", ["mhc", "hc", "dynamic_mhc", "gated", "ihc", "per_stream_mhc"])
+@pytest.mark.parametrize(
+    "topology",
+    [
+        "mhc",
+        "hc",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dynamic_mhc", "gated", "ihc", "per_stream_mhc")),
+    ],
+)
 def test_streams_of_the_defaults_separate(topology):
     config, _, end = trained(topology)
     taps = jax.jit(lambda p: mhc_jax.apply(config, p, tokens()[:, :-1], taps=True).taps)(end)

@@ -58,16 +58,14 @@ QUICK = {
     "gpt2": ("data", "fsdp"),
     "mhc": ("fsdp",),
     "dynamic_mhc": ("mix",),
-    "hc": ("fsdp",),
     "mhc_ssm": ("data", "mix"),
-    "branches": ("data_fsdp",),
 }
 ALL = {model: tuple(MESHES) for model in MODELS}
 
 
 def run_config(model: str) -> RunConfig:
     """One of them trains for long, and accumulates."""
-    steps, accumulate = (20, 3) if model == "mhc_ssm" else (6, 1)
+    steps, accumulate = (10, 3) if model == "mhc_ssm" else (6, 1)
     return RunConfig(
         model=MODELS[model],
         data=CorpusConfig(seq_len=LENGTH, batch_size=ROWS * DEVICES * accumulate),

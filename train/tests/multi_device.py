@@ -32,7 +32,7 @@ from train.update.step import init_state
 
 
 def batches(config):
-    """Each sequence counts up from a random token, so that there is something to learn in 20 steps."""
+    """Each sequence counts up from a random token, so that there is something to learn in ten steps."""
     rng = np.random.default_rng(0)
     for _ in range(config.train.steps):
         tokens = (

@@ -1,5 +1,7 @@
 """Every command and every Python block of the README and of docs/: what can run does, the rest is parsed.
 
+The commands of docs/ run among the slow tests, and are parsed among the quick ones.
+
 A block of commands runs from its first line to its last in one folder, as a reader would type it; the blocks of Python
 of a page share their names.
 """
@@ -10,11 +12,14 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import itertools
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import jax
@@ -103,6 +108,10 @@ SMALLER = {
 }
 
 
+def name_of(page):
+    return str(page.relative_to(ROOT))
+
+
 class Parsed(Exception):
     """The flags of a command are its own, and the configuration that it names exists."""
 
@@ -137,6 +146,12 @@ def place(tmp_path_factory):
 @pytest.fixture(scope="module")
 def done():
     """What has run: a command that stands on two pages runs once."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def seen():
+    """What was read, likewise."""
     return set()
 
 
@@ -190,6 +205,11 @@ def execute(command, *, parse_only=False):
         if "PYTHONPATH" in environment:
             patch.syspath_prepend(environment["PYTHONPATH"])
         argv = changed(words[3:], how if isinstance(how, dict) else {})
+        if parse_only:  # what an earlier command would have made
+            argv = [
+                re.sub(r"^runs/\w+", lambda run: run[0] if Path(run[0]).exists() else "runs/mixed", word)
+                for word in argv
+            ]
         patch.setattr(sys, "argv", [words[2], *argv])
         main = main_of(words[2])
         if parse_only or isinstance(how, str):
@@ -214,22 +234,38 @@ def stopping(parse):
     return parse_and_stop
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_the_commands_of_a_page(page, reader, done, tmp_path):
-    for session in sessions(page):
-        for command in session:
-            if command in done:
-                continue
-            done.add(command)
-            environment, words = split(command)
-            if words[0] == "make":
-                subprocess.run(["make", "-n", "-C", str(ROOT), *words[1:]], check=True, stdout=subprocess.DEVNULL)
-            elif words[0].endswith(".sh"):
-                for call in calls(changed(words, {}), environment, tmp_path):
-                    execute(call, parse_only=True)
-            else:
-                # More devices than one take a process of their own.
-                execute(command, parse_only="XLA_FLAGS" in environment)
+def commands(page, known):
+    """Each command of the page that is not known already."""
+    for command in itertools.chain.from_iterable(sessions(page)):
+        if command not in known:
+            known.add(command)
+            yield command, *split(command)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_the_commands_of_a_page_are_known(page, reader, seen, tmp_path):
+    for command, environment, words in commands(page, seen):
+        if words[0] == "make":
+            subprocess.run(["make", "-n", "-C", str(ROOT), *words[1:]], check=True, stdout=subprocess.DEVNULL)
+        elif words[0].endswith(".sh"):
+            for call in calls(changed(words, {}), environment, tmp_path):
+                execute(call, parse_only=True)
+        else:
+            execute(command, parse_only=True)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=[] if page.name == "README.md" else pytest.mark.slow, id=name_of(page))
+        for page in PAGES
+    ],
+)
+def test_the_commands_of_a_page_run(page, reader, done):
+    for command, environment, words in commands(page, done):
+        # More devices than one take a process of their own.
+        if words[0] == "python" and "XLA_FLAGS" not in environment:
+            execute(command)
 
 
 @pytest.mark.parametrize("command", recipes())

@@ -60,7 +60,7 @@ def test_a_topology_outside_the_repository_trains(tmp_path):
     [
         ("layer_scale", "layer_scale", "attention"),
         ("decaying_average", "mhc", "decaying_average"),
-        ("lazy_walk", "lazy_walk", "attention"),
+        pytest.param("lazy_walk", "lazy_walk", "attention", marks=pytest.mark.slow),
         ("rolled_ends", "rolled", "attention"),
     ],
 )

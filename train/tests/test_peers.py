@@ -232,6 +232,7 @@ def kill_one(folder, killed, number=signal.SIGKILL):
     assert output.endswith(f"{line}\n")
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other(tmp_path):
     kill_one(tmp_path, 1)
 

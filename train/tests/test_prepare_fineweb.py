@@ -159,6 +159,7 @@ def test_a_shard_that_was_removed_is_made_again(source, tmp_path):
     assert contents(out) == expected
 
 
+@pytest.mark.slow
 def test_a_process_killed_at_a_random_moment_and_started_again(tmp_path):
     source = write_jsonl(tmp_path / "documents.jsonl", some_documents(2000))
     argv = ["-m", "train.prepare_fineweb", "--source", str(source), "--shard-tokens", "400", "--out"]

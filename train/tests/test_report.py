@@ -104,6 +104,7 @@ def test_a_topology_that_taps_no_read_still_has_its_other_weights(tmp_path):
     assert "H_post: what is written" in page
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_numbers_that_are_not_finite_are_drawn_around(tmp_path):
     broken = recorded()
     broken["forward_gain"] = [1.0, None]
@@ -111,7 +112,9 @@ def test_numbers_that_are_not_finite_are_drawn_around(tmp_path):
     assert "Streams over training" in headings(render(findings(tmp_path, lines=lines)))
 
 
-@pytest.mark.parametrize(("sites", "streams_", "signed"), [(1, 1, False), (12, 4, True), (96, 2, False)])
+@pytest.mark.parametrize(
+    ("sites", "streams_", "signed"), [(1, 1, False), (12, 4, True), pytest.param(96, 2, False, marks=pytest.mark.slow)]
+)
 def test_the_sheet_fits_any_depth(tmp_path, sites, streams_, signed):
     names = [f"{site // 2} {('mixer', 'mlp')[site % 2]}" for site in range(sites)]
     one = recorded(sites, streams_, signed=signed)

@@ -62,6 +62,7 @@ def test_statistics_change_nothing_else(tmp_path):
     assert not logged(tmp_path / "silent")
 
 
+@pytest.mark.slow
 def test_two_processes_log_what_one_logs(tmp_path):
     config = streamed(tmp_path, accumulate=2)
     offer(config, tmp_path)
