@@ -5,6 +5,7 @@ ledger are those of every run. Ctrl-C stops it, and the same command goes on. Ex
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
@@ -158,6 +159,8 @@ def main(argv: list[str]) -> None:
             result = rlm.resume(state) if found else rlm.completion(text, question, state=state)
         except PromptTooLong as error:
             state.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                out.rmdir()  # unless it holds something else
             raise ConfigError(f"--run {flags.run}: {error}; train one with a larger --data.seq-len") from None
     result.trace.save(out / TRACE)
     page.save(result.trace, out / PAGE)

@@ -146,4 +146,5 @@ def test_a_model_without_room_for_the_question_is_named(export, tmp_path):
     with pytest.raises(
         ConfigError, match=rf"--run {folder}: the prompt has \d+ tokens, and .* takes 56; train one with a larger"
     ):
-        rlm_demo.main([*SMALL, "--out", str(tmp_path), "--run", folder])
+        rlm_demo.main([*SMALL, "--out", str(tmp_path / "out"), "--run", folder])
+    assert not (tmp_path / "out").exists()
