@@ -70,6 +70,8 @@ def main(argv: list[str]) -> None:
         check_file("--json", flags.json)
     findings: list[tuple[str, Finding]] = []
     for index, (name, config, params) in enumerate(_subjects(flags)):
+        if index == 0 and not flags.full:
+            print("The parts are checked at width 8; --full checks a model at its own size.\n")
         about = f"{name}: {', '.join(config.model.description)}"
         print("\n" * (index > 0) + textwrap.fill(about, 80, subsequent_indent="  "), flush=True)
         with task("compiling and checking the model"):
@@ -85,8 +87,6 @@ def main(argv: list[str]) -> None:
             file.write(json.dumps(rows, indent=2).encode() + b"\n")
     count = collections.Counter(finding.ok for _, finding in findings)
     print(f"\n{count[True]} passed, {count[False]} failed, {count[None]} not checked")
-    if not flags.full:
-        print("Checked were the parts at width 8; --full checks a model at its own size, a run with its parameters.")
     if count[False]:
         sys.exit(1)
 

@@ -87,7 +87,7 @@ def test_the_command_shows_whole_reasons_and_what_it_is_about(monkeypatch, capsy
     with pytest.raises(SystemExit, match="^0$"):
         __main__.main(["monty"])
     out, err = capsys.readouterr()
-    assert err.startswith("1 attempts in each of monty; each takes about")
+    assert err.startswith("1 attempts in each of monty; up to 20 s each")
     assert "so end" in out
     assert max(map(len, out.splitlines())) <= 60
     with pytest.raises(SystemExit, match="^2$"):

@@ -32,8 +32,8 @@ class Bare(Bwrap):
         return ["--proc", "/proc", *super()._arguments()]
 
 
-# Of the attempts in one environment, most of which wait for a limit of time.
-SECONDS = 15
+# Of all attempts in one environment, some of which last until a limit of time.
+SECONDS = 20
 # What stands beside a name.
 ABOUT = {"bare": " (for comparison, never offered: no filter of system calls, but /proc and the host's variables)"}
 KINDS = {kind.name: kind for kind in (Monty, HardenedMonty, Bwrap, Bare)}
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in names:
         if name not in KINDS:
             parser.error(unknown("environment", name, KINDS))
-    print(f"{len(ATTEMPTS)} attempts in each of {', '.join(names)}; each takes about {SECONDS} s", file=sys.stderr)
+    print(f"{len(ATTEMPTS)} attempts in each of {', '.join(names)}; up to {SECONDS} s each", file=sys.stderr)
     escaped = [name for name in names if not holds(KINDS[name])]
     sys.exit(1 if set(escaped) - {Bare.name} else 0)
 
@@ -65,15 +65,14 @@ def holds(kind: type[Environment]) -> bool:
         print(f"{kind.name}: {error}\n")
         return True
     trial.close()
-    columns, width, out = shutil.get_terminal_size().columns, max(len(attempt.name) for attempt in ATTEMPTS), 0
+    columns, out = shutil.get_terminal_size().columns, 0
     print(textwrap.fill(f"{kind.name}{ABOUT.get(kind.name, '')}", columns))
-    indent = " " * (width + 10)
     with Arena() as arena:
         for attempt in ATTEMPTS:
             held, words = arena.run(attempt, kind)
             out += not held
-            line = f"  {attempt.name:<{width}}  {'held' if held else 'OUT '}  {words}"
-            print(textwrap.fill(line, columns, subsequent_indent=indent, max_lines=9, placeholder="..."), flush=True)
+            line = f"  {'held' if held else 'OUT '}  {attempt.name}: {words}"
+            print(textwrap.fill(line, columns, subsequent_indent=" " * 8, max_lines=9, placeholder="..."), flush=True)
     print(f"  {out} of {len(ATTEMPTS)} got out\n")
     return not out
 
