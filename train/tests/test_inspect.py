@@ -84,7 +84,7 @@ def test_command_on_a_name_without_streams(tmp_path, capsys):
     ("argv", "fault"),
     [
         (["mhc_sm"], "did you mean 'mhc_ssm'"),
-        ([], "Missing"),
+        ([], "NAME is missing"),
         (["quickstart", "--data.batch-size", "0"], "batch_size"),
         (["quickstart", "--tokens", "-1"], "tokens must not be negative"),
         (["quickstart", "--model.layers", "1000000000"], r"parameters take .*choose a smaller --model\.layers"),
