@@ -108,6 +108,7 @@ def test_floors_are_those_of_the_published_counts():
     assert traffic.paper_forward(4, 48) == pytest.approx(34 - 3 + 2 * 24 / 48)
 
 
+@pytest.mark.slow
 def test_traffic_of_more_streams_is_more(run, monkeypatch):
     monkeypatch.setattr(traffic, "SHALLOW", 1)
     monkeypatch.setattr(traffic, "DEEP", 2)
@@ -273,6 +274,7 @@ def test_traffic_is_that_of_one_site_in_units_of_its_activations(run, monkeypatc
     assert traffic.site(run, model) == {"forward": 3.0, "both": 6.0, "both (XLA)": 4.0, "kernels": 10.0}
 
 
+@pytest.mark.slow
 def test_models_of_other_configurations_take_turns(tmp_path, monkeypatch, capsys):
     """They keep the vocabulary, the length and the precision of the named one."""
     register("config", "wide")(lambda: RunConfig(model=MODEL.replace(width=16, vocab_size=99, max_len=None)))
