@@ -1,10 +1,15 @@
-"""A model as a folder: ``config.json`` and ``model.safetensors`` with the PyTorch mirror's names and layouts."""
+"""A model as a folder: ``config.json`` and ``model.safetensors`` with the PyTorch mirror's names and layouts.
+
+Folders for transformers that carry the mirror as their code hold the same tensors, perhaps under ``lm.``, and the
+record of the model inside their ``config.json``.
+"""
 
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -15,10 +20,16 @@ from mhc_jax.functional import Params
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.torch_weights import check_finite, from_torch, to_torch
 from mhc_jax.nn.model import ModelConfig
-from mhc_jax.tree import listed
+from mhc_jax.registry import shown
+from mhc_jax.tree import listed, readable
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = "model.safetensors.index.json"
 DIGEST = "sha256"
+# The model_type of a folder whose code is the mirror, and the field of its config.json that holds the model's record.
+REMOTE_CODE = "mhc"
+# Before the names of all tensors, once transformers has saved such a folder.
+PREFIX = "lm."
 
 # The dtypes of safetensors that NumPy has too; causal masks stored with old weights are integers.
 _DTYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
@@ -35,19 +46,21 @@ def save(directory: str | os.PathLike[str], config: ModelConfig, params: Params)
 
 
 def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
-    """The model that :func:`save` wrote.
+    """The model that :func:`save` wrote, or one in a folder for transformers whose code is the PyTorch mirror.
 
     Raises:
         ConfigError: a file is missing, damaged or foreign, or the weights do not fit the configuration.
     """
     directory = Path(directory)
-    for path in (directory, directory / CONFIG, directory / WEIGHTS):
+    for path in (directory, directory / CONFIG, directory / (INDEX if (directory / INDEX).exists() else WEIGHTS)):
         if not path.exists():
             raise InteropError(f"{path} does not exist; an exported model is a folder with {CONFIG} and {WEIGHTS}")
     if is_huggingface(directory):
         raise InteropError(f"{directory} is in the format of transformers; read it by interop.load_huggingface")
     config = _read_config(directory / CONFIG)
-    tensors = read_tensors(directory / WEIGHTS)
+    tensors = read_weights(directory)
+    if tensors and all(name.startswith(PREFIX) for name in tensors):
+        tensors = {name.removeprefix(PREFIX): x for name, x in tensors.items()}
     try:
         return config, from_torch(config, tensors)
     except InteropError as error:
@@ -56,7 +69,10 @@ def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
 
 def _read_config(path: Path) -> ModelConfig:
     try:
-        config = ModelConfig.from_dict(parse_json(path.read_bytes()))
+        record = parse_json(path.read_bytes())
+        if isinstance(record, dict) and record.get("model_type") == REMOTE_CODE:
+            record = record.get(REMOTE_CODE)
+        config = ModelConfig.from_dict(record)
         config.validate()
     except ConfigError as error:
         raise InteropError(f"{path}: {error}") from None
@@ -64,12 +80,62 @@ def _read_config(path: Path) -> ModelConfig:
 
 
 def is_huggingface(directory: str | os.PathLike[str]) -> bool:
-    """Whether the folder's ``config.json`` names a ``model_type``, as no other of ours does."""
+    """Whether the folder holds a model of an architecture of transformers: ``config.json`` names another model_type."""
     try:
         config = read_json(Path(directory, CONFIG))
     except (OSError, ConfigError):
         return False
-    return isinstance(config, dict) and "model_type" in config
+    return isinstance(config, dict) and config.get("model_type", REMOTE_CODE) != REMOTE_CODE
+
+
+def read_weights(directory: Path) -> dict[str, np.ndarray]:
+    """The tensors of ``model.safetensors``, or of the shards that its index names.
+
+    Raises:
+        InteropError: there is neither, or see :func:`read_tensors`.
+    """
+    if (directory / WEIGHTS).exists():
+        return read_tensors(directory / WEIGHTS)
+    if (directory / INDEX).exists():
+        return _shards(directory)
+    pickled = sorted(path.name for path in directory.glob("*.bin"))
+    hint = f"; {pickled[0]} is a pickle, which is never read: save the model as safetensors" if pickled else ""
+    raise InteropError(f"{directory}: neither {WEIGHTS} nor {INDEX} exists{hint}")
+
+
+def _shards(directory: Path) -> dict[str, np.ndarray]:
+    where = read_object(directory / INDEX).get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(file, str) for file in where.values()):
+        raise InteropError(f"{directory / INDEX}: weight_map is missing")
+    tensors: dict[str, np.ndarray] = {}
+    for file in sorted(set(where.values())):
+        if Path(file).name != file:
+            raise InteropError(f"{directory / INDEX}: {shown(file)} is not the name of a file beside it")
+        tensors |= read_tensors(directory / file)
+    lost = sorted(where.keys() - tensors.keys())
+    if lost:
+        raise InteropError(
+            f"{directory / INDEX}: {readable(lost[0])} is not in {where[lost[0]]}, nor are {len(lost) - 1} others in "
+            "theirs"
+        )
+    return tensors
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InteropError: there is none.
+    """
+    try:
+        found = read_json(path)
+    except OSError:
+        raise InteropError(f"{path} does not exist") from None
+    except ConfigError as error:
+        raise InteropError(str(error)) from None
+    if not isinstance(found, dict):
+        raise InteropError(f"{path}: not a JSON object")
+    return found
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ def tokenizer_files(tokenizer: Tokenizer, max_len: int) -> dict[str, str]:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_len,
+        "padding_side": "left",  # rows that are continued end together
         "clean_up_tokenization_spaces": False,
         # Bytes that spell the end of a text do not end it.
         "split_special_tokens": isinstance(tokenizer, ByteTokenizer),

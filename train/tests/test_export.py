@@ -101,7 +101,7 @@ def test_transformers_continues_text_as_we_do(gpt):
     for text in TEXTS:
         assert theirs(text)["input_ids"] == list(text.encode())
         assert theirs.decode(theirs(text)["input_ids"]) == text
-    assert (theirs.eos_token_id, theirs.model_max_length) == (256, 32)
+    assert (theirs.eos_token_id, theirs.model_max_length, theirs.padding_side) == (256, 32, "left")
     generate = pipeline("text-generation", str(folder))
     (found,) = generate("the", max_new_tokens=6, do_sample=False, return_tensors=True)
     ids = mhc_jax.generate(config.model, params, [list(b"the")], max_new_tokens=6, temperature=0, eos_id=256)
@@ -164,11 +164,15 @@ def test_a_downloaded_folder_uses_its_own_tokenizer(gpt, tmp_path):
     assert (found.name, found.data.seq_len) == ("downloaded", 32)
 
 
-def test_a_model_that_transformers_does_not_know_is_refused(tiny, tmp_path):
-    config, params, _ = tiny
-    with pytest.raises(
-        ConfigError,
-        match="as gpt2, it has .*; as llama, it has .*; as qwen3, .*; mhc_jax.save .* writes any model",
-    ):
-        export.export(config, params, tmp_path / "out", "huggingface")
-    assert list(tmp_path.iterdir()) == []
+def test_a_model_that_transformers_does_not_know_carries_its_code(tiny, tmp_path, capsys):
+    _, params, folder = tiny
+    out = tmp_path / "out"
+    export.main([str(folder), str(out), "--format", "huggingface"])
+    said = capsys.readouterr().out
+    assert "no architecture for it (as gpt2, it has " in said
+    assert "; as llama, it has " in said
+    assert "trust_remote_code=True" in said
+    config = json.loads((out / "config.json").read_text())
+    assert (config["eos_token_id"], config["mhc"]["kind"]) == (256, "lm")
+    assert config["auto_map"]["AutoModelForCausalLM"] == "modeling_mhc.MHCForCausalLM"
+    jax.tree.map(np.testing.assert_array_equal, load_run(out)[1], params)
