@@ -3,8 +3,9 @@
 ``python -m train.export RUN FOLDER --format huggingface`` copies this file, and all that it imports, into the folder.
 """
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,8 +28,6 @@ class MHCCache(Cache):
         batch: number of rows.
     """
 
-    is_croppable = False
-
     def __init__(self):
         super().__init__(layers=[])
         self.state: Any = None
@@ -39,6 +38,10 @@ class MHCCache(Cache):
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         return -1
+
+    @property
+    def is_croppable(self) -> bool:
+        return False
 
     def reset(self) -> None:
         self.state, self.batch = None, 0
@@ -69,13 +72,13 @@ class MHCForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = MHCConfig
     base_model_prefix = "lm"
     main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict = ("lm",)
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["lm"]
     _is_stateful = True  # so that nothing tries to take tokens back
 
     def __init__(self, config: MHCConfig):
         super().__init__(config)
-        with torch.device("cpu"):  # transformers builds models without values, but initial ones here are computed
-            self.lm = build(config.mhc)
+        with _with_values():
+            self.lm: Any = build(config.mhc)
         self.post_init()
 
     def _init_weights(self, module: torch.nn.Module) -> None:
@@ -153,6 +156,18 @@ class MHCForCausalLM(PreTrainedModel, GenerationMixin):
         inputs = {"input_ids": input_ids[:, seen:], "attention_mask": attention_mask}
         inputs = {name: x if x is None else x.to(self.device) for name, x in inputs.items()}
         return inputs | {CACHE: cache, "use_cache": options.get("use_cache")}
+
+
+@contextlib.contextmanager
+def _with_values() -> Iterator[None]:
+    """On a processor in float32: some initial values are computed, while transformers builds on meta, in any dtype."""
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def _map(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
