@@ -54,7 +54,7 @@ class TaskFlags(Config):
     Attributes:
         runs: run directories or exported folders.
         tasks: names of tasks, or of groups of them, separated by commas: mmlu,bbh_cot_fewshot,gsm8k_cot,wikitext.
-        data: folder with the files of the tasks, see docs/evaluation.md; without it they come from the Hugging Face Hub.
+        data: folder with the files of the tasks, see docs/evaluation.md; without it they come from the Hub.
         limit: largest number of documents of each task; 0 for all.
         shots: examples before each question; as many as the task says if not given.
         batch: number of texts that are computed at once.

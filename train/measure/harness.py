@@ -5,6 +5,7 @@ import contextlib
 import functools
 import logging
 import random
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -224,7 +225,7 @@ def _set(found: Any, shots: int | None, max_gen_toks: int) -> None:
     if found.OUTPUT_TYPE == "generate_until" and max_gen_toks:
         found.set_config("generation_kwargs", {"max_gen_toks": max_gen_toks}, update=True)
     usual = found.get_config("num_fewshot")
-    if shots is not None and usual != 0:
+    if shots is not None and usual != 0 and found.OUTPUT_TYPE != "loglikelihood_rolling":  # which asks no question
         found.set_config("num_fewshot", shots)
     elif usual is None:
         found.set_config("num_fewshot", 0)
@@ -259,7 +260,8 @@ def evaluate(lm: HarnessLM, loaded: Mapping[str, Any], limit: int) -> dict[str, 
     Args:
         limit: documents of each task; 0 for all.
     """
-    return evaluator.evaluate(lm, loaded, limit=limit or None, bootstrap_iters=BOOTSTRAP)
+    with contextlib.redirect_stdout(sys.stderr):  # the harness tells what it does
+        return evaluator.evaluate(lm, loaded, limit=limit or None, bootstrap_iters=BOOTSTRAP)
 
 
 def rows(results: Mapping[str, Any], lm: HarnessLM) -> list[dict[str, Any]]:
