@@ -80,6 +80,9 @@ HERE = {
     "python -m train.validate rlm": {"rlm": "rlm_small_plain"},
     "python -m train.validate quickstart": "checks of that kind have run",
     "python -m train.sample": {"--tokens": "4"},
+    "python -m train.evaluate RUN --tasks": "takes the lm-eval harness",
+    "python -m train.evaluate RUN RUN --tasks": "the same",
+    "python -m train.evaluate runs/mhc --tasks": "the same",
     "python -m train --resume": {"--train.steps": "4"},
     "python -m train --config": {"--train.steps": "2"},
     "python -m train squared_relu": SMALL | {"--data.source": "notes.txt"},
@@ -134,7 +137,8 @@ def place(tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         for name, run in (("gpt2@mhc", "runs/mixed"), ("gpt2", "runs/plain")):
             execute(f"python -m train {name} --data.source split --run-dir {run}")
-        execute("python -m train.export runs/plain gpt2_folder --format huggingface")
+        for run, exported in (("runs/plain", "gpt2_folder"), ("runs/mixed", "mhc_folder")):
+            execute(f"python -m train.export {run} {exported} --format huggingface")
     for system, make, file in (("mhc_ssm", mhc_ssm, "mhc_ssm.pt"), ("nanogpt", nanogpt, "ckpt.pt")):
         config = make(form="original", vocab_size=11, max_len=8, width=12, layers=1)
         weights = interop.to_original(system, config, mhc_jax.init(config, jax.random.key(0)))
