@@ -95,7 +95,7 @@ def generate(
 
     Args:
         config, params: the model.
-        prompt_BT: token ids (B, T). Of a prompt longer than ``config.max_len``, the model sees what the module says.
+        prompt_BT: token ids (B, T). T may exceed ``config.max_len``; see :mod:`mhc_jax.decode` for what is then seen.
         sampling: options for drawing; see :class:`Sampling`.
         lengths_B: number of prompt tokens in each row, 1 to T; all T if omitted. The tokens after them are ignored. At
             temperature 0, or with one key per row, the result of a row does not depend on the other rows.

@@ -359,8 +359,8 @@ def _introduce(
         )
     if config.optim.warmup_steps >= total_steps:
         say(
-            f"warning: --optim.warmup-steps {config.optim.warmup_steps} is no less than the {total_steps} steps of the "
-            "run, which ends before the full learning rate; give fewer"
+            f"warning: --optim.warmup-steps {config.optim.warmup_steps} covers all {total_steps} steps of the run, in "
+            "which the learning rate never falls; give fewer"
         )
     if mesh.size > 1:
         say(sharding.table(param_info(config.model), mesh))
