@@ -8,9 +8,9 @@ from mhc_jax.config import ConfigError
 from mhc_jax.models import with_topology
 from train.config import RunConfig
 
-from configs import gpt, mhc_ssm, rlm  # isort: skip  (importing a file registers its configurations)
+from configs import gpt, mhc_ssm, rlm, shc  # isort: skip  (importing a file registers its configurations)
 
-__all__ = ["describe", "gpt", "load", "mhc_ssm", "names", "rlm"]
+__all__ = ["describe", "gpt", "load", "mhc_ssm", "names", "rlm", "shc"]
 
 
 def names() -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from parity_tests import report
 from parity_tests.compare import failures
-from parity_tests.replays import hyper_connections, mhc_ssm, rlm
+from parity_tests.replays import hyper_connections, mhc_ssm, rlm, shc
 
 
 @pytest.mark.parametrize("case", mhc_ssm.CASES.values(), ids=mhc_ssm.CASES)
@@ -51,7 +51,23 @@ def test_golden_rlm_units(replay):
     assert not failures(rows), report.table(failures(rows))
 
 
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "lm_untied" else []) for name in shc.MODELS]
+)
+def test_golden_shc(name):
+    rows = shc.replay(name)
+    assert sum(row.tap.startswith("gradient") for row in rows) >= 58
+    assert not failures(rows), report.table(failures(rows))
+
+
+@pytest.mark.parametrize(("replay", "count"), [(shc.replay_units, 40), (shc.replay_blocks, 14)])
+def test_golden_shc_units(replay, count):
+    rows = replay()
+    assert len(rows) == count
+    assert not failures(rows), report.table(failures(rows))
+
+
 def test_replay_needs_no_torch():
-    modules = "parity_tests.replays.hyper_connections, parity_tests.replays.rlm, parity_tests.__main__"
+    modules = "parity_tests.replays.hyper_connections, parity_tests.replays.shc, parity_tests.__main__"
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -4,6 +4,7 @@
 built, float64 after ``.double()``. It imports neither JAX nor ``mhc_jax``.
 """
 
+from torch_ref import models  # noqa: F401  registers its kinds
 from torch_ref.nn.lm import LM, build
 
 __all__ = ["LM", "build"]

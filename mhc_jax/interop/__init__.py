@@ -11,6 +11,7 @@ from mhc_jax.interop.huggingface import load_huggingface, save_huggingface
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.original import from_original, to_original
 from mhc_jax.interop.rlm import load_rlm, save_rlm
+from mhc_jax.interop.shc import load_shc, save_shc
 from mhc_jax.interop.store import is_huggingface, load, save
 from mhc_jax.interop.torch_weights import from_torch, to_torch
 
@@ -23,9 +24,11 @@ __all__ = [
     "load",
     "load_huggingface",
     "load_rlm",
+    "load_shc",
     "save",
     "save_huggingface",
     "save_rlm",
+    "save_shc",
     "to_original",
     "to_torch",
 ]

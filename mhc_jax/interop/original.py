@@ -20,9 +20,11 @@ class Original:
 
     Attributes:
         model_type: its name in Hugging Face transformers, if it has one; then all four methods must be there.
+        models: the kind of its models.
     """
 
     model_type: str | None = None
+    models: type[ModelConfig] = LMConfig
 
     @classmethod
     @required
@@ -49,7 +51,7 @@ def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> t
     """The model, in its ``original`` form, and the parameters that a published checkpoint holds.
 
     Args:
-        system: ``"gpt2"``, ``"llama"``, ``"mhc_ssm"``, ``"nanogpt"``, ``"qwen3"`` or ``"rlm"``.
+        system: ``"gpt2"``, ``"llama"``, ``"mhc_ssm"``, ``"nanogpt"``, ``"qwen3"``, ``"rlm"`` or ``"shc"``.
         state_dict: the state_dict as tensors or arrays, or the whole checkpoint around it.
         hints: fields of the original's configuration that the tensors do not show.
 
@@ -70,12 +72,15 @@ def to_original(system: str, config: ModelConfig, params: Params) -> dict[str, n
         InteropError: an unknown system, or a model that the original cannot express.
     """
     writer = _system(system)
-    check_language_model(config)
+    if writer.models is LMConfig:
+        check_language_model(config)
+    elif not isinstance(config, writer.models):
+        raise InteropError(f"checkpoints of {system} hold a {writer.models.kind!r}, not a {config.kind!r}")
     return writer.write(config, params)
 
 
 def check_language_model(config: ModelConfig) -> None:
-    """Raises InteropError unless it is one, as all published models are."""
+    """Raises InteropError unless it is one, as most published models are."""
     if not isinstance(config, LMConfig):
         raise InteropError(f"checkpoints of other code bases hold language models, not a {config.kind!r}")
 

@@ -3,6 +3,8 @@
 from mhc_jax.models.gpt import gpt2, nanogpt
 from mhc_jax.models.mhc_ssm import mhc_ssm
 from mhc_jax.models.rlm import rlm
+from mhc_jax.models.shc import shc
+from mhc_jax.models.shc_original import SHCOriginalConfig
 from mhc_jax.models.topologies import with_topology
 
-__all__ = ["gpt2", "mhc_ssm", "nanogpt", "rlm", "with_topology"]
+__all__ = ["SHCOriginalConfig", "gpt2", "mhc_ssm", "nanogpt", "rlm", "shc", "with_topology"]

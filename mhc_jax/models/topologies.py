@@ -32,6 +32,7 @@ from mhc_jax.nn.residual import (
     PerStreamMHCConfig,
     PlainConfig,
     ResidualConfig,
+    SHCConfig,
     SinglePassMHCConfig,
     StaticMHCConfig,
 )
@@ -271,3 +272,9 @@ def cayley() -> Topology:
 def ihc() -> Topology:
     """iHC of Hy-V4: reads and writes are learned, H_res is the identity."""
     return Topology(DynamicMHCConfig(projection=IdentityProjectionConfig()))
+
+
+@register(AXIS, "shc")
+def shc() -> Topology:
+    """SHC, repaired: every token mixes two of four orthogonal matrices and chooses its number of streams."""
+    return Topology(SHCConfig(), ends=CopyEndsConfig(stream_embed=True))

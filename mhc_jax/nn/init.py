@@ -16,6 +16,7 @@ Names of dimensions:
     embed: the model's width in a matrix product.
     heads, mlp, inner, rank: what a product with the model's width gives, in attention, channel mixers, other sequence
         mixers and adapters.
+    expert: experts of a mixture.
     channel: channels of a recurrence or a convolution.
     head: channels of one head.
     tap: tokens that a convolution looks at.

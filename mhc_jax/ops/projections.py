@@ -90,11 +90,62 @@ def cayley(logits_NN: Float[Array, "*B N N"], *, alpha: float = 0.1, steps: int 
     w_NN = logits_NN - jnp.swapaxes(logits_NN, -1, -2)
     eye = _eye_like(w_NN)
     if steps == 0:
-        return 2 * _inverse(eye - alpha / 2 * w_NN) - eye
+        return cayley_transform(-alpha / 2 * w_NN[..., *np.triu_indices(w_NN.shape[-1], 1)], size=w_NN.shape[-1])
     y_NN = eye + alpha * w_NN
     for _ in range(steps):
         y_NN = eye + alpha / 2 * _product(w_NN, eye + y_NN)
     return y_NN
+
+
+def cayley_transform(entries_K: Float[Array, "*B K"], *, size: int) -> Float[Array, "*B N N"]:
+    """The rotation ``(I + A)^-1 (I - A)`` of the skew matrix A with these entries above its diagonal, row by row.
+
+    Every rotation without an eigenvalue of -1. Up to four rows the inverse is a closed form,
+    ``((1 + s) I - A + A^2 - p A') / (1 + s + p^2)`` with s the sum of squares, p the Pfaffian (0 below four rows) and
+    A' the dual of A; beyond, it is solved for. Orthogonal to a rounding times the largest entry.
+
+    Args:
+        entries_K: K = N (N - 1) / 2. Entries beyond :data:`LARGEST_SKEW` count as that; narrow dtypes are widened to
+            float32 for the computation.
+        size: N.
+    """
+    wide_K = entries_K.astype(jnp.promote_types(entries_K.dtype, jnp.float32))
+    wide_K = jnp.clip(wide_K, -LARGEST_SKEW, LARGEST_SKEW)
+    a_NN = _skew(wide_K, size)
+    eye = _eye_like(a_NN)
+    if size > 4:
+        return jnp.linalg.solve(eye + a_NN, eye - a_NN).astype(entries_K.dtype)
+    determinant = 1 + jnp.sum(jnp.square(wide_K), axis=-1)[..., None, None]
+    adjugate_NN = determinant * eye - a_NN + _product(a_NN, a_NN)
+    if size == 4:
+        dual_K = wide_K[..., ::-1] * np.array([1, -1, 1, 1, -1, 1], wide_K.dtype)
+        pfaffian = jnp.sum(wide_K * dual_K, axis=-1)[..., None, None] / 2
+        adjugate_NN = adjugate_NN - pfaffian * _skew(dual_K, size)
+        determinant = determinant + jnp.square(pfaffian)
+    return (2 * adjugate_NN / determinant - eye).astype(entries_K.dtype)
+
+
+def spread_rotations(entries_CK: Float[Array, "*B C K"], *, size: int) -> Float[Array, "*B C N N"]:
+    """Orthogonal matrices that begin apart: number c is a :func:`cayley_transform` after a cyclic shift by c streams.
+
+    At entries of zero it is that shift, ``H[i, (i + c) mod N] = 1``, whose determinant is -1 for odd c and even N; a
+    Cayley transform alone never has that.
+    """
+    rotations = jnp.unstack(cayley_transform(entries_CK, size=size), axis=-3)
+    return jnp.stack([jnp.roll(x_NN, c, axis=-1) for c, x_NN in enumerate(rotations)], axis=-3)
+
+
+def mixture(weight_C: Float[Array, "*B C"], parts: Float[Array, "C *P"]) -> jax.Array:
+    """``sum_c weight[c] * parts[c]``, (*B, *P); a convex one of orthogonal matrices has no singular value above 1."""
+    inside = (1,) * (parts.ndim - 1)
+    weights = jnp.unstack(weight_C, axis=-1)
+    return sum(w.reshape(*w.shape, *inside) * part for w, part in zip(weights, parts, strict=True))
+
+
+def masked_mixing(mix_NN: Float[Array, "*B N N"], mask_N: Float[Array, "*B N"]) -> Float[Array, "*B N N"]:
+    """The matrix among the streams whose mask is 1; those whose mask is 0 stay as they are and reach no other."""
+    both_NN = mask_N[..., :, None] * mask_N[..., None, :]
+    return both_NN * mix_NN + (1 - mask_N)[..., None] * _eye_like(mix_NN)
 
 
 def permutation_mixture(logits_K: Float[Array, "*B K"], *, streams: int) -> Float[Array, "*B N N"]:
@@ -146,7 +197,7 @@ def spectral_sphere(
     if streams == 1:
         return jnp.ones((*s_M.shape[:-1], 1, 1), s_M.dtype)
     basis = jnp.asarray(_helmert(streams), s_M.dtype)
-    left, right = (_product(basis, _rotation(jnp.tanh(entries), streams - 1)) for entries in (u_K, v_K))
+    left, right = (_product(basis, cayley_transform(jnp.tanh(entries), size=streams - 1)) for entries in (u_K, v_K))
     spread = _product(left * jnp.tanh(s_M)[..., None, :], jnp.swapaxes(right, -1, -2))
     return 1 / streams + spread
 
@@ -300,23 +351,11 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
     return sum(a[..., :, k, None] * b[..., None, k, :] for k in range(a.shape[-1]))
 
 
-def _inverse(a_NN: jax.Array) -> jax.Array:
-    """Solution by Gauss-Jordan without pivoting, which is stable because the symmetric part is the identity."""
-    n = a_NN.shape[-1]
-    both = jnp.concatenate([a_NN, jnp.broadcast_to(_eye_like(a_NN), a_NN.shape)], axis=-1)
-    for k in range(n):
-        pivot = both[..., k, :] / both[..., k, k, None]
-        rest = both - both[..., :, k, None] * pivot[..., None, :]
-        both = rest.at[..., k, :].set(pivot)
-    return both[..., n:]
-
-
-def _rotation(entries_K: jax.Array, size: int) -> jax.Array:
-    """``(I + A)^-1 (I - A)`` with A skew; ``entries`` stand above its diagonal, row by row."""
+def _skew(entries_K: jax.Array, size: int) -> jax.Array:
+    """The skew matrix with these entries above its diagonal, row by row."""
     rows, columns = np.triu_indices(size, 1)
     upper = jnp.zeros((*entries_K.shape[:-1], size, size), entries_K.dtype).at[..., rows, columns].set(entries_K)
-    eye = _eye_like(upper)
-    return 2 * _inverse(eye + upper - jnp.swapaxes(upper, -1, -2)) - eye
+    return upper - jnp.swapaxes(upper, -1, -2)
 
 
 def _helmert(n: int) -> np.ndarray:

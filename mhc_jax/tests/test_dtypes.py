@@ -26,7 +26,7 @@ BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 # norms, logits and a single stream are float32.
 TAPS = {
     "embed": FLOAT32, "expand": FLOAT32, "u": FLOAT32, "y": BFLOAT16, "h_pre": FLOAT32,
-    "h_post": FLOAT32, "h_res": FLOAT32, "y_streams": FLOAT32, "attended": BFLOAT16,
+    "h_post": FLOAT32, "h_res": FLOAT32, "rank": FLOAT32, "y_streams": FLOAT32, "attended": BFLOAT16,
     "conv": BFLOAT16, "ssm": FLOAT32, "hidden": FLOAT32, "collapse": FLOAT32, "normalised": FLOAT32, "logits": FLOAT32,
     "mlp.branch.hidden": BFLOAT16,
 }  # fmt: skip

@@ -57,14 +57,17 @@ STARTS = {
     "pre_scale": (0.01, 0.0), "res_scale": (0.01, 0.0), "post_scale": (0.01, 0.0), "post_logits": ZERO,
     "collapse_logits": ZERO, "ends.bias": (-math.log(3), 0.0), "residual.down": (0.0, 0.02), "residual.up": ZERO,
     "inject": ZERO, "ends.proj.bias": ZERO, "mix_logit": (math.log(0.01 / 0.99), 0.0), "lambdas": (0.5, 0.0),
+    "stream_embed": ZERO, "write": ONE, "skew": ZERO,
 }  # fmt: skip
 OWN = {
     "deepseek_v4": {"residual.phi": (0.0, 0.02), "residual.alpha": ONE, "residual.bias": ZERO},
     "multi_branch": {"static_beta": (0.5, 0.0)},
+    "shc": {"residual.phi": (0.0, 0.02)},
 }
 # Not one number: see the tests of what sites read, write and mix.
 ELSEWHERE = {
     "pre_logits", "res_logits", "static_alpha", "alpha_static", "residual.bias", "gate_scale", "ends.proj.kernel",
+    "residual.read",
 }  # fmt: skip
 
 
@@ -211,6 +214,7 @@ COEFFICIENTS = {
     "single_pass_mhc": (0.25, 0.25, 1.0, near, (1 - near) / 3),
     "gated": (None, None, 1.0, None, None),
     "multi_branch": (None, None, 0.5, 1.0, 0.0),
+    "shc": (None, None, 1.0, None, None),
 }
 
 

@@ -22,6 +22,11 @@ PARTS = {
     "multi_branch_hc": {"streams": COUNT, "branches": COUNT},
     "per_stream_mhc": {"streams": COUNT},
     "plain": {},
+    "shc": {
+        "streams": COUNT, "components": {"from top_k": lambda x: x >= 2}, "top_k": {"1 to 4": lambda x: 1 <= x <= 4},
+        "balance": NATURAL, "floor": RATE, "identity_bias": ANY, "read_lean": LEAN, "rank_penalty": NATURAL,
+        "temperature": POSITIVE, "final_temperature": POSITIVE,
+    },
     "static_mhc": {
         "streams": COUNT, "diagonal_bias": ANY, "res_offset": ANY, "read_bias": ANY, "noise": NATURAL,
         "identity_mix": RATE,
@@ -35,6 +40,10 @@ PARTS = {
     "ln": {"eps": NATURAL},
     "gelu_mlp": {"hidden": NATURAL, "init_std": POSITIVE},
     "swiglu": {"init_std": POSITIVE},
+    "moe": {
+        "experts": {"from top_k": lambda x: x >= 2}, "top_k": {"1 to 8": lambda x: 1 <= x <= 8}, "balance": NATURAL,
+        "init_std": POSITIVE,
+    },
     "linear": {"init_std": POSITIVE},
     "linear_mhc": {"flows": COUNT, "init_std": POSITIVE},
     "cayley": {"alpha": POSITIVE, "steps": NATURAL},

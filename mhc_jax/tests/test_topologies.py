@@ -104,7 +104,7 @@ def test_published_mhc_cannot_learn_its_mixing_and_the_default_does():
         "hc",
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("mhc_orthostochastic", "mhc_identity_mix", "mhc_lite")
+            for name in ("mhc_orthostochastic", "mhc_identity_mix", "mhc_lite", "shc")
         ),
     ],
 )
@@ -147,7 +147,10 @@ def test_summing_normalised_streams_starts_with_logits_n_times_too_large():
     [
         "mhc",
         "hc",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("dynamic_mhc", "gated", "ihc", "per_stream_mhc")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("dynamic_mhc", "gated", "ihc", "per_stream_mhc", "shc")
+        ),
     ],
 )
 def test_streams_of_the_defaults_separate(topology):

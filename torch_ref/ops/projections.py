@@ -53,11 +53,36 @@ def cayley(logits_NN: Tensor, *, alpha: float = 0.1, steps: int = 2) -> Tensor:
     skew_NN = logits_NN - logits_NN.mT
     eye_NN = eye_like(logits_NN)
     if steps == 0:
-        return _cayley_transform(alpha / 2 * skew_NN)
+        return _solved(-alpha / 2 * skew_NN)
     y_NN = eye_NN + alpha * skew_NN
     for _ in range(steps):
         y_NN = eye_NN + alpha / 2 * skew_NN @ (eye_NN + y_NN)
     return y_NN
+
+
+def cayley_transform(entries_K: Tensor, *, size: int) -> Tensor:
+    """``(I + A)^-1 (I - A)`` of the skew matrix A with these entries above its diagonal, by rows."""
+    row, column = torch.triu_indices(size, size, offset=1, device=entries_K.device)
+    upper_NN = entries_K.new_zeros(*entries_K.shape[:-1], size, size)
+    upper_NN[..., row, column] = entries_K
+    return _solved(upper_NN - upper_NN.mT)
+
+
+def spread_rotations(entries_CK: Tensor, *, size: int) -> Tensor:
+    """Rotations times permutations: component c acts on the streams moved by c places, stream i taking stream i + c."""
+    shifts = torch.stack([eye_like(entries_CK.new_empty(size, size)).roll(c, 1) for c in range(entries_CK.shape[-2])])
+    return cayley_transform(entries_CK, size=size) @ shifts
+
+
+def mixture(weight_C: Tensor, parts: Tensor) -> Tensor:
+    """The sum of the parts, (C, ...), each times its weight."""
+    return torch.tensordot(weight_C, parts, dims=1)
+
+
+def masked_mixing(mix_NN: Tensor, mask_N: Tensor) -> Tensor:
+    """``M H M + (I - M)`` with M the diagonal matrix of the mask."""
+    kept_NN = torch.diag_embed(mask_N)
+    return kept_NN @ mix_NN @ kept_NN + torch.diag_embed(1 - mask_N)
 
 
 def permutation_mixture(logits_K: Tensor, *, streams: int) -> Tensor:
@@ -95,7 +120,7 @@ def spectral_sphere(u_K: Tensor, v_K: Tensor, s_M: Tensor, *, streams: int) -> T
         s_M: singular values before their tanh.
     """
     helmert_NM = _helmert(s_M, streams)
-    left_NM, right_NM = (helmert_NM @ _rotation(entries.tanh(), streams - 1) for entries in (u_K, v_K))
+    left_NM, right_NM = (helmert_NM @ cayley_transform(entries.tanh(), size=streams - 1) for entries in (u_K, v_K))
     return 1 / streams + (left_NM * s_M.tanh()[..., None, :]) @ right_NM.mT
 
 
@@ -180,18 +205,10 @@ def eye_like(matrix_NN: Tensor) -> Tensor:
     return torch.eye(matrix_NN.shape[-1], dtype=matrix_NN.dtype, device=matrix_NN.device)
 
 
-def _cayley_transform(skew_NN: Tensor) -> Tensor:
-    """``(I - A)^-1 (I + A)``."""
+def _solved(skew_NN: Tensor) -> Tensor:
+    """``(I + A)^-1 (I - A)``."""
     eye_NN = eye_like(skew_NN)
-    return torch.linalg.solve(eye_NN - skew_NN, eye_NN + skew_NN)
-
-
-def _rotation(entries_K: Tensor, size: int) -> Tensor:
-    """``(I + A)^-1 (I - A)`` of the skew matrix A with these entries above its diagonal, by rows."""
-    row, column = torch.triu_indices(size, size, offset=1, device=entries_K.device)
-    upper_MM = entries_K.new_zeros(*entries_K.shape[:-1], size, size)
-    upper_MM[..., row, column] = entries_K
-    return _cayley_transform(upper_MM.mT - upper_MM)
+    return torch.linalg.solve(eye_NN + skew_NN, eye_NN - skew_NN)
 
 
 def _helmert(like: Tensor, size: int) -> Tensor:

@@ -8,6 +8,7 @@ from mhc_jax.nn.residual.hyper_connections import HyperConnectionsConfig
 from mhc_jax.nn.residual.multi_branch_hc import MultiBranchHCConfig
 from mhc_jax.nn.residual.per_stream_mhc import PerStreamMHCConfig
 from mhc_jax.nn.residual.plain import PlainConfig
+from mhc_jax.nn.residual.shc import SHCConfig
 from mhc_jax.nn.residual.single_pass_mhc import SinglePassMHCConfig
 from mhc_jax.nn.residual.static_mhc import StaticMHCConfig
 
@@ -21,6 +22,7 @@ __all__ = [
     "PlainConfig",
     "Residual",
     "ResidualConfig",
+    "SHCConfig",
     "SinglePassMHCConfig",
     "StaticMHCConfig",
 ]

@@ -48,7 +48,12 @@ class MHC(Residual):
         """
 
     def pre(self, state, scope):
-        pre_N, post_N, res_NN = self.coefficients(state)
+        return self.read_with(self.coefficients(state), state, scope)
+
+    @staticmethod
+    def read_with(coefficients: tuple[jax.Array, jax.Array, jax.Array | None], state: Streams, scope: Scope):
+        """The result of :meth:`pre` for given coefficients."""
+        pre_N, post_N, res_NN = coefficients
         u_BTD = streams.read(state, scope.tap("h_pre", pre_N))
         return u_BTD, (scope.tap("h_post", post_N), tap_mixing(res_NN, scope))
 

@@ -8,6 +8,7 @@ from torch_ref.nn.residual.hyper_connections import HyperConnections
 from torch_ref.nn.residual.multi_branch_hc import MultiBranchHC
 from torch_ref.nn.residual.per_stream_mhc import PerStreamMHC
 from torch_ref.nn.residual.plain import PlainResidual
+from torch_ref.nn.residual.shc import SHC
 from torch_ref.nn.residual.single_pass_mhc import SinglePassMHC
 from torch_ref.nn.residual.static_mhc import StaticMHC
 
@@ -20,6 +21,7 @@ __all__ = [
     "PerStreamMHC",
     "PlainResidual",
     "Residual",
+    "SHC",
     "SinglePassMHC",
     "StaticMHC",
 ]

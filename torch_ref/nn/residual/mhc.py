@@ -20,7 +20,12 @@ class MHC(Residual):
         """
 
     def pre(self, state, scope):
-        pre_N, post_N, res_NN = self.coefficients(state)
+        return self.read_with(self.coefficients(state), state, scope)
+
+    @staticmethod
+    def read_with(coefficients: tuple[Tensor, Tensor, Tensor | None], state: Tensor, scope: Scope):
+        """What :meth:`pre` returns, for given coefficients."""
+        pre_N, post_N, res_NN = coefficients
         u_BTD = streams.read(state, scope.tap("h_pre", pre_N))
         return u_BTD, (scope.tap("h_post", post_N), tap_mixing(res_NN, scope))
 

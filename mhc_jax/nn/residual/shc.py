@@ -1,0 +1,157 @@
+"""SHC: tokens read, mix and write streams by sparse mixtures of orthogonal matrices, in as many as they need."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from mhc_jax.nn.init import Init, constant, normal, ones, zeros
+from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, StreamsConfig, own_stream, reading_weights
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.stack import Prepared, Preparing
+from mhc_jax.ops import hyper, projections, routing
+from mhc_jax.ops.norm import RMS_EPS
+from mhc_jax.ops.streams import Streams
+from mhc_jax.precision import Policy
+from mhc_jax.registry import register
+
+# Reads, mixing, writes: each has its own orthogonal matrices and its own weights of them.
+ROUTES = 3
+
+
+@register("residual", "shc")
+@dataclasses.dataclass(frozen=True)
+class SHCConfig(StreamsConfig):
+    """Sparse selective hyper-connections as their documents describe them. The default starts as the plain residual.
+
+    ``alpha_t = softmax(phi rmsnorm(mean stream of token t) + b)`` weighs orthogonal matrices Q_c, of which only the
+    ``top_k`` heaviest take part. ``H_pre = read H(alpha^1)``, ``H_post = H(alpha^3) write`` and
+    ``H_res = (1 + f) / 2 I + (1 - f) / 2 H(alpha^2)`` with ``H(alpha) = sum_c alpha_c Q_c``.
+
+    Singular values of H_res lie in [f, 1] whatever the parameters are: a convex combination of orthogonal matrices
+    never lengthens a vector, and what the identity keeps, (1 + f) / 2, is more by f than all others can take away.
+    With ``f = floor ** (1 / number of sites)`` those of the product of all H_res of the model lie in [floor, 1]. Reads
+    and writes are never longer than the vectors ``read`` and ``write``.
+
+    With ``adaptive`` a token keeps its first n_eff streams: the others are neither read nor written nor mixed, and the
+    bounds above still hold, as those streams keep their length and a block of H_res around the same identity is left.
+    n_eff is drawn in training (straight-through Gumbel) and is the likeliest number in evaluation.
+
+    Attributes:
+        streams: number of parallel streams n. With one stream the site is the plain residual with two gains.
+        components: number C of orthogonal matrices of each route.
+        top_k: number of them that a token uses; None for all.
+        balance: weight of the auxiliary loss on components that are used unequally, where a token does not use all.
+        floor: the least singular value that the mixing of all sites together can have.
+        identity_bias: initial logit of the first component, which starts as the identity; the others start as shifts.
+        read_lean: initial reading weight of stream (site mod n), before the shifts.
+        adaptive: whether tokens choose their number of streams.
+        rank_penalty: weight of the auxiliary loss ``mean(n_eff) / n``.
+        temperature, final_temperature: of the choice's gradient, at the start of training and at its end.
+    """
+
+    components: int = 4
+    top_k: int | None = 2
+    balance: float = 0.01
+    floor: float = 0.1
+    identity_bias: float = 2.0
+    read_lean: float = READ_LEAN
+    adaptive: bool = True
+    rank_penalty: float = 0.01
+    temperature: float = 1.0
+    final_temperature: float = 0.1
+
+    def validate(self):
+        super().validate()
+        self.require_counts(1, "components")
+        most = f"the {self.components} components"
+        self.require(
+            1 <= self.used <= self.components, f"top_k must be at least 1 and at most {most}, got {self.top_k}"
+        )
+        self.require_not_negative("balance", "rank_penalty")
+        self.require(0 <= self.floor < 1, f"floor must lie in [0, 1), got {self.floor}")
+        self.require(self.read_lean <= 1, f"read_lean must be at most 1, got {self.read_lean}")
+        for name in ("temperature", "final_temperature"):
+            self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def used(self) -> int:
+        """Number of components that a token uses."""
+        return self.components if self.top_k is None else self.top_k
+
+    def build(self, width, policy, init):
+        return SHC(self, width, policy, init)
+
+
+class SHC(MHC, Preparing):
+    """See :class:`SHCConfig`. Rows of ``phi`` and ``bias``: C for each of the three routes, then n for n_eff."""
+
+    orthogonal_RCNN: Prepared | None = None
+
+    def __init__(self, config: SHCConfig, width: int, policy: Policy, init: Init):
+        n, C = config.streams, config.components
+        self.config, self.policy = config, policy
+        self.floor = config.floor ** (1 / init.sites)
+        read_N = reading_weights(own_stream(init, n), config.read_lean)
+        self.read = init("read", constant(read_N), n, axes=("stream",))
+        self.write = init("write", ones, n, axes=("stream",))
+        if n == 1:
+            return
+        shape = ROUTES, C, n * (n - 1) // 2
+        self.skew = init("skew", zeros, *shape, role="vector", axes=("coefficient",) * 3)
+        start = jnp.tile(jnp.zeros(C).at[0].set(config.identity_bias), ROUTES)
+        if config.adaptive:
+            start = jnp.concatenate([start, jnp.zeros(n).at[-1].set(DIAGONAL_BIAS)])
+        self.phi = init("phi", normal(0.02), len(start), width, role="mixing", axes=("coefficient", "features"))
+        self.bias = init("bias", constant(start), len(start), axes=("coefficient",))
+
+    def prepare(self):
+        """The orthogonal matrices of this site, see :class:`mhc_jax.nn.stack.Prepared`."""
+        if self.config.streams > 1:
+            self.orthogonal_RCNN = Prepared(self._orthogonal())
+
+    def _orthogonal(self):
+        return projections.spread_rotations(self.skew[...].astype(self.policy.accumulate), size=self.config.streams)
+
+    def pre(self, state, scope):
+        return self.read_with(self._routed(state, scope), state, scope)
+
+    def _routed(self, h: Streams, scope: Scope):
+        """H_pre, H_post and H_res of every token."""
+        config, dtype = self.config, self.policy.accumulate
+        read_N, write_N = (leaf[...].astype(dtype) for leaf in (self.read, self.write))
+        if config.streams == 1:
+            return read_N, write_N, None
+        logits_BTK, rank_BTN = self._logits(h)
+        routes = jnp.split(logits_BTK, ROUTES, axis=-1)
+        weights = [routing.top_k_softmax(logits_BTC, k=config.used) for logits_BTC in routes]
+        if config.used < config.components:
+            balance = sum(map(routing.load_balance, routes, weights)) / ROUTES
+            scope.penalise("routing_balance", config.balance * balance)
+        orthogonal = self._orthogonal() if self.orthogonal_RCNN is None else self.orthogonal_RCNN[...]
+        # Vectors are mixed instead of matrices where only a product with a vector is needed.
+        parts = read_N @ orthogonal[0], orthogonal[1], orthogonal[2] @ write_N
+        pre_BTN, mixed_BTNN, post_BTN = map(projections.mixture, weights, parts)
+        res_BTNN = projections.identity_mix(mixed_BTNN, jnp.asarray((1 - self.floor) / 2, dtype))
+        if not config.adaptive:
+            return pre_BTN, post_BTN, res_BTNN
+        mask_BTN = self._mask(rank_BTN, scope)
+        return mask_BTN * pre_BTN, mask_BTN * post_BTN, projections.masked_mixing(res_BTNN, mask_BTN)
+
+    def _logits(self, h: Streams):
+        """Logits of the components of all routes, and of the number of streams."""
+        phi_KD, bias_K = (leaf[...].astype(self.policy.accumulate) for leaf in (self.phi, self.bias))
+        mean_BTD = h.astype(self.policy.accumulate).total() / self.config.streams
+        logits_BTK = hyper.flat_weights(Streams((mean_BTD,)), phi_KD, eps=RMS_EPS) + bias_K
+        return jnp.split(logits_BTK, [ROUTES * self.config.components], axis=-1)
+
+    def _mask(self, logits_BTN: jax.Array, scope: Scope) -> jax.Array:
+        """1 for the streams that a token keeps."""
+        config, key = self.config, scope.key_of("rank")
+        progress = 1.0 if scope.progress is None else scope.progress
+        temperature = config.temperature * (config.final_temperature / config.temperature) ** progress
+        noise_BTN = None if key is None else jax.random.gumbel(key, logits_BTN.shape, logits_BTN.dtype)
+        mask_BTN = routing.prefix_mask(routing.straight_through(logits_BTN, temperature, noise_BTN))
+        rank_BT = scope.tap("rank", jnp.sum(mask_BTN, axis=-1))
+        scope.penalise("rank", config.rank_penalty * jnp.mean(rank_BT) / config.streams)
+        return mask_BTN
