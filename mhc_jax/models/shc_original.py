@@ -131,13 +131,13 @@ class SHCOriginal(Model):
 
     def init_state(self, batch, max_len):
         if not self.config.causal:
-            raise ConfigError(
-                "shc_original: a text changes what its beginning gives, so that nothing of it can be kept"
-            )
+            return {}
         memory = layer_of(self.blocks, 0).attention.init_state(batch, max_len)
         return jax.tree.map(lambda x: jnp.zeros((self.config.layers, *x.shape), x.dtype), memory)
 
     def __call__(self, tokens_BT, state, scope):
+        if state is not None and not self.config.causal:
+            raise ConfigError("shc_original: a text changes what its beginning gives, so that none of it can be kept")
         if scope.segments_BT is not None and not self.config.causal:
             raise ConfigError("shc_original: routing takes the mean of a row, whose segments it cannot keep apart")
         x_BTD = jnp.take(self.embed.tokens[...], tokens_BT, axis=0).astype(self.policy.accumulate)

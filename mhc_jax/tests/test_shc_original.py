@@ -64,7 +64,7 @@ def test_what_sees_the_future_is_neither_trained_nor_decoded_unless_asked_for():
         SMALL.check_next_token()
     asked = SMALL.replace(see_future=True)
     asked.check_next_token()
-    with pytest.raises(mhc_jax.ConfigError, match="nothing of it can be kept"):
+    with pytest.raises(mhc_jax.ConfigError, match="none of it can be kept"):
         mhc_jax.generate(asked, started(asked), TOKENS, max_new_tokens=1, temperature=0.0)
     with pytest.raises(mhc_jax.ConfigError, match="whose segments it cannot keep apart"):
         mhc_jax.apply(SMALL, started(SMALL), TOKENS, segment_ids=jnp.zeros_like(TOKENS))

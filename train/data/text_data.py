@@ -90,7 +90,7 @@ class TextData(Data):
         )
 
     def epilogue(self, model, params, seed):
-        if not self.config.sample_tokens:
+        if not self.config.sample_tokens or not model.causal:  # what sees later tokens continues nothing
             return ""
         sampling = Sampling(max_new_tokens=self.config.sample_tokens, temperature=0.8, top_k=50)
         with task("compiling and drawing a text sample"):
