@@ -135,8 +135,11 @@ def spread_rotations(entries_CK: Float[Array, "*B C K"], *, size: int) -> Float[
     return jnp.stack([jnp.roll(x_NN, c, axis=-1) for c, x_NN in enumerate(rotations)], axis=-3)
 
 
-def mixture(weight_C: Float[Array, "*B C"], parts: Float[Array, "C *P"]) -> jax.Array:
-    """``sum_c weight[c] * parts[c]``, (*B, *P); a convex one of orthogonal matrices has no singular value above 1."""
+def mixture(weight_C: Float[Array, "*B C"], parts: jax.Array) -> jax.Array:
+    """``sum_c weight[c] * parts[c]``, (*B, *P) from parts (C, *P).
+
+    A convex mixture of orthogonal matrices has no singular value above 1.
+    """
     inside = (1,) * (parts.ndim - 1)
     weights = jnp.unstack(weight_C, axis=-1)
     return sum(w.reshape(*w.shape, *inside) * part for w, part in zip(weights, parts, strict=True))
