@@ -25,6 +25,10 @@ HELP = {"-h", "--help"}
 # Refused to a writer that has opened its file before.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
+# tyro's words about arguments that are not given; of each follow its name, the type of a flag, and its help.
+_MISSING = re.compile(r"Missing from .*?: (.*)")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
 # Characters of a message.
 LONGEST = 1200
 
@@ -171,9 +175,6 @@ def _folded_help() -> Iterator[None]:
             print(textwrap.fill(line, width, subsequent_indent="  ") if wide else line)
 
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-
-
 def _one_line(box: str) -> str:
     """The fault out of tyro's message: a frame, or rules on a plain terminal."""
     lines = [line.strip("│ \t") for line in box.splitlines()]
@@ -183,10 +184,6 @@ def _one_line(box: str) -> str:
     if missing := _MISSING.match(fault):
         fault = "; ".join(_missing(*part.split()) for part in missing[1].split("(required)") if part)
     return f"{fault.replace('Unrecognized options:', 'no flag takes')}; see --help"
-
-
-# tyro's words about arguments that are not given; of each follow its name, the type of a flag, and its help.
-_MISSING = re.compile(r"Missing from .*?: (.*)")
 
 
 def _missing(name: str, *help: str) -> str:
