@@ -66,6 +66,9 @@ class Generated(Data):
     def steps_per_epoch(self):
         return self.config.epoch_steps
 
+    def targets_share(self):
+        return float((self._batch(STREAMS["train"], 0)["targets"] != IGNORE).mean())
+
     def train(self, host=0, hosts=1):
         rows = rows_of(self.config, host, hosts)
         return numbered(lambda step: cut(self._batch(STREAMS["train"], step), rows))

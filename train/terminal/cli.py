@@ -186,8 +186,8 @@ def _one_line(box: str) -> str:
     return f"{fault.replace('Unrecognized options:', 'no flag takes')}; see --help"
 
 
-def _missing(name: str, *help: str) -> str:
-    about = " ".join(help[1:] if name.startswith("--") else help)
+def _missing(name: str, *words: str) -> str:
+    about = " ".join(words[1:] if name.startswith("--") else words)
     return f"{name} is missing: {about.rstrip('.')}"
 
 

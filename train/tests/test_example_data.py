@@ -48,6 +48,10 @@ def done(small, tmp_path_factory):
     return folder, run(small.replace(run_dir=str(folder)))
 
 
+def test_the_share_of_its_targets(small):
+    assert small.data.load().targets_share() == pytest.approx(10 / 12)  # of 12 places the first 2 have none
+
+
 def test_it_learns_and_reports_its_error_rate(done):
     folder, result = done
     assert result.summary["steps"] == 150  # an epoch
