@@ -1,11 +1,10 @@
 """Scores of runs, on a split of their data or on tasks of the lm-eval harness: ``python -m train.evaluate RUN``."""
 
 import dataclasses
-import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,8 +13,11 @@ import tyro
 from mhc_jax.config import Config, ConfigError
 from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
+from train.measure.questions import ENDS, Questions
 from train.measure.scores import evaluate_split
 from train.measure.task_data import LocalData
+from train.measure.tasks import Tasks
+from train.measure.text_model import TextModel
 from train.measure.versions import versions
 from train.storage.outputs import check_file
 from train.storage.restore import load_run
@@ -30,7 +32,7 @@ TASKS = "--tasks"
 class Flags:
     """Score runs on a whole split, one row per run: loss, perplexity and, for text, bits per byte.
 
-    With --tasks, score them on tasks of the lm-eval harness instead; --tasks --help shows the flags of that.
+    With --tasks, score them on benchmarks or on own questions instead; --tasks --help shows the flags of that.
 
     Attributes:
         runs: run directories or exported folders.
@@ -49,11 +51,12 @@ class Flags:
 
 @dataclasses.dataclass(frozen=True)
 class TaskFlags(Config):
-    """Score runs on tasks of the lm-eval harness, with its prompts, examples, filters and metrics.
+    """Score runs on tasks of the lm-eval harness, with its prompts, examples, filters and metrics, or on own questions.
 
     Attributes:
         runs: run directories or exported folders.
-        tasks: names of tasks, or of groups of them, separated by commas: mmlu,bbh_cot_fewshot,gsm8k_cot,wikitext.
+        tasks: names of tasks, or of groups of them, separated by commas: mmlu,bbh_cot_fewshot,gsm8k_cot,wikitext; or
+            files of questions, lines of JSON with a prompt, a response and perhaps choices.
         data: folder with the files of the tasks, see docs/evaluation.md; without it they come from the Hub.
         limit: largest number of documents of each task; 0 for all.
         shots: examples before each question; as many as the task says if not given.
@@ -64,7 +67,7 @@ class TaskFlags(Config):
         json: whether to print one JSON object per run instead of a table.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     tasks: str
     data: str = ""
     limit: int = 0
@@ -127,43 +130,55 @@ def _scores(run: str, flags: Flags, argv: list[str]) -> dict[str, float]:
 
 def _score_tasks(argv: list[str]) -> None:
     """All that can be wrong is found first: data before models, and every model before the first is computed."""
-    flags = cli.parse(TaskFlags, argv, prog=PROG)
+    flags = cli.parse(TaskFlags, ["--help"] if cli.HELP & {*argv} else argv, prog=PROG)
     flags.validate()
     _check_runs(flags.runs)
     samples = check_file("--samples", flags.samples) if flags.samples else None
-    data = LocalData(Path(flags.data)) if flags.data else None
-    harness = _harness()
-    loaded = harness.load_tasks(flags.names, data, flags.shots, flags.max_gen_toks)
+    tasks = _tasks(flags)
     models = {run: load_run(run, flags.which) for run in flags.runs}
     for config, _ in models.values():
         config.model.check_next_token()
-        harness.check_room(loaded, config.model.max_len)
         config.data.tokenizer_of_text()
-    if samples:
-        samples.parent.mkdir(parents=True, exist_ok=True)
-        samples.write_text("", encoding="utf-8")
+        for some in tasks:
+            some.check(config.model)
+    mode = "w"
     for run, (config, params) in models.items():
-        tokenizer = config.data.tokenizer_of_text()
-        lm = harness.HarnessLM(config.model, params, tokenizer, flags.batch)
-        results = harness.evaluate(lm, loaded, flags.limit)
+        model = TextModel(config.model, params, config.data.tokenizer_of_text(), flags.batch)
+        scores, records = map(list, map(itertools.chain.from_iterable, zip(*(some.score(model) for some in tasks))))
         if samples:
-            with samples.open("a", encoding="utf-8") as file:
-                file.writelines(f"{json.dumps(line, default=str)}\n" for line in _samples(run, results))
-        about = {
-            "run": run,
-            "model": config.model.to_dict(),
-            "tokenizer": tokenizer.name,
-            "tokenizer_sha256": tokenizer.fingerprint,
-            "versions": versions() | {"lm-eval": importlib.metadata.version("lm-eval")},
-            "flags": flags.to_dict(),
-            "results": harness.rows(results, lm),
-        }
-        print(json.dumps(about) if flags.json else _table(about, config.model.description), flush=True)
+            samples.parent.mkdir(parents=True, exist_ok=True)
+            with samples.open(mode, encoding="utf-8") as file:
+                file.writelines(json.dumps({"run": run, **record}, default=str) + "\n" for record in records)
+            mode = "a"
+        rows = [dataclasses.asdict(score) for score in scores]
+        print(json.dumps(_about(run, model, flags, rows)) if flags.json else _table(run, model, rows), flush=True)
 
 
-def _table(about: dict[str, Any], description: tuple[str, ...]) -> str:
-    heading = f"{about['run']}: {', '.join(description)}; tokenizer {about['tokenizer']}"
-    return f"{heading}\n{terminal(about['results'])}"
+def _tasks(flags: TaskFlags) -> list[Tasks]:
+    """Files of questions, and the tasks of the harness, if any."""
+    files = [name for name in flags.names if name.endswith(ENDS)]
+    found: list[Tasks] = [Questions(Path(name), flags.limit, flags.max_gen_toks) for name in files]
+    names = [name for name in flags.names if name not in files]
+    if names:
+        data = LocalData(Path(flags.data)) if flags.data else None
+        found.append(_harness().HarnessTasks(names, data, flags.shots, flags.limit, flags.max_gen_toks))
+    return found
+
+
+def _table(run: str, model: TextModel, rows: list[dict[str, Any]]) -> str:
+    return f"{run}: {', '.join(model.config.description)}; tokenizer {model.tokenizer.name}\n{terminal(rows)}"
+
+
+def _about(run: str, model: TextModel, flags: TaskFlags, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "run": run,
+        "model": model.config.to_dict(),
+        "tokenizer": model.tokenizer.name,
+        "tokenizer_sha256": model.tokenizer.fingerprint,
+        "versions": versions("lm-eval"),
+        "flags": flags.to_dict(),
+        "results": rows,
+    }
 
 
 def _harness() -> Any:
@@ -179,12 +194,6 @@ def _harness() -> Any:
     from train.measure import harness
 
     return harness
-
-
-def _samples(run: str, results: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for name, found in results["samples"].items():
-        for sample in found:
-            yield {"run": run, "task": name, **sample}
 
 
 if __name__ == "__main__":

@@ -7,82 +7,127 @@ import logging
 import random
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
-import jax
 import numpy as np
 from lm_eval import evaluator, utils
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.tasks import TaskManager
 
 from mhc_jax.config import ConfigError, check_name
-from mhc_jax.functional import Params
-from mhc_jax.nn.model import ModelConfig
 from mhc_jax.sampling import Sampling
-from train.data.tokenizer import Tokenizer
-from train.measure.likelihood import continuations, log_likelihoods
 from train.measure.task_data import LocalData
+from train.measure.tasks import Score, Tasks
+from train.measure.text_model import TextModel
 from train.terminal.console import task
 
 # New tokens of an answer where neither the task nor the user says how many, as in the harness.
 MAX_GEN_TOKS = 256
+# The harness's own, of its choice of examples.
+SEED = 1234
 # Resamplings for a standard error that has no formula.
 BOOTSTRAP = 1000
-# The harness's own.
-SEED = 1234
 # What a task may say about the generation of answers.
 OPTIONS = {"do_sample", "temperature", "top_k", "top_p", "min_p", "until", "max_gen_toks"}
+
+
+class HarnessTasks(Tasks):
+    """Tasks and groups of tasks of the harness.
+
+    Args:
+        names: of tasks, groups or tags.
+        data: files to read; None takes the Hub's data.
+        shots: examples before each question; None for as many as a task says.
+        limit: documents of each task; 0 for all.
+        max_gen_toks: new tokens of an answer; 0 for as many as a task says.
+
+    Raises:
+        ConfigError: an unknown name, or data that are missing.
+    """
+
+    def __init__(self, names: Sequence[str], data: LocalData | None, shots: int | None, limit: int, max_gen_toks: int):
+        self._limit = limit
+        for name in ("lm_eval", "datasets"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        datasets.disable_progress_bars()
+        random.seed(0)
+        np.random.seed(SEED)  # noqa: NPY002  (tasks draw from it)
+        with task("reading the tasks of the harness"):
+            for name in names:
+                check_name("task", name, _manager().all_tasks)
+            with _data_from(data):
+                try:
+                    self._loaded = _manager().load(list(names))
+                except ValueError as error:
+                    raise ConfigError(f"--tasks: {error}") from None
+        for found in self._loaded["tasks"].values():
+            _set(found, shots, max_gen_toks)
+
+    def check(self, config):
+        for name, found in self._loaded["tasks"].items():
+            if found.OUTPUT_TYPE != "generate_until":
+                continue
+            options = normalize_gen_kwargs(found.get_config("generation_kwargs") or {}, MAX_GEN_TOKS)
+            if options["max_gen_toks"] >= config.max_len:
+                raise ConfigError(
+                    f"{name} asks for up to {options['max_gen_toks']} new tokens, which leaves no room for the "
+                    f"question in the {config.max_len} of the model; give a smaller --max-gen-toks"
+                )
+            if odd := sorted(options.keys() - OPTIONS):
+                raise ConfigError(f"{name} asks for answers with {', '.join(odd)}, which is not supported")
+
+    def score(self, model):
+        lm = HarnessLM(model)
+        with contextlib.redirect_stdout(sys.stderr):  # the harness tells what it does
+            results = evaluator.evaluate(lm, self._loaded, limit=self._limit or None, bootstrap_iters=BOOTSTRAP)
+        members = results["group_subtasks"]
+        inside = {name for names in members.values() for name in names}
+        names = [name for root in results["results"] if root not in inside for name in _tree(root, members)]
+        scores = [score for name in names for score in _scores(name, results, lm)]
+        records = [{"task": name, **record} for name, found in results["samples"].items() for record in found]
+        return scores, records
 
 
 class HarnessLM(TemplateLM):
     """A model as the harness uses one.
 
-    Args:
-        batch: rows that are computed at once.
-
     Attributes:
         asked, cut: by task, the number of requests, and of those whose prompt was cut at its beginning.
     """
 
-    def __init__(self, config: ModelConfig, params: Params, tokenizer: Tokenizer, batch: int):
+    def __init__(self, model: TextModel):
         super().__init__()
-        self._config, self._params, self._tokenizer, self._batch = config, params, tokenizer, batch
+        self._model = model
         self.asked, self.cut = Counter(), Counter()
 
     @property
     def eot_token_id(self) -> int:
-        return self._tokenizer.start_id
+        return self._model.tokenizer.start_id
 
     @property
     def max_length(self) -> int:
-        return self._config.max_len
+        return self._model.config.max_len
 
     @property
     def tokenizer_name(self) -> str:
-        return self._tokenizer.fingerprint
+        return self._model.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        return self._tokenizer.encode(string)
+        return self._model.tokenizer.encode(string)
 
     def loglikelihood(self, requests, disable_tqdm=False):
-        pairs = [(request.args, *self._pair(*request.args)) for request in requests]
-        self._note(requests, [len(context) + len(asked) > self.max_length + 1 for _, context, asked in pairs])
-        return self._loglikelihood_tokens(pairs)
-
-    def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if context:
-            return self._encode_pair(context, continuation)
-        ids = self.tok_encode(continuation)
-        return (ids[:1], ids[1:]) if ids[0] == self.prefix_token_id else ([self.prefix_token_id], ids)
+        pairs = [self._model.pair(*request.args) for request in requests]
+        self._note(requests, map(self._model.loses, pairs))
+        return self._loglikelihood_tokens([(request.args, *pair) for request, pair in zip(requests, pairs)])
 
     def _loglikelihood_tokens(self, requests, **_):
         pairs = [(context, continuation) for _, context, continuation in requests]
         with task(f"scoring {len(pairs):,} continuations", len(pairs)) as work:
-            return log_likelihoods(self._config, self._params, pairs, self._batch, work.advance)
+            return self._model.log_likelihoods(pairs, work.advance)
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
         windows, owners = [], []
@@ -100,85 +145,28 @@ class HarnessLM(TemplateLM):
 
     def generate_until(self, requests, disable_tqdm=False):
         groups: dict[str, list[int]] = defaultdict(list)
-        options, prompts, long = [], [], []
-        for index, request in enumerate(requests):
-            text, asked = request.args
-            options.append(normalize_gen_kwargs(asked, MAX_GEN_TOKS))
-            room = self.max_length - options[-1]["max_gen_toks"]
-            ids = self.tok_encode(text) or [self.prefix_token_id]
-            prompts.append(ids[-room:])
-            long.append(len(ids) > room)
-            groups[str(options[-1])].append(index)
-        self._note(requests, long)
-        answers = [""] * len(requests)
+        options = [normalize_gen_kwargs(request.args[1], MAX_GEN_TOKS) for request in requests]
+        for index, asked in enumerate(options):
+            groups[str(asked)].append(index)
+        answers, cut = [""] * len(requests), [False] * len(requests)
         with task(f"answering {len(requests):,} questions", len(requests)) as work:
             for indices in groups.values():
-                indices.sort(key=lambda index: -len(prompts[index]))
-                for at in range(0, len(indices), self._batch):
-                    part = indices[at : at + self._batch]
-                    found = self._continued([prompts[index] for index in part], options[part[0]], part)
-                    for index, answer in zip(part, found):
-                        answers[index] = answer
-                    work.advance(len(part))
+                prompts, asked = [requests[index].args[0] for index in indices], options[indices[0]]
+                found = self._model.answers(prompts, _sampling(asked), asked["until"], work.advance)
+                for index, result in zip(indices, found):
+                    answers[index], cut[index] = result
+        self._note(requests, cut)
         return answers
 
-    def _continued(self, prompts: list[list[int]], options: Mapping[str, Any], seeds: list[int]) -> list[str]:
-        tokenizer = self._tokenizer
-        drawn = {name: options[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in options}
-        sampling = Sampling(
-            max_new_tokens=options["max_gen_toks"],
-            eos_id=tokenizer.eos_id,
-            vocab_size=min(tokenizer.vocab_size, self._config.vocab_size),
-            **(drawn if options["do_sample"] else {"temperature": 0.0}),
-        )
-        keys = [jax.random.fold_in(jax.random.key(SEED), seed) for seed in seeds]
-        key = jax.numpy.stack([*keys, *[keys[-1]] * (self._batch - len(keys))]) if options["do_sample"] else None
-
-        def text(ids: Sequence[int]) -> str:
-            whole = tokenizer.decode([i for i in ids if i != tokenizer.eos_id])
-            return postprocess_generated_text(whole, list(options["until"]), None)
-
-        def done(ids: Sequence[int]) -> bool:
-            whole = tokenizer.decode(ids)
-            return any(stop in whole for stop in options["until"] if stop) or (tokenizer.eos_id in ids)
-
-        found = continuations(self._config, self._params, prompts, sampling, self._batch, key=key, done=done)
-        return [text(ids) for ids in found]
-
-    def _note(self, requests, cut: Sequence[bool]) -> None:
+    def _note(self, requests, cut: Iterable[bool]) -> None:
         self.asked.update(request.task_name for request in requests)
         self.cut.update(request.task_name for request, is_cut in zip(requests, cut) if is_cut)
 
 
-def load_tasks(names: Sequence[str], data: LocalData | None, shots: int | None, max_gen_toks: int) -> dict[str, Any]:
-    """Tasks and groups of tasks with their data, as :meth:`lm_eval.tasks.TaskManager.load` gives them.
-
-    Args:
-        names: of tasks, groups or tags.
-        data: files to read; None takes the Hub's data.
-        shots: examples before each question; None for as many as a task says.
-        max_gen_toks: new tokens of an answer; 0 for as many as a task says.
-
-    Raises:
-        ConfigError: an unknown name, or data that are missing.
-    """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    logging.getLogger("datasets").setLevel(logging.ERROR)
-    datasets.disable_progress_bars()
-    random.seed(0)
-    np.random.seed(SEED)  # noqa: NPY002  (tasks draw from it)
-    with task("reading the tasks of the harness"):
-        manager = _manager()
-        for name in names:
-            check_name("task", name, manager.all_tasks)
-        with _data_from(data):
-            try:
-                loaded = manager.load(list(names))
-            except ValueError as error:
-                raise ConfigError(f"--tasks: {error}") from None
-    for found in loaded["tasks"].values():
-        _set(found, shots, max_gen_toks)
-    return loaded
+def _sampling(options: Mapping[str, Any]) -> Sampling:
+    drawn = {name: options[name] for name in ("temperature", "top_k", "top_p", "min_p") if name in options}
+    drawn = drawn if options["do_sample"] else {"temperature": 0.0}
+    return Sampling(max_new_tokens=options["max_gen_toks"], **drawn)
 
 
 @functools.cache
@@ -239,70 +227,34 @@ def _set(found: Any, shots: int | None, max_gen_toks: int) -> None:
         )
 
 
-def check_room(loaded: Mapping[str, Any], max_len: int) -> None:
-    """Raises ConfigError for answers that a model of that length has no room for, or that it cannot give."""
-    for name, found in loaded["tasks"].items():
-        if found.OUTPUT_TYPE != "generate_until":
-            continue
-        options = normalize_gen_kwargs(found.get_config("generation_kwargs") or {}, MAX_GEN_TOKS)
-        if options["max_gen_toks"] >= max_len:
-            raise ConfigError(
-                f"{name} asks for up to {options['max_gen_toks']} new tokens, which leaves no room for the question in "
-                f"the {max_len} of the model; give a smaller --max-gen-toks"
-            )
-        if odd := sorted(options.keys() - OPTIONS):
-            raise ConfigError(f"{name} asks for answers with {', '.join(odd)}, which is not supported")
-
-
-def evaluate(lm: HarnessLM, loaded: Mapping[str, Any], limit: int) -> dict[str, Any]:
-    """The harness's results with all samples.
-
-    Args:
-        limit: documents of each task; 0 for all.
-    """
-    with contextlib.redirect_stdout(sys.stderr):  # the harness tells what it does
-        return evaluator.evaluate(lm, loaded, limit=limit or None, bootstrap_iters=BOOTSTRAP)
-
-
-def rows(results: Mapping[str, Any], lm: HarnessLM) -> list[dict[str, Any]]:
-    """A row for each metric of each task, below that of its group if it has one."""
-    members = results["group_subtasks"]
-    inside = {name for names in members.values() for name in names}
-    return [
-        row
-        for root in results["results"]
-        if root not in inside
-        for name in _tree(root, members)
-        for row in _rows(name, results, lm, [leaf for leaf in _tree(name, members) if leaf in results["samples"]])
-    ]
-
-
 def _tree(name: str, members: Mapping[str, Sequence[str]]) -> Iterator[str]:
     yield name
     for member in members.get(name, ()):
         yield from _tree(member, members)
 
 
-def _rows(name: str, results: Mapping[str, Any], lm: HarnessLM, leaves: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """``leaves`` are the tasks in a group, or the task itself."""
+def _scores(name: str, results: Mapping[str, Any], lm: HarnessLM) -> Iterator[Score]:
+    """Those of a task, or of a group over all of its tasks."""
+    leaves = [leaf for leaf in _tree(name, results["group_subtasks"]) if leaf in results["samples"]]
     asked, cut = (sum(count[leaf] for leaf in leaves) for count in (lm.asked, lm.cut))
     chances = [chance for leaf in leaves for chance in _chances(results["samples"][leaf])]
-    for key, value in results["results"][name].items():
+    values = results["results"][name]
+    for key, value in values.items():
         metric, comma, kept = key.partition(",")
         if not comma or metric.endswith("_stderr"):
             continue
-        error = results["results"][name].get(f"{metric}_stderr,{kept}")
-        yield {
-            "task": name,
-            "version": results["versions"].get(name),
-            "shots": results["n-shot"].get(name),
-            "n": sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
-            "metric": metric if kept == "none" else f"{metric}, {kept}",
-            "value": value,
-            "stderr": None if error == "N/A" else error,
-            "chance": sum(chances) / len(chances) if chances and metric.startswith("acc") else None,
-            "cut": cut / asked if asked else 0.0,
-        }
+        error = values.get(f"{metric}_stderr,{kept}")
+        yield Score(
+            task=name,
+            version=results["versions"].get(name),
+            shots=results["n-shot"].get(name),
+            n=sum(results["n-samples"][leaf]["effective"] for leaf in leaves),
+            metric=metric if kept == "none" else f"{metric}, {kept}",
+            value=float(value),
+            stderr=None if error in (None, "N/A") else float(error),
+            chance=sum(chances) / len(chances) if chances and metric.startswith("acc") else None,
+            cut=cut / asked if asked else 0.0,
+        )
 
 
 def _chances(samples: Sequence[Mapping[str, Any]]) -> Iterator[float]:

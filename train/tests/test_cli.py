@@ -148,6 +148,7 @@ HELPED = (
         f"train.{name} --help"
         for name in ("evaluate", "sample", "export", "compare", "study", "prepare_fineweb", "rlm_demo")
     ),
+    "train.evaluate --tasks --help",
     "train.inspect --help",
     "train.inspect quickstart --help",
     "train.benchmark.__main__ --help",

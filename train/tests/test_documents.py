@@ -80,6 +80,7 @@ HERE = {
     "python -m train.validate rlm": {"rlm": "rlm_small_plain"},
     "python -m train.validate quickstart": "checks of that kind have run",
     "python -m train.sample": {"--tokens": "4"},
+    "python -m train.evaluate RUN --tasks questions.jsonl": "asks questions of the reader's",
     "python -m train.evaluate RUN --tasks": "takes the lm-eval harness",
     "python -m train.evaluate RUN RUN --tasks": "the same",
     "python -m train.evaluate runs/mhc --tasks": "the same",

@@ -9,8 +9,16 @@ import numpy as np
 import pytest
 
 import mhc_jax
+from mhc_jax.config import ConfigError
+from mhc_jax.models.topologies import with_topology
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from train import evaluate, export
+from train.checks.subject import awake
 from train.measure import likelihood
+from train.measure.task_data import LocalData
+from train.measure.text_model import TextModel
 from train.measure.text_scores import bits_per_byte
 from train.tests.task_files import write_task_files
 from train.tests.tiny import tiny_config
@@ -128,7 +136,6 @@ def test_samples_hold_the_shipped_prompts_and_our_numbers(found, run):
 )
 def test_what_is_missing_is_named_before_anything_is_computed(argv, fault, run, data, monkeypatch):
     pytest.importorskip("lm_eval")
-    from mhc_jax.config import ConfigError
 
     monkeypatch.setattr(likelihood, "_score", None)
     monkeypatch.setattr(likelihood, "stream", None)
@@ -140,7 +147,6 @@ def test_what_is_missing_is_named_before_anything_is_computed(argv, fault, run, 
 
 def test_data_that_the_hub_does_not_give_are_named(run, monkeypatch):
     pytest.importorskip("lm_eval")
-    from mhc_jax.config import ConfigError
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(
@@ -150,3 +156,45 @@ def test_data_that_the_hub_does_not_give_are_named(run, monkeypatch):
         ConfigError, match=r"the data of arc_easy, allenai/ai2_arc on the .* \(no network\); give --data"
     ):
         evaluate.main([str(run[2]), "--tasks", "arc_easy"])
+
+
+@pytest.mark.slow
+def test_the_harness_finds_the_same_through_transformers(data, tmp_path):
+    """Tasks of each kind, for a GPT-2 and for a model that carries its code."""
+    pytest.importorskip("lm_eval")
+    pytest.importorskip("accelerate")
+    from lm_eval.evaluator import evaluate as harness_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    from train.measure import harness
+
+    plain = mhc_jax.LMConfig(
+        vocab_size=257,
+        max_len=256,
+        width=16,
+        layers=2,
+        norm=LayerNormConfig(),
+        mixer=AttentionConfig(heads=2),
+        mlp=GeluMLPConfig(activation="tanh"),
+    )
+    for name, model in (("gpt2", plain), ("mhc", with_topology(plain, "mhc"))):
+        config = tiny_config(tmp_path).replace(model=model)
+        params = awake(model, mhc_jax.init(model, jax.random.key(0)))
+        export.export(config, params, tmp_path / name, "huggingface")
+        found = []
+        for lm in (
+            harness.HarnessLM(TextModel(model, params, config.data.tokenizer_of_text(), 4)),
+            HFLM(pretrained=str(tmp_path / name), trust_remote_code=True, device="cpu", dtype="float32", batch_size=3),
+        ):
+            tasks = harness.HarnessTasks([*TASKS.split(","), "bbh_cot_zeroshot_navigate"], LocalData(data), None, 0, 8)
+            found.append(harness_evaluate(lm, tasks._loaded)["samples"])
+        ours, theirs = found
+        assert type(lm.model).__name__ == {"gpt2": "GPT2LMHeadModel", "mhc": "MHCForCausalLM"}[name]
+        for task in theirs:
+            for a, b in zip(ours[task], theirs[task], strict=True):
+                assert a["arguments"] == b["arguments"]
+                for (x,), (y,) in zip(a["resps"], b["resps"], strict=True):
+                    if isinstance(x, str):
+                        assert x == y
+                    else:
+                        np.testing.assert_allclose(np.float64(x), np.float64(y), rtol=1e-5)

@@ -3,7 +3,7 @@
 import pytest
 
 from mhc_jax.config import ConfigError
-from train import compare, export, prepare_rlm, rlm_bench, sample
+from train import compare, evaluate, export, prepare_rlm, rlm_bench, sample
 from train.terminal import cli
 
 
@@ -22,7 +22,9 @@ def test_what_is_missing_has_a_name(record, argv, says):
     assert str(caught.value) == says
 
 
-@pytest.mark.parametrize("record", [compare.Flags, export.Flags, prepare_rlm.Flags, rlm_bench.Flags])
+@pytest.mark.parametrize(
+    "record", [compare.Flags, evaluate.TaskFlags, export.Flags, prepare_rlm.Flags, rlm_bench.Flags]
+)
 def test_help_is_no_wider_than_the_terminal(record, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "70")
     with pytest.raises(SystemExit, match="^0$"):
