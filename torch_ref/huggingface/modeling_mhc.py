@@ -100,6 +100,7 @@ class MHCForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         return_dict: bool | None = None,
+        logits_to_keep: int = 0,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Logits (B, T, V), and the mean cross-entropy if there are ``labels`` (B, T), of which -100 does not count.
 
@@ -108,6 +109,7 @@ class MHCForCausalLM(PreTrainedModel, GenerationMixin):
             attention_mask: (B, T with those in the cache), 0 for padding before or after a row; with a cache, before.
             position_ids: (B, T); by default they count from each row's first token, as they always do with a cache.
             cache, past_key_values: two names of the cache, which is changed.
+            logits_to_keep: number of columns at the end whose logits are wanted; 0 for all.
 
         Raises:
             ValueError: padding elsewhere, positions with a cache, or a cache of another kind.
@@ -119,21 +121,23 @@ class MHCForCausalLM(PreTrainedModel, GenerationMixin):
             raise ValueError(f"the cache must be an MHCCache, not a {type(cache).__name__}; leave it out")
         low = self.config.dtype if self.config.dtype in (torch.bfloat16, torch.float16) else None
         with torch.autocast(input_ids.device.type, dtype=low, enabled=low is not None):
-            logits = self._logits(input_ids, attention_mask, position_ids, cache)
+            logits = self._logits(input_ids, attention_mask, position_ids, cache, logits_to_keep)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1])
         output = CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: cache})
         return output.to_tuple() if return_dict is False else output
 
-    def _logits(self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: MHCCache | None) -> Tensor:
+    def _logits(
+        self, ids: Tensor, mask: Tensor | None, positions: Tensor | None, cache: MHCCache | None, last: int
+    ) -> Tensor:
         mask = None if mask is None or mask.all() else mask.long()
         if mask is not None and (mask.diff(dim=1, prepend=mask.new_zeros(len(mask), 1)) > 0).sum(1).max() > 1:
             raise ValueError("padding inside a row: it must stand before the row, or after it (padding_side='left')")
         if cache is None:
             if mask is not None and positions is None:
                 positions = (mask.cumsum(1) - 1).clamp(min=0)
-            return self.lm(ids, positions=positions, segment_ids=mask)
+            return self.lm(ids, positions=positions, segment_ids=mask, last=last)
         if positions is not None:
             raise ValueError("with a cache, positions count from each row's first token: leave out position_ids")
         if cache.state is None:
@@ -141,7 +145,7 @@ class MHCForCausalLM(PreTrainedModel, GenerationMixin):
                 raise ValueError("with a cache, padding must stand before a row: padding_side='left'")
             start_B = None if mask is None else (1 - mask).sum(1)
             cache.state, cache.batch = self.lm.init_cache(len(ids), start_B=start_B), len(ids)
-        logits, cache.state = self.lm.extend(ids, cache.state)
+        logits, cache.state = self.lm.extend(ids, cache.state, last=last)
         return logits
 
     def _prepare_cache_for_generation(self, generation_config: Any, model_kwargs: dict, *_: Any, **__: Any) -> None:
@@ -155,7 +159,7 @@ class MHCForCausalLM(PreTrainedModel, GenerationMixin):
         seen = 0 if cache is None else cache.get_seq_length()
         inputs = {"input_ids": input_ids[:, seen:], "attention_mask": attention_mask}
         inputs = {name: x if x is None else x.to(self.device) for name, x in inputs.items()}
-        return inputs | {CACHE: cache, "use_cache": options.get("use_cache")}
+        return inputs | {CACHE: cache, "use_cache": options.get("use_cache"), "logits_to_keep": 1}
 
 
 @contextlib.contextmanager

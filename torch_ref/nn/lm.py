@@ -80,6 +80,7 @@ class LM(nn.Module):
         positions: Tensor | None = None,
         segment_ids: Tensor | None = None,
         penalties: dict[str, list[Tensor]] | None = None,
+        last: int = 0,
     ) -> Tensor:
         """Logits (B, T, V).
 
@@ -89,13 +90,14 @@ class LM(nn.Module):
             positions: (B, T) absolute positions; 0 .. T-1 if omitted.
             segment_ids: (B, T); mixers keep tokens of different segments apart.
             penalties: filled with auxiliary losses; see :func:`total_penalty`.
+            last: number of columns at the end whose logits are wanted; 0 for all.
 
         Raises:
             ValueError: tokens that are not a (B, T) integer tensor, empty, or longer than ``max_len``.
         """
         scope = self._scope(tokens_BT, positions, segment_ids, taps=taps, penalties=penalties)
         state, _ = self._stack(tokens_BT, None, scope)
-        return self._head(state, scope)
+        return self._head(state, scope, last)
 
     def loss_terms(
         self,
@@ -151,7 +153,7 @@ class LM(nn.Module):
         return {"layers": layers, "column": 0, "start_B": start_B}
 
     def extend(
-        self, tokens_BT: Tensor, cache: dict[str, Any], *, taps: dict[str, Tensor] | None = None
+        self, tokens_BT: Tensor, cache: dict[str, Any], *, taps: dict[str, Tensor] | None = None, last: int = 0
     ) -> tuple[Tensor, dict[str, Any]]:
         """Logits (B, T, V) of tokens that follow those of ``cache``, and the cache after them.
 
@@ -159,7 +161,7 @@ class LM(nn.Module):
 
         Args:
             cache: from :meth:`init_cache` or an earlier call; it is not changed.
-            taps: see :meth:`forward`.
+            taps, last: see :meth:`forward`.
 
         Raises:
             ValueError: tokens as in :meth:`forward`, or more than the cache has room for.
@@ -171,7 +173,7 @@ class LM(nn.Module):
             positions_BT = positions_BT - start_B[:, None]
         scope = Scope(positions_BT.clamp(min=0), column=column, start_B=start_B, taps=taps)
         state, layers = self._stack(tokens_BT, cache["layers"], scope)
-        return self._head(state, scope), {"layers": layers, "column": column + T, "start_B": start_B}
+        return self._head(state, scope, last), {"layers": layers, "column": column + T, "start_B": start_B}
 
     def _scope(self, tokens_BT: Tensor, positions: Tensor | None, segments: Tensor | None, **facts: Any) -> Scope:
         """The scope of a whole sequence."""
@@ -195,14 +197,15 @@ class LM(nn.Module):
             scope.penalise("stream_diversity", self.stream_diversity * streams.diversity(streams_of(state)))
         return state, memories
 
-    def _head(self, state: State, scope: Scope) -> Tensor:
+    def _head(self, state: State, scope: Scope, last: int = 0) -> Tensor:
         if self.norm_streams:
             state = with_streams(state, scope.tap("normalised", self.final_norm(streams_of(state))))
             hidden_BTD = self.ends.collapse(state)
         else:
             hidden_BTD = self.final_norm(scope.tap("collapse", self.ends.collapse(state)))
         table_VD = self.embed.tokens if self.head is None else self.head.weight
-        return scope.tap("logits", F.linear(scope.tap("hidden", hidden_BTD), table_VD))
+        hidden_BTD = scope.tap("hidden", hidden_BTD)[:, -last:]
+        return scope.tap("logits", F.linear(hidden_BTD, table_VD))
 
     @staticmethod
     def _check(tokens_BT: Tensor) -> None:

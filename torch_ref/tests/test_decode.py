@@ -90,6 +90,15 @@ def test_taps_while_decoding_are_those_of_the_whole():
             torch.testing.assert_close(torch.cat([first[name], second[name]], 1), x.detach())
 
 
+def test_only_the_last_logits_are_computed_if_no_more_are_wanted():
+    model, batch = perturbed(MODELS["attention over mhc"]), tokens()
+    whole = model(batch)
+    torch.testing.assert_close(model(batch, last=3), whole[:, -3:])
+    logits, cache = model.extend(batch[:, :7], model.init_cache(2), last=1)
+    torch.testing.assert_close(logits, whole[:, 6:7])
+    torch.testing.assert_close(model.extend(batch[:, 7:], cache)[0], whole[:, 7:])
+
+
 def test_extending_leaves_the_cache_as_it_was():
     for settings in (MODELS["ssm"], MODELS["attention"]):
         model, batch = perturbed(settings), tokens()

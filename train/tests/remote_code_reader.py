@@ -45,10 +45,11 @@ def check(folder):
 
     padded, mask, start = left(ids, expected["lengths"])
     wanted = expected["greedy"]
-    pieces = widths(model)
+    pieces, kept = widths(model)
     found = model.generate(padded, attention_mask=mask, do_sample=False, **NEW)
     np.testing.assert_array_equal(found[:, ids.shape[1] :], wanted)
     assert pieces == [ids.shape[1], 1, 1, 1, 1, 1], "the cache holds what was read"
+    assert kept == [1] * 6, "of the prompt, the last logits alone are computed"
     for row, first in enumerate(start):
         alone = model.generate(padded[row : row + 1, first:], do_sample=False, **NEW)
         np.testing.assert_array_equal(alone[0, -NEW["max_new_tokens"] :], wanted[row])
@@ -77,10 +78,17 @@ def left(ids, lengths):
 
 
 def widths(model):
-    """A list that fills with the numbers of columns that the mirror is given."""
-    found, extend = [], model.lm.extend
-    model.lm.extend = lambda tokens, cache: (found.append(tokens.shape[1]), extend(tokens, cache))[1]
-    return found
+    """Lists that fill with the numbers of columns that the mirror is given, and of those whose logits it gives."""
+    given, kept, extend = [], [], model.lm.extend
+
+    def counted(tokens, cache, **options):
+        logits, cache = extend(tokens, cache, **options)
+        given.append(tokens.shape[1])
+        kept.append(logits.shape[1])
+        return logits, cache
+
+    model.lm.extend = counted
+    return given, kept
 
 
 def refused(message, function):
@@ -106,6 +114,7 @@ def check_edges(folder):
     refused("must be an MHCCache", lambda: model(ids, past_key_values=DynamicCache()))
     refused("leave out position_ids", lambda: model(ids, position_ids=ids, use_cache=True))
     torch.testing.assert_close(model(ids, return_dict=False)[0], model(ids).logits)
+    torch.testing.assert_close(model(ids, logits_to_keep=2).logits, model(ids).logits[:, 3:])
 
     first = model(ids[:, :3], use_cache=True)
     cache = first["cache" if "cache" in first else "past_key_values"]
