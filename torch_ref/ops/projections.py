@@ -76,13 +76,13 @@ def spread_rotations(entries_CK: Tensor, *, size: int) -> Tensor:
 
 def mixture(weight_C: Tensor, parts: Tensor) -> Tensor:
     """The sum of the parts, (C, ...), each times its weight."""
-    return torch.tensordot(weight_C, parts, dims=1)
+    weights = weight_C.reshape(*weight_C.shape, *(1,) * (parts.ndim - 1))
+    return (weights * parts).sum(-parts.ndim)
 
 
 def masked_mixing(mix_NN: Tensor, mask_N: Tensor) -> Tensor:
     """``M H M + (I - M)`` with M the diagonal matrix of the mask."""
-    kept_NN = torch.diag_embed(mask_N)
-    return kept_NN @ mix_NN @ kept_NN + torch.diag_embed(1 - mask_N)
+    return mask_N[..., :, None] * mix_NN * mask_N[..., None, :] + torch.diag_embed(1 - mask_N)
 
 
 def permutation_mixture(logits_K: Tensor, *, streams: int) -> Tensor:
