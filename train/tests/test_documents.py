@@ -86,6 +86,8 @@ HERE = {
     "python -m train.evaluate runs/mhc --tasks": "the same",
     "python -m train --resume": {"--train.steps": "4"},
     "python -m train --config": {"--train.steps": "2"},
+    "python -m train shc_500m --data.path": SMALL | {"--model.mixer.heads": "4"},
+    "python -m train shc_500m_plain --data.path": SMALL | {"--model.mixer.heads": "4"},
     "python -m train squared_relu": SMALL | {"--data.source": "notes.txt"},
     "python -m train delayed_copy": {"--train.steps": "2", "--data.eval-count": "1", "--model.width": "8"},
     "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
