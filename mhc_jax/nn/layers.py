@@ -38,6 +38,19 @@ class Dense(nnx.Module):
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
+class DepthwiseFilter(nnx.Module):
+    """Filter (K, D) and bias (D,), if any, of a causal depth-wise convolution; initialised as PyTorch does."""
+
+    def __init__(self, taps: int, width: int, init: Init, *, bias: bool = True):
+        self.filter = init("filter", uniform(taps), taps, width, role="filter", axes=("tap", "channel"))
+        self.bias = init("bias", uniform(taps), width, axes=("channel",)) if bias else None
+
+    def taps(self, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, jax.Array]:
+        """Both in that dtype, zeros for no bias."""
+        filter_KD = self.filter[...].astype(dtype)
+        return filter_KD, jnp.zeros_like(filter_KD[0]) if self.bias is None else self.bias[...].astype(dtype)
+
+
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Inverted dropout; the identity when ``key`` is None (evaluation) or ``rate`` is 0."""
     if key is None or rate == 0:

@@ -61,7 +61,7 @@ def cell(topology, mixer):
         parts = {"mixer": AttentionConfig(**FORMS[mixer]), "positions": "none", "head": "dense", "outputs": 31}
     else:
         parts = {"mixer": registry.get("mixer", mixer)().small()}
-    mlp = None if mixer == "diagonal_ssm" else GeluMLPConfig(hidden=8)
+    mlp = None if mixer.endswith("_ssm") else GeluMLPConfig(hidden=8)
     config = LMConfig(**SMALL, **parts, mlp=mlp)
     config = with_topology(config, topology)
     return config if config.adapters is None else config.replace(adapters=StreamAdaptersConfig(rank=3))

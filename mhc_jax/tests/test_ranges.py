@@ -36,6 +36,7 @@ PARTS = {
         "init_std": POSITIVE, "dropout": RATE,
     },
     "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
+    "selective_ssm": {"state": COUNT, "expand": COUNT, "conv_kernel": COUNT, "chunk": COUNT},
     "rms": {"eps": NATURAL},
     "ln": {"eps": NATURAL},
     "gelu_mlp": {"hidden": NATURAL, "init_std": POSITIVE},

@@ -14,6 +14,7 @@ from mhc_jax import interop, registry
 from mhc_jax.functional import bind
 from mhc_jax.nn import scope as jax_scope
 from mhc_jax.nn.ends import CopyEndsConfig
+from mhc_jax.nn.mixers import SelectiveSSMConfig
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.stack import layer_of
 from mhc_jax.ops.streams import Streams
@@ -36,6 +37,11 @@ def cases() -> Iterator[Case]:
     for form in ("sequential", "associative", "chunked"):
         system = System(form, tiny("baseline", "original", "rms", conv=4, scan=form))
         yield part(f"diagonal_ssm, {form}, segments", system, tokens | segments, _mixer_jax, _mixer_torch)
+    for form in ("sequential", "associative", "chunked"):
+        mixer = SelectiveSSMConfig(state=2, form=form, chunk=3)
+        system = System(form, tiny_gpt(mixer=mixer, mlp=None))
+        tokens = draw(u=(BATCH, TIME, system.config.width)) | segments
+        yield part(f"selective_ssm, {form}, segments", system, tokens, _mixer_jax, _mixer_torch)
     for system in SYSTEMS.values():
         streams = system.config.residual.stream_count
         state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), system.config.width))

@@ -14,6 +14,8 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen3Config,
@@ -83,6 +85,25 @@ LLAMAS = {
         "yarn", beta_fast=0.6, beta_slow=0.1, mscale=1.0, mscale_all_dim=0.5, truncate=False, **_ORIGINAL
     ),
 }
+MAMBA = NO_ENDS | {
+    "pad_token_id": None,
+    "vocab_size": VOCAB,
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "state_size": 4,
+}
+MAMBAS = {
+    "": {},
+    "other sizes and biases": {
+        "expand": 1,
+        "conv_kernel": 2,
+        "time_step_rank": 3,
+        "use_bias": True,
+        "use_conv_bias": False,
+        "tie_word_embeddings": False,
+        "layer_norm_epsilon": 1e-2,
+    },
+}
 QWENS = {"": {"head_dim": 6, "num_attention_heads": 4, "num_key_value_heads": 2, "rope_theta": 100.0}}
 
 
@@ -91,6 +112,8 @@ def cases() -> Iterator[Case]:
         yield _case(what, Published("gpt2", GPT2LMHeadModel, GPT2Config, GPT2 | fields))
     for what, fields in LLAMAS.items():
         yield _case(what, Published("llama", LlamaForCausalLM, LlamaConfig, LLAMA | fields))
+    for what, fields in MAMBAS.items():
+        yield _case(what, Published("mamba", MambaForCausalLM, MambaConfig, MAMBA | fields))
     for what, fields in QWENS.items():
         yield _case(what, Published("qwen3", Qwen3ForCausalLM, Qwen3Config, LLAMA | fields))
 

@@ -3,5 +3,6 @@
 from mhc_jax.nn.mixers.attention import AttentionConfig
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.nn.mixers.diagonal_ssm import DiagonalSSMConfig
+from mhc_jax.nn.mixers.selective_ssm import SelectiveSSMConfig
 
-__all__ = ["AttentionConfig", "DiagonalSSMConfig", "Mixer", "MixerConfig"]
+__all__ = ["AttentionConfig", "DiagonalSSMConfig", "Mixer", "MixerConfig", "SelectiveSSMConfig"]

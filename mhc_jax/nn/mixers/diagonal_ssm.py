@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mhc_jax.backend import target_backend
-from mhc_jax.nn.init import Init, constant, normal, ones, uniform, zeros
-from mhc_jax.nn.layers import Dense
+from mhc_jax.nn.init import Init, constant, normal, ones, zeros
+from mhc_jax.nn.layers import Dense, DepthwiseFilter
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.ops.conv import causal_depthwise_conv
 from mhc_jax.ops.diag_ssm import diag_ssm
@@ -65,14 +65,6 @@ class _SSM(nnx.Module):
         self.d = init("d", ones, width, axes=("channel",))
 
 
-class _Conv(nnx.Module):
-    """Holds filter (K, D) and bias (D,) of the depth-wise convolution."""
-
-    def __init__(self, taps: int, width: int, init: Init):
-        self.filter = init("filter", uniform(taps), taps, width, role="filter", axes=("tap", "channel"))
-        self.bias = init("bias", uniform(taps), width, axes=("channel",))
-
-
 class DiagonalSSM(Mixer):
     """``out(sigmoid(gate) * SSM(SiLU(conv(u))))`` with ``u, gate = in_proj(x)`` (mHC-SSM, sections 1.2 and 1.3).
 
@@ -82,7 +74,7 @@ class DiagonalSSM(Mixer):
     def __init__(self, config: DiagonalSSMConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy, self.width = config, policy, width
         self.in_proj = Dense(width, 2 * width, init / "in_proj", ("embed", "inner"))
-        self.conv = _Conv(config.conv_kernel, width, init / "conv")
+        self.conv = DepthwiseFilter(config.conv_kernel, width, init / "conv")
         self.ssm = _SSM(config, width, init / "ssm")
         self.out_proj = Dense(width, width, init / "out_proj", ("inner", "embed"))
 
@@ -101,8 +93,9 @@ class DiagonalSSM(Mixer):
         if (padding_BT := scope.padding_BT(T)) is not None:
             x_BTD = jnp.where(padding_BT[..., None], 0, x_BTD)  # the convolution then sees an empty past
         inputs = jnp.concatenate([before["inputs"], x_BTD], axis=1)
-        filter_KD, bias_D = self.conv.filter[...].astype(compute), self.conv.bias[...].astype(compute)
-        convolved = causal_depthwise_conv(x_BTD, filter_KD, bias_D, before["inputs"], segment_ids=scope.segments_BT)
+        convolved = causal_depthwise_conv(
+            x_BTD, *self.conv.taps(compute), before["inputs"], segment_ids=scope.segments_BT
+        )
         x_BTD = scope.tap("conv", jax.nn.silu(convolved)).astype(accumulate)
         y_BTD, s_BD = diag_ssm(
             x_BTD,

@@ -3,5 +3,6 @@
 from torch_ref.nn.mixers.attention import Attention
 from torch_ref.nn.mixers.base import Mixer
 from torch_ref.nn.mixers.diagonal_ssm import DiagonalSSM
+from torch_ref.nn.mixers.selective_ssm import SelectiveSSM
 
-__all__ = ["Attention", "DiagonalSSM", "Mixer"]
+__all__ = ["Attention", "DiagonalSSM", "Mixer", "SelectiveSSM"]
