@@ -105,6 +105,6 @@ def _prefix(rate_EN, s0_BEN, inputs):
     u_BTE, dt_BTE, in_BTN, out_BTN, keep_BT = inputs
     B, T, E = u_BTE.shape
     decay_BTEN, x_BTEN = _transition(rate_EN, u_BTE, dt_BTE, in_BTN, keep_BT)
-    flat = [x.reshape(B, T, -1) for x in (decay_BTEN, x_BTEN)]
-    s_BTEN = diagonal_scan(*flat, s0_BEN.reshape(B, -1), form="associative").reshape(B, T, E, -1)
+    decay_BTM, x_BTM = decay_BTEN.reshape(B, T, -1), x_BTEN.reshape(B, T, -1)
+    s_BTEN = diagonal_scan(decay_BTM, x_BTM, s0_BEN.reshape(B, -1), form="associative").reshape(B, T, E, -1)
     return s_BTEN[:, -1], jnp.einsum("bten,btn->bte", s_BTEN, out_BTN)
