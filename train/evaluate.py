@@ -136,11 +136,16 @@ def _score_tasks(argv: list[str]) -> None:
     samples = check_file("--samples", flags.samples) if flags.samples else None
     tasks = _tasks(flags)
     models = {run: load_run(run, flags.which) for run in flags.runs}
-    for config, _ in models.values():
-        config.model.check_next_token()
-        config.data.tokenizer_of_text()
-        for some in tasks:
-            some.check(config.model)
+    for run, (config, _) in models.items():
+        try:
+            config.model.check_next_token()
+            config.data.tokenizer_of_text()
+            for some in tasks:
+                some.check(config.model)
+        except ConfigError as error:  # of several runs, this one
+            raise ConfigError(f"{run}: {error}") from None
+        if not config.model.causal:  # padding behind a text would reach it
+            raise ConfigError(f"{run}: its tokens see later ones, so it cannot be asked")
     mode = "w"
     for run, (config, params) in models.items():
         model = TextModel(config.model, params, config.data.tokenizer_of_text(), flags.batch)

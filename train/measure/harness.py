@@ -50,7 +50,7 @@ class HarnessTasks(Tasks):
     """
 
     def __init__(self, names: Sequence[str], data: LocalData | None, shots: int | None, limit: int, max_gen_toks: int):
-        self._limit = limit
+        self._names, self._limit = names, limit
         for name in ("lm_eval", "datasets"):
             logging.getLogger(name).setLevel(logging.ERROR)
         datasets.disable_progress_bars()
@@ -86,7 +86,9 @@ class HarnessTasks(Tasks):
             results = evaluator.evaluate(lm, self._loaded, limit=self._limit or None, bootstrap_iters=BOOTSTRAP)
         members = results["group_subtasks"]
         inside = {name for names in members.values() for name in names}
-        names = [name for root in results["results"] if root not in inside for name in _tree(root, members)]
+        roots = [name for name in results["results"] if name not in inside]  # of a tag, all of its tasks
+        roots = dict.fromkeys([*(name for name in self._names if name in roots), *roots])
+        names = [name for root in roots for name in _tree(root, members)]
         scores = [score for name in names for score in _scores(name, results, lm)]
         records = [{"task": name, **record} for name, found in results["samples"].items() for record in found]
         return scores, records

@@ -16,6 +16,7 @@ from typing import Any
 from mhc_jax import interop
 from mhc_jax.config import Config, ConfigError
 from mhc_jax.functional import Params
+from mhc_jax.interop.original import check_language_model
 from mhc_jax.interop.store import REMOTE_CODE, write_folder
 from mhc_jax.nn.model import ModelConfig
 
@@ -38,6 +39,7 @@ def save_remote_code(
             the mirror does not have.
     """
     config.validate()
+    check_language_model(config)
     config.check_next_token()
     known = _registered()
     for axis, kind in _kinds(config):

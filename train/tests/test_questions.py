@@ -2,11 +2,14 @@
 
 import json
 
+import jax
 import pytest
 
 import mhc_jax
 from mhc_jax.config import ConfigError
+from mhc_jax.models.shc_original import SHCOriginalConfig
 from train import evaluate
+from train.export import export
 from train.measure import likelihood
 from train.measure.questions import Questions, mean
 from train.measure.text_model import TextModel, before
@@ -139,6 +142,15 @@ def test_faults_are_named_before_a_model_is_asked(rows, fault, run, tmp_path, mo
     with pytest.raises(ConfigError, match=fault) as error:
         evaluate.main([str(run[2]), "--tasks", str(tmp_path / "q.jsonl"), "--max-gen-toks", "32"])
     assert "\n" not in str(error.value)
+
+
+def test_a_model_that_sees_later_tokens_is_not_asked(run, tmp_path):
+    lines(tmp_path / "q.jsonl", *FREE)
+    model = SHCOriginalConfig(vocab_size=257, max_len=32, see_future=True).small().replace(vocab_size=257)
+    params = mhc_jax.init(model, jax.random.key(0))
+    export(run[0].replace(model=model), params, tmp_path / "shc")
+    with pytest.raises(ConfigError, match=f"^{tmp_path}/shc: its tokens see later ones, so it cannot be asked"):
+        evaluate.main([str(tmp_path / "shc"), "--tasks", str(tmp_path / "q.jsonl"), "--max-gen-toks", "8"])
 
 
 def test_a_missing_file_is_named(run):

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 import mhc_jax
 from mhc_jax import interop, registry
 from mhc_jax.config import ConfigError
+from mhc_jax.models.shc_original import SHCOriginalConfig
 from mhc_jax.models.topologies import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
@@ -136,6 +137,14 @@ def test_a_part_from_outside_is_refused(tmp_path, monkeypatch):
     config = tiny_config(tmp_path)
     monkeypatch.setattr(type(config.model.mixer), "kind", "my_mixer")
     with pytest.raises(ConfigError, match="its mixer 'my_mixer' is from outside, and the folder's code is torch_ref"):
+        export(config, {}, tmp_path / "out", "huggingface")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_of_another_kind_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    config = config.replace(model=SHCOriginalConfig(vocab_size=257, max_len=32, width=8, heads=2, streams=1))
+    with pytest.raises(ConfigError, match="hold language models, not a 'shc_original'"):
         export(config, {}, tmp_path / "out", "huggingface")
     assert not (tmp_path / "out").exists()
 
