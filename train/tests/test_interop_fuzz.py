@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import mhc_jax
 from mhc_jax import interop
-from mhc_jax.models import mhc_ssm, nanogpt
+from mhc_jax.models import SHCOriginalConfig, mhc_ssm, nanogpt
 from mhc_jax.models.gpt import gpt2
 from train.tests.fuzz import FEW, INTEGERS, JSON_VALUES, TEXTS, altered, altered_json, damaged, works_or_says_why
 
@@ -24,6 +24,10 @@ SYSTEMS = {
         {"n_head": 2, "dropout": 0.0, "mhc_h_res_proj": "orthostochastic", "ns_steps": 5, "ns_coeffs": [3, -3.2, 1.2]},
     ),
     "gpt2": (GPT2, {"n_head": 2, "activation_function": "gelu_new", "attn_pdrop": 0.0, "tie_word_embeddings": True}),
+    "shc": (
+        SHCOriginalConfig(heads=2, adaptive_rank=True, **SIZE),
+        {"n_heads": 2, "max_seq_len": 5, "use_rope": True, "ffn_dim": 10, "tie_embeddings": True},
+    ),
 }
 
 
@@ -100,7 +104,7 @@ def test_altered_configurations(kind, folders, tmp_path_factory, data):
 VALUES = JSON_VALUES | INTEGERS | st.sampled_from([object(), np.int64(2), np.float32("nan"), (1, 2), b"x", {1: 2}])
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", [pytest.param(x, marks=pytest.mark.slow if x == "shc" else []) for x in SYSTEMS])
 @given(data=st.data())
 @FEW
 def test_altered_checkpoints_and_hints(system, data):

@@ -12,7 +12,7 @@ import pytest
 import mhc_jax
 from mhc_jax import decode, registry, sampling
 from mhc_jax.config import ConfigError
-from mhc_jax.models import nanogpt
+from mhc_jax.models import nanogpt, with_topology
 from mhc_jax.nn.channel import ChannelMixer, ChannelMixerConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.projections import ProjectionConfig
@@ -182,6 +182,22 @@ def test_a_mixing_matrix_without_a_tap(sound):
     hidden = dataclasses.replace(hidden, config=hidden.config.replace(model=model))
     vars(hidden)["output"] = dataclasses.replace(sound.output, taps={})
     assert failed(mixing.mixing(hidden)) == ["mixing, mixer H_res", "mixing, mlp H_res"]
+
+
+def test_singular_values_outside_the_bounds_of_a_topology(sound):
+    """At two sites the floor of 0.1 allows none below its square root."""
+    model = with_topology(nanogpt("plain", vocab_size=61, max_len=24, width=8, layers=1, heads=2), "shc")
+    subject = dataclasses.replace(sound, config=sound.config.replace(model=model))
+    for scale, faults in (
+        (0.3, ["mixer H_res: 1 - least singular value"]),
+        (0.4, []),
+        (1.1, ["mixer H_res: spectral norm - 1"]),
+    ):
+        taps = {f"blocks.{name}.residual.h_res": x * np.eye(4) for name, x in (("mixer", scale), ("mlp", 1.0))}
+        vars(subject)["output"] = dataclasses.replace(sound.output, taps=taps)
+        found = mixing.mixing(subject)
+        assert len(found) == 4
+        assert failed(found) == faults
 
 
 def test_a_model_that_mixes_nothing_is_not_said_to_pass(sound):

@@ -23,6 +23,7 @@ class Promise:
         negative: of an entry below 0.
         orthogonal: distance of an entry of H H^T from the identity's.
         norm: excess of the spectral norm over 1.
+        shrinking: distance of the least singular value below 1.
     """
 
     rows: float | None = None
@@ -30,6 +31,7 @@ class Promise:
     negative: float | None = None
     orthogonal: float | None = None
     norm: float | None = None
+    shrinking: float | None = None
 
 
 DOUBLY_STOCHASTIC = Promise(rows=EXACT, columns=EXACT, negative=0.0)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, normal, ones, zeros
+from mhc_jax.nn.projections.base import EXACT, Promise
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, StreamsConfig, own_stream, reading_weights
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Prepared, Preparing
@@ -79,6 +80,14 @@ class SHCConfig(StreamsConfig):
         """Number of components that a token uses."""
         return self.components if self.top_k is None else self.top_k
 
+    def factor(self, sites: int) -> float:
+        """f, of each of so many sites."""
+        return self.floor ** (1 / sites)
+
+    def promise(self, sites: int) -> Promise:
+        """What holds of every H_res in a model of so many sites."""
+        return Promise(norm=EXACT, shrinking=1 - self.factor(sites) + EXACT)
+
     def build(self, width, policy, init):
         return SHC(self, width, policy, init)
 
@@ -91,7 +100,7 @@ class SHC(MHC, Preparing):
     def __init__(self, config: SHCConfig, width: int, policy: Policy, init: Init):
         n, C = config.streams, config.components
         self.config, self.policy = config, policy
-        self.floor = config.floor ** (1 / init.sites)
+        self.factor = config.factor(init.sites)
         read_N = reading_weights(own_stream(init, n), config.read_lean)
         self.read = init("read", constant(read_N), n, axes=("stream",))
         self.write = init("write", ones, n, axes=("stream",))
@@ -132,7 +141,7 @@ class SHC(MHC, Preparing):
         # Vectors are mixed instead of matrices where only a product with a vector is needed.
         parts = read_N @ orthogonal[0], orthogonal[1], orthogonal[2] @ write_N
         pre_BTN, mixed_BTNN, post_BTN = map(projections.mixture, weights, parts)
-        res_BTNN = projections.identity_mix(mixed_BTNN, jnp.asarray((1 - self.floor) / 2, dtype))
+        res_BTNN = projections.identity_mix(mixed_BTNN, jnp.asarray((1 - self.factor) / 2, dtype))
         if not config.adaptive:
             return pre_BTN, post_BTN, res_BTNN
         mask_BTN = self._mask(rank_BTN, scope)
