@@ -3,8 +3,8 @@
 ``OUT`` receives ``config.json`` and ``model.safetensors``, which :func:`mhc_jax.load` and ``torch_ref``
 read, and ``run.json``, the whole run configuration: its ``data.tokenizer`` names the tokenizer. With
 ``--format huggingface`` the first two are as transformers writes them, for models that it knows (GPT-2, LLaMA,
-Qwen3, Mamba); for any other the folder carries its own code, which ``trust_remote_code=True`` runs. Tokenizer and generation
-settings are added, so that ``pipeline("text-generation", OUT)`` works.
+Qwen3, Mamba); for any other the folder carries its own code, which ``trust_remote_code=True`` runs. Tokenizer and
+generation settings are added, so that ``pipeline("text-generation", OUT)`` works.
 """
 
 import dataclasses
