@@ -36,7 +36,8 @@ LENGTHS = np.array([12, 1, 5])
 def write(folder, topology, mixer):
     """A tiny model in the format of transformers, and beside it what JAX computes; its configuration and parameters."""
     config = tiny_config(folder)
-    model = mhc_jax.LMConfig(vocab_size=257, max_len=32, width=8, layers=2, mixer=MIXERS[mixer], mlp=GeluMLPConfig())
+    parts = {"mixer": MIXERS.get(mixer) or registry.get("mixer", mixer)().small(), "mlp": GeluMLPConfig()}
+    model = mhc_jax.LMConfig(vocab_size=257, max_len=32, width=8, layers=2, **parts)
     config = config.replace(model=with_topology(model, topology))
     params = awake(config.model, mhc_jax.init(config.model, jax.random.key(0)))
     params = jax.tree.map(lambda x: 3 * x if x.ndim > 1 else x, params)  # so that the likeliest token stands out
@@ -152,4 +153,5 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
 @pytest.mark.slow
 def test_every_topology_with_attention_and_with_a_recurrence(tmp_path):
     cells = [(topology, mixer) for topology in registry.names("topology") for mixer in MIXERS]
+    cells += [("multi_branch", mixer) for mixer in registry.names("mixer") if mixer not in MIXERS]
     read([write(tmp_path, *cell)[2] for cell in cells], tmp_path / "modules")
