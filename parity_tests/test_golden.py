@@ -60,7 +60,7 @@ def test_golden_shc(name):
     assert not failures(rows), report.table(failures(rows))
 
 
-@pytest.mark.parametrize(("replay", "count"), [(shc.replay_units, 40), (shc.replay_blocks, 14)])
+@pytest.mark.parametrize(("replay", "count"), [(shc.replay_units, 41), (shc.replay_blocks, 14)])
 def test_golden_shc_units(replay, count):
     rows = replay()
     assert len(rows) == count

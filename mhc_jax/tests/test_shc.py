@@ -106,11 +106,16 @@ def test_streams_in_bfloat16_keep_their_length_within_the_bounds_and_rounding():
     config, sites = SHCConfig(floor=0.2, adaptive=False), 12
     h = Streams.unstack(jax.random.normal(jax.random.key(3), (2, 5, N, WIDTH))).astype(jnp.bfloat16)
     before = np.linalg.norm(np.asarray(h.stack(), np.float64), axis=(-2, -1))
-    for index in range(sites):
-        module = config.build(WIDTH, policy("bfloat16"), Init(jax.random.key(index), index=index, sites=sites))
-        module.skew[...] = 3 * jax.random.normal(jax.random.key(index), module.skew.shape)
+
+    @jax.jit
+    def passed(h, key):
+        module = config.build(WIDTH, policy("bfloat16"), Init(key, sites=sites))
+        module.skew[...] = 3 * jax.random.normal(key, module.skew.shape)
         u_BTD, ctx = module.pre(h, scope := Scope.over(5))
-        h = module.post(h, jnp.zeros_like(u_BTD), ctx, scope)
+        return module.post(h, jnp.zeros_like(u_BTD), ctx, scope)
+
+    for index in range(sites):
+        h = passed(h, jax.random.key(index))
         assert h.dtype == jnp.bfloat16
     ratio = np.linalg.norm(np.asarray(h.stack(), np.float64), axis=(-2, -1)) / before
     rounding = sites * 2.0**-9

@@ -178,6 +178,7 @@ def first_losses(config, steps=150):
     return [float(cross_entropy(x, bits_B1)[0] / 2) for x in logits]
 
 
+@pytest.mark.slow
 def test_the_published_model_reads_a_random_bit_from_its_future():
     whole, alone = first_losses(ORIGINAL)
     assert whole < 0.2

@@ -25,6 +25,7 @@ from mhc_jax.nn.taps import Taps
 from mhc_jax.ops import streams
 from mhc_jax.ops.attention import causal_attention
 from mhc_jax.ops.loss import IGNORE, cross_entropy
+from mhc_jax.ops.norm import rms_norm
 from mhc_jax.ops.projections import cayley_transform
 from mhc_jax.ops.rotary import rotate
 from mhc_jax.ops.streams import Streams
@@ -196,6 +197,8 @@ def _fills(told):
     check = told["fill_check"]
     yield "fill", [fill((6,), 0)], [check["fill((6,),0,1)"]]
     yield "fill, scaled", fill((2, 2), 3, 0.5), check["fill((2,2),3,0.5)"]
+    x, scale = (jnp.asarray(fill(*how), jnp.float32) for how in (((2, 6), 90), ((6,), 1, 0.3)))
+    yield "RMSNorm", rms_norm(x, scale), told["rms"]
     yield "ids", ids((2, 6), 7, VOCAB), check["ids((2,6),7,29)"]
 
 

@@ -15,6 +15,7 @@ from torch_ref.nn.channel import MoE, SwiGLU
 from torch_ref.nn.mixers import Attention
 from torch_ref.nn.scope import Scope
 from torch_ref.ops import projections
+from torch_ref.ops.norm import rms_norm
 from torch_ref.ops.streams import mix
 
 torch.set_num_threads(1)
@@ -130,6 +131,10 @@ def scope(**facts):
 def test_cayley(size):
     entries = fill((size * (size - 1) // 2,), 1, 1.5)
     close(projections.cayley_transform(entries, size=size), GOLDEN[f"cayley_n{size}"]["Q"])
+
+
+def test_norm():
+    close(rms_norm(fill((2, 6), 90), fill((6,), 1, 0.3)), GOLDEN["rms"])
 
 
 def test_many_cayley():
