@@ -7,7 +7,7 @@ import pytest
 
 from parity_tests import report
 from parity_tests.compare import failures
-from parity_tests.replays import hyper_connections, mhc_ssm, rlm, shc
+from parity_tests.replays import hyper_connections, mhc_ssm, rlm, shc, shc_student
 
 
 @pytest.mark.parametrize("case", mhc_ssm.CASES.values(), ids=mhc_ssm.CASES)
@@ -60,7 +60,15 @@ def test_golden_shc(name):
     assert not failures(rows), report.table(failures(rows))
 
 
-@pytest.mark.parametrize(("replay", "count"), [(shc.replay_units, 41), (shc.replay_blocks, 14)])
+@pytest.mark.parametrize(
+    ("replay", "count"),
+    [
+        (shc.replay_units, 41),
+        (shc.replay_blocks, 14),
+        (shc_student.replay_layer, 6),
+        (shc_student.replay_model, 27),
+    ],
+)
 def test_golden_shc_units(replay, count):
     rows = replay()
     assert len(rows) == count

@@ -1,8 +1,11 @@
-"""Checkpoints of Mamba as Hugging Face transformers writes them: ``MambaForCausalLM``, or the model without head."""
+"""Checkpoints of Mamba as Hugging Face transformers writes them, and of SHC's student, whose layers are the same.
+
+Of transformers it is ``MambaForCausalLM``, or the model without head.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,25 +19,13 @@ from mhc_jax.interop.rules import Rule, read, renamed, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import SelectiveSSMConfig
-from mhc_jax.nn.norms import RMSNormConfig
+from mhc_jax.nn.norms import LayerNormConfig, NormConfig, RMSNormConfig
 from mhc_jax.registry import register
 from mhc_jax.tree import Shapes
 
-BODY, TOKENS, HEAD = "backbone.", "embeddings.weight", "lm_head.weight"
-
-# The mirror's names, outside and inside a block, and the published ones.
-_OUTSIDE = {"embed.tokens": TOKENS, "final_norm.weight": "norm_f.weight", "head.weight": HEAD}
-_INSIDE = {
-    "mixer.norm.weight": "norm.weight",
-    "mixer.branch.a_log": "mixer.A_log",
-    "mixer.branch.d": "mixer.D",
-}
-_BRANCH, _CONV = "mixer.branch.", "conv."
-
-# Fields that tensors do not show, and those of which the model here can have one value. What else a configuration says
-# matters for initial values alone.
-_FREE: dict[str, Any] = {"layer_norm_epsilon": 1e-5, "initializer_range": 0.1}
-_FIXED: dict[str, Any] = {"hidden_act": "silu", "quantization_config": None}
+HEAD = "lm_head.weight"
+# The mirror's names in a unit, where the published ones differ.
+_UNIT = {"a_log": "A_log", "d": "D", "conv": "conv1d"}
 # The length that the published models were trained on; the recurrence itself has no limit.
 _MAX_LEN = 2048
 
@@ -44,29 +35,60 @@ class Mamba(Original):
     """Names with or without ``backbone.``.
 
     A whole checkpoint is ``{"model": state_dict, "config": the contents of config.json}``. Hints are its fields.
+
+    Attributes:
+        system: the name in messages.
+        body: prefix of all names but the head's.
+        outside: the mirror's names outside the layers and the published ones, less ".weight" and ".bias".
+        unit: name of the mixer in a layer.
+        told: published names of the fields that the tensors show.
+        free: fields that they do not show.
+        fixed: fields of which the model here can have one value. What else a configuration says matters for initial
+            values alone.
+        mixer: the unit before the tensors are seen.
     """
 
     model_type = "mamba"
+    system: ClassVar[str] = "mamba"
+    body: ClassVar[str] = "backbone."
+    outside: ClassVar[dict[str, str]] = {"embed": "embeddings", "final_norm": "norm_f", "head": "lm_head"}
+    unit: ClassVar[str] = "mixer"
+    told: ClassVar[dict[str, str]] = {
+        "vocab_size": "vocab_size",
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "state": "state_size",
+        "expand": "expand",
+        "conv_kernel": "conv_kernel",
+        "dt_rank": "time_step_rank",
+        "bias": "use_bias",
+        "conv_bias": "use_conv_bias",
+        "tied": "tie_word_embeddings",
+    }
+    free: ClassVar[dict[str, Any]] = {"layer_norm_epsilon": 1e-5, "initializer_range": 0.1}
+    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "quantization_config": None}
+    mixer: ClassVar[SelectiveSSMConfig] = SelectiveSSMConfig()
 
     @classmethod
     def read(cls, state_dict, hints):
         stored = {}
         if isinstance(state_dict.get("model"), Mapping):
-            stored, state_dict = fields("mamba", "config", state_dict.get("config")), state_dict["model"]
-        arrays = without_prefix("mamba", as_numpy(state_dict), [BODY])
-        config = _config({name: x.shape for name, x in arrays.items()}, stored, hints, tied=_tied(arrays))
+            stored, state_dict = fields(cls.system, "config", state_dict.get("config")), state_dict["model"]
+        arrays = without_prefix(cls.system, as_numpy(state_dict), [cls.body])
+        config = cls._config({name: x.shape for name, x in arrays.items()}, stored, hints, tied=cls._tied(arrays))
         if config.head == "tied":
             arrays.pop(HEAD, None)
         shapes = torch_shapes(config)
-        return config, from_torch(config, read("the mamba weights", list(_rules(shapes)), shapes, arrays))
+        found = read(f"the {cls.system} weights", list(cls._rules(shapes)), shapes, arrays)
+        return config, from_torch(config, found)
 
     @classmethod
     def write(cls, config, params):
-        refuse("Mamba", cls.faults(config))
+        refuse(cls.__name__, cls.faults(config))
         tensors = to_torch(config, params)
-        found = write(_rules(tensors), tensors)
-        head = found.pop(HEAD, found[TOKENS])
-        return {BODY + name: x for name, x in found.items()} | {HEAD: head}
+        found = write(cls._rules(tensors), tensors)
+        head = found.pop(HEAD, found[cls._tokens()])
+        return {cls.body + name: x for name, x in found.items()} | {HEAD: head}
 
     @classmethod
     def huggingface(cls, config, params):
@@ -106,87 +128,138 @@ class Mamba(Original):
             f"ends {config.ends.kind!r}": config.ends.kind != "identity",
             "value residual": config.value_residual is not None,
             "channel mixers before the mixer": config.before_mixer is not None,
-            "dropout after branches": config.dropout != 0,
             "learned positions": config.positions != "none",
             f"{config.outputs} outputs": config.outputs not in (None, config.vocab_size),
-            f"norm {norm.kind!r}": not isinstance(norm, RMSNormConfig),
             f"MLP {mlp and mlp.kind!r}": mlp is not None,
             f"mixer {mixer.kind!r}": not isinstance(mixer, SelectiveSSMConfig),
+            **cls._further_faults(config, norm),
         }
 
+    @classmethod
+    def _further_faults(cls, config: LMConfig, norm: NormConfig) -> dict[str, bool]:
+        return {
+            "dropout after branches": config.dropout != 0,
+            f"norm {norm.kind!r}": not isinstance(norm, RMSNormConfig),
+        }
 
-def _tied(arrays: Mapping[str, np.ndarray]) -> bool:
-    """Whether the head is the token table."""
-    return HEAD not in arrays or TOKENS not in arrays or np.array_equal(arrays[HEAD], arrays[TOKENS], equal_nan=True)
+    @classmethod
+    def _read_fields(cls, settled: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields of the model that the tensors do not show."""
+        return {
+            "norm": RMSNormConfig(eps=settled["layer_norm_epsilon"]),
+            "embed_std": settled["initializer_range"],
+        }
 
-
-def _config(shapes: Shapes, stored: Mapping[str, Any], hints: Mapping[str, Any], *, tied: bool) -> LMConfig:
-    told = _infer(shapes) | {"tie_word_embeddings": tied}
-    known = {*told, *_FREE, *_FIXED}
-    matters = {name: value for name, value in stored.items() if name in known and value not in (None, "auto")}
-    settled = settle("mamba", {**matters, **hints}, told=told, free=_FREE, fixed=_FIXED)
-    mixer = SelectiveSSMConfig(
-        state=told["state_size"],
-        expand=told["expand"],
-        conv_kernel=told["conv_kernel"],
-        dt_rank=None if told["time_step_rank"] == -(-told["hidden_size"] // 16) else told["time_step_rank"],
-        bias=told["use_bias"],
-        conv_bias=told["use_conv_bias"],
-    )
-    config = LMConfig(
-        vocab_size=told["vocab_size"],
-        max_len=_MAX_LEN,
-        width=told["hidden_size"],
-        layers=told["num_hidden_layers"],
-        positions="none",
-        head="tied" if tied else "dense",
-        embed_std=settled["initializer_range"],
-        norm=RMSNormConfig(eps=settled["layer_norm_epsilon"]),
-        mixer=mixer,
-        mlp=None,
-    )
-    try:
-        config.validate()
-    except ConfigError as error:
-        raise InteropError(f"mamba: {error}") from None
-    return config
-
-
-def _infer(shapes: Shapes) -> dict[str, Any]:
-    """The fields of the configuration that the tensors show."""
-    vocab_size, width = _shape(shapes, TOKENS, 2)
-    channels, states = _shape(shapes, "layers.0.mixer.A_log", 2)
-    if channels % width:
-        raise InteropError(
-            f"mamba: {channels} channels are no multiple of the width {width}, which the model here needs"
+    @classmethod
+    def _config(cls, shapes: Shapes, stored: Mapping[str, Any], hints: Mapping[str, Any], *, tied: bool) -> LMConfig:
+        found = cls._infer(shapes) | {"tied": tied}
+        told = {name: found[field] for field, name in cls.told.items()}
+        known = {*told, *cls.free, *cls.fixed}
+        matters = {name: value for name, value in stored.items() if name in known and value not in (None, "auto")}
+        settled = settle(cls.system, {**matters, **hints}, told=told, free=cls.free, fixed=cls.fixed)
+        rank = found["dt_rank"]
+        mixer = cls.mixer.replace(
+            **{name: found[name] for name in ("state", "expand", "conv_kernel", "bias", "conv_bias")},
+            dt_rank=None if rank == cls.mixer.rank(found["width"]) else rank,
         )
-    return {
-        "vocab_size": vocab_size,
-        "hidden_size": width,
-        "num_hidden_layers": len({match[1] for name in shapes if (match := re.match(r"layers\.(\d+)\.", name))}),
-        "state_size": states,
-        "expand": channels // width,
-        "conv_kernel": _shape(shapes, "layers.0.mixer.conv1d.weight", 3)[-1],
-        "time_step_rank": _shape(shapes, "layers.0.mixer.dt_proj.weight", 2)[-1],
-        "use_bias": "layers.0.mixer.in_proj.bias" in shapes,
-        "use_conv_bias": "layers.0.mixer.conv1d.bias" in shapes,
+        config = LMConfig(
+            vocab_size=found["vocab_size"],
+            max_len=_MAX_LEN,
+            width=found["width"],
+            layers=found["layers"],
+            positions="none",
+            head="tied" if tied else "dense",
+            mixer=mixer,
+            mlp=None,
+            **cls._read_fields(settled),
+        )
+        try:
+            config.validate()
+        except ConfigError as error:
+            raise InteropError(f"{cls.system}: {error}") from None
+        return config
+
+    @classmethod
+    def _infer(cls, shapes: Shapes) -> dict[str, Any]:
+        """The fields of the configuration that the tensors show, by our names."""
+        unit = f"layers.0.{cls.unit}"
+        vocab_size, width = cls._shape(shapes, cls._tokens(), 2)
+        channels, states = cls._shape(shapes, f"{unit}.A_log", 2)
+        if channels % width:
+            raise InteropError(
+                f"{cls.system}: {channels} channels are no multiple of the width {width}, which the model here needs"
+            )
+        return {
+            "vocab_size": vocab_size,
+            "width": width,
+            "layers": len({match[1] for name in shapes if (match := re.match(r"layers\.(\d+)\.", name))}),
+            "state": states,
+            "expand": channels // width,
+            "conv_kernel": cls._shape(shapes, f"{unit}.conv1d.weight", 3)[-1],
+            "dt_rank": cls._shape(shapes, f"{unit}.dt_proj.weight", 2)[-1],
+            "bias": f"{unit}.in_proj.bias" in shapes,
+            "conv_bias": f"{unit}.conv1d.bias" in shapes,
+        }
+
+    @classmethod
+    def _shape(cls, shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+        found = shapes.get(name, ())
+        if len(found) != rank or 0 in found:
+            raise InteropError(f"not {cls.system} weights: {name} of rank {rank} is missing")
+        return found
+
+    @classmethod
+    def _tokens(cls) -> str:
+        """The published name of the token table."""
+        return f"{cls.outside['embed']}.weight"
+
+    @classmethod
+    def _tied(cls, arrays: Mapping[str, np.ndarray]) -> bool:
+        """Whether the head is the token table."""
+        tokens, head = arrays.get(cls._tokens()), arrays.get(HEAD)
+        return tokens is None or head is None or np.array_equal(head, tokens, equal_nan=True)
+
+    @classmethod
+    def _rules(cls, names: Mapping[str, Any]) -> Iterator[Rule]:
+        """The translation of all tensors."""
+        for name in names:
+            part, _, leaf = name.rpartition(".")
+            if part in cls.outside:
+                yield renamed(name, f"{cls.outside[part]}.{'weight' if part == 'embed' else leaf}")
+                continue
+            _, layer, _, where, *unit = name.split(".")
+            if where == "branch":
+                unit[0] = _UNIT.get(unit[0], unit[0])
+            yield renamed(name, ".".join(["layers", layer, cls.unit if where == "branch" else "norm", *unit]))
+
+
+@register(AXIS, "shc_student")
+class Student(Mamba):
+    """The state-space student of SHC, as :class:`Mamba` but for LayerNorm, dropout and a head that is always tied."""
+
+    model_type = None
+    system = "shc_student"
+    body = ""
+    outside: ClassVar[dict[str, str]] = {"embed": "embed", "final_norm": "final_norm"}
+    unit = "ssm"
+    told: ClassVar[dict[str, str]] = {
+        "vocab_size": "vocab_size",
+        "width": "hidden_dim",
+        "layers": "n_layers",
+        "state": "state_dim",
+        "expand": "expansion_factor",
     }
+    free: ClassVar[dict[str, Any]] = {"dropout": 0.1}
+    fixed: ClassVar[dict[str, Any]] = {}
+    mixer = SelectiveSSMConfig(init="original")
 
+    @classmethod
+    def _further_faults(cls, config, norm):
+        return {
+            "a separate head": config.head != "tied",
+            f"norm {norm.kind!r}": not (isinstance(norm, LayerNormConfig) and norm.bias),
+        }
 
-def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-    found = shapes.get(name, ())
-    if len(found) != rank or 0 in found:
-        raise InteropError(f"not mamba weights: {name} of rank {rank} is missing")
-    return found
-
-
-def _rules(names: Mapping[str, Any]) -> Iterator[Rule]:
-    """The translation of all tensors; those without a rule here have the same names in a unit."""
-    for name in names:
-        if name in _OUTSIDE:
-            yield renamed(name, _OUTSIDE[name])
-            continue
-        _, layer, inside = name.split(".", 2)
-        unit = inside.removeprefix(_BRANCH)
-        unit = f"conv1d.{unit.removeprefix(_CONV)}" if unit.startswith(_CONV) else unit
-        yield renamed(name, f"layers.{layer}.{_INSIDE.get(inside, f'mixer.{unit}')}")
+    @classmethod
+    def _read_fields(cls, settled):
+        return {"norm": LayerNormConfig(bias=True), "embed_std": 0.02, "dropout": settled["dropout"]}
