@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help install quickstart test test-all test-aot mutants lint bench clean
+.PHONY: help install install-test quickstart test test-all test-aot mutants lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -29,6 +29,8 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 
 install: $(VENV)/.installed  ## environment with the library and the trainer
 
+install-test: $(VENV)/.installed-test  ## the same with PyTorch and what else the tests need
+
 quickstart: $(VENV)/.installed  ## train a real mHC language model on docstrings, in minutes
 	$(BIN)/python -m train quickstart
 
@@ -39,13 +41,13 @@ test-all: $(VENV)/.installed-test  ## the same with the slow studies
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m 'not aot'
 
 # Apart from the other tests: jax[tpu] beside torch is an environment nobody trains in.
-test-aot:  ## compile a tiny model of each family for TPUs that are not here
+test-aot:  ## compile a tiny model of each family for TPUs, without one
 	@echo "installing JAX and the compiler of TPUs into $(VENV)-aot: about a minute"
 	$(PYTHON) -m venv $(VENV)-aot
 	$(VENV)-aot/bin/pip install --quiet --editable '.[tpu]' pytest
 	$(VENV)-aot/bin/python -m pytest -q -m aot train/tests/test_aot.py
 
-mutants: $(VENV)/.installed-test  ## small bugs planted in the code, and which the tests notice; hours, resumes where it stopped
+mutants: $(VENV)/.installed-test  ## plant small bugs and report which ones the tests catch: hours, resumable
 	$(BIN)/python -m mutants --workers $(WORKERS)
 
 lint: $(VENV)/.installed-lint  ## ruff and pyright

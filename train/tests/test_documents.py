@@ -290,7 +290,7 @@ def test_the_python_of_a_page(page, reader, monkeypatch):
         for written, instead in SMALLER.items():
             block = block.replace(written, instead)
         exec(compile(block, str(page), "exec"), names)
-    for made in ("exported", "folder", "runs/quickstart"):
+    for made in ("runs/exported", "folder", "runs/quickstart"):
         shutil.rmtree(reader / made, ignore_errors=True)
 
 
