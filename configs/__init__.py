@@ -7,6 +7,7 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.models import with_topology
 from train.config import RunConfig
+from train.terminal.flags import ELSEWHERE
 
 from configs import gpt, mhc_ssm, rlm, shc  # isort: skip  (importing a file registers its configurations)
 
@@ -28,7 +29,7 @@ def load(name: str) -> RunConfig:
     try:
         config = registry.get("config", base)()
     except KeyError as error:
-        raise ConfigError(f"{error.args[0]}; one from outside needs --import MODULE") from None
+        raise ConfigError(f"{error.args[0]}{ELSEWHERE}") from None
     return config.replace(name=name, model=with_topology(config.model, topology)) if at else config
 
 

@@ -4,14 +4,20 @@ A part is registered once, under an axis and a name, and is found again by that 
 configuration files, checkpoints and error messages.
 """
 
+import dataclasses
 import difflib
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
+AXES = (
+    *("config", "data", "objective", "model", "topology", "original"),
+    *("residual", "projection", "ends", "mixer", "channel", "norm", "rotary_scaling"),
+)
 _REGISTRY: dict[str, dict[str, Any]] = {}
 
 
@@ -21,10 +27,15 @@ def register(axis: str, name: str) -> Callable[[T], T]:
     A class also receives ``kind = name``, the tag by which it is written to JSON.
 
     Raises:
-        ValueError: the name is already taken on that axis by another item.
+        ValueError: no such axis, the name is already taken on it by another item, or a class has fields without being a
+            dataclass.
     """
+    if axis not in AXES:
+        raise ValueError(unknown("axis", axis, AXES))
 
     def add(item: T) -> T:
+        if isinstance(item, type):
+            _check_fields(item)
         names = _REGISTRY.setdefault(axis, {})
         if name in names and names[name].__qualname__ != item.__qualname__:  # type: ignore[attr-defined]
             raise ValueError(f"{axis} {name!r} is already registered by {names[name].__module__}")
@@ -34,6 +45,18 @@ def register(axis: str, name: str) -> Callable[[T], T]:
         return item
 
     return add
+
+
+def _check_fields(part: type) -> None:
+    """Raises ValueError if a subclass of a dataclass annotates fields of its own that its decorator would have made."""
+    if dataclasses.is_dataclass(part) and "__dataclass_fields__" not in vars(part):
+        hints = inspect.get_annotations(part)
+        fields = [name for name, hint in hints.items() if "ClassVar" not in str(hint)]
+        if fields:
+            raise ValueError(
+                f"{part.__module__}.{part.__qualname__} is no dataclass, so {listed(fields)} would be ignored; put "
+                "@dataclasses.dataclass(frozen=True) between @register and the class"
+            )
 
 
 def get(axis: str, name: str) -> Any:

@@ -5,16 +5,15 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Iterable
-from typing import Annotated
 
 import jax
-import tyro
 
 from mhc_jax.config import ConfigError
 from parity_tests import report
 from parity_tests.compare import Case, Row, first_divergence, judge
 from train.storage.outputs import check_file
 from train.terminal import cli
+from train.terminal.flags import Plugins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,8 @@ class Flags:
         matrix: whether to run only every topology with every mixer, which takes half an hour, and print the table.
         only: topologies and mixers of the matrix to walk.
         json: file that also receives the rows.
-        plugins: modules to import first; they may register parts and add cases (``parity_tests.cases.add``).
+        plugins: modules to import first, one or several; they may register parts and add cases
+            (``parity_tests.cases.add``).
     """
 
     checkpoint: str = ""
@@ -37,12 +37,12 @@ class Flags:
     matrix: bool = False
     only: tuple[str, ...] = ()
     json: str = ""
-    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import")] = ()
+    plugins: Plugins = ()
 
 
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
-    flags = cli.parse(Flags, argv, prog="python -m parity_tests")
+    flags = cli.parse(Flags, cli.plugins_apart(argv), prog="python -m parity_tests")
     if flags.only and not flags.matrix:
         raise ConfigError("--only chooses among the cells of --matrix; give that too")
     if bool(flags.checkpoint) + flags.golden + flags.matrix > 1:
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     if not flags.golden:
         jax.config.update("jax_platforms", "cpu")  # two frameworks are compared on one device
     for name in flags.plugins:
-        _import(name)
+        cli.load_plugin(name)
     if flags.matrix:
         _matrix(flags.only)
         return
@@ -109,7 +109,8 @@ def _matrix(only: tuple[str, ...]) -> None:
     if faults:
         print(*faults, sep="\n")
         sys.exit(1)
-    print(f"\nall {count} cells agree; numbers: largest error of JAX over PyTorch's own")
+    agree = "the one cell agrees" if count == 1 else f"all {count} cells agree"
+    print(f"\n{agree}; numbers: largest error of JAX over PyTorch's own")
 
 
 def _judge(cases: Iterable[Case]) -> list[Row]:
@@ -126,13 +127,6 @@ def _judge(cases: Iterable[Case]) -> list[Row]:
 def _print(rows: list[Row]) -> list[Row]:
     print(report.table(rows), flush=True)
     return rows
-
-
-def _import(name: str) -> None:
-    try:
-        importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"--import {name}: {error}") from None
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def test_only_what_is_named_is_walked_and_twins_are_looked_for_first(monkeypatch
     main(["--matrix", "--only", "plain", mixers[0]])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith(f"| what | {mixers[0]} |")
-    assert lines[-1].startswith("all 1 cells agree")
+    assert lines[-1].startswith("the one cell agrees;")
     with pytest.raises(ConfigError, match="unknown topology or mixer 'plian'; did you mean 'plain'"):
         main(["--matrix", "--only", "plian"])
     with pytest.raises(ConfigError, match="give that too"):

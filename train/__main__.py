@@ -5,6 +5,7 @@ of the run is gone, 130 or 143 stopped by SIGINT or SIGTERM, which save what was
 """
 
 import dataclasses
+import itertools
 import shlex
 import shutil
 import sys
@@ -25,7 +26,7 @@ from train.loop.config_file import read_config, read_run
 from train.loop.resolve import run_folder
 from train.terminal import cli, interrupt
 from train.terminal.console import say, show_log
-from train.terminal.flags import flags_of, parts_of
+from train.terminal.flags import Plugins, flags_of, parts_of
 
 PROG = "python -m train"
 USAGE = f"""usage: {PROG} NAME [--flags]            a configuration from the list
@@ -62,7 +63,7 @@ class Launch:
         distributed: the place of this process among several.
     """
 
-    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import"), tyro.conf.UseAppendAction] = ()
+    plugins: Plugins = ()
     distributed: DistributedConfig = DistributedConfig()
 
 
@@ -136,7 +137,12 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
 
 def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
     """The command as shown in help, the initial configuration, and the flags that change it."""
-    name, flags = (rest[0], rest[1:]) if rest and not rest[0].startswith("-") else ("", rest)
+    words = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))
+    if start.plugins and len(words) > 1:
+        raise ConfigError(
+            f"the name of one configuration is needed, not {listed(words)}; --import takes one module, repeat it"
+        )
+    name, flags = (rest[0], rest[1:]) if words else ("", rest)
     ways = {"NAME": name, "--config FILE": start.config, "--resume RUN": start.resume}
     given = [way for way, value in ways.items() if value]
     if not given:

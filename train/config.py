@@ -14,6 +14,7 @@ from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
 from train.objectives.cross_entropy import CrossEntropyConfig
 from train.objectives.kind import ObjectiveConfig
+from train.terminal.flags import ELSEWHERE
 
 # Of float32, in which everything is trained.
 SMALLEST, LARGEST = 1.2e-38, 3.4e38
@@ -265,5 +266,5 @@ def faults_of(file: Path) -> Iterator[None]:
     try:
         yield
     except FieldError as error:
-        outside = "; one from outside needs --import MODULE" if isinstance(error, UnknownKindError) else ""
+        outside = ELSEWHERE if isinstance(error, UnknownKindError) else ""
         raise ConfigError(f"{file}: {'.'.join(error.path)}{': ' if error.path else ''}{error.fault}{outside}") from None

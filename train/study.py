@@ -30,6 +30,7 @@ from train.storage.folder import read_metrics
 from train.storage.outputs import check_folder
 from train.terminal import cli, interrupt
 from train.terminal.console import say
+from train.terminal.flags import Plugins
 from train.terminal.table import markdown, terminal
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Flags:
     seeds: tuple[int, ...] = (0, 1, 2)
     jobs: int = 1
     train_flags: str = ""
-    plugins: Annotated[tuple[str, ...], tyro.conf.arg(name="import"), tyro.conf.UseAppendAction] = ()
+    plugins: Plugins = ()
 
 
 @dataclasses.dataclass(frozen=True)

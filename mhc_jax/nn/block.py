@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mhc_jax.config import ConfigError
 from mhc_jax.nn.channel.base import ChannelMixer
 from mhc_jax.nn.layers import dropout
 from mhc_jax.nn.mixers.base import Mixer, MixerState
@@ -42,10 +43,16 @@ class Site(nnx.Module):
         Args:
             run: the branch as a function of its normalised input and of its scope.
             scope: scope of the site.
+
+        Raises:
+            ConfigError: the output of the branch has another shape than its input.
         """
         around = scope / "residual"
         u, ctx = self.residual.pre(state, around.keyed("pre"))
-        y, out = run(self._input(scope.tap("u", u)), (scope / "branch").repeated(self.residual.branches))
+        x = self._input(scope.tap("u", u))
+        y, out = run(x, (scope / "branch").repeated(self.residual.branches))
+        if jnp.shape(y) != (shape := x.shape[-3:]):  # beyond are the views
+            raise ConfigError(f"{_name(self.branch)} must give an output of shape {shape}, not {jnp.shape(y)}")
         if self.residual.branches > 1:
             y = jnp.swapaxes(y.reshape(-1, self.residual.branches, *y.shape[1:]), 0, 1)
         y = scope.tap("y", dropout(y, self.rate, scope.key_of("dropout")))
@@ -97,13 +104,26 @@ class Block(nnx.Module):
         mixer: Any = self.mixer.branch
 
         def mix(x: jax.Array, inside: Scope):
-            return mixer(x, memory, inside.replace(values=shared or own_values))
+            y, after = mixer(x, memory, inside.replace(values=shared or own_values))
+            _check_state(mixer, memory, after)
+            return y, after
 
         state = _through_channels(self.before_mixer, state, scope / "before_mixer")
         state, memory = self.mixer(state, mix, scope / "mixer")
         state = _through_channels(self.before_mlp, state, scope / "before_mlp")
         state = _through_channels(self.mlp, state, scope / "mlp")
         return (state, None if shared is None else shared.first), memory
+
+
+def _check_state(mixer: Mixer, before: MixerState | None, after: MixerState | None) -> None:
+    """Raises ConfigError if the mixer's state has changed its shape."""
+    was, now = (jax.tree.map(lambda x: f"{x.dtype} {x.shape}", state) for state in (before, after))
+    if was != now:
+        raise ConfigError(f"{_name(mixer)} must return a state like the one it was given, {was}, not {now}")
+
+
+def _name(part: nnx.Module) -> str:
+    return f"{type(part).__module__}.{type(part).__qualname__}"
 
 
 def _through_channels(site: Site | None, state: State, scope: Scope) -> State:

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.config import ConfigError
 from mhc_jax.nn.taps import Taps
 from mhc_jax.ops.streams import Streams
 
@@ -92,7 +93,13 @@ class Scope:
         return self.replace(**{name: jnp.repeat(x, n, axis=0) for name, x in rows.items() if x is not None})
 
     def penalise(self, name: str, value: jax.Array) -> None:
-        """Adds an auxiliary loss, already weighted; the mean over those of one name reaches the training loss."""
+        """Adds an auxiliary loss, already weighted; the mean over those of one name reaches the training loss.
+
+        Raises:
+            ConfigError: it is not a scalar.
+        """
+        if shape := jnp.shape(value):
+            raise ConfigError(f"penalty {name!r} has shape {shape}; it must be a scalar, such as a mean")
         self.penalties.setdefault(name, []).append(value)
 
     def mean_penalties(self) -> dict[str, jax.Array]:

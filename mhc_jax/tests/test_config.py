@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+from typing import ClassVar
 
 import jax
 import pytest
@@ -159,17 +160,41 @@ def test_long_lists_of_names_are_cut():
 def test_a_name_is_taken_once(monkeypatch):
     monkeypatch.setattr(registry, "_REGISTRY", {})
 
-    @registry.register("test axis", "taken")
+    @registry.register("mixer", "taken")
     class First:
         pass
 
-    assert registry.get("test axis", "taken") is First
+    assert registry.get("mixer", "taken") is First
     assert First.kind == "taken"
     with pytest.raises(ValueError, match="already registered"):
 
-        @registry.register("test axis", "taken")
+        @registry.register("mixer", "taken")
         class Second:
             pass
+
+
+def test_an_unknown_axis_is_refused():
+    with pytest.raises(ValueError, match="unknown axis 'mixers'; did you mean 'mixer'"):
+        registry.register("mixers", "taken")
+
+
+def test_fields_that_no_dataclass_makes_are_refused(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", {})
+
+    class Bare(Config):
+        axis: ClassVar[str] = "mixer"
+        alpha: float = 0.5
+
+    fault = r"Bare is no dataclass, so alpha would be ignored; put @dataclasses.dataclass\(frozen=True\) between"
+    with pytest.raises(ValueError, match=fault):
+        registry.register("mixer", "bare")(Bare)
+    assert registry.names("mixer") == []
+
+    class WithoutFields(Named):
+        axis: ClassVar[str] = "mixer"
+
+    registry.register("mixer", "bare")(dataclasses.dataclass(frozen=True)(Bare))
+    registry.register("mixer", "inherits")(WithoutFields)
 
 
 @dataclasses.dataclass(frozen=True)

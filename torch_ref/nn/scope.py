@@ -84,6 +84,12 @@ class Scope:
         return columns_T < self.start_B[:, None]
 
     def penalise(self, name: str, value: Tensor) -> None:
-        """Adds an auxiliary loss, a weighted scalar; the mean over the calls of one name is added to the loss."""
+        """Adds an auxiliary loss, a weighted scalar; the mean over the calls of one name is added to the loss.
+
+        Raises:
+            ValueError: it is not a scalar.
+        """
+        if value.shape:
+            raise ValueError(f"penalty {name!r} has shape {tuple(value.shape)}; it must be a scalar, such as a mean")
         if self.penalties is not None:
             self.penalties.setdefault(name, []).append(value)

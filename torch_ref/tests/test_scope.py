@@ -42,6 +42,13 @@ def test_padding_is_what_lies_before_the_first_token():
     assert scope(column=3, start_B=torch.tensor([4, 0])).padding_BT().tolist() == [[True, False], [False, False]]
 
 
+def test_a_penalty_is_a_scalar():
+    told = scope(penalties={})
+    told.penalise("activity", torch.ones(()))
+    with pytest.raises(ValueError, match=r"penalty 'activity' has shape \(2, 3\); it must be a scalar"):
+        told.penalise("activity", torch.ones(2, 3))
+
+
 @register("channel", "penalised")
 class Penalised(ChannelMixer):
     """Penalises its gain in proportion to the layer and to what is left of training."""

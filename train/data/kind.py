@@ -76,7 +76,7 @@ class DataConfig(Config):
         Raises:
             ConfigError: the tokens do not stand for text.
         """
-        raise ConfigError(f"the tokens of data {self.label!r} stand for no text")
+        raise ConfigError(f"data {self.label!r} is not text")
 
     @required
     def vocab_size(self) -> int:

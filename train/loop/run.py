@@ -129,7 +129,7 @@ def run(
             if config.train.resume:
                 say(f"no finished checkpoint in {folder}: starting at the beginning")
             initialise = functools.partial(init_state, config, optimizer, data.targets_share())
-            with task("drawing the initial parameters"):
+            with task("initialising parameters"):
                 state, meta = jax.jit(initialise, out_shardings=shardings(abstract))(), {}
         start, seconds_before = int(state.step), meta.get("seconds", 0.0)
         scored = [meta.get("best_val_loss"), checkpoints.metric(start)]
@@ -359,8 +359,8 @@ def _introduce(
         )
     if config.optim.warmup_steps >= total_steps:
         say(
-            f"warning: --optim.warmup-steps {config.optim.warmup_steps} covers all {total_steps} steps of the run, in "
-            "which the learning rate never falls; give fewer"
+            f"warning: --optim.warmup-steps {config.optim.warmup_steps} covers all {total_steps} steps of the run, so "
+            "the learning rate never decays; use fewer"
         )
     if mesh.size > 1:
         say(sharding.table(param_info(config.model), mesh))

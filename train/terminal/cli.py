@@ -16,10 +16,10 @@ import tyro
 
 from mhc_jax.config import ConfigError, FieldError
 from train.terminal import flags, interrupt, loading
+from train.terminal.flags import PLUGIN
 
 T = TypeVar("T")
 
-PLUGIN = "--import"
 HELP = {"-h", "--help"}
 
 # Refused to a writer that has opened its file before.
@@ -55,6 +55,8 @@ def parse(
     """
     if PLUGIN not in dict(flags.flags_of(record)):
         argv = _without_plugins(argv)
+        if HELP & {*argv}:
+            record, default = flags.with_plugins(record, default)
     if default is not None:
         default, argv = flags.kinds_chosen(default, argv)
     elif HELP & {*argv}:
@@ -95,13 +97,24 @@ def load_plugin(module: str) -> None:
     except Exception as error:  # any error that a module may raise
         kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
         here = isinstance(error, ModuleNotFoundError) and error.name == module
-        advice = "; its folder must be the present one, or on PYTHONPATH" if here else ""
+        advice = "; its folder must be the current directory, or on PYTHONPATH" if here else ""
         raise ConfigError(f"{PLUGIN} {module}: {kind}{error}{advice}") from error
 
 
 def importing(plugins: Iterable[str]) -> list[str]:
     """The arguments that import them."""
     return [word for plugin in plugins for word in (PLUGIN, plugin)]
+
+
+def plugins_apart(argv: Sequence[str]) -> list[str]:
+    """The arguments with ``--import A B`` as ``--import A --import B``; for commands that take nothing but flags."""
+    apart, listing = [], False
+    for word in argv:
+        if listing and not word.startswith("-") and apart[-1] != PLUGIN:
+            apart.append(PLUGIN)
+        listing = word.partition("=")[0] == PLUGIN if word.startswith("-") else listing
+        apart.append(word)
+    return apart
 
 
 def _without_plugins(argv: Sequence[str]) -> list[str]:

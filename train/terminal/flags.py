@@ -6,7 +6,7 @@ import itertools
 import re
 import typing
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import tyro
 
@@ -15,6 +15,14 @@ from mhc_jax.config import Config, ConfigError, FieldError
 from mhc_jax.registry import listed, shown
 
 T = TypeVar("T")
+
+PLUGIN = "--import"
+ELSEWHERE = f"; if it is defined elsewhere, add {PLUGIN} MODULE"
+Plugins = Annotated[
+    tuple[str, ...],
+    tyro.conf.arg(name=PLUGIN.strip("-"), metavar="MODULE", help="module to import first; repeat the flag for others"),
+    tyro.conf.UseAppendAction,
+]
 
 NUMBERS = {int: "be a whole number", float: "be a number"}
 
@@ -149,6 +157,16 @@ def without_parts(record: type) -> type:
     return plain
 
 
+def with_plugins(record: type[T], default: T | None) -> tuple[type[T], T | None]:
+    """A record, and an instance of it, that have the flag ``--import`` too; for help."""
+    plugins = ("plugins", Plugins, dataclasses.field(default=()))
+    wider = dataclasses.make_dataclass(record.__name__, [plugins], bases=(record,), frozen=True)
+    wider.__doc__ = record.__doc__
+    if default is None:
+        return wider, None
+    return wider, wider(**{field.name: getattr(default, field.name) for field in dataclasses.fields(record)})
+
+
 def _annotated(hint: Any) -> bool:
     return typing.get_origin(hint) is typing.Annotated
 
@@ -205,7 +223,7 @@ def kinds_chosen(record: T, argv: Sequence[str]) -> tuple[T, list[str]]:
         if not kind or kind.startswith("--"):
             raise ConfigError(f"{part.flag} needs a kind: {listed(known)}")
         if kind not in known:
-            raise ConfigError(f"{part.flag}: {registry.unknown(part.axis, kind, known)}")
+            raise ConfigError(f"{part.flag}: {registry.unknown(part.axis, kind, known)}{ELSEWHERE}")
         if kind != str(getattr(part.value, "kind", None)):
             chosen = None if kind == "None" else registry.get(part.axis, kind)()
             record = _with_part(record, part.path, chosen)

@@ -99,6 +99,8 @@ def tiny(tmp_path):
         (["mhc_ssm", "another"], "no flag takes another; see --help\n"),
         (["mhc_ssm", "--model.mlp", "gelu"], "--model.mlp: unknown channel 'gelu'; did you mean 'gelu_mlp'?"),
         (["mhc_ssm", "--model.norm", "None"], "--model.norm: unknown norm 'None'"),
+        (["mhc_ssm", "--model.mixer", "mine"], "if it is defined elsewhere, add --import MODULE"),
+        (["--import", "json", "csv", "quickstart"], "not csv, quickstart; --import takes one module, repeat it"),
         (["nanogpt", "--model.mixer.qk-norm"], "--model.mixer.qk-norm needs a kind: ln, rms, None"),
         (["nanogpt", "--model.mixer.qk-norm-eps", "0.1"], "give --model.mixer.qk-norm rms"),
         (["nanogpt", "--model.norm-bias", "True"], "unknown flag --model.norm-bias: use --model.norm.bias"),

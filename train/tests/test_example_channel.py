@@ -15,6 +15,7 @@ from parity_tests.systems.gpt import tiny_gpt
 from train.loop.run import run
 from train.storage.folder import read_metrics
 from train.tests.runs import tiny_run
+from train.update.step import RESERVED
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -49,6 +50,7 @@ def test_its_loss_is_logged_and_lowers_what_it_weighs(part, tmp_path):
         run(config.replace(run_dir=str(tmp_path / f"{weight}"), model=model, train=train))
         lines = [line for line in read_metrics(tmp_path / f"{weight}" / "metrics.jsonl") if "activity" in line]
         assert len(lines) == 40
+        assert {*lines[0]} - {"loss", "tokens", "activity"} <= RESERVED
         activity.append(sum(line["activity"] for line in lines) / weight)
     assert 0 < activity[1] < activity[0] / 3
 

@@ -85,13 +85,15 @@ def test_the_commands_score_and_tabulate_it(done, capsys):
     assert "| error |" in " ".join(printed.split())
     assert "perplexity" not in printed
     assert "ppl" not in printed
-    with pytest.raises(ConfigError, match="stand for no text"):
+    with pytest.raises(ConfigError, match="is not text"):
         sample.main([str(folder)])
 
 
 def test_a_kind_is_imported_by_any_command(monkeypatch, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"data": {"kind": "counting_sheep"}}))
-    with pytest.raises(ConfigError, match="unknown data 'counting_sheep'.*; one from outside needs --import MODULE"):
+    with pytest.raises(
+        ConfigError, match="unknown data 'counting_sheep'.*; if it is defined elsewhere, add --import MODULE"
+    ):
         evaluate.main([str(tmp_path)])
     (tmp_path / "sheep.py").write_text(
         "import dataclasses\nfrom mhc_jax.registry import register\nfrom train.data.generated import GeneratedConfig\n"

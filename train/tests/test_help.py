@@ -31,4 +31,12 @@ def test_help_is_no_wider_than_the_terminal(record, monkeypatch, capsys):
         cli.parse(record, ["--help"], prog="python -m train.command")
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 70
+    assert any("--import MODULE" in line for line in lines[1:])
     assert lines[0].startswith("usage: python -m train.command")
+
+
+def test_modules_are_imported_one_by_one_or_as_a_list():
+    apart = ["--import", "a", "--import", "b", "--matrix", "--only", "c", "d", "--import=e", "--import", "f"]
+    assert cli.plugins_apart(["--import", "a", "b", "--matrix", "--only", "c", "d", "--import=e", "f"]) == apart
+    assert cli.plugins_apart(apart) == apart
+    assert cli.plugins_apart(["--import", "--golden"]) == ["--import", "--golden"]

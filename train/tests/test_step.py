@@ -9,14 +9,16 @@ import optax
 import pytest
 
 import mhc_jax
+from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
 from mhc_jax.ops.loss import IGNORE, cross_entropy
 from train.config import OptimConfig, RunConfig
 from train.data.config import CorpusConfig
 from train.objectives.cross_entropy import CrossEntropyConfig
+from train.objectives.kind import ObjectiveConfig
 from train.update.optimizer import make_optimizer
-from train.update.step import init_state, make_eval_step, make_train_step
+from train.update.step import RESERVED, init_state, make_eval_step, make_train_step
 
 CONFIG = RunConfig(
     model=mhc_ssm("baseline", vocab_size=31, max_len=12, width=8, layers=1),
@@ -194,3 +196,33 @@ def test_whole_logits_never_exist_in_the_compiled_step(start):
     text = jax.jit(make_train_step(config, optimizer_of(config))).lower(start, batch).as_text()
     assert "4x5x31x" in text
     assert "4x12x31x" not in text
+
+
+@dataclasses.dataclass(frozen=True)
+class Naming(ObjectiveConfig):
+    """Gives a sum, and an auxiliary loss, of these names."""
+
+    total: str = "tokens"
+    penalty: str = "other"
+
+    def sums(self, model, params, batch, **_):
+        loss = sum(jnp.sum(leaf) for leaf in jax.tree.leaves(params))
+        return {"loss": loss, "tokens": 1.0, self.total: 1.0}, {self.penalty: loss}
+
+
+@pytest.mark.parametrize("name", ["loss", "tokens", "lr", "grad_norm", "mfu", "step", "val_loss", "spread"])
+def test_a_penalty_under_the_name_of_another_metric_is_refused(name, start, batch):
+    config = CONFIG.replace(objective=Naming(total="spread", penalty=name))
+    with pytest.raises(ConfigError, match=f"the penalty '{name}' has the name of another metric; rename it"):
+        jax.eval_shape(make_train_step(config, optimizer_of(config)), start, batch)
+
+
+def test_a_sum_of_the_objective_under_the_name_of_another_metric_is_refused(start, batch):
+    config = CONFIG.replace(objective=Naming(total="lr"))
+    with pytest.raises(ConfigError, match="the sum of the objective 'lr' has the name of another metric"):
+        jax.eval_shape(make_train_step(config, optimizer_of(config)), start, batch)
+
+
+def test_all_numbers_of_a_step_have_reserved_names(start, batch):
+    _, metrics = jax.eval_shape(make_train_step(CONFIG, optimizer_of(CONFIG)), start, batch)
+    assert metrics.keys() - {"loss", "tokens"} == RESERVED & metrics.keys()

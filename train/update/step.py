@@ -1,6 +1,6 @@
 """One training step and one evaluation step: pure functions that the caller compiles."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 import mhc_jax
+from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from train.config import RunConfig
 from train.devices import sharding
@@ -17,6 +18,13 @@ from train.update.state import TrainState
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+
+# What the lines of the log hold beside the objective's means and the penalties: numbers of a step, of the loop, scores.
+RESERVED = {
+    *("grad_norm", "param_norm", "update_norm", "lr", "skipped", "consecutive_skipped", "loss_scale"),
+    *("step", "total_tokens", "tokens_per_second", "data_wait", "flops_per_second", "mfu", "streams"),
+}
+SCORES = ("val_", "final_val_")
 
 
 def init_state(config: RunConfig, optimizer: optax.GradientTransformation, targets_share: float = 1.0) -> TrainState:
@@ -56,12 +64,16 @@ def make_train_step(
     ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this
     step), ``skipped`` (steps skipped so far), ``consecutive_skipped``, every auxiliary loss by its name, weighted,
     and under the policy float16 ``loss_scale``. An overflow that a smaller loss scale may mend counts as skipped alone.
+
+    Tracing the function raises ConfigError if an auxiliary loss, or a sum of the objective, has the name of another
+    metric, or of one in :data:`RESERVED`.
     """
 
     def objective(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None, scale: jax.Array | float):
         params, batch_sharding = sharding.for_step(config.model, params, mesh)
         called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
         sums, penalties = config.objective.sums(config.model, params, batch, **called)
+        _check_names(sums, penalties)
         weighted = {name: sums["tokens"] * value for name, value in penalties.items()}
         return scale * (sums["loss"] + sum(weighted.values())), {**sums, **weighted}
 
@@ -119,6 +131,14 @@ def make_eval_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[Par
         return config.objective.sums(config.model, params, batch, batch_sharding=batch_sharding)[0]
 
     return eval_step
+
+
+def _check_names(sums: Collection[str], penalties: Collection[str]) -> None:
+    """Raises ConfigError for a sum or penalty that would stand under the name of another metric."""
+    for what, names, taken in (("sum of the objective", sums, RESERVED), ("penalty", penalties, RESERVED.union(sums))):
+        for name in names:
+            if name in taken or name.startswith(SCORES):
+                raise ConfigError(f"the {what} {name!r} has the name of another metric; rename it")
 
 
 def _sum_over_parts(function: Callable[[Any, Batch], Any], batch: Batch, parts: int) -> Any:

@@ -91,7 +91,7 @@ class AttentionConfig(MixerConfig):
 
     def check(self, width):
         whole = self.head_width is not None or width % self.heads == 0
-        self.require(whole, f"heads {self.heads} must divide the width {width}, or head_width be given")
+        self.require(whole, f"heads {self.heads} must divide the width {width}; otherwise set head_width")
         head = self.width_of_head(width)
         self.require(self.rotary == "none" or head % 2 == 0, f"rotary positions need an even head width, got {head}")
 
