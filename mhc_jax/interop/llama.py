@@ -53,6 +53,7 @@ _FREE: dict[str, Any] = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "atten
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "mlp_bias": False,
+    "is_causal": True,
     "use_sliding_window": False,
     "quantization_config": None,
 }

@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from mhc_jax.rlm import protocol
+from mhc_jax.rlm import prelude, protocol
 from mhc_jax.rlm.callbacks import report
 from mhc_jax.rlm.calls import FAULTS, Calls
 from mhc_jax.rlm.environments.base import Environment, SandboxDied, SandboxUnavailable
@@ -16,6 +16,8 @@ from mhc_jax.rlm.program import Conversation, Outcome, Path, Program, Request, S
 from mhc_jax.rlm.subcalls import Subcalls, functions
 from mhc_jax.rlm.trace import about
 
+# Kinds of what a name in an answer does not mean: max, list, a function or a module of the session.
+NO_ANSWER = ("builtin_function_or_method", "function", "module", "type")
 # Limits whose end leaves a call for the answer: it was reserved.
 FORCED = {"iterations": "All turns are used up.", "calls": "All calls are used up."}
 
@@ -165,9 +167,9 @@ class Level:
         return shown
 
     def _meant(self, environment: Environment, text: str) -> str:
-        """``FINAL(name)`` outside of code means the variable, where there is one."""
-        if text.isidentifier():
-            cell = environment.execute(_final_var(text))
+        """``FINAL(name)`` outside of code means the variable, where there is one that holds data."""
+        if text.isidentifier() and text[0] != "_" and text not in prelude.NAMES:
+            cell = environment.execute(f"if type({text}).__name__ not in {NO_ANSWER}:\n    {_final_var(text)}")
             if cell.answer is not None:
                 return cell.answer
         return text

@@ -11,12 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 LANGUAGES = ("repl", "python", "py")
-_OPENING = re.compile(r"^ {0,3}(`{3,})[ \t]*(\w*)[^`]*$")
+_OPENING = re.compile(r"^ {0,3}(`{3,})[ \t]*(\w*)")
 _CLOSING = re.compile(r"^ {0,3}(`{3,})[ \t]*$")
 _FINAL = re.compile(r"^[ \t]*FINAL\(", re.MULTILINE)
 _FINAL_VAR = re.compile(r"^[ \t]*FINAL_VAR\([ \t]*([\"']?)(\w+)\1[ \t]*\)", re.MULTILINE)
 _QUOTED = re.compile(r"\s*((\"\"\"|'''|\"|')(?:\\.|(?!\2)[^\\])*\2)\s*\)", re.DOTALL)
-_ESCAPED = {"n": "\n", "t": "\t"}
+_ESCAPE = re.compile(
+    r"\\(?:[abfnrtv\\'\"\n]|[0-3]?[0-7]{1,2}|x[\da-fA-F]{2}|u[\da-fA-F]{4}|U[\da-fA-F]{8}|N\{[\w -]+\})",
+    re.ASCII,
+)
 
 SYSTEM = """You answer a question about a context that may be far longer than you can read at once. The context is in
 a Python session, and you work in turns: write code in a block
@@ -98,7 +101,7 @@ def split(reply: str) -> tuple[tuple[str, ...], str]:
     A block ends at a line of at least as many backticks as began it, so that longer fences may hold shorter ones.
     """
     blocks, prose, inside, fence, runs = [], [], [], "", False
-    for line in reply.splitlines():
+    for line in _lines(reply):
         if fence:
             end = _CLOSING.match(line)
             if end and len(end[1]) >= len(fence):
@@ -107,7 +110,7 @@ def split(reply: str) -> tuple[tuple[str, ...], str]:
                 fence = ""
             else:
                 inside.append(line)
-        elif begin := _OPENING.match(line):
+        elif (begin := _OPENING.match(line)) and "`" not in line[begin.end() :]:
             fence, runs, inside = begin[1], begin[2].lower() in LANGUAGES, []
         else:
             prose.append(line)
@@ -116,17 +119,31 @@ def split(reply: str) -> tuple[tuple[str, ...], str]:
     return tuple(block for block in blocks if block.strip()), "\n".join(prose)
 
 
+def _lines(text: str) -> list[str]:
+    """Lines as Python has them: a form feed or U+2028 within one is part of it."""
+    return text.replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n").split("\n")
+
+
 def _argument(rest: str) -> str:
     """What stands between ``FINAL(`` and its closing bracket; all there is, if none closes it."""
     if quoted := _QUOTED.match(rest):
-        literal = quoted[1][len(quoted[2]) : -len(quoted[2])]
-        return re.sub(r"\\(.)", lambda escaped: _ESCAPED.get(escaped[1], escaped[1]), literal, flags=re.DOTALL)
+        return _ESCAPE.sub(_character, quoted[1][len(quoted[2]) : -len(quoted[2])])
     depth = 1
     for index, character in enumerate(rest):
         depth += (character == "(") - (character == ")")
         if not depth:
             return rest[:index].strip()
     return rest.strip()
+
+
+def _character(escape: re.Match[str]) -> str:
+    """What an escape stands for in Python; itself where that is no character, as half a surrogate pair."""
+    try:
+        character = escape[0].encode().decode("unicode_escape")
+        character.encode()
+    except UnicodeError:
+        return escape[0]
+    return character
 
 
 def shorten(text: str, limit: int) -> str:

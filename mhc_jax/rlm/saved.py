@@ -79,12 +79,14 @@ class Keeper:
         self.done = False
 
     def keep(self, talk: Conversation) -> None:
-        """Saves what stands after a turn."""
-        self._state.talk = copy.deepcopy(talk)
+        """Saves what stands after a turn; what stood before it stays if the session cannot be had."""
+        kept = copy.deepcopy(talk)
         try:
-            self._state.dump, self._state.context = self._environment.dump(), None
+            dump, context = self._environment.dump(), None
         except NotImplementedError:
-            self._state.dump, self._state.context = None, self._context
+            dump, context = None, self._context
+        # At once, so that an interruption leaves no conversation beside the session of another turn.
+        self._state = dataclasses.replace(self._state, talk=kept, dump=dump, context=context)
         self._write()
 
     def _write(self) -> None:

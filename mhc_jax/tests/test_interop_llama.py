@@ -273,6 +273,7 @@ def test_hints_about_rotary_positions_replace_what_is_stored(llama):
         ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types with 'sliding_attention'"),
         ({"attention_bias": True}, "attention_bias=True contradicts the tensors, which say False"),
         ({"mlp_bias": True}, "mlp_bias=True is not supported"),
+        ({"is_causal": False}, "is_causal=False is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'silu' is"),
         ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings=True contradicts the tensors, which say False"),

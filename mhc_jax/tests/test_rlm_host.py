@@ -39,6 +39,9 @@ def test_names_that_code_may_give_a_value(code, names):
 def test_reading_names_takes_no_longer_than_the_code_is():
     for piece in ("a,", "a = ", "a ", "for a, ", "(" * 9, "a" * 9, "a:", "as a, "):
         host.assigned(piece * (host.MAX_CODE // len(piece)))
+    for start in ("for", "async for a", "a:"):
+        for piece in (" ", ", "):
+            host.assigned(start + piece * (host.MAX_CODE // len(piece)))
     assert len(host.assigned("".join(f"x{i}=1\n" for i in range(9000)))) == host.MAX_NAMES
 
 

@@ -38,8 +38,13 @@ def test_all_forms_of_a_final_answer(reply):
     assert (result.status, result.answer, result.reason) == ("answered", "forty-two", None)
 
 
-def test_a_word_that_is_no_variable_is_itself():
-    assert ask("FINAL(Paris)")[0].answer == "Paris"
+@pytest.mark.parametrize("word", ["Paris", "max", "list", "search", "answer", "llm_query", "re", "f", "__name__"])
+def test_a_word_that_is_no_variable_is_itself(word):
+    assert ask(code("import re", "def f(): pass") + f"\nFINAL({word})")[0].answer == word
+
+
+def test_a_variable_may_have_the_name_of_a_builtin():
+    assert ask(code("(max, low) = 5, 1") + "\nFINAL(max)")[0].answer == "5"
 
 
 def test_an_answer_that_is_not_ready_is_none():

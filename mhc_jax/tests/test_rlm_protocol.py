@@ -44,6 +44,9 @@ def test_code_that_is_only_shown_is_not_run_and_holds_no_answer():
         ('FINAL("a :) b")', "a :) b"),
         ("FINAL('it\\'s\\nso')", "it's\nso"),
         ('FINAL("""two\nlines""")', "two\nlines"),
+        ('FINAL("two\nlines, \\"quoted\\"")', 'two\nlines, "quoted"'),
+        (r'FINAL("caf\u00e9 \x41\101 \N{BULLET}\\x41")', "caf\u00e9 AA \u2022\\x41"),
+        (r'FINAL("\d \xg \N{NO SUCH} \ud800 \Uffffffff")', r"\d \xg \N{NO SUCH} \ud800 \Uffffffff"),
         ("FINAL(two\nlines)", "two\nlines"),
         ('FINAL(("a", "b"))', '("a", "b")'),
         ("FINAL(never closed", "never closed"),
@@ -65,6 +68,18 @@ def test_a_final_variable_in_the_text(reply):
 def test_a_final_answer_stands_at_the_start_of_a_line_outside_of_code(reply):
     spoken = protocol.read(reply)
     assert (spoken.final, spoken.variable) == (None, None)
+
+
+@pytest.mark.parametrize("inside", ["\u2028", "\x0c", "\x85", "\x1c", "\v"])
+def test_lines_of_code_are_those_of_python(inside):
+    assert protocol.read(f"```repl\na = '{inside}'\r\nb\rc\n```\n").blocks == (f"a = '{inside}'\nb\nc",)
+
+
+def test_reading_takes_no_longer_than_the_reply_is():
+    many = 200_000  # a pattern that tries each pair of places would take hours
+    for start in ("```", "FINAL_VAR(", 'FINAL("'):
+        for piece in (" ", "a", '\\"'):
+            protocol.read(f"{start}{piece * many}`")
 
 
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 7, 10, 11])

@@ -13,6 +13,8 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from mhc_jax.rlm import RLM, Diverged, Limits, Reply, Scripted, Trace, replay, saved
+from mhc_jax.rlm.environments import SandboxDied
+from mhc_jax.rlm.environments.monty import Monty
 
 ROOT = Path(__file__).parents[2]
 CONTEXT = "alpha beta gamma delta " * 50
@@ -172,6 +174,28 @@ def test_an_interrupted_run_goes_on_where_it_stopped(at, kept, tmp_path, monkeyp
 
 def without_dumps(self):
     raise NotImplementedError("no dumps")
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt(), SandboxDied("gone")], ids=repr)
+def test_a_run_that_ends_while_it_is_saved_keeps_its_variables(fault, tmp_path, monkeypatch):
+    replies = {2: code("a = 1"), 4: code("b = 2"), 6: code("FINAL(a + b)")}
+
+    def model(messages):
+        return replies.get(len(messages), code("FINAL(SHOW_VARS())"))
+
+    taken = []
+
+    def dump(self):
+        taken.append(self._state)
+        if len(taken) == 3:  # after the second turn
+            raise fault
+        return self._state
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Monty, "dump", dump)
+        with pytest.raises(type(fault)):
+            RLM(model).completion("text", "What?", state=tmp_path / "state")
+    assert RLM(model).resume(tmp_path / "state").answer == "3"
 
 
 def test_an_interrupt_waits_for_what_is_under_way_and_begins_nothing(tmp_path):

@@ -28,7 +28,7 @@ MAX_CALLS = 2000
 # Where a line of code may give names a value, in any scope.
 _ASSIGNED = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?(?:def|class)[ \t]+(?P<made>\w+)"
-    r"|(?:async[ \t]+)?for[ \t]+(?P<each>[\w, \t()]+?)[ \t]in\b"
+    r"|(?:async[ \t]+)?for[ \t]+(?P<each>[\w(][\w, \t()]*?)[ \t]in\b"
     r"|(?P<targets>\w+(?:[ \t]*[,=][ \t]*\w+)*)[ \t]*(?::[^=\n]*)?[-+*/|&]?=(?!=))"
     r"|\bas[ \t]+(?P<alias>\w+)|\b(?P<walrus>\w+)[ \t]*:=",
     re.MULTILINE,
