@@ -1,15 +1,19 @@
 """The common parts of the tests of all tiers."""
 
+from collections.abc import Callable
+
 import pytest
 
 from parity_tests import cases, report
 from parity_tests.compare import Case, failures, judge
 
 
-def of_tier(tier: str) -> pytest.MarkDecorator:
-    """One test for each case of the tier."""
-    found = cases.of_tier(tier)
-    return pytest.mark.parametrize("case", found.values(), ids=found)
+def of_tier(tier: str, slow: Callable[[str], bool] = lambda name: False) -> pytest.MarkDecorator:
+    """One test for each case of the tier; those whose names are ``slow`` are among the slow tests."""
+    marks = {name: [pytest.mark.slow] if slow(name) else [] for name in cases.of_tier(tier)}
+    return pytest.mark.parametrize(
+        "case", [pytest.param(case, id=name, marks=marks[name]) for name, case in cases.of_tier(tier).items()]
+    )
 
 
 def check(case: Case) -> None:

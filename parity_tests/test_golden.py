@@ -25,7 +25,14 @@ def test_golden_mhc_ssm_units():
 SITES = {name: case for name, case in hyper_connections.load()["cases"].items() if "config" in case}
 
 
-@pytest.mark.parametrize("name", SITES)
+def two_sources(name):
+    """Whether a second published code base gave the same numbers for the same site."""
+    return name.startswith("luc/") and f"tb/{name.removeprefix('luc/')}" in SITES
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if two_sources(name) else []) for name in SITES]
+)
 def test_golden_sites(name):
     rows = hyper_connections.replay(name, SITES[name])
     assert sum(row.tap.startswith("gradient") for row in rows) >= 3

@@ -206,7 +206,7 @@ def weighted(project, **options):
     return jax.jit(lambda logits: jnp.sum(weight * project(logits, **options)))
 
 
-@pytest.mark.parametrize("std", [0.3, 1.0, 2.0])
+@pytest.mark.parametrize("std", [1.0, *(pytest.param(std, marks=pytest.mark.slow) for std in (0.3, 2.0))])
 def test_implicit_derivatives_equal_those_of_the_iterations(std, x64):
     logits = std * np.random.default_rng(1).standard_normal((4, 4))
     unrolled = weighted(sinkhorn.log_sinkhorn_columns_then_rows, iters=1000)
@@ -261,7 +261,7 @@ def test_no_clamped_iteration_leaves_the_logits():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("n", [1, pytest.param(2, marks=pytest.mark.slow), 4])
 def test_near_identity_is_near_the_identity(kind, n):
     config = registry.get("projection", kind)()
     config.check(n)

@@ -58,7 +58,7 @@ def test_a_topology_outside_the_repository_trains(tmp_path):
 @pytest.mark.parametrize(
     ("name", "topology", "mixer"),
     [
-        ("layer_scale", "layer_scale", "attention"),
+        pytest.param("layer_scale", "layer_scale", "attention", marks=pytest.mark.slow),
         ("decaying_average", "mhc", "decaying_average"),
         pytest.param("lazy_walk", "lazy_walk", "attention", marks=pytest.mark.slow),
         ("rolled_ends", "rolled", "attention"),

@@ -59,8 +59,6 @@ def test_without_a_corpus_a_few_tokens_serve(tiny, tmp_path, capsys):
     printed, _ = inspected(capsys, tiny[2], tmp_path, *flags, "--tokens", "0")
     assert "no validation tokens: " not in printed
     assert "Mean over 16 made-up tokens" in printed
-    printed, _ = inspected(capsys, "quickstart", tmp_path, *flags)
-    assert "Mean over 16 made-up tokens" in printed
 
 
 def test_matrices_are_those_of_the_parameters(tiny):

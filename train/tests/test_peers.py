@@ -184,7 +184,11 @@ def test_the_relay_keeps_this_side_open_when_the_other_is_gone():
 @pytest.mark.parametrize(
     ("other", "fault"),
     [
-        (("--optim.lr", "0.01"), "differ in --optim.lr: 0.03 and 0.01; start all of them alike"),
+        pytest.param(
+            ("--optim.lr", "0.01"),
+            "differ in --optim.lr: 0.03 and 0.01; start all of them alike",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(("--checkpoint.every", "7"), "differ in --checkpoint.every: 50 and 7", marks=pytest.mark.slow),
         pytest.param(("--train.seed", "7"), "differ in --train.seed: 1337 and 7", marks=pytest.mark.slow),
         pytest.param(("--optim.rate", "7"), "unknown flag --optim.rate", marks=pytest.mark.slow),

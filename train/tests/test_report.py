@@ -241,6 +241,7 @@ def test_rows_are_named_as_long_as_their_names_can_be_read(rows, ticks):
     assert len(axes.get_yticks()) == ticks
 
 
+@pytest.mark.slow
 def test_sixteen_sites_stand_in_two_rows_and_more_in_longer_ones():
     def height(count):
         sites = [f"{index} mixer" for index in range(count)]

@@ -147,7 +147,10 @@ def test_a_run_killed_while_it_is_scored_has_lost_nothing(done, other, monkeypat
     assert measured(folder) == measured(done.folder)
 
 
-@pytest.mark.parametrize(("evaluation", "step"), [(1, 4), (2, 8), (3, 12), (4, 12)])
+@pytest.mark.parametrize(
+    ("evaluation", "step"),
+    [(1, 4), pytest.param(2, 8, marks=pytest.mark.slow), pytest.param(3, 12, marks=pytest.mark.slow), (4, 12)],
+)
 def test_a_signal_during_an_evaluation_saves_and_the_score_is_made_up_for(done, other, monkeypatch, evaluation, step):
     folder = run_module.run_folder(other)
     with monkeypatch.context() as patch:
