@@ -99,7 +99,7 @@ def ulp(x: np.ndarray, truth: np.ndarray) -> float:
 
 
 def judge(case: Case, dtypes: tuple[DType, ...] | None = None) -> list[Row]:
-    """One row for every tensor of the truth, in order of execution, and for every name that has no partner.
+    """One row for every name of JAX's that has no partner, and for every tensor of the truth, in order of execution.
 
     Args:
         dtypes: judges only these of the case's.
@@ -117,7 +117,7 @@ def judge(case: Case, dtypes: tuple[DType, ...] | None = None) -> list[Row]:
             fault = _verdict(row)
         rows.append(dataclasses.replace(row, fault=fault))
     strays = sorted({name for values in jax.values() for name in values} - set(truth))
-    return rows + [Row(case.tier, case.name, name, (), fault="only JAX has this tensor") for name in strays]
+    return [Row(case.tier, case.name, name, (), fault="only JAX has it, the twin does not") for name in strays] + rows
 
 
 def _torch(case: Case) -> tuple[Values, dict[str, float]]:

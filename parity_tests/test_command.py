@@ -12,6 +12,7 @@ from parity_tests.__main__ import main
 from parity_tests.faults import mutations
 from parity_tests.mutations import seeded
 from parity_tests.systems import SYSTEMS, weights
+from torch_ref import config as torch_config
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,12 @@ def test_a_fault_is_named_and_gives_exit_status_1(exported, capsys):
     out = capsys.readouterr().out
     assert "first divergence: checkpoint: forward and backward: forward blocks.0.mixer.y" in out
     assert "gradient final_norm.weight" in out  # all rows are printed first
+
+
+def test_a_checkpoint_without_a_twin_is_one_line(exported, monkeypatch):
+    monkeypatch.delitem(torch_config._KINDS["norm"], "rms")
+    with pytest.raises(ConfigError, match="torch_ref: unknown norm kind 'rms'.*needs its PyTorch twin imported, too"):
+        main(["--checkpoint", str(exported)])
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_missing_and_stray_tensors_are_faults():
     rows = judge(case(jax={"forward a": TRUTH, "forward c": TRUTH}))
     assert {row.tap: row.fault for row in failures(rows)} == {
         "forward b": "JAX lacks this tensor",
-        "forward c": "only JAX has this tensor",
+        "forward c": "only JAX has it, the twin does not",
     }
 
 

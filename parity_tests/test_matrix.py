@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
@@ -60,6 +61,16 @@ def test_a_parameter_without_a_gradient_is_a_fault(monkeypatch):
     case = dataclasses.replace(zeroed, torch=without_first)
     monkeypatch.setattr(matrix, "parity_cases", lambda *_: [case])
     assert any("is zero" in fault for fault in matrix.walk(topology, mixer).faults)
+
+
+def test_a_twin_with_other_parameters_is_a_fault(monkeypatch):
+    class Wider(torch_config._KINDS["mixer"]["attention"]):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.other = torch.nn.Parameter(torch.zeros(3))
+
+    monkeypatch.setitem(torch_config._KINDS["mixer"], "attention", Wider)
+    assert matrix.walk("plain", "attention").faults == ("the twin of mixer.branch has 'other', which JAX lacks",)
 
 
 def test_only_what_is_named_is_walked_and_twins_are_looked_for_first(monkeypatch, capsys):

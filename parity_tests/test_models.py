@@ -1,8 +1,18 @@
-"""Whole models: every activation and the logits."""
+"""Whole models: every activation, the penalties and the logits."""
 
+from parity_tests.cases.models import forward
 from parity_tests.checks import check, of_tier
+from parity_tests.compare import first_divergence, judge
+from parity_tests.systems import SYSTEMS
+from torch_ref.nn.scope import Scope
 
 
 @of_tier("models")
 def test_models(case):
     check(case)
+
+
+def test_a_penalty_that_the_twin_does_not_record_comes_before_its_loss(monkeypatch):
+    monkeypatch.setattr(Scope, "penalise", lambda *_: None)
+    first = first_divergence(judge(forward(SYSTEMS["mhc 4, original, rms"]), ("float64",)))
+    assert (first.tap, first.fault) == ("forward penalty stream_diversity", "only JAX has it, the twin does not")

@@ -134,8 +134,15 @@ def _whole(config: RunConfig) -> RunConfig:
 
 
 def validate(subject: Subject) -> list[Finding]:
-    """All checks of a model."""
-    return [finding for check in CHECKS for finding in check(subject)]
+    """All checks of a model; one that a part does not let run to its end has failed."""
+    return [finding for check in CHECKS for finding in _findings(check, subject)]
+
+
+def _findings(check: Callable[[Subject], list[Finding]], subject: Subject) -> list[Finding]:
+    try:
+        return check(subject)
+    except ConfigError as error:
+        return [Finding(check.__name__.replace("_", " "), "stopped", "runs to its end", False, str(error))]
 
 
 def _row(finding: Finding) -> dict[str, str]:

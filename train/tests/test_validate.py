@@ -39,6 +39,8 @@ class Faulty(ChannelMixer):
         y = u_BTD if self.fault == "unused" else u_BTD * (1 + self.gain[...])
         if self.fault == "sees later":
             return y + jnp.roll(u_BTD, -1, axis=1)
+        if self.fault == "narrows":
+            return y[..., 1:]
         if self.fault == "overflows" and self.policy.compute == jnp.bfloat16:
             return y * jnp.inf
         if self.fault == "counts":
@@ -107,6 +109,32 @@ def test_a_sound_model_passes(sound):
     found = [*forward.logits(sound), *forward.first_loss(sound), *forward.causality(sound), *storage.saved(sound)]
     assert {finding.verdict for finding in found} == {"ok"}
     assert {finding.verdict for finding in decoding.decoding(sound)} == {"ok"}
+
+
+def test_a_part_that_breaks_its_contract_fails_the_check(monkeypatch):
+    monkeypatch.setattr(validate, "CHECKS", (forward.first_loss, storage.saved))
+    found = validate.validate(subject_of(model_with(FaultyConfig("narrows"))))
+    assert verdicts(found) == {"first loss": "FAIL", "saved": "FAIL"}
+    assert "Faulty must give an output of shape (4, 16, 8), not (4, 16, 7)" in found[0].detail
+
+
+def test_tensors_of_the_mirror_are_compared_by_name_and_shape():
+    ours = {
+        "blocks.0.mlp.branch.gain": np.zeros(3),
+        "blocks.1.mlp.branch.gain": np.zeros(3),
+        "embed.tokens": np.ones(2),
+    }
+    assert mirror.differences(ours, ours) == []
+    twins = {
+        "blocks.0.mlp.branch.bias": np.zeros(3),
+        "blocks.1.mlp.branch.bias": np.zeros(3),
+        "embed.tokens": np.ones(4),
+    }
+    assert mirror.differences(ours, twins) == [
+        "the twin of mlp.branch has 'bias', which JAX lacks",
+        "the twin of mlp.branch lacks 'gain'",
+        "the twin of embed has 'tokens' of shape (4,), JAX of (2,)",
+    ]
 
 
 def test_logits_of_another_shape_or_not_finite(sound):
@@ -257,8 +285,8 @@ def test_a_mirror_that_differs_or_is_not_there(monkeypatch, sound):
     model = small(named.load("gpt2").sized(61).model)
     twin = subject_of(model)
     assert verdicts(mirror.mirror(twin)) == {"PyTorch mirror, logits": "ok"}
-    true = mirror.mirrored
-    monkeypatch.setattr(mirror, "mirrored", lambda *arguments: 1.001 * true(*arguments))
+    true = mirror._logits
+    monkeypatch.setattr(mirror, "_logits", lambda *arguments: 1.001 * true(*arguments))
     assert failed(mirror.mirror(twin)) == ["PyTorch mirror, logits"]
     monkeypatch.undo()
     (unknown,) = mirror.mirror(sound)
