@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mhc_jax.rlm.callbacks import Callback, report
-from mhc_jax.rlm.environments.base import GONE, Cell
+from mhc_jax.rlm.environments.base import CUT, Cell
 from mhc_jax.rlm.ledger import Exhausted, Grant, Ledger
 from mhc_jax.rlm.limits import Limits
 from mhc_jax.rlm.memo import Memo, key_of
@@ -235,7 +235,7 @@ class Calls:
     def as_recorded(self, path: Path, cell: Cell) -> Cell:
         """A cell that a clock ended with what it had printed by then in the recorded run; any other as it is."""
         event = self._recorded.get(path)
-        if event is None or not (cell.error or "").endswith(GONE):
+        if event is None or not (cell.error or "").endswith(CUT):
             return cell
         return dataclasses.replace(cell, stdout=event["stdout"])
 

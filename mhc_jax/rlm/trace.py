@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from mhc_jax.config import ConfigError, parse_json
 from mhc_jax.registry import shown
-from mhc_jax.rlm.environments.base import GONE
+from mhc_jax.rlm.environments.base import CUT
 
 Event = dict[str, Any]
 
@@ -111,7 +111,7 @@ class Trace:
         return {
             tuple(event["path"]): event
             for event in self.events
-            if event["kind"] in ("turn", "call") or (event.get("error") or "").endswith(GONE)
+            if event["kind"] in ("turn", "call") or (event.get("error") or "").endswith(CUT)
         }
 
     def difference(self, other: "Trace") -> str | None:

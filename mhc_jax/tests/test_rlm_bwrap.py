@@ -12,8 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mhc_jax.rlm import environments
-from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, bwrap, seccomp
+from mhc_jax.rlm import Limits, environments
+from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, bwrap, host, seccomp
+from mhc_jax.rlm.environments.base import LOST
 from mhc_jax.rlm.environments.escape import ATTEMPTS
 from mhc_jax.tests.sandboxes import missing
 
@@ -73,6 +74,26 @@ def test_objects_are_printed_and_ordered_the_same_twice():
         environment.close()
     assert " object at 0x" in texts[0]
     assert texts[0] == texts[1]
+
+
+def test_variables_that_take_for_ever_to_load_are_dropped(monkeypatch):
+    if reason := missing():
+        pytest.skip(reason)
+    monkeypatch.setattr(bwrap, "SAVE_S", 0.3)
+    environment = environments.make("bwrap", Limits(cell_timeout=0.3))
+    environment.start({"context": "text"}, {})
+    environment.execute("class A:\n    def __reduce__(self): return eval, ('sum(iter(int, 1))',)\na, b = A(), 1")
+    assert environment.execute("while True: pass").error.endswith(LOST)
+    assert environment.execute("print(context, SHOW_VARS())").stdout == "text {'context': 'str'}\n"
+    environment.close()
+
+
+@pytest.mark.parametrize("size", [host.MAX_BYTES + 1, 6, 400])
+def test_a_message_that_is_none_is_not_read_on(size):
+    environment = environments.make("bwrap", Limits(memory_mb=4096))
+    environment._received += bwrap.LENGTH.pack(size) + bytes(400)
+    with pytest.raises(bwrap._Failed, match="a message is too large" if size > 400 else "no message"):
+        environment._message(float("inf"), host.MAX_BYTES)
 
 
 def test_a_filter_for_both_machines(monkeypatch):

@@ -1,5 +1,7 @@
 """The host's side of a sandbox: what it keeps of output, lets through, and reads out of code."""
 
+import json
+
 import pytest
 
 from mhc_jax.rlm.environments import ToolError, host
@@ -43,6 +45,17 @@ def test_reading_names_takes_no_longer_than_the_code_is():
         for piece in (" ", ", "):
             host.assigned(start + piece * (host.MAX_CODE // len(piece)))
     assert len(host.assigned("".join(f"x{i}=1\n" for i in range(9000)))) == host.MAX_NAMES
+
+
+def test_arguments_are_counted_before_they_are_read():
+    text = '[{,\\"' * host.MAX_ITEMS
+    assert host.arguments(json.dumps([[text], {"a": [1]}])) == ([text], {"a": [1]})
+    for many in ("[],", "{},", "1,"):
+        with pytest.raises(ToolError, match="is too large"):
+            host.arguments(f"[[{many * host.MAX_ITEMS}0],{{}}]")
+    for none in ("", "[[", "[1]", "[[], []]", "[[], {}, 1]", "[" * 100_000, '"' + '\\"' * host.MAX_ITEMS):
+        with pytest.raises(ToolError, match="no call"):
+            host.arguments(none)
 
 
 def test_lists_that_share_their_parts_are_refused_at_once():

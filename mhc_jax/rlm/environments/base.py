@@ -6,8 +6,13 @@ from typing import Any, Protocol
 
 from mhc_jax.config import ConfigError
 
-# Ends the error of a cell that was cut short at no certain place.
+# End the error of a cell that was cut short at no certain place.
 GONE = "What this cell assigned is gone; the variables are as they were before it."
+LOST = (
+    "What this cell assigned is gone, and so are the variables from before it, which take too long to load; those"
+    " that were given at the beginning are there."
+)
+CUT = (GONE, LOST)
 
 
 class SandboxUnavailable(ConfigError):
@@ -74,7 +79,8 @@ class Environment(Protocol):
         """Runs code; all that the model can mend is in the cell.
 
         After an end by the limits of time or memory the variables are those from before the cell, and its error says
-        so in the words of :data:`GONE`. The clock of a cell stands still while a function of the host runs.
+        so in the words of :data:`GONE`, or of :data:`LOST` where those cannot be had. The clock of a cell stands still
+        while a function of the host runs.
 
         Raises:
             SandboxDied: the session is lost.

@@ -3,8 +3,8 @@
 What holds code back: namespaces without network, processes or files of the host, and none that could be written; no
 capabilities; an empty environment; an allow list of system calls; bounds of memory and time. Before the first cell six
 attempts to break out are made inside, and one that succeeds refuses the environment. Code shares its process with the
-program that answers, so that every message from there is taken for the code's own: texts of bounded size, of which
-nothing is unpickled.
+program that answers, so that every message from there is taken for the code's own: a few parts of bounded size, of
+which nothing is unpickled.
 """
 
 import base64
@@ -24,15 +24,20 @@ from typing import Any
 
 from mhc_jax.rlm import prelude
 from mhc_jax.rlm.environments import host, monty, seccomp
-from mhc_jax.rlm.environments.base import GONE, Cell, SandboxDied, SandboxUnavailable, ToolError
+from mhc_jax.rlm.environments.base import GONE, LOST, Cell, SandboxDied, SandboxUnavailable, ToolError
 from mhc_jax.rlm.limits import Limits
 
 OTHERWISE = "the default environment, monty, needs no privileges"
 INSTALL = f"install it with: apt install bubblewrap (or the like); {OTHERWISE}"
 WORKER = Path(__file__).with_name("worker.py")
 INSTANT = monty.FROZEN["datetime"].timestamp()
-# Seconds for a start, and for variables to go in or out.
+# Seconds for a start, and for what the host gives to go in.
 START_S = 20.0
+# Seconds beyond those of a cell for its variables, whose own code runs then, to be saved or loaded.
+SAVE_S = 2.0
+# Parts of a message, and how a length is written.
+PARTS = 16
+LENGTH = struct.Struct(">I")
 # Bytes of the interpreter itself.
 INTERPRETER = 64 << 20
 VARIABLES = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PWD": "/"}
@@ -60,6 +65,10 @@ class _Failed(Exception):
     """The end of a worker, or of the time that it was given."""
 
 
+class _Late(_Failed):
+    """The end of the time."""
+
+
 class Bwrap:
     """Code in CPython under bubblewrap; methods as :class:`mhc_jax.rlm.environments.base.Environment` says.
 
@@ -81,6 +90,7 @@ class Bwrap:
         self._given: dict[str, Any] = {}
         self._names: set[str] = set()
         self._state = b""
+        self._first: tuple[bytes, set[str]] = b"", set()  # what is loaded where a later state cannot be
         self._calls = host.Calls({})
 
     def start(self, names: Mapping[str, Any], functions: Mapping[str, Callable[..., Any]]) -> None:
@@ -91,6 +101,7 @@ class Bwrap:
         self._given, self._names, self._state = {}, set(), b""
         self._spawn()
         self.bind(names)
+        self._first = self._state, set(names)
 
     def bind(self, names: Mapping[str, Any]) -> None:
         host.check_names(names)
@@ -112,14 +123,13 @@ class Bwrap:
         self._calls.begin()
         answer = error = None
         try:
-            if self._process is None:
-                self._restore()
+            if self._process is None and not self._restore():
+                return Cell(error=LOST)
             error, answer = self._run(code, output)
             self._save()
         except _Failed as failed:
             self._names = before
-            self._restore()
-            error = f"{failed}\n{GONE}"
+            error = f"{failed}\n{GONE if self._restore() else LOST}"
         except BaseException:  # a cell half done; the next one begins with the state from before
             self._names = before
             self._kill()
@@ -129,10 +139,14 @@ class Bwrap:
     def dump(self) -> bytes:
         self._check_open()
         try:
-            state = "".join(self._ask("state", True)[:1])
-        except _Failed as error:
-            raise SandboxDied(f"the sandbox is gone: {error}") from error
-        return json.dumps({"names": sorted(self._names), "state": state}).encode()
+            state = self._taken(whole=True)
+        except _Failed:
+            self._restore()
+            try:
+                state = self._taken(whole=True)
+            except _Failed as error:
+                raise SandboxDied(f"the sandbox is gone: {error}") from error
+        return json.dumps({"names": sorted(self._names), "state": base64.b64encode(state).decode()}).encode()
 
     def load(self, dump: bytes, functions: Mapping[str, Callable[..., Any]]) -> None:
         host.check_names(functions)
@@ -143,7 +157,7 @@ class Bwrap:
         except (ValueError, KeyError, TypeError) as error:
             raise SandboxDied(f"the sandbox does not load its last state: {error}") from error
         self._calls, self._given = host.Calls(functions), {}
-        self._spawn()
+        self._first = self._state, self._names
         self._restore()
 
     def close(self) -> None:
@@ -157,13 +171,19 @@ class Bwrap:
         deadline = time.monotonic() + self._limits.cell_timeout
         self._send("run", code, before, after, self._calls.names, HINTS, deadline=deadline)
         while True:
-            kind, *texts = self._receive(deadline)
+            kind, *texts = (part.decode(errors="replace") for part in self._receive(deadline))
             if kind == "out":
                 output.write("".join(texts))
             elif kind == "call":
-                begun = time.monotonic()
-                reply = self._reply(*texts[:2])
-                deadline += time.monotonic() - begun
+                name, told, *_ = [*texts, "", ""]
+                try:
+                    arguments = host.arguments(told)
+                except ToolError as error:
+                    reply = "error", str(error)
+                else:
+                    begun = time.monotonic()
+                    reply = self._reply(name, *arguments)
+                    deadline += time.monotonic() - begun
                 self._send(*reply, deadline=deadline, new=False)
             elif kind == "done":
                 error, answer, *_ = [*(text[: host.MAX_CHARS] for text in texts), None, None]
@@ -172,14 +192,8 @@ class Bwrap:
                     raise _Failed(error)
                 return error, answer
 
-    def _reply(self, name: str = "", arguments: str = "") -> tuple[str, Any]:
+    def _reply(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> tuple[str, Any]:
         """What a function of the host has to say to a call, of which every word may be made up."""
-        try:
-            args, kwargs = json.loads(arguments)
-            if type(args) is not list or type(kwargs) is not dict:
-                raise ValueError
-        except (ValueError, TypeError, RecursionError):
-            return "error", "that is no call of a function"
         try:
             return "value", self._calls.call(name, args, kwargs)
         except ToolError as error:
@@ -189,21 +203,44 @@ class Bwrap:
 
     def _save(self) -> None:
         """Takes the state that a later cell falls back to; an empty one is that of before."""
-        state = "".join(self._ask("state", False)[:1])
         try:
-            self._state = base64.b64decode(state, validate=True) if state else self._state
-        except ValueError as error:
-            raise _Failed("the sandbox gave no state") from error
+            self._state = self._taken(whole=False) or self._state
+        except _Late:
+            hint = "Hint: keep plain data in variables"
+            raise _Failed(f"TimeoutError: saving the variables took too long\n{hint}") from None
 
-    def _restore(self) -> None:
-        """A new worker with the last state."""
+    def _taken(self, *, whole: bool) -> bytes:
+        """The state as the worker tells it."""
+        most = (self._limits.memory_mb << 20) + INTERPRETER
+        return b"".join(self._ask("state", whole, seconds=self._seconds, most=most)[:1])
+
+    @property
+    def _seconds(self) -> float:
+        return min(START_S, self._limits.cell_timeout + SAVE_S)
+
+    def _restore(self) -> bool:
+        """A new worker with the last state; with the first one, and False, if that one does not load."""
         try:
-            self._spawn()
-            self._ask("bind", self._given, prelude.EMPTY_ANSWER)
-            self._ask("restore", self._state)
+            try:
+                self._load()
+                return True
+            except _Failed:
+                if self._state == self._first[0]:
+                    raise
+            self._state, self._names = self._first[0], self._first[1] | set(self._given)
+            self._load()
+            return False
         except (SandboxUnavailable, _Failed) as error:
             self.close()
             raise SandboxDied(f"the sandbox does not load its last state: {error}") from error
+        except BaseException:  # Ctrl-C: a state half loaded
+            self._kill()
+            raise
+
+    def _load(self) -> None:
+        self._spawn()
+        self._ask("bind", self._given, prelude.EMPTY_ANSWER)
+        self._ask("restore", self._state, seconds=self._seconds)
 
     def _spawn(self) -> None:
         """Starts the worker, and lets it try to break out.
@@ -236,7 +273,7 @@ class Bwrap:
                 "calls": seccomp.forbidden(),
             }
             try:
-                managed = self._ask(settings)
+                managed = [part.decode(errors="replace") for part in self._ask(settings)]
             except _Failed as error:
                 said = (self._process.stderr.read(2000) or b"").decode(errors="replace").strip()
                 self.close()
@@ -267,11 +304,11 @@ class Bwrap:
             *("--", str(python), "-sSP", "/worker.py"),
         ]
 
-    def _ask(self, *message: Any) -> list[str]:
-        """What the worker answers to a message."""
-        deadline = time.monotonic() + START_S
+    def _ask(self, *message: Any, seconds: float = START_S, most: int = host.MAX_BYTES) -> list[bytes]:
+        """What the worker answers to a message, in time and of at most so many bytes."""
+        deadline = time.monotonic() + seconds
         self._send(*message, deadline=deadline)
-        return self._receive(deadline)[1:]
+        return self._receive(deadline, most)[1:]
 
     def _send(self, *message: Any, deadline: float, new: bool = True) -> None:
         """Writes a message; a new one has a number that its answers repeat, so that what came late is told apart."""
@@ -279,7 +316,7 @@ class Bwrap:
             self._cell += 1
             message = (str(self._cell), *message)
         body = pickle.dumps(message)
-        left = memoryview(struct.pack(">I", len(body)) + body)
+        left = memoryview(LENGTH.pack(len(body)) + body)
         while left:
             self._wait("stdin", select.POLLOUT, deadline)
             try:
@@ -287,24 +324,26 @@ class Bwrap:
             except OSError as error:
                 raise _Failed("The sandbox ended") from error
 
-    def _receive(self, deadline: float) -> list[str]:
+    def _receive(self, deadline: float, most: int = host.MAX_BYTES) -> list[bytes]:
         """The next message that belongs to the present one of the host, without its number."""
         while True:
-            parts = self._message(deadline)
-            if len(parts) >= 2 and parts[1] == str(self._cell):
-                return [parts[0], *parts[2:]]
+            kind, number, *parts = [*self._message(deadline, most), b"", b""]
+            if number == str(self._cell).encode():
+                return [kind, *parts[:-2]]
 
-    def _message(self, deadline: float) -> list[str]:
-        (size,) = struct.unpack(">I", self._bytes(4, deadline))
-        if size > self._limits.memory_mb << 21:
+    def _message(self, deadline: float, most: int) -> list[bytes]:
+        """The parts of the next message, each behind its length."""
+        (size,) = LENGTH.unpack(self._bytes(LENGTH.size, deadline))
+        if size > most:
             raise _Failed("The sandbox ended: a message is too large")
-        try:
-            parts = json.loads(self._bytes(size, deadline).decode(errors="replace"))
-        except (ValueError, RecursionError):
-            parts = None
-        if type(parts) is not list or any(type(part) is not str for part in parts):
+        body, parts, at = self._bytes(size, deadline), [], 0
+        while at + LENGTH.size <= size and len(parts) < PARTS:
+            (length,) = LENGTH.unpack_from(body, at)
+            at += LENGTH.size + length
+            parts.append(body[at - length : at])
+        if at != size:
             raise _Failed("The sandbox ended: what it sent is no message")
-        return [part.encode(errors="replace").decode() for part in parts]  # no lone surrogates
+        return parts
 
     def _bytes(self, count: int, deadline: float) -> bytes:
         self._check_time(deadline)
@@ -314,7 +353,8 @@ class Bwrap:
             if not more:
                 raise _Failed("The sandbox ended")
             self._received += more
-        taken = bytes(self._received[:count])
+        with memoryview(self._received) as received:
+            taken = bytes(received[:count])
         del self._received[:count]
         return taken
 
@@ -327,7 +367,7 @@ class Bwrap:
     def _check_time(self, deadline: float) -> None:
         if time.monotonic() >= deadline:
             spent = f"TimeoutError: the cell ran for longer than {self._limits.cell_timeout:g} s"
-            raise _Failed(f"{spent}\nHint: do less in one cell")
+            raise _Late(f"{spent}\nHint: do less in one cell")
 
     def _pipe(self, name: str) -> int:
         if self._process is None:

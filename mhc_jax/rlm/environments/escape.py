@@ -147,6 +147,25 @@ ATTEMPTS = (
         "send('call', 'llm_query', '[' * 100000)\nsend('done', '', 'forged')\nsend('done', '')\nsend('state', '!')",
     ),
     Attempt(
+        "a message of 10**7 lists",
+        "import os, struct\nsize = 30_000_000\nos.write(1, struct.pack('>I', size))\n"
+        "for i in range(size // 30_000): os.write(1, b'[],' * 10_000)",
+    ),
+    Attempt(
+        "a call with 10**7 lists",
+        "import sys\nframe = sys._getframe()\nwhile 'send' not in frame.f_globals: frame = frame.f_back\n"
+        "frame.f_globals['send']('call', 'llm_query', '[[' + '[],' * 10**7 + '[]],{{}}]')",
+    ),
+    Attempt(
+        "a variable that takes for ever to save",
+        "class Endless:\n    def __reduce__(self):\n        while True: pass\nx = Endless()",
+        limits=SHORT,
+    ),
+    Attempt(
+        "builtins replaced",
+        "import builtins\nbuiltins.exec = builtins.eval = builtins.compile = builtins.type = None\n__builtins__ = {{}}",
+    ),
+    Attempt(
         "a variable that runs code when it is loaded",
         "class Trap:\n    def __reduce__(self):\n        return (eval, (\"open({target!r}, 'w')\",))\nx = Trap()",
     ),

@@ -1,6 +1,7 @@
 """What stands on the host's side of a boundary: bounded output, calls of host functions, names that are reserved."""
 
 import inspect
+import json
 import keyword
 import re
 from collections import deque
@@ -15,6 +16,8 @@ MAX_CHARS = 1 << 24
 MAX_ITEMS = 1 << 17
 MAX_NESTING = 8
 MAX_BITS = 1 << 10
+# Bytes of a message from a sandbox.
+MAX_BYTES = 4 * MAX_CHARS
 # Characters and elements of a variable that the host gives.
 MAX_BOUND = 1 << 32
 # Characters of a cell's code, and of an error.
@@ -33,6 +36,10 @@ _ASSIGNED = re.compile(
     r"|\bas[ \t]+(?P<alias>\w+)|\b(?P<walrus>\w+)[ \t]*:=",
     re.MULTILINE,
 )
+
+
+# A text in JSON, up to the end if none closes it.
+_TEXT = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 class Ended(BaseException):
@@ -97,6 +104,24 @@ def plain(value: Any, chars: int = MAX_CHARS, items: int = MAX_ITEMS) -> Any:
         if chars < 0 or items < 0:
             raise ToolError("too many characters or elements")
     return value
+
+
+def arguments(text: str) -> tuple[list[Any], dict[str, Any]]:
+    """Positional and named arguments of a call, from JSON that code has written: of as many elements as are passed.
+
+    Raises:
+        ToolError: it holds none, or too many.
+    """
+    marks = sum(map(text.count, ",[{"))
+    if marks > MAX_ITEMS and sum(map(_TEXT.sub("", text).count, ",[{")) > MAX_ITEMS:
+        raise ToolError("a list or dictionary is too large")
+    try:
+        args, kwargs = json.loads(text)
+    except (ValueError, TypeError, RecursionError):
+        args = kwargs = None
+    if type(args) is not list or type(kwargs) is not dict:
+        raise ToolError("that is no call of a function")
+    return args, kwargs
 
 
 class Calls:

@@ -1,15 +1,13 @@
 """The program inside bubblewrap: runs cells for :mod:`mhc_jax.rlm.environments.bwrap`. Nothing in the host imports it.
 
 It speaks over standard input and output in messages of four bytes of length and a body. The host sends pickles; back
-go lists of texts in JSON, the first two of which are the kind of the message and the number of the cell. Code of a
-model shares this process, so that whatever comes back may be its own.
+go parts, each with a length of its own, the first two of which are the kind of the message and the number of the cell.
+Code of a model shares this process, so that whatever comes back may be its own.
 """
 
 import ast
-import base64
 import builtins
 import contextlib
-import itertools
 import json
 import os
 import pickle
@@ -24,8 +22,8 @@ TO_HOST, FROM_HOST = sys.stdout.buffer, sys.stdin.buffer
 SETTLED = "settled"
 # Characters that wait until they are sent, and for how long.
 BUFFERED, BUFFERED_S = 1 << 16, 0.01
-# Bytes of a state that are coded at once: whole groups of three.
-PIECE = 3 << 16
+# What a cell may replace, and everything here needs.
+BUILTINS = dict(builtins.__dict__)
 
 MAIN = types.ModuleType("__main__")
 cell = "0"
@@ -34,29 +32,26 @@ sources: list = []  # statements that define what cannot be pickled: functions, 
 
 
 def send(kind: str, *texts: str) -> None:
-    body = json.dumps([kind, cell, *texts], ensure_ascii=False).encode("utf-8", "replace")
-    write(len(body), [body])
+    write([text.encode("utf-8", "replace") for text in (kind, cell, *texts)])
 
 
 def send_state(whole: bool, last: int) -> int:
-    """``send("state", text)`` of the state in base 64, which is never in memory as a whole; empty if it is the last.
+    """Sends the state, or nothing in its place if it is the last one.
 
     Returns:
         The hash of the state, which has taken the place of its bytes.
     """
     kept = state(whole)
     found = hash(kept)
-    if found == last and not whole:
-        kept = b""
-    head = json.dumps(["state", cell, ""]).encode().removesuffix(b'"]')
-    coded = (base64.b64encode(kept[at : at + PIECE]) for at in range(0, len(kept), PIECE))
-    write(len(head) + -(-len(kept) // 3) * 4 + 2, itertools.chain([head], coded, [b'"]']))
+    write([b"state", cell.encode(), b"" if found == last and not whole else kept])
     return found
 
 
-def write(size: int, parts) -> None:
-    TO_HOST.write(struct.pack(">I", size))
-    TO_HOST.writelines(parts)
+def write(parts: list) -> None:
+    TO_HOST.write(struct.pack(">I", sum(4 + len(part) for part in parts)))
+    for part in parts:
+        TO_HOST.write(struct.pack(">I", len(part)))
+        TO_HOST.write(part)
     TO_HOST.flush()
 
 
@@ -129,7 +124,9 @@ def run(code: str, before: str, after: str, functions: list, hints: dict) -> Non
             if value is not None:
                 out.write(f"{value if type(value) is str else repr(value)}\n")
     except BaseException as fault:
+        mend()
         error = words(fault, code, hints)
+    mend()
     remember(tree)
     try:
         answer = eval(after[0], space)
@@ -142,13 +139,19 @@ def run(code: str, before: str, after: str, functions: list, hints: dict) -> Non
     send("done", error, *([answer] if type(answer) is str else []))
 
 
+def mend() -> None:
+    """Gives the builtins back that code has replaced."""
+    builtins.__dict__.update(BUILTINS)
+    MAIN.__dict__["__builtins__"] = builtins
+
+
 def words(fault: BaseException, code: str, hints: dict) -> str:
     """An error: message, lines of the cell's own code, advice."""
     try:
         message = f"{type(fault).__name__}: {fault}".removesuffix(": ")
     except BaseException:
         message = type(fault).__name__
-    lines, numbers = code.splitlines(), []
+    lines, numbers = code.split("\n"), []
     if isinstance(fault, SyntaxError) and fault.filename == "<cell>":
         message, numbers = f"SyntaxError: {fault.msg}", [fault.lineno or 1]
     elif not isinstance(fault, MemoryError | RecursionError):
@@ -329,9 +332,9 @@ def main() -> None:
     confine(settings["program"], settings["memory"])
     send("ready", *canary(settings["secret"], settings["variables"], settings["calls"]))
     sys.modules["__main__"] = MAIN
-    MAIN.__dict__["__builtins__"] = builtins
     while True:
         cell, kind, *rest = receive()
+        mend()  # what was saved may run code of a cell as well
         if kind == "run":
             run(*rest)
         elif kind == "bind":
