@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import configs
+from configs import __main__ as command
 from configs.__main__ import GOLDEN
 from configs.mhc_ssm import matched_width, parameter_count
 from mhc_jax.config import ConfigError
@@ -20,7 +21,7 @@ from train.update.optimizer import schedule
 def test_golden_file_is_current(name):
     config = configs.load(name)
     golden = (GOLDEN / f"{name}.json").read_text()
-    assert config.to_json() == golden, "if the change is meant, run: python -m configs"
+    assert config.to_json() == golden, "if the change is meant, run: python -m configs --write"
     assert RunConfig.from_json(golden) == config
     assert config.name == name
 
@@ -34,6 +35,23 @@ def test_a_run_of_older_days_is_read():
     record["train"] |= {"loss_chunk": 48, "sample_tokens": 9}
     moved = RunConfig.from_dict(record)
     assert (moved.objective.chunk, moved.data.sample_tokens) == (48, 9)
+
+
+def test_only_write_writes(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(command, "GOLDEN", tmp_path / "golden")
+    monkeypatch.setattr(configs, "names", lambda: ["quickstart"])
+    with pytest.raises(SystemExit, match="^0$"):
+        command.main(["--help"])
+    assert "--write" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="^1$"):
+        command.main([])
+    assert capsys.readouterr().out.startswith("0 of 1 files are current; not quickstart\n")
+    assert not (tmp_path / "golden").exists()
+    command.main(["--write"])
+    assert (tmp_path / "golden" / "quickstart.json").read_text() == (GOLDEN / "quickstart.json").read_text()
+    capsys.readouterr()
+    command.main([])
+    assert capsys.readouterr().out == "1 of 1 files are current\n"
 
 
 def test_golden_files_have_no_orphans():

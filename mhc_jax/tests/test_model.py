@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import mhc_jax
 from mhc_jax import decode, registry
@@ -16,12 +17,15 @@ from mhc_jax.models import mhc_ssm, topologies, with_topology
 from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.ends import DenseEndsConfig, IdentityEndsConfig
+from mhc_jax.nn.init import Init
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.norms import Norm, NormConfig, RMSNormConfig
 from mhc_jax.nn.projections import SinkhornConfig
 from mhc_jax.nn.residual import StaticMHCConfig
+from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution
+from mhc_jax.precision import policy
 from mhc_jax.registry import register
 from mhc_jax.tree import flatten
 
@@ -142,6 +146,21 @@ class TestContract:
         )
         got = forward(config, mhc_jax.init(config, key), tokens).logits_BTV
         np.testing.assert_allclose(got, forward(plain, mhc_jax.init(plain, key), tokens).logits_BTV, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", registry.names("channel"))
+def test_channel_mixers_map_token_by_token(kind):
+    part = registry.get("channel", kind)().small()
+    u_BTD = jax.random.normal(jax.random.key(1), (2, 6, 8))
+
+    graph, params = nnx.split(part.build(8, policy("float32"), Init(jax.random.key(0))))
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(2), x.shape), params)
+    run = jax.jit(lambda u_BTD: nnx.merge(graph, params)(u_BTD, Scope.over(6)))
+    before = run(u_BTD)
+    assert before.shape == u_BTD.shape
+    for t in (0, 3, 5):
+        changed_BT = (run(u_BTD.at[1, t].add(1.0)) != before).any(-1)
+        assert np.argwhere(changed_BT).tolist() == [[1, t]]
 
 
 # The parity suite compares gradients in every mode of execution, too.
