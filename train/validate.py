@@ -26,6 +26,7 @@ from train.storage.outputs import check_file
 from train.storage.restore import load_run
 from train.terminal import cli
 from train.terminal.console import task
+from train.terminal.flags import ELSEWHERE
 from train.terminal.table import terminal
 
 # Of a configuration that takes its data's, where no data are read.
@@ -120,7 +121,9 @@ def _unknown(name: str) -> str:
         return f"{name}: no such folder; give a run directory, an exported folder or the name of a configuration"
     parts = [other.split("_") for other in named.names()]
     families = {"_".join(words[:count]) for words in parts for count in range(1, len(words) + 1)}
-    return f"unknown configuration {shown(name)}{did_you_mean(name, families)}; python -m train lists them all"
+    return (
+        f"unknown configuration {shown(name)}{did_you_mean(name, families)}; python -m train lists them all{ELSEWHERE}"
+    )
 
 
 def _small(config: RunConfig) -> RunConfig:

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TextIO, TypeVar
 
 import tyro
@@ -29,6 +29,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MISSING = re.compile(r"Missing from .*?: (.*)")
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
+STRAY = "no flag takes"
 # Characters of a message.
 LONGEST = 1200
 
@@ -53,6 +54,7 @@ def parse(
         ConfigError: an unknown flag (ours of that meaning, or the nearest, is named), a value of the wrong type, or a
             missing argument.
     """
+    more = [third for first, _, third in zip(argv, argv[1:], argv[2:], strict=False) if first == PLUGIN]
     if PLUGIN not in dict(flags.flags_of(record)):
         argv = _without_plugins(argv)
         if HELP & {*argv}:
@@ -65,7 +67,7 @@ def parse(
     switches = [flag for flag, hint in known.items() if hint is bool]
     argv = flags.switches_spelled(argv, switches)
     start = tyro.MISSING_NONPROP if default is None else default
-    with _folded_help(), _one_line_faults(argv, known, [*map(flags.negated, switches), "--help"]):
+    with _folded_help(), _one_line_faults(argv, known, [*map(flags.negated, switches), "--help"], more):
         return tyro.cli(record, args=argv, prog=prog, config=list(markers), default=start)
 
 
@@ -144,9 +146,12 @@ def parse_known(record: type[T], argv: Sequence[str]) -> tuple[T, list[str]]:
 
 @contextlib.contextmanager
 def _one_line_faults(
-    argv: Sequence[str], known: Mapping[str, Any], others: Sequence[str] | None = None
+    argv: Sequence[str], known: Mapping[str, Any], others: Sequence[str] | None = None, modules: Collection[str] = ()
 ) -> Iterator[None]:
-    """Faults of tyro as one line; unknown flags are those that are neither ``known`` nor, unless None, ``others``."""
+    """Faults of tyro as one line; unknown flags are those that are neither ``known`` nor, unless None, ``others``.
+
+    Of ``modules``, words that may have been meant for ``--import``, a fault says how to import several.
+    """
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -157,7 +162,10 @@ def _one_line_faults(
         given = [argument for argument in argv if argument.startswith("--")]
         unknown = [flag for flag in given if others is not None and flags.normal(flag) not in (*known, *others)]
         fault = flags.instead_of(unknown[0], [*known, *(others or ())]) if unknown else flags.misfit(argv, known)
-        raise ConfigError(fault or _one_line(complaint.getvalue())) from None
+        fault = fault or _one_line(complaint.getvalue())
+        if any(fault.startswith(f"{STRAY} {module};") for module in modules):
+            fault += f"; {PLUGIN} takes one module, repeat it"
+        raise ConfigError(fault) from None
 
 
 class _Help(io.StringIO):
@@ -196,7 +204,7 @@ def _one_line(box: str) -> str:
     fault = " ".join(lines[first + 1 : second]).strip().rstrip(".")
     if missing := _MISSING.match(fault):
         fault = "; ".join(_missing(*part.split()) for part in missing[1].split("(required)") if part)
-    return f"{fault.replace('Unrecognized options:', 'no flag takes')}; see --help"
+    return f"{fault.replace('Unrecognized options:', STRAY)}; see --help"
 
 
 def _missing(name: str, *words: str) -> str:

@@ -35,6 +35,11 @@ def test_help_is_no_wider_than_the_terminal(record, monkeypatch, capsys):
     assert lines[0].startswith("usage: python -m train.command")
 
 
+def test_a_second_module_after_import_is_told_to_repeat_it():
+    with pytest.raises(ConfigError, match="^no flag takes csv; see --help; --import takes one module, repeat it$"):
+        cli.parse(sample.Flags, ["run", "--import", "json", "csv"], prog="command")
+
+
 def test_modules_are_imported_one_by_one_or_as_a_list():
     apart = ["--import", "a", "--import", "b", "--matrix", "--only", "c", "d", "--import=e", "--import", "f"]
     assert cli.plugins_apart(["--import", "a", "b", "--matrix", "--only", "c", "d", "--import=e", "f"]) == apart
