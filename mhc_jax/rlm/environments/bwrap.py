@@ -11,6 +11,7 @@ import base64
 import json
 import os
 import pickle
+import platform
 import select
 import shutil
 import struct
@@ -41,15 +42,19 @@ LENGTH = struct.Struct(">I")
 # Bytes of the interpreter itself.
 INTERPRETER = 64 << 20
 VARIABLES = {"PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", "LANG": "C.UTF-8", "PWD": "/"}
+_BY_MACHINE = f"/usr/lib/{platform.machine()}-linux-gnu"
+# Where the host has its shared libraries: in folders of the machine's, beside which other things lie, or in /usr/lib.
+SHARED = (
+    *("/usr/lib64", "/lib64", "/lib/ld-linux-aarch64.so.1"),
+    *((_BY_MACHINE, _BY_MACHINE.removeprefix("/usr")) if os.path.isdir(_BY_MACHINE) else ("/usr/lib", "/lib")),
+)
+# Folders of packages that may lie there.
+PACKAGES = ("python*", "node_modules")
 # Namespaces of its own, and of the host's files the shared libraries.
 WALLS = (
     *("--unshare-all", "--die-with-parent", "--new-session", "--cap-drop", "ALL"),
     *("--uid", "65534", "--gid", "65534", "--hostname", "sandbox", "--clearenv"),
-    *(
-        word
-        for path in ("/usr/lib", "/usr/lib64", "/lib", "/lib64", "/etc/ld.so.cache")
-        for word in ("--ro-bind-try", path, path)
-    ),
+    *(word for path in (*SHARED, "/etc/ld.so.cache") for word in ("--ro-bind-try", path, path)),
 )
 HINTS = {
     "ModuleNotFoundError": "the standard library is there and nothing else",
@@ -292,14 +297,20 @@ class Bwrap:
     def _arguments(self) -> list[str]:
         """Of the command bwrap: namespaces, folders and variables of the worker."""
         python = Path(sys._base_executable).resolve()
-        library = Path(sys.base_prefix, sys.platlibdir, f"python{sys.version_info.major}.{sys.version_info.minor}")
-        home = f"{sys.base_prefix}/{sys.platlibdir}"
+        home = Path(sys.base_prefix, sys.platlibdir)
+        library = home / f"python{sys.version_info.major}.{sys.version_info.minor}"
+        beside = [path for folder in SHARED for name in PACKAGES for path in Path(folder).glob(name)]
+        if own := home.parent != Path("/usr"):
+            beside += [path for path in home.iterdir() if path.is_dir() and path != library]
+        within = [path for path in library.glob("*-packages") if path.is_dir()]
         return [
             *WALLS,
             *(word for name, value in VARIABLES.items() for word in ("--setenv", name, value)),
-            *("--ro-bind-try", home, home),
+            *(("--ro-bind", str(home), str(home)) if own else ()),
+            *(word for path in beside for word in ("--tmpfs", str(path))),
+            *(("--ro-bind", str(library), str(library)) if not own else ()),
+            *(word for path in within for word in ("--tmpfs", str(path))),
             *("--ro-bind", str(python), str(python), "--ro-bind", str(WORKER), "/worker.py"),
-            *(["--tmpfs", f"{library}/site-packages"] if (library / "site-packages").is_dir() else []),
             *("--chdir", "/", "--remount-ro", "/"),
             *("--", str(python), "-sSP", "/worker.py"),
         ]

@@ -94,6 +94,13 @@ ATTEMPTS = (
     ),
     Attempt("import packages of the host", "import pytest, jax\nprint('ESCAPED')"),
     Attempt(
+        "find packages and programs of the host",
+        "import os\nnames = ('site-packages', 'dist-packages', 'node_modules', 'bin/sh')\n"
+        "print(*['ESCAPED' for path, folders, files in os.walk('/') for name in [*folders, *files]\n"
+        "        if os.path.join(path, name).endswith(names)\n"
+        "        and (name == 'sh' or os.path.isdir(f'{{path}}/{{name}}') and os.listdir(f'{{path}}/{{name}}'))])",
+    ),
+    Attempt(
         "kill processes of the host",
         "import os\nfor pid in ({victim}, os.getppid(), -1):\n    try:\n        os.kill(pid, 9)\n"
         "    except OSError as error:\n        print(error)",
