@@ -7,6 +7,7 @@ of its own before attention and before the perceptron. Such a layer is one linea
 mHC (arXiv 2512.24880), at the sizes claimed.
 """
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 import jax
@@ -20,6 +21,7 @@ from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, PlainConfig
 from mhc_jax.ops import linear_mhc
+from mhc_jax.tree import flatten, misfits
 
 Size = Literal["small", "base", "large"]
 Form = Literal["default", "original", "folded", "plain"]
@@ -103,12 +105,25 @@ def fold(config: LMConfig, params: dict[str, Any]) -> tuple[LMConfig, dict[str, 
     sites = {name: part for name, part in config.sites.items() if isinstance(part, LinearMHCConfig)}
     if not sites:
         raise ConfigError("the model has no linear mHC layers to fold")
-    blocks = dict(params.get("blocks", {}))
+    _check(config, sites, params)
+    blocks = dict(params["blocks"])
     for name, part in sites.items():
-        if not {"expand", "contract"} <= blocks.get(name, {}).get("branch", {}).keys():
-            raise ConfigError(f"these are not the parameters of the model: blocks.{name} holds no linear mHC layer")
         blocks[name] = blocks[name] | {"branch": _folded(part, blocks[name]["branch"])}
     return config.replace(**dict.fromkeys(sites, LinearConfig())), params | {"blocks": blocks}
+
+
+def _check(config: LMConfig, sites: dict[str, LinearMHCConfig], params: Any) -> None:
+    """Raises ConfigError unless the parameters have the linear mHC layers of the model, in their shapes."""
+    L, D, expected = config.layers, config.width, {}
+    for name, part in sites.items():
+        n, branch = part.flows, f"blocks.{name}.branch"
+        expected |= {f"{branch}.expand.kernel": (L, D, n * D), f"{branch}.contract.kernel": (L, n * D, D)}
+        if part.projection.size(n):
+            expected[f"{branch}.logits"] = (L, *part.projection.shape(n))
+    leaves = flatten(params) if isinstance(params, Mapping) else {}
+    faults = misfits(expected, {name: jnp.shape(leaf) for name, leaf in leaves.items() if name in expected})
+    if faults:
+        raise ConfigError(f"the parameters do not fit the model: {faults}")
 
 
 def _folded(config: LinearMHCConfig, branch: dict[str, Any]) -> dict[str, Any]:

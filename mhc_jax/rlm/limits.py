@@ -20,7 +20,7 @@ class Limits(Config):
         max_concurrent_subcalls: calls of models at the same time, in the whole tree.
         max_output_chars: of a cell's output that the model is shown, from its head and its tail.
         max_prompt_chars: of one prompt; a longer one is refused, never cut.
-        cell_timeout: seconds of a cell, without the calls that it waits for.
+        cell_timeout: seconds of a cell, without the calls that it waits for; from 0.001 to 1,000,000.
         memory_mb: of an environment, in MiB.
     """
 
@@ -50,6 +50,6 @@ class Limits(Config):
         )
         if self.max_tokens is not None:
             self.require_counts(1, "max_tokens")
-        for name in ("max_timeout", "cell_timeout"):
-            value = getattr(self, name)
-            self.require(value is None or value > 0, f"{name} must be positive, got {value}")
+        timeout, cell = self.max_timeout, self.cell_timeout
+        self.require(timeout is None or timeout > 0, f"max_timeout must be positive, got {timeout}")
+        self.require(1e-3 <= cell <= 1e6, f"cell_timeout must lie from 0.001 to 1,000,000 seconds, got {cell}")

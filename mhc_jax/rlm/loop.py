@@ -16,7 +16,7 @@ from mhc_jax.rlm.callbacks import Callback, CallbackRaised
 from mhc_jax.rlm.calls import Calls
 from mhc_jax.rlm.document import Document
 from mhc_jax.rlm.environments.base import Environment
-from mhc_jax.rlm.environments.host import check_names
+from mhc_jax.rlm.environments.host import check_data, check_names
 from mhc_jax.rlm.ledger import Exhausted, Ledger
 from mhc_jax.rlm.level import Level
 from mhc_jax.rlm.limits import Limits
@@ -74,12 +74,13 @@ class RLM:
         limits.validate()
         if not callable(model) or not (sub_model is None or callable(sub_model)):
             raise ConfigError("a model must be a function of messages; see mhc_jax.rlm.adapters for others")
-        if taken := sorted({*(tools or {})} & {*RESERVED}):
+        if taken := [name for name in RESERVED if name in (tools or {})]:
             raise ConfigError(f"a tool cannot be called {taken[0]!r}, which is a name of the scaffold")
         try:
             check_names(tools or {})
-        except ValueError as error:
-            raise ConfigError(f"a tool cannot be called so: {error}") from None
+            check_data({name: tool for name, tool in (tools or {}).items() if not callable(tool)})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"a tool must be a function or data under a name of its own: {error}") from None
         if compaction is not None and compaction < 1:
             raise ConfigError(f"compaction must be at least 1 character, got {compaction}")
         self._limits, self._seed = limits, seed
@@ -286,6 +287,7 @@ def checked(context: Any) -> Any:
     if not isinstance(context, str | list | dict):
         raise ConfigError(f"a context is a text, a list, a dictionary or a Document, not {type(context).__name__}")
     try:
+        check_data({"context": context})
         digest(context)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"a context holds Unicode texts, numbers, lists and dictionaries: {error}") from None

@@ -108,6 +108,8 @@ def test_time_is_the_same_for_all():
         {"max_tokens": 0},
         {"max_timeout": 0.0},
         {"cell_timeout": -1.0},
+        {"cell_timeout": 1e-9},
+        {"cell_timeout": 1e300},
         {"max_output_chars": -1},
     ],
 )

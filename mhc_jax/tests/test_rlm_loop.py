@@ -5,7 +5,6 @@ import threading
 
 import pytest
 
-from mhc_jax.config import ConfigError
 from mhc_jax.rlm import RLM, Document, Limits, PromptTooLong, Reply, SandboxDied, SandboxUnavailable, Scripted
 from mhc_jax.rlm.environments import Cell
 
@@ -99,12 +98,6 @@ def test_the_context_is_not_in_the_prompt():
 def test_contexts_of_every_kind(context):
     bound = context.text if isinstance(context, Document) else context
     assert ask(code(f"FINAL(context == {bound!r})"), context=context)[0].answer == "True"
-
-
-@pytest.mark.parametrize("context", [None, 3, b"bytes", {"k": {1, 2}}, "half \ud800", ["half \ud800"]])
-def test_contexts_that_cannot_be(context):
-    with pytest.raises(ConfigError, match="a context"):
-        ask("FINAL(1)", context=context)
 
 
 def test_a_text_is_never_a_path(tmp_path):
@@ -286,12 +279,6 @@ def test_tools_are_found_described_and_their_faults_named():
     assert "`price`: Price of a thing in euros." in model.seen[0][0]["content"]
     assert "5.0" in model.seen[1][-1]["content"]
     assert "price failed: KeyError: 'gold'" in model.seen[2][-1]["content"]
-
-
-@pytest.mark.parametrize("name", ["context", "llm_query", "budget", "peek", "FINAL", "two words", "class", "_mine"])
-def test_tools_do_not_take_names_of_the_scaffold(name):
-    with pytest.raises(ConfigError, match=name):
-        RLM(Scripted([]), tools={name: len})
 
 
 def test_an_own_system_prompt():

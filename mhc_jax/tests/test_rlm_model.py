@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import mhc_jax
+from mhc_jax.config import ConfigError
 from mhc_jax.functional import parameter_count
 from mhc_jax.models import rlm
 from mhc_jax.models.rlm import SIZES, fold
@@ -95,6 +96,15 @@ def test_flows_without_logits_fold():
     folded, fewer = fold(config, started(config))
     want = forward(config, started(config), TOKENS).logits_BTV
     np.testing.assert_allclose(forward(folded, fewer, TOKENS).logits_BTV, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("change", [lambda params: None, lambda params: {}, lambda params: params | {"blocks": None}])
+def test_only_parameters_of_the_model_fold(change):
+    config = tiny()
+    with pytest.raises(ConfigError, match="do not fit the model: missing .6.: blocks"):
+        fold(config, change(started(config)))
+    with pytest.raises(ConfigError, match="do not fit the model"):
+        fold(tiny(width=16), started(config))
 
 
 def test_clipped_logits_get_no_gradient():

@@ -211,7 +211,7 @@ def _check_arguments(name: str, function: Callable[..., Any], args: Sequence[Any
 def check_names(names: Mapping[str, Any]) -> None:
     """Raises ValueError for what cannot be a variable, or is one of the prelude."""
     for name in names:
-        if not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
+        if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name.startswith("_"):
             raise ValueError(f"{name!r} cannot be the name of a variable")
         if name in prelude.NAMES:
             raise ValueError(f"the name {name!r} is taken: {', '.join(prelude.NAMES)}")
