@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import functools
+import inspect
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -52,7 +53,7 @@ class RLM:
             a callback raises ends the completion.
 
     Raises:
-        ConfigError: limits, tools or an environment that cannot be.
+        ConfigError: limits, tools, callbacks or an environment that cannot be.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class RLM:
         on_subcall_complete: Callback | None = None,
     ):
         limits.validate()
+        self._on_subcall = on_subcall_start, on_subcall_complete
         if not callable(model) or not (sub_model is None or callable(sub_model)):
             raise ConfigError("a model must be a function of messages; see mhc_jax.rlm.adapters for others")
         if taken := [name for name in RESERVED if name in (tools or {})]:
@@ -81,6 +83,9 @@ class RLM:
             check_data({name: tool for name, tool in (tools or {}).items() if not callable(tool)})
         except (TypeError, ValueError) as error:
             raise ConfigError(f"a tool must be a function or data under a name of its own: {error}") from None
+        for callback in (on_iteration_start, on_iteration_complete, *self._on_subcall):
+            if callback is not None and (not callable(callback) or inspect.iscoroutinefunction(callback)):
+                raise ConfigError(f"a callback must be a function, and not an async one, which {callback!r} is not")
         if compaction is not None and compaction < 1:
             raise ConfigError(f"compaction must be at least 1 character, got {compaction}")
         self._limits, self._seed = limits, seed
@@ -91,7 +96,6 @@ class RLM:
         else:
             make = functools.partial(environment, limits)
         self._memo = Memo() if memo else None
-        self._on_subcall = on_subcall_start, on_subcall_complete
         self._program = Program(
             model,
             model if sub_model is None else sub_model,
@@ -128,14 +132,14 @@ class RLM:
             state: file that the run is saved to after each turn, for :meth:`resume`; an answer removes it.
 
         Raises:
-            ConfigError: a context of another type, or a state file that exists.
+            ConfigError: a context of another type, or a state file that exists or cannot be written.
             SandboxUnavailable: the environment cannot be had; nothing was asked.
             SandboxDied: the environment is gone; ``trace`` of the exception holds what happened.
             PromptTooLong: the model has no room for the first turn.
         """
         context = checked(context)
-        if state is not None and Path(state).exists():
-            raise ConfigError(f"{state} holds a run already: go on with resume(), or remove it")
+        if state is not None:
+            saved.check_free(state)
         return self.run(question, context, path=state)
 
     def resume(self, state: str | PathLike[str]) -> Result:
@@ -231,7 +235,7 @@ class RLM:
             keeper = None
             if path is not None:
                 state = found or State(self._settings(), question, context, about, list(self._history), [])
-                keeper = stack.enter_context(Keeper(Path(path), state, level.calls.trace, environment))
+                keeper = stack.enter_context(Keeper(Path(path), state, level.calls.trace, environment, new=not found))
                 keeper.keep(talk)
                 level.saved = keeper.keep
             outcome = level.end(level.run(environment, question, about, talk))

@@ -98,8 +98,8 @@ def _ending(end: Event | None) -> str:
 def _budget(usage: Usage, limits: Mapping[str, Any]) -> str:
     about = " (estimated)" if usage.estimated else ""
     rows = [
-        ("model calls", f"{usage.calls:,}", usage.calls, limits["max_llm_calls"]),
-        (f"tokens{about}", f"{usage.tokens:,}", usage.tokens, limits["max_tokens"]),
+        ("model calls", f"{usage.calls:,}", usage.calls, limits.get("max_llm_calls")),
+        (f"tokens{about}", f"{usage.tokens:,}", usage.tokens, limits.get("max_tokens")),
         *([("answered from memory", f"{usage.memoised:,}", None, None)] if usage.memoised else []),
         *([("cost", f"{usage.cost:g}", None, None)] if usage.cost is not None else []),
         *(

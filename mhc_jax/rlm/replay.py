@@ -37,7 +37,7 @@ def replay(
         ConfigError: no context, or another one.
         Diverged: something else happened than the trace says.
     """
-    root = next((event for event in trace.events if event["kind"] == "run"), None)
+    root = next((event for event in trace.events if event["kind"] == "run" and not event["path"]), None)
     if root is None:
         raise ConfigError("the trace holds no run")
     context = root["context"] if context is None else checked(context)

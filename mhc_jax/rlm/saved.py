@@ -71,10 +71,15 @@ class State:
 
 
 class Keeper:
-    """Keeps the state of a run that is under way in a file; removes it once the run is ``done``."""
+    """Keeps the state of a run that is under way in a file; removes it once the run is ``done``.
 
-    def __init__(self, path: Path, state: State, trace: Trace, environment: Environment):
+    Raises:
+        ConfigError: the file of a ``new`` run is there already, or cannot be written.
+    """
+
+    def __init__(self, path: Path, state: State, trace: Trace, environment: Environment, *, new: bool):
         self._path, self._state, self._trace, self._environment = path, state, trace, environment
+        self._new, self._failed = new, False
         self._context, self._start = state.context, time.monotonic() - state.elapsed
         self.done = False
 
@@ -91,16 +96,40 @@ class Keeper:
 
     def _write(self) -> None:
         self._state.events, self._state.elapsed = self._trace.events, time.monotonic() - self._start
-        self._state.write(self._path)
+        try:
+            self._state.write(self._path)
+        except OSError as error:
+            self._failed = True
+            if self._new:
+                self._path.unlink(missing_ok=True)
+            raise _unwritten(self._path, error) from error
+        self._new = False
 
     def __enter__(self) -> Self:
+        if self._new:  # two runs at the same time do not share a file
+            try:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.open("xb").close()
+            except OSError as error:
+                check_free(self._path)
+                raise _unwritten(self._path, error) from error
         return self
 
     def __exit__(self, *_: object) -> None:
         if self.done:
             self._path.unlink(missing_ok=True)
-        else:
+        elif not self._failed:
             self._write()  # the variables are those after the last turn; the events are all
+
+
+def check_free(path: str | os.PathLike[str]) -> None:
+    """Raises ConfigError for a file that is there already."""
+    if Path(path).exists():
+        raise ConfigError(f"{path} holds a run already: go on with resume(), or remove it")
+
+
+def _unwritten(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"the run cannot be saved to {path}: {error.strerror}")
 
 
 def read(path: str | os.PathLike[str]) -> State:

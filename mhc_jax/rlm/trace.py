@@ -23,6 +23,25 @@ Event = dict[str, Any]
 
 # Contexts up to so many characters of JSON travel with the trace.
 KEPT = 100_000
+# What the events in a file must have, and of the root's more; and what they may have.
+_FIELDS: dict[str, dict[str, Any]] = {
+    "run": {"question": str | None, "about": str, "digest": str, "depth": int, "model": str},
+    "turn": {"role": str, "model": str, "messages": list},
+    "cell": {"code": str, "stdout": str, "error": str | None, "notes": list, "answer": str | None},
+    "call": {"model": str, "prompt": str, "memo": bool},
+    "end": {"status": str, "answer": str | None, "reason": str | None},
+}
+_OF_ROOT: dict[str, Any] = {"context": object, "limits": dict, "environment": str, "seed": int, "sub_model": str}
+_OPTIONAL: dict[str, Any] = {
+    "reply": str | None,
+    "error": str | None,
+    "refused": str,
+    "memo": bool,
+    "prompt_tokens": int,
+    "completion_tokens": int,
+    "estimated": bool,
+    "cost": int | float | None,
+}
 # What differs between two runs that are the same.
 VARIES = ("seconds",)
 
@@ -156,11 +175,22 @@ def same(event: Event) -> Event:
 def _parsed(line: bytes) -> Event:
     """An event from a line of a file. Raises ConfigError for a line that holds none."""
     event = parse_json(line)
-    if not isinstance(event, dict) or not isinstance(event.get("kind"), str):
+    if not isinstance(event, dict) or event.get("kind") not in [*_FIELDS]:
         raise ConfigError(f"{shown(event)} is no event")
     path = event.get("path")
     if not isinstance(path, list) or any(type(place) is not int for place in path):
         raise ConfigError(f"an event at {shown(path)}, which is no path")
+    kind = event["kind"]
+    if not path and kind not in ("run", "end"):
+        raise ConfigError(f"an event {kind} outside of the run")
+    needed = _FIELDS[kind] | (_OF_ROOT if kind == "run" and not path else {})
+    if kind in ("turn", "call") and "error" not in event:
+        needed = needed | {"reply": _OPTIONAL["reply"]}
+    for name, types in {**{name: types for name, types in _OPTIONAL.items() if name in event}, **needed}.items():
+        if name not in event:
+            raise ConfigError(f"the event {kind} at {path} has no {name}")
+        if not isinstance(event[name], types):
+            raise ConfigError(f"the event {kind} at {path} has the {name} {shown(event[name])}")
     return event
 
 
