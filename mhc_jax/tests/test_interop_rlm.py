@@ -151,7 +151,7 @@ def test_folded_layers_give_the_same_logits_from_an_eighth_of_the_numbers():
     with pytest.raises(mhc_jax.ConfigError, match="no linear mHC layers"):
         fold(smaller, fewer)
     for other in (fewer, {}):
-        with pytest.raises(mhc_jax.ConfigError, match=r"blocks\.before_mixer holds no linear mHC layer"):
+        with pytest.raises(mhc_jax.ConfigError, match=r"missing .*before_mixer\.branch\.expand"):
             fold(config, other)
 
 
