@@ -266,7 +266,10 @@ def pickled(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: edit(folder, model_type="mistral"), "'mistral' is not supported; known: gpt2, llama, qwen3"),
+        (
+            lambda folder: edit(folder, model_type="mistral"),
+            "'mistral' is not supported; known: gpt2, llama, mamba, qwen3",
+        ),
         (lambda folder: edit(folder, scale_attn_by_inverse_layer_idx=True), "inverse_layer_idx=True is not supported"),
         (lambda folder: edit(folder, tie_word_embeddings=False), "tie_word_embeddings=False is not supported"),
         (lambda folder: edit(folder, n_embd=16), "n_embd=16 contradicts the tensors, which say 8"),

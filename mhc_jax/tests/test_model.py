@@ -205,6 +205,7 @@ def test_one_stream_is_the_plain_residual(tokens):
     np.testing.assert_allclose(got, forward(config, params, tokens).logits_BTV, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_original_starts_with_huge_tied_logits_and_the_default_does_not(tokens):
     for variant in ("baseline", "mhc", "adapters"):
         spread = {}
@@ -254,6 +255,7 @@ def test_published_parameter_counts(variant, count):
     assert sum(np.prod(leaf.shape) for leaf in shapes) == count
 
 
+@pytest.mark.slow
 def test_functional_transforms_work_on_whole_models(tokens):
     config = small("mhc", layers=1)
     inits = jax.vmap(lambda key: mhc_jax.init(config, key))(jax.random.split(jax.random.key(0), 3))

@@ -222,6 +222,8 @@ OMITTED = {
     "hyper.dynamic_weights": {"gamma_D": None},
     "loss.cross_entropy": {"ignore": -100},
     "loss.chunked_cross_entropy": {"logits_dtype": jnp.float32},
+    "routing.straight_through": {"noise_N": None},
+    "selective_scan.selective_scan": {"s0_BEN": None, "reset_BT": None, "form": "sequential", "chunk": 32},
     "norm.rms_norm": {"eps": 1e-6},
     "norm.layer_norm": {"scale_D": 1.0, "bias_D": 0.0, "eps": 1e-5},
     "projections.orthostochastic": {"eps": 1e-7, "normalise": False},

@@ -60,6 +60,7 @@ def test_variants_are_all_topologies_and_every_possible_number_of_streams():
         topologies.variants(MODEL, ("mch",), (1,))
 
 
+@pytest.mark.slow
 def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
     rows, notes = topologies.table(run, ("kromhc", "plain", "value_residual"), (2, 3), rounds=2, calls=1)
     assert [(row["topology"], row["n"]) for row in rows] == [

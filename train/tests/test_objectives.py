@@ -122,6 +122,7 @@ def test_an_objective_refuses_a_model_by_its_field(squared, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_further_sums_are_means_over_all_targets_whatever_the_parts(squared, known):
     params, batch, _ = known
     found = []

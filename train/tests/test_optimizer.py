@@ -125,7 +125,8 @@ DECAYED = {
     "gamma": "", "gamma_pre": "", "gamma_post": "", "alpha": "", "pre_logits": "", "post_logits": "", "res_logits": "",
     "mix_logit": "", "static_alpha": "", "static_beta": "", "alpha_static": "", "beta_static": "", "lambdas": "",
     "dynamic_alpha_scale": "", "dynamic_beta_scale": "", "pre_scale": "", "res_scale": "", "post_scale": "",
-    "gate_scale": "", "collapse_logits": "", "stream_embed": "", "pool": "",
+    "gate_scale": "", "collapse_logits": "", "stream_embed": "", "pool": "", "a_log": "", "read": "", "write": "",
+    "skew": "",
 }  # fmt: skip
 CELLS = [(topology, "attention") for topology in registry.names("topology")]
 CELLS += [("mhc", mixer) for mixer in set(registry.names("mixer")) - {"attention"}]

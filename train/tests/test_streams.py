@@ -55,6 +55,7 @@ def test_statistics_are_logged_when_due_and_are_those_of_one_micro_batch(tmp_pat
     assert lines[3]["stream_cosine"] != lines[6]["stream_cosine"]
 
 
+@pytest.mark.slow
 def test_statistics_change_nothing_else(tmp_path):
     config = streamed(tmp_path)
     silent = config.replace(run_dir=str(tmp_path / "silent"), log=config.log.replace(streams_every=0))
