@@ -15,4 +15,5 @@ def test_models(case):
 def test_a_penalty_that_the_twin_does_not_record_comes_before_its_loss(monkeypatch):
     monkeypatch.setattr(Scope, "penalise", lambda *_: None)
     first = first_divergence(judge(forward(SYSTEMS["mhc 4, original, rms"]), ("float64",)))
+    assert first is not None
     assert (first.tap, first.fault) == ("forward penalty stream_diversity", "only JAX has it, the twin does not")
