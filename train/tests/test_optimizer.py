@@ -129,7 +129,7 @@ DECAYED = {
     "skew": "",
 }  # fmt: skip
 CELLS = [(topology, "attention") for topology in registry.names("topology")]
-CELLS += [("mhc", mixer) for mixer in set(registry.names("mixer")) - {"attention"}]
+CELLS += [("mhc", mixer) for mixer in registry.names("mixer") if mixer != "attention"]
 
 
 def model_of(topology, mixer):
