@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mhc_jax.interop.infer import layer_count, shape_of
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.rules import Arrays, Rule, fused, renamed
 from mhc_jax.nn.channel import GeluMLPConfig
@@ -85,18 +86,11 @@ def infer(system: str, shapes: Shapes, *, inputs_first: bool) -> dict[str, int]:
     Raises:
         InteropError: a tensor that is needed for it is missing or of another rank.
     """
-    vocab_size, width = _matrix(system, shapes, TOKENS)
-    positions, _ = _matrix(system, shapes, "wpe.weight")
-    layers = len({match[1] for name in shapes if (match := re.match(r"h\.(\d+)\.", name))})
-    hidden = _matrix(system, shapes, "h.0.mlp.c_fc.weight")[1 if inputs_first else 0]
+    vocab_size, width = shape_of(system, shapes, TOKENS)
+    positions, _ = shape_of(system, shapes, "wpe.weight")
+    layers = layer_count(shapes, "h")
+    hidden = shape_of(system, shapes, "h.0.mlp.c_fc.weight")[1 if inputs_first else 0]
     return {"vocab_size": vocab_size, "positions": positions, "width": width, "layers": layers, "hidden": hidden}
-
-
-def _matrix(system: str, shapes: Shapes, name: str) -> tuple[int, int]:
-    if len(shapes.get(name, ())) != 2:
-        raise InteropError(f"not {system} weights: {name} of rank 2 is missing")
-    rows, columns = shapes[name]
-    return rows, columns
 
 
 def untied(system: str, arrays: Arrays) -> dict[str, np.ndarray]:

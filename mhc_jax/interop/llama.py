@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mhc_jax.config import ConfigError
 from mhc_jax.interop import rope
 from mhc_jax.interop.gpt import without_prefix
 from mhc_jax.interop.hints import fields, settle
+from mhc_jax.interop.infer import layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original, refuse
@@ -181,11 +181,7 @@ class Llama(Original):
             mixer=mixer,
             mlp=SwiGLUConfig(hidden=told["intermediate_size"], init_std=std, scale_output=False),
         )
-        try:
-            config.validate()
-        except ConfigError as error:
-            raise InteropError(f"{system}: {error}") from None
-        return config
+        return validated(system, config)
 
     @classmethod
     def _fields(cls, config: LMConfig) -> dict[str, Any]:
@@ -250,15 +246,15 @@ def _check_layer_types(system: str, kinds: Any) -> None:
 
 def _infer(system: str, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of the configuration that the tensors show, once the number of heads is known."""
-    vocab_size, width = _matrix(system, shapes, TOKENS)
-    queries, _ = _matrix(system, shapes, "layers.0.self_attn.q_proj.weight")
-    keys, _ = _matrix(system, shapes, "layers.0.self_attn.k_proj.weight")
+    vocab_size, width = shape_of(system, shapes, TOKENS)
+    queries, _ = shape_of(system, shapes, "layers.0.self_attn.q_proj.weight")
+    keys, _ = shape_of(system, shapes, "layers.0.self_attn.k_proj.weight")
     head_width = _head_width(system, shapes, queries, given)
     return {
         "vocab_size": vocab_size,
         "hidden_size": width,
-        "num_hidden_layers": len({match[1] for name in shapes if (match := re.match(r"layers\.(\d+)\.", name))}),
-        "intermediate_size": _matrix(system, shapes, "layers.0.mlp.down_proj.weight")[1],
+        "num_hidden_layers": layer_count(shapes),
+        "intermediate_size": shape_of(system, shapes, "layers.0.mlp.down_proj.weight")[1],
         "num_attention_heads": queries // head_width,
         "num_key_value_heads": keys // head_width,
         "head_dim": head_width,
@@ -277,13 +273,6 @@ def _head_width(system: str, shapes: Shapes, queries: int, given: Mapping[str, A
     if not isinstance(heads, int) or heads < 1 or queries % heads:
         raise InteropError(f"{system}: num_attention_heads={heads!r} does not divide the {queries} rows of q_proj")
     return queries // heads
-
-
-def _matrix(system: str, shapes: Shapes, name: str) -> tuple[int, int]:
-    if len(shapes.get(name, ())) != 2:
-        raise InteropError(f"not {system} weights: {name} of rank 2 is missing")
-    rows, columns = shapes[name]
-    return rows, columns
 
 
 def _rules(config: LMConfig, names: Mapping[str, Any]) -> Iterator[Rule]:

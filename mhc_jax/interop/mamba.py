@@ -3,15 +3,14 @@
 Of transformers it is ``MambaForCausalLM``, or the model without head.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 
-from mhc_jax.config import ConfigError
 from mhc_jax.interop.gpt import without_prefix
 from mhc_jax.interop.hints import fields, settle
+from mhc_jax.interop.infer import layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original, refuse
@@ -173,18 +172,14 @@ class Mamba(Original):
             mlp=None,
             **cls._read_fields(settled),
         )
-        try:
-            config.validate()
-        except ConfigError as error:
-            raise InteropError(f"{cls.system}: {error}") from None
-        return config
+        return validated(cls.system, config)
 
     @classmethod
     def _infer(cls, shapes: Shapes) -> dict[str, Any]:
         """The fields of the configuration that the tensors show, by our names."""
         unit = f"layers.0.{cls.unit}"
-        vocab_size, width = cls._shape(shapes, cls._tokens(), 2)
-        channels, states = cls._shape(shapes, f"{unit}.A_log", 2)
+        vocab_size, width = shape_of(cls.system, shapes, cls._tokens())
+        channels, states = shape_of(cls.system, shapes, f"{unit}.A_log")
         if channels % width:
             raise InteropError(
                 f"{cls.system}: {channels} channels are no multiple of the width {width}, which the model here needs"
@@ -192,21 +187,14 @@ class Mamba(Original):
         return {
             "vocab_size": vocab_size,
             "width": width,
-            "layers": len({match[1] for name in shapes if (match := re.match(r"layers\.(\d+)\.", name))}),
+            "layers": layer_count(shapes),
             "state": states,
             "expand": channels // width,
-            "conv_kernel": cls._shape(shapes, f"{unit}.conv1d.weight", 3)[-1],
-            "dt_rank": cls._shape(shapes, f"{unit}.dt_proj.weight", 2)[-1],
+            "conv_kernel": shape_of(cls.system, shapes, f"{unit}.conv1d.weight", 3)[-1],
+            "dt_rank": shape_of(cls.system, shapes, f"{unit}.dt_proj.weight")[-1],
             "bias": f"{unit}.in_proj.bias" in shapes,
             "conv_bias": f"{unit}.conv1d.bias" in shapes,
         }
-
-    @classmethod
-    def _shape(cls, shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-        found = shapes.get(name, ())
-        if len(found) != rank or 0 in found:
-            raise InteropError(f"not {cls.system} weights: {name} of rank {rank} is missing")
-        return found
 
     @classmethod
     def _tokens(cls) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from mhc_jax.interop.hints import fields, settle
+from mhc_jax.interop.infer import layer_count
 from mhc_jax.interop.keys import InteropError, account
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
@@ -100,11 +101,10 @@ def _without_prefix(tensors: Mapping[str, Any]) -> Mapping[str, Any]:
 def _infer(shapes: Shapes) -> dict[str, Any]:
     """The fields of the original's configuration, inferred from the tensors."""
     vocab_size, dim = _shape(shapes, re.escape(TOKENS), "vocab_size and dim", rank=2)
-    layers = {match[1] for name in shapes if (match := re.match(r"blocks\.(\d+)\.", name))}
     told = {
         "vocab_size": vocab_size,
         "dim": dim,
-        "n_layers": len(layers),
+        "n_layers": layer_count(shapes, "blocks"),
         "conv_kernel": _shape(shapes, r"blocks\.\d+\.ssm\.dwconv\.weight", "conv_kernel", rank=3)[-1],
         "norm_type": "ln" if _any(shapes, r"norm_f\.bias|blocks\.\d+\.(ssm\.|ad_)norm\.bias") else "rms",
         "stream_adapters": _any(shapes, r"blocks\.\d+\.(ad_|gamma_)"),

@@ -1,7 +1,6 @@
 """Checkpoints of the published RLM-mHC code (``rlm_mhc``)."""
 
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,9 @@ from typing import Any
 import numpy as np
 import yaml
 
-from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.interop.hints import fields, settle
+from mhc_jax.interop.infer import layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original, refuse
@@ -165,24 +164,17 @@ def _rules(names: Mapping[str, Any]) -> Iterator[Rule]:
 
 def _infer(shapes: Shapes) -> dict[str, Any]:
     """The fields of the original's configuration, inferred from the tensors."""
-    vocab_size, width = _matrix(shapes, TOKENS)
+    vocab_size, width = shape_of("rlm", shapes, TOKENS)
     told = {
         "hidden_dim": width,
-        "num_layers": len({match[1] for name in shapes if (match := re.match(r"layers\.(\d+)\.", name))}),
-        "ffn_dim": _matrix(shapes, "layers.0.ffn.down_proj.weight")[1],
+        "num_layers": layer_count(shapes),
+        "ffn_dim": shape_of("rlm", shapes, "layers.0.ffn.down_proj.weight")[1],
         "vocab_size": vocab_size,
         "mhc_enabled": any(".mhc_" in name for name in shapes),
     }
     if told["mhc_enabled"]:
-        told["mhc_flows"] = _matrix(shapes, "layers.0.mhc_pre.connection_weights")[0]
+        told["mhc_flows"] = shape_of("rlm", shapes, "layers.0.mhc_pre.connection_weights")[0]
     return told
-
-
-def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
-    if len(shapes.get(name, ())) != 2:
-        raise InteropError(f"not rlm weights: {name} of rank 2 is missing")
-    rows, columns = shapes[name]
-    return rows, columns
 
 
 def _config(told: dict[str, Any], stored: Mapping[str, Any], hints: Mapping[str, Any]) -> LMConfig:
@@ -207,11 +199,7 @@ def _config(told: dict[str, Any], stored: Mapping[str, Any], hints: Mapping[str,
         before_mlp=between,
         mlp=template.mlp.replace(hidden=told["ffn_dim"]),
     )
-    try:
-        config.validate()
-    except ConfigError as error:
-        raise InteropError(f"rlm: {error}") from None
-    return config
+    return validated("rlm", config)
 
 
 def _fields(config: LMConfig) -> dict[str, Any]:

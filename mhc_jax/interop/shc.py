@@ -12,6 +12,7 @@ import numpy as np
 from mhc_jax.config import ConfigError, read_json
 from mhc_jax.functional import Params
 from mhc_jax.interop.hints import fields, settle
+from mhc_jax.interop.infer import layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original
@@ -157,26 +158,19 @@ def _rules(names: Mapping[str, Any]) -> Iterator[Rule]:
 
 def _infer(shapes: Shapes, tied: bool) -> dict[str, Any]:
     """The fields of the original's configuration, inferred from the tensors."""
-    vocab_size, width = _matrix(shapes, TOKENS)
-    streams, rank = _matrix(shapes, "layers.0.kv_compressor.U")
+    vocab_size, width = shape_of("shc", shapes, TOKENS)
+    streams, rank = shape_of("shc", shapes, "layers.0.kv_compressor.U")
     return {
         "vocab_size": vocab_size,
         "hidden_dim": width,
-        "n_layers": len({match[1] for name in shapes if (match := re.match(r"layers\.(\d+)\.", name))}),
-        "ffn_dim": _matrix(shapes, "layers.0.ffn.w_down.weight")[1],
+        "n_layers": layer_count(shapes),
+        "ffn_dim": shape_of("shc", shapes, "layers.0.ffn.w_down.weight")[1],
         "n_streams": streams,
-        "k_mixture": _matrix(shapes, "layers.0.routing.H_pre.mixing_proj.weight")[0],
+        "k_mixture": shape_of("shc", shapes, "layers.0.routing.H_pre.mixing_proj.weight")[0],
         "factorization_rank": rank,
         "use_adaptive_rank": "layers.0.rank_selector.layer_bias" in shapes,
         "tie_embeddings": tied,
     }
-
-
-def _matrix(shapes: Shapes, name: str) -> tuple[int, int]:
-    if len(shapes.get(name, ())) != 2:
-        raise InteropError(f"not shc weights: {name} of rank 2 is missing")
-    rows, columns = shapes[name]
-    return rows, columns
 
 
 def _config(
@@ -206,11 +200,7 @@ def _config(
         tied=told["tie_embeddings"],
         dropout=free["dropout"],
     )
-    try:
-        config.validate()
-    except ConfigError as error:
-        raise InteropError(f"shc: {error}") from None
-    return config
+    return validated("shc", config)
 
 
 def _fields(config: SHCOriginalConfig) -> dict[str, Any]:

@@ -1,16 +1,13 @@
 """The selective state-space recurrence of Mamba (Gu and Dao, arXiv 2312.00752, section 3.2)."""
 
-from typing import Literal
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.diag_scan import diagonal_scan
+from mhc_jax.ops.diag_scan import ScanForm, diagonal_scan
 from mhc_jax.registry import unknown
-
-SelectiveForm = Literal["sequential", "associative", "chunked"]
-FORMS = ("sequential", "associative", "chunked")
 
 
 def selective_scan(
@@ -23,7 +20,7 @@ def selective_scan(
     s0_BEN: Float[Array, "B E N"] | None = None,
     *,
     reset_BT: Bool[Array, "B T"] | None = None,
-    form: SelectiveForm = "sequential",
+    form: ScanForm = "sequential",
     chunk: int = 32,
 ) -> tuple[Float[Array, "B T E"], Float[Array, "B E N"]]:
     """``s_t = exp(dt_t A) s_{t-1} + dt_t u_t in_t'``, ``y_t = s_t out_t + skip u_t`` with ``A = -exp(a_log)``.
@@ -50,8 +47,8 @@ def selective_scan(
     Raises:
         ValueError: an unknown form, or ``chunk < 1``.
     """
-    if form not in FORMS:
-        raise ValueError(unknown("scan form", form, FORMS))
+    if form not in get_args(ScanForm):
+        raise ValueError(unknown("scan form", form, get_args(ScanForm)))
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     B, T, E = u_BTE.shape

@@ -8,11 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mhc_jax.backend import target_backend
 from mhc_jax.nn.init import Init, constant, normal, ones, zeros
 from mhc_jax.nn.layers import Dense, DepthwiseFilter
-from mhc_jax.nn.mixers.base import Mixer, MixerConfig
-from mhc_jax.ops.conv import causal_depthwise_conv
+from mhc_jax.nn.mixers.base import MixerConfig
+from mhc_jax.nn.mixers.gated_ssm import GatedSSM, scan_form
 from mhc_jax.ops.diag_ssm import diag_ssm
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -65,53 +64,29 @@ class _SSM(nnx.Module):
         self.d = init("d", ones, width, axes=("channel",))
 
 
-class DiagonalSSM(Mixer):
-    """``out(sigmoid(gate) * SSM(SiLU(conv(u))))`` with ``u, gate = in_proj(x)`` (mHC-SSM, sections 1.2 and 1.3).
+class DiagonalSSM(GatedSSM):
+    """The gate is a sigmoid, and the recurrence mHC-SSM's, with a state (B, D) (mHC-SSM, sections 1.2 and 1.3)."""
 
-    The state is ``{"inputs": (B, K-1, D), "ssm": (B, D)}``: O(1) memory and time per token.
-    """
+    gate = staticmethod(jax.nn.sigmoid)
 
     def __init__(self, config: DiagonalSSMConfig, width: int, policy: Policy, init: Init):
-        self.config, self.policy, self.width = config, policy, width
+        self.config, self.policy, self.channels = config, policy, width
         self.in_proj = Dense(width, 2 * width, init / "in_proj", ("embed", "inner"))
         self.conv = DepthwiseFilter(config.conv_kernel, width, init / "conv")
         self.ssm = _SSM(config, width, init / "ssm")
         self.out_proj = Dense(width, width, init / "out_proj", ("inner", "embed"))
 
-    def init_state(self, batch, max_len):
-        return {
-            "inputs": jnp.zeros((batch, self.config.conv_kernel - 1, self.width), self.policy.compute),
-            "ssm": jnp.zeros((batch, self.width), self.policy.accumulate),
-        }
+    def init_ssm(self, batch):
+        return jnp.zeros((batch, self.channels), self.policy.accumulate)
 
-    def __call__(self, u_BTD, state, scope):
-        compute, accumulate = self.policy.compute, self.policy.accumulate
-        before = self.init_state(u_BTD.shape[0], 0) if state is None else state
-        x_BTD, gate_BTD = jnp.split(self.in_proj(u_BTD.astype(compute)), 2, axis=-1)
-        x_BTD = scope.values(x_BTD)
-        T = x_BTD.shape[1]
-        if (padding_BT := scope.padding_BT(T)) is not None:
-            x_BTD = jnp.where(padding_BT[..., None], 0, x_BTD)  # the convolution then sees an empty past
-        inputs = jnp.concatenate([before["inputs"], x_BTD], axis=1)
-        convolved = causal_depthwise_conv(
-            x_BTD, *self.conv.taps(compute), before["inputs"], segment_ids=scope.segments_BT
-        )
-        x_BTD = scope.tap("conv", jax.nn.silu(convolved)).astype(accumulate)
-        y_BTD, s_BD = diag_ssm(
-            x_BTD,
-            self.ssm.logit_a[...].astype(accumulate),
-            self.ssm.b[...].astype(accumulate),
-            self.ssm.c[...].astype(accumulate),
-            self.ssm.d[...].astype(accumulate),
-            before["ssm"],
-            reset_BT=scope.starts_BT(T),
-            form=self._form(),
+    def recur(self, x_BTE, ssm, scope):
+        accumulate = self.policy.accumulate
+        leaves = self.ssm.logit_a, self.ssm.b, self.ssm.c, self.ssm.d
+        return diag_ssm(
+            x_BTE.astype(accumulate),
+            *(leaf[...].astype(accumulate) for leaf in leaves),
+            ssm,
+            reset_BT=scope.starts_BT(x_BTE.shape[1]),
+            form=scan_form(self.config.form),
             chunk=self.config.chunk,
         )
-        y_BTD = self.out_proj(scope.tap("ssm", y_BTD).astype(compute) * jax.nn.sigmoid(gate_BTD))
-        return y_BTD, None if state is None else {"inputs": inputs[:, T:], "ssm": s_BD}
-
-    def _form(self):
-        if self.config.form != "auto":
-            return self.config.form
-        return "sequential" if target_backend() == "cpu" else "chunked"

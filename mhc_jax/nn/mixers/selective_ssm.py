@@ -7,11 +7,10 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.backend import target_backend
 from mhc_jax.nn.init import Init, Initializer, constant, normal, ones, uniform
 from mhc_jax.nn.layers import Dense, DepthwiseFilter
-from mhc_jax.nn.mixers.base import Mixer, MixerConfig
-from mhc_jax.ops.conv import causal_depthwise_conv
+from mhc_jax.nn.mixers.base import MixerConfig
+from mhc_jax.nn.mixers.gated_ssm import GatedSSM, scan_form
 from mhc_jax.ops.selective_scan import selective_scan
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -73,13 +72,14 @@ class SelectiveSSMConfig(MixerConfig):
         return SelectiveSSM(self, width, policy, init)
 
 
-class SelectiveSSM(Mixer):
-    """``out(SiLU(gate) * SSM(SiLU(conv(u))))`` with ``u, gate = in_proj(x)``.
+class SelectiveSSM(GatedSSM):
+    """The gate is a SiLU, and the recurrence Mamba's, with a state (B, E, N) and ``E = expand * D``.
 
-    From the channels ``SiLU(conv(u))`` come the time steps ``softplus(dt_proj(.))`` and what the token writes to and
-    reads from the states, by ``x_proj``. The state is ``{"inputs": (B, K-1, E), "ssm": (B, E, N)}`` with
-    ``E = expand * D``: memory and time per token do not depend on the length.
+    From the convolved channels come the time steps ``softplus(dt_proj(.))`` and what the token writes to and reads from
+    the states, by ``x_proj``.
     """
+
+    gate = staticmethod(jax.nn.silu)
 
     def __init__(self, config: SelectiveSSMConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy = config, policy
@@ -96,47 +96,25 @@ class SelectiveSSM(Mixer):
         self.d = init("d", ones, E, axes=("channel",))
         self.out_proj = Dense(E, width, init / "out_proj", ("inner", "embed"), kernel=kernels["out"], bias=bias)
 
-    def init_state(self, batch, max_len):
-        return {
-            "inputs": jnp.zeros((batch, self.config.conv_kernel - 1, self.channels), self.policy.compute),
-            "ssm": jnp.zeros((batch, self.channels, self.config.state), self.policy.accumulate),
-        }
+    def init_ssm(self, batch):
+        return jnp.zeros((batch, self.channels, self.config.state), self.policy.accumulate)
 
-    def __call__(self, u_BTD, state, scope):
-        compute, accumulate = self.policy.compute, self.policy.accumulate
-        before = self.init_state(u_BTD.shape[0], 0) if state is None else state
-        x_BTE, gate_BTE = jnp.split(self.in_proj(u_BTD.astype(compute)), 2, axis=-1)
-        x_BTE = scope.values(x_BTE)
-        T = x_BTE.shape[1]
-        if (padding_BT := scope.padding_BT(T)) is not None:
-            x_BTE = jnp.where(padding_BT[..., None], 0, x_BTE)  # the convolution then sees an empty past
-        inputs = jnp.concatenate([before["inputs"], x_BTE], axis=1)
-        convolved = causal_depthwise_conv(
-            x_BTE, *self.conv.taps(compute), before["inputs"], segment_ids=scope.segments_BT
-        )
-        x_BTE = scope.tap("conv", jax.nn.silu(convolved))
-        R, N = self.rank, self.config.state
+    def recur(self, x_BTE, ssm, scope):
+        accumulate, R, N = self.policy.accumulate, self.rank, self.config.state
         dt_BTR, in_BTN, out_BTN = jnp.split(self.x_proj(x_BTE), [R, R + N], axis=-1)
         dt_BTE = scope.tap("dt", jax.nn.softplus(self.dt_proj(dt_BTR).astype(accumulate)))
-        y_BTE, s_BEN = selective_scan(
+        return selective_scan(
             x_BTE.astype(accumulate),
             dt_BTE,
             self.a_log[...].astype(accumulate),
             in_BTN.astype(accumulate),
             out_BTN.astype(accumulate),
             self.d[...].astype(accumulate),
-            before["ssm"],
-            reset_BT=scope.starts_BT(T),
-            form=self._form(),
+            ssm,
+            reset_BT=scope.starts_BT(x_BTE.shape[1]),
+            form=scan_form(self.config.form),
             chunk=self.config.chunk,
         )
-        y_BTD = self.out_proj(scope.tap("ssm", y_BTE).astype(compute) * jax.nn.silu(gate_BTE))
-        return y_BTD, None if state is None else {"inputs": inputs[:, T:], "ssm": s_BEN}
-
-    def _form(self):
-        if self.config.form != "auto":
-            return self.config.form
-        return "sequential" if target_backend() == "cpu" else "chunked"
 
 
 def _kernels(config: SelectiveSSMConfig, channels: int, rank: int, sites: int) -> dict[str, Initializer | None]:

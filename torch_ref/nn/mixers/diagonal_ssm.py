@@ -3,12 +3,11 @@
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_ref.config import one_of, register
 from torch_ref.nn.layers import CausalConv
-from torch_ref.nn.mixers.base import Mixer
+from torch_ref.nn.mixers.gated_ssm import GatedSSM, changes, without
 from torch_ref.ops.diag_ssm import diag_ssm
 
 
@@ -33,61 +32,41 @@ class SSM(nn.Module):
 
 
 @register("mixer", "diagonal_ssm")
-class DiagonalSSM(Mixer):
-    """``out(sigmoid(gate) * SSM(SiLU(conv(u))))`` with ``u, gate = in_proj(x)``.
+class DiagonalSSM(GatedSSM):
+    """The gate is a sigmoid; the recurrence carries (B, D)."""
 
-    The state is ``{"inputs": (B, K-1, D), "ssm": (B, D)}``.
-    """
+    gate = staticmethod(torch.sigmoid)
 
     def __init__(self, config, width: int, sites: int):
         super().__init__()
         if config.conv_kernel < 1 or config.chunk < 1:
             raise ValueError(f"conv_kernel {config.conv_kernel} and chunk {config.chunk} must be at least 1")
         self.form = one_of("scan form", config.form, ("auto", "sequential", "associative", "chunked"))
-        self.chunk, self.width, self.taps = config.chunk, width, config.conv_kernel
+        self.chunk = config.chunk
         self.in_proj = nn.Linear(width, 2 * width)
         self.conv = CausalConv(width, config.conv_kernel)
         self.ssm = SSM(width, config.init)
         self.out_proj = nn.Linear(width, width)
 
-    def init_state(self, batch: int, max_len: int) -> dict[str, Tensor]:
-        like = self.ssm.b
-        return {"inputs": like.new_zeros(batch, self.taps - 1, self.width), "ssm": like.new_zeros(batch, self.width)}
+    def init_ssm(self, batch: int) -> Tensor:
+        return self.ssm.b.new_zeros(batch, len(self.ssm.b))
 
-    def forward(self, u_BTD, state, scope):
-        before = self.init_state(len(u_BTD), 0) if state is None else state
-        padding_BT, segments_BT = scope.padding_BT(), scope.segments_BT
-        x_BTD, gate_BTD = self.in_proj(u_BTD).chunk(2, -1)
-        # Zeros leave the filter and the recurrence as empty as they start.
-        x_BTD = _without(padding_BT, scope.values(x_BTD))
-        inputs_BJD = torch.cat([before["inputs"], x_BTD], 1)[:, x_BTD.shape[1] :]
-        x_BTD = scope.tap("conv", F.silu(self.conv(x_BTD, before["inputs"], segments_BT)))
-        ssm = self.ssm
-        y_BTD, s_BD = diag_ssm(
-            _without(padding_BT, x_BTD),
-            ssm.logit_a,
-            ssm.b,
-            ssm.c,
-            ssm.d,
-            before["ssm"],
-            reset_BT=None if segments_BT is None else _segment_starts(segments_BT),
-            form=self._form(u_BTD.device.type),
+    def recur(self, x_BTE, ssm, scope):
+        segments_BT, own = scope.segments_BT, self.ssm
+        return diag_ssm(
+            without(scope.padding_BT(), x_BTE),  # zeros leave the recurrence as empty as it starts
+            own.logit_a,
+            own.b,
+            own.c,
+            own.d,
+            ssm,
+            # What the first segment finds is the state.
+            reset_BT=None if segments_BT is None else changes(segments_BT),
+            form=self._form(x_BTE.device.type),
             chunk=self.chunk,
         )
-        y_BTD = self.out_proj(scope.tap("ssm", y_BTD) * gate_BTD.sigmoid())
-        return y_BTD, None if state is None else {"inputs": inputs_BJD, "ssm": s_BD}
 
     def _form(self, device: str) -> str:
         if self.form != "auto":
             return self.form
         return "sequential" if device == "cpu" else "chunked"
-
-
-def _segment_starts(segment_ids: Tensor) -> Tensor:
-    """(B, T) true at the first token of every segment but the first, whose state is the initial one."""
-    return F.pad(segment_ids[:, 1:] != segment_ids[:, :-1], (1, 0))
-
-
-def _without(padding_BT: Tensor | None, x_BTD: Tensor) -> Tensor:
-    """``x`` with zeros for padding."""
-    return x_BTD if padding_BT is None else x_BTD.masked_fill(padding_BT[..., None], 0)

@@ -8,16 +8,15 @@ from torch import Tensor, nn
 
 from torch_ref.config import one_of, register
 from torch_ref.nn.layers import CausalConv
-from torch_ref.nn.mixers.base import Mixer
+from torch_ref.nn.mixers.gated_ssm import GatedSSM, changes
 from torch_ref.ops.selective_scan import selective_scan
 
 
 @register("mixer", "selective_ssm")
-class SelectiveSSM(Mixer):
-    """``out(SiLU(gate) * SSM(SiLU(conv(u))))`` with ``u, gate = in_proj(x)``, on E channels of N states each.
+class SelectiveSSM(GatedSSM):
+    """The gate is a SiLU; the recurrence carries N states of each of E channels, (B, E, N)."""
 
-    The state is ``{"inputs": (B, K-1, E), "ssm": (B, E, N)}``.
-    """
+    gate = staticmethod(F.silu)
 
     def __init__(self, config, width: int, sites: int):
         super().__init__()
@@ -28,7 +27,6 @@ class SelectiveSSM(Mixer):
                 raise ValueError(f"{name} must be at least 1, got {size}")
         one_of("scan form", config.form, ("auto", "sequential", "associative", "chunked"))
         channels = config.expand * width
-        self.taps, self.channels = config.conv_kernel, channels
         self.parts = (rank, config.state, config.state)
         self.in_proj = nn.Linear(width, 2 * channels, bias=config.bias)
         self.conv = CausalConv(channels, config.conv_kernel, bias=config.conv_bias)
@@ -48,43 +46,13 @@ class SelectiveSSM(Mixer):
             dt = torch.exp(torch.empty(channels).uniform_(math.log(1e-3), math.log(1e-1)))
             self.dt_proj.bias.copy_(dt.expm1().log())
 
-    def init_state(self, batch: int, max_len: int) -> dict[str, Tensor]:
-        like = self.d
-        return {
-            "inputs": like.new_zeros(batch, self.taps - 1, self.channels),
-            "ssm": like.new_zeros(batch, *self.a_log.shape),
-        }
+    def init_ssm(self, batch: int) -> Tensor:
+        return self.d.new_zeros(batch, *self.a_log.shape)
 
-    def forward(self, u_BTD, state, scope):
-        before = self.init_state(len(u_BTD), 0) if state is None else state
-        padding_BT, segments_BT = scope.padding_BT(), scope.segments_BT
-        x_BTE, gate_BTE = self.in_proj(u_BTD).chunk(2, -1)
-        # Zeros leave the filter as empty as it starts; what the states take from padding is forgotten at a row's start.
-        x_BTE = scope.values(x_BTE)
-        if padding_BT is not None:
-            x_BTE = x_BTE.masked_fill(padding_BT[..., None], 0)
-        inputs_BJE = torch.cat([before["inputs"], x_BTE], 1)[:, x_BTE.shape[1] :]
-        x_BTE = scope.tap("conv", F.silu(self.conv(x_BTE, before["inputs"], segments_BT)))
+    def recur(self, x_BTE, ssm, scope):
         dt_BTR, in_BTN, out_BTN = self.x_proj(x_BTE).split(self.parts, -1)
         dt_BTE = scope.tap("dt", F.softplus(self.dt_proj(dt_BTR)))
-        y_BTE, s_BEN = selective_scan(
-            x_BTE,
-            dt_BTE,
-            self.a_log,
-            in_BTN,
-            out_BTN,
-            self.d,
-            before["ssm"],
-            reset_BT=_starts(segments_BT, padding_BT),
-        )
-        y_BTD = self.out_proj(scope.tap("ssm", y_BTE) * F.silu(gate_BTE))
-        return y_BTD, None if state is None else {"inputs": inputs_BJE, "ssm": s_BEN}
-
-
-def _starts(segments_BT: Tensor | None, padding_BT: Tensor | None) -> Tensor | None:
-    """(B, T) true at the first token of a later segment, and at the first real one of a row after padding."""
-    ends = [ids_BT for ids_BT in (segments_BT, padding_BT) if ids_BT is not None]
-    if not ends:
-        return None
-    changes = [F.pad(ids_BT[:, 1:] != ids_BT[:, :-1], (1, 0)) for ids_BT in ends]
-    return torch.stack(changes).any(0)
+        # States are forgotten at a later segment's first token, and at a row's first one after padding.
+        starts = [changes(ids_BT) for ids_BT in (scope.segments_BT, scope.padding_BT()) if ids_BT is not None]
+        reset_BT = torch.stack(starts).any(0) if starts else None
+        return selective_scan(x_BTE, dt_BTE, self.a_log, in_BTN, out_BTN, self.d, ssm, reset_BT=reset_BT)
