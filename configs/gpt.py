@@ -7,6 +7,7 @@ runs continue at the lowest rate.
 
 import itertools
 
+from configs.base import offer
 from mhc_jax.models import gpt2, nanogpt
 from mhc_jax.models.gpt import Form, Topology
 from mhc_jax.nn.lm import LMConfig
@@ -85,17 +86,6 @@ def _shakespeare(name: str, size: str, topology: Topology, form: Form) -> RunCon
     )
 
 
-def _offer(name: str, description: str, build, *arguments) -> None:
-    """Registers ``build(name, *arguments)``."""
-
-    def config() -> RunConfig:
-        return build(name, *arguments)
-
-    config.__doc__ = description
-    config.__qualname__ = name
-    register("config", name)(config)
-
-
 def _offer_published() -> None:
     titles = {
         "hc": "hyper-connections",
@@ -109,17 +99,17 @@ def _offer_published() -> None:
     for layers in _DEPTHS:
         deep = "" if layers == 6 else f"_{layers}l"
         what = f"nanoGPT of {layers} layers on FineWeb10B"
-        _offer(f"nanogpt{deep}", f"{what}: plain residual.", _fineweb, layers, "plain", "default", False)
-        _offer(f"nanogpt_vres{deep}", f"{what}: value residual.", _fineweb, layers, "plain", "default", True)
+        offer(f"nanogpt{deep}", f"{what}: plain residual.", _fineweb, layers, "plain", "default", False)
+        offer(f"nanogpt_vres{deep}", f"{what}: value residual.", _fineweb, layers, "plain", "default", True)
         for (topology, title), (form, suffix, kind) in itertools.product(titles.items(), forms):
             name = f"nanogpt_{topology}{deep}{suffix}"
-            _offer(name, f"{what}: {title}, {kind}.", _fineweb, layers, topology, form, False)
+            offer(name, f"{what}: {title}, {kind}.", _fineweb, layers, topology, form, False)
     for size in _SHAKESPEARE:
         what = f"nanoGPT{' of 20M parameters' if size else ''} on characters of Shakespeare (give --data.source)"
-        _offer(f"shakespeare_char{size}", f"{what}: plain residual.", _shakespeare, size, "plain", "default")
+        offer(f"shakespeare_char{size}", f"{what}: plain residual.", _shakespeare, size, "plain", "default")
         for form, suffix, kind in forms:
             name = f"shakespeare_char{size}_hc{suffix}"
-            _offer(name, f"{what}: hyper-connections, {kind}.", _shakespeare, size, "hc", form)
+            offer(name, f"{what}: hyper-connections, {kind}.", _shakespeare, size, "hc", form)
 
 
 def _gpt2(name: str, model: LMConfig) -> RunConfig:

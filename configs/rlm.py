@@ -6,13 +6,11 @@ rate by updates: it ends after 12,500 updates, long before its cosine does. The 
 
 import itertools
 
+from configs.base import fineweb10b, offer
 from mhc_jax.models import rlm
 from mhc_jax.models.rlm import SIZES, Form, Size
 from mhc_jax.nn.stack import Execution
-from mhc_jax.registry import register
-from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
-from train.data.config import CorpusConfig
-from train.objectives.cross_entropy import CrossEntropyConfig
+from train.config import RunConfig
 
 _EXECUTION = Execution(policy="bfloat16", remat="block")
 # Parameters of the repaired model, sequences in an update, updates, peak rate.
@@ -31,23 +29,8 @@ _FORMS: dict[Form, tuple[str, str]] = {
 
 def _run(name: str, size: Size, form: Form) -> RunConfig:
     _, batch, updates, rate = _BUDGETS[size]
-    config = RunConfig(
-        name=name,
-        model=rlm(size, form, max_len=None, execution=_EXECUTION),
-        data=CorpusConfig(
-            source="fineweb10b",
-            train_shards=0,
-            seq_len=4096,
-            batch_size=batch,
-            windows="random",
-            max_eval_tokens=3_276_800,
-        ),
-        objective=CrossEntropyConfig(chunk=1024),
-        optim=OptimConfig(lr=rate, beta2=0.95, warmup_steps=1000),
-        train=TrainConfig(steps=updates, eval_every=1000, eval_batches=20),
-        checkpoint=CheckpointConfig(every=1000, keep=5),
-        log=LogConfig(every=10),
-    )
+    model = rlm(size, form, max_len=None, execution=_EXECUTION)
+    config = fineweb10b(name, model, batch, updates, rate, warmup=1000)
     if form in ("default", "plain"):
         return config
     return config.replace(
@@ -58,18 +41,7 @@ def _run(name: str, size: Size, form: Form) -> RunConfig:
     )
 
 
-def _offer(size: Size, form: Form) -> None:
-    suffix, what = _FORMS[form]
-    name = f"rlm_{size}{suffix}"
-
-    def config() -> RunConfig:
-        return _run(name, size, form)
-
-    published = "" if form in ("original", "folded") else f" of {_BUDGETS[size][0]} parameters"
-    config.__doc__ = f"RLM-mHC {size}{published}: {what}."
-    config.__qualname__ = name
-    register("config", name)(config)
-
-
 for _size, _form in itertools.product(SIZES, _FORMS):
-    _offer(_size, _form)
+    _suffix, _what = _FORMS[_form]
+    _of = "" if _form in ("original", "folded") else f" of {_BUDGETS[_size][0]} parameters"
+    offer(f"rlm_{_size}{_suffix}", f"RLM-mHC {_size}{_of}: {_what}.", _run, _size, _form)

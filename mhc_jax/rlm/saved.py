@@ -86,10 +86,8 @@ class Keeper:
     def keep(self, talk: Conversation) -> None:
         """Saves what stands after a turn; what stood before it stays if the session cannot be had."""
         kept = copy.deepcopy(talk)
-        try:
-            dump, context = self._environment.dump(), None
-        except NotImplementedError:
-            dump, context = None, self._context
+        dump = self._environment.dump()
+        context = self._context if dump is None else None
         # At once, so that an interruption leaves no conversation beside the session of another turn.
         self._state = dataclasses.replace(self._state, talk=kept, dump=dump, context=context)
         self._write()

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 
+import pytest
+
 
 def missing():
     """Why bubblewrap is not to be had here; empty if it is."""
@@ -11,3 +13,9 @@ def missing():
         return "bubblewrap is not installed"
     ran = subprocess.run([program, "--unshare-all", "--ro-bind", "/", "/", "true"], capture_output=True, text=True)
     return f"bubblewrap does not start here: {ran.stderr}" if ran.returncode else ""
+
+
+def need_bwrap():
+    """Skips the test where bubblewrap is not to be had, which no package of Python brings."""
+    if reason := missing():
+        pytest.skip(reason)

@@ -16,7 +16,7 @@ from mhc_jax.rlm import Limits, environments
 from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, bwrap, host, seccomp
 from mhc_jax.rlm.environments.base import LOST
 from mhc_jax.rlm.environments.escape import ATTEMPTS
-from mhc_jax.tests.sandboxes import missing
+from mhc_jax.tests.sandboxes import need_bwrap
 
 
 def test_bwrap_that_is_not_installed_runs_nothing(monkeypatch):
@@ -41,8 +41,7 @@ def test_bwrap_on_an_unknown_machine_runs_nothing(monkeypatch):
     ],
 )
 def test_bwrap_that_does_not_hold_is_refused(monkeypatch, method, value, words):
-    if reason := missing():
-        pytest.skip(reason)
+    need_bwrap()
     monkeypatch.setattr(bwrap.Bwrap, method, lambda self: value)
     environment = environments.make("bwrap")
     with pytest.raises(SandboxUnavailable, match=words):
@@ -52,8 +51,7 @@ def test_bwrap_that_does_not_hold_is_refused(monkeypatch, method, value, words):
 
 
 def test_a_long_context_and_its_parts_take_little_memory():
-    if reason := missing():
-        pytest.skip(reason)
+    need_bwrap()
     environment = environments.make("bwrap")
     environment.start({"context": "0123456789" * 1_000_000}, {})
     assert environment.execute("parts = chunk(10_000)").error is None
@@ -64,8 +62,7 @@ def test_a_long_context_and_its_parts_take_little_memory():
 
 
 def test_objects_are_printed_and_ordered_the_same_twice():
-    if reason := missing():
-        pytest.skip(reason)
+    need_bwrap()
     texts = []
     for _ in range(2):
         environment = environments.make("bwrap")
@@ -77,8 +74,7 @@ def test_objects_are_printed_and_ordered_the_same_twice():
 
 
 def test_variables_that_take_for_ever_to_load_are_dropped(monkeypatch):
-    if reason := missing():
-        pytest.skip(reason)
+    need_bwrap()
     monkeypatch.setattr(bwrap, "SAVE_S", 0.3)
     environment = environments.make("bwrap", Limits(cell_timeout=0.3))
     environment.start({"context": "text"}, {})

@@ -8,7 +8,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.rlm import environments, prelude
 from mhc_jax.rlm.environments import SandboxDied, ToolError, host
 from mhc_jax.rlm.limits import Limits
-from mhc_jax.tests.sandboxes import missing
+from mhc_jax.tests.sandboxes import need_bwrap
 
 KINDS = ("monty", "monty+bwrap", "bwrap")
 LIMITS = Limits(cell_timeout=10.0, memory_mb=100, max_output_chars=200)
@@ -28,8 +28,8 @@ def opened(kind, names=None, limits=LIMITS, **functions):
 
 @pytest.fixture(params=KINDS)
 def kind(request):
-    if "bwrap" in request.param and (reason := missing()):
-        pytest.skip(reason)
+    if "bwrap" in request.param:
+        need_bwrap()
     return request.param
 
 

@@ -10,7 +10,7 @@ from mhc_jax.rlm import environments
 from mhc_jax.rlm.environments import Cell, __main__, escape
 from mhc_jax.rlm.environments.__main__ import Bare
 from mhc_jax.rlm.environments.escape import ATTEMPTS, Arena, Attempt
-from mhc_jax.tests.sandboxes import missing
+from mhc_jax.tests.sandboxes import need_bwrap
 
 # What bubblewrap alone does not stop: what the empty environment, and the filter of system calls, are for.
 OUT_OF_BARE = ("read the environment of the host", "leave a daemon behind", "run a program", "system call unshare")
@@ -25,16 +25,15 @@ def arena():
 @pytest.mark.parametrize("kind", ["monty", "bwrap"])
 @pytest.mark.parametrize("attempt", ATTEMPTS, ids=lambda attempt: attempt.name)
 def test_nothing_gets_out(arena, attempt, kind):
-    if kind == "bwrap" and (reason := missing()):
-        pytest.skip(reason)
+    if kind == "bwrap":
+        need_bwrap()
     held, words = arena.run(attempt, lambda limits: environments.make(kind, limits))
     assert held, words
 
 
 @pytest.mark.parametrize("name", OUT_OF_BARE)
 def test_what_the_layers_beside_bubblewrap_are_for(arena, name):
-    if reason := missing():
-        pytest.skip(reason)
+    need_bwrap()
     (attempt,) = [attempt for attempt in ATTEMPTS if attempt.name == name]
     held, _ = arena.run(attempt, Bare)
     assert not held

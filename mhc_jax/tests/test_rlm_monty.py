@@ -8,7 +8,7 @@ import pytest
 
 from mhc_jax.rlm import environments
 from mhc_jax.rlm.environments import SandboxDied, SandboxUnavailable, bwrap, host, monty
-from mhc_jax.tests.sandboxes import missing
+from mhc_jax.tests.sandboxes import need_bwrap
 
 
 def opened():
@@ -58,8 +58,7 @@ def test_a_session_that_cannot_be_renewed_is_dead():
 
 
 def test_bubblewrap_around_monty_that_does_not_start(monkeypatch, tmp_path):
-    if reason := missing():
-        pytest.skip(reason)
+    need_bwrap()
     monkeypatch.setattr(bwrap, "WALLS", ["--no-such-flag"])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     with pytest.raises(SandboxUnavailable, match="under bubblewrap, Monty does not start: .* needs no privileges"):

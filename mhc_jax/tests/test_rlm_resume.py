@@ -173,7 +173,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(at, kept, tmp_path, monkeyp
 
 
 def without_dumps(self):
-    raise NotImplementedError("no dumps")
+    return None
 
 
 @pytest.mark.parametrize("fault", [KeyboardInterrupt(), SandboxDied("gone")], ids=repr)

@@ -10,13 +10,13 @@ import pytest
 
 from mhc_jax.rlm import environments
 from mhc_jax.rlm.limits import Limits
-from mhc_jax.tests.sandboxes import missing
+from mhc_jax.tests.sandboxes import need_bwrap
 
 
 @pytest.fixture(params=["monty", "monty+bwrap", "bwrap"])
 def kind(request):
-    if "bwrap" in request.param and (reason := missing()):
-        pytest.skip(reason)
+    if "bwrap" in request.param:
+        need_bwrap()
     return request.param
 
 

@@ -81,10 +81,12 @@ class DiagonalSSM(GatedSSM):
 
     def recur(self, x_BTE, ssm, scope):
         accumulate = self.policy.accumulate
-        leaves = self.ssm.logit_a, self.ssm.b, self.ssm.c, self.ssm.d
         return diag_ssm(
             x_BTE.astype(accumulate),
-            *(leaf[...].astype(accumulate) for leaf in leaves),
+            self.ssm.logit_a[...].astype(accumulate),
+            self.ssm.b[...].astype(accumulate),
+            self.ssm.c[...].astype(accumulate),
+            self.ssm.d[...].astype(accumulate),
             ssm,
             reset_BT=scope.starts_BT(x_BTE.shape[1]),
             form=scan_form(self.config.form),

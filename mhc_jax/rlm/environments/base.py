@@ -87,11 +87,10 @@ class Environment(Protocol):
         """
         ...
 
-    def dump(self) -> bytes:
+    def dump(self) -> bytes | None:
         """The variables of the session, for :meth:`load` of the same kind; to be loaded from trusted places only.
 
-        Raises:
-            NotImplementedError: an environment of this kind has none; an interrupted run is then replayed.
+        None if environments of this kind have no dumps: an interrupted run is then replayed.
         """
         ...
 
