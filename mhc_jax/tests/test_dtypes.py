@@ -37,7 +37,9 @@ MOVES = {
     "broadcast_in_dim", "dynamic_slice", "checkpoint", "remat2", "custom_jvp_call", "concatenate",
 }  # fmt: skip
 CELLS = [(name, "attention") for name in registry.names("topology")]
-CELLS += [(topology, mixer) for topology in ("plain", "mhc") for mixer in set(registry.names("mixer")) - {"attention"}]
+CELLS += [
+    (topology, mixer) for topology in ("plain", "mhc") for mixer in registry.names("mixer") if mixer != "attention"
+]
 TOKENS = jax.ShapeDtypeStruct((2, 12), jnp.int32)
 
 
