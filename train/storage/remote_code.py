@@ -5,7 +5,6 @@ Transformers copies such files one by one and imports them as siblings, so the m
 """
 
 import ast
-import dataclasses
 import functools
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mhc_jax import interop
-from mhc_jax.config import Config, ConfigError
+from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.interop.original import check_language_model
 from mhc_jax.interop.store import REMOTE_CODE, write_folder
@@ -42,11 +41,11 @@ def save_remote_code(
     check_language_model(config)
     config.check_next_token()
     known = _registered()
-    for axis, kind in _kinds(config):
-        if (axis, kind) not in known:
+    for part in config.parts():
+        if part.axis and part.kind and (part.axis, part.kind) not in known:
             raise ConfigError(
-                f"transformers cannot load this model: its {axis} {kind!r} is from outside, and the folder's code is "
-                f"{PACKAGE} alone"
+                f"transformers cannot load this model: its {part.axis} {part.kind!r} is from outside, and the folder's "
+                f"code is {PACKAGE} alone"
             )
     text = json.dumps(_fields(config, ids), indent=2) + "\n"
     write_folder(directory, interop.to_torch(config, params), text, ours=lambda _: False)
@@ -74,15 +73,6 @@ def _fields(config: ModelConfig, ids: Mapping[str, int]) -> dict[str, Any]:
         **ids,
         REMOTE_CODE: record,
     }
-
-
-def _kinds(record: Config) -> Iterator[tuple[str, str]]:
-    """Axis and kind of a record and of all records in it."""
-    if record.axis and record.kind:
-        yield record.axis, record.kind
-    for field in dataclasses.fields(record):
-        if isinstance(value := getattr(record, field.name), Config):
-            yield from _kinds(value)
 
 
 def code_files() -> dict[str, str]:
