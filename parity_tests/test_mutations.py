@@ -3,6 +3,7 @@
 import pytest
 
 from mhc_jax.ops import norm
+from parity_tests.cases import of_tier
 from parity_tests.faults import mutations
 from parity_tests.mutations import Mutation, line, run, seeded
 
@@ -20,6 +21,12 @@ MUTATIONS = list(mutations())
 def test_fault_is_caught(mutation):
     outcome = run(mutation)
     assert outcome.caught, line(outcome)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.fault)
+def test_every_fault_has_its_place_and_its_case(mutation):
+    with seeded(mutation):
+        assert mutation.case in of_tier(mutation.tier)
 
 
 def test_what_changes_nothing_is_not_caught():

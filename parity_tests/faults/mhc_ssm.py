@@ -38,20 +38,21 @@ def _sinkhorn():
 
 
 def _sequence():
-    conv, mixer = "conv.causal_depthwise_conv", "mhc_jax.nn.mixers.diagonal_ssm:"
+    conv, mixers = "conv.causal_depthwise_conv", "mhc_jax.nn.mixers."
     yield op("convolution flipped", conv, argument("filter_KD", lambda taps: taps[::-1]), "of 3")
     yield op("convolution without bias", conv, argument("bias_D", jnp.zeros_like), "of 3")
     yield op("convolution ignores segments", conv, options(segment_ids=None), "in segments")
-    yield Mutation("convolution one token late", f"{mixer}causal_depthwise_conv", _late_conv, "models", BASELINE)
+    frame = f"{mixers}gated_ssm:"
+    yield Mutation("convolution one token late", f"{frame}causal_depthwise_conv", _late_conv, "models", BASELINE)
     skipless = argument("d_D", jnp.zeros_like)
     yield Mutation(
         "pole not clipped", "mhc_jax.ops.diag_ssm:pole", lambda _: jax.nn.sigmoid, "ops", "diag_ssm.diag_ssm"
     )
     yield op("recurrence without skip", "diag_ssm.diag_ssm", skipless)
     yield op("recurrence forgets its state", "diag_scan.diagonal_scan", options(s0_BD=None), "chunked, varying")
-    silu, identity = _activation(jax.nn.silu, jax.nn.silu), _activation(jax.nn.sigmoid, lambda x: x)
-    yield Mutation("gate SiLU instead of sigmoid", f"{mixer}jax", silu, "models", BASELINE)
-    yield Mutation("no activation after the convolution", f"{mixer}jax", identity, "models", BASELINE)
+    gate, silu = f"{mixers}diagonal_ssm:DiagonalSSM.gate", lambda _: staticmethod(jax.nn.silu)
+    yield Mutation("gate SiLU instead of sigmoid", gate, silu, "models", BASELINE)
+    yield Mutation("no activation after the convolution", f"{frame}jax", _without_silu, "models", BASELINE)
 
 
 def _streams():
@@ -82,7 +83,7 @@ def _models():
 
 
 def _decoding():
-    mixer = "mhc_jax.nn.mixers.diagonal_ssm:DiagonalSSM.__call__"
+    mixer = "mhc_jax.nn.mixers.gated_ssm:GatedSSM.__call__"
     for part, what in (("ssm", "recurrent state"), ("inputs", "convolution's inputs")):
         yield Mutation(f"stale {what} in the cache", mixer, _stale_state(part), "decode", ADAPTERS)
     yield Mutation("column of the cache does not advance", "mhc_jax.decode:_advance", _stuck, "decode", REPAIRED)
@@ -99,14 +100,9 @@ def _columns_then_rows(healthy):
     return project
 
 
-def _activation(sigmoid: Callable, silu: Callable) -> Replace:
-    """Stands in for ``jax`` in the mixer, with other activations."""
-
-    def replace(healthy):
-        nn = types.SimpleNamespace(sigmoid=sigmoid, silu=silu)
-        return types.SimpleNamespace(nn=nn, Array=healthy.Array)
-
-    return replace
+def _without_silu(healthy):
+    """Stands in for ``jax`` in the mixer."""
+    return types.SimpleNamespace(nn=types.SimpleNamespace(silu=lambda x: x), Array=healthy.Array)
 
 
 def _late_conv(healthy):
