@@ -240,7 +240,7 @@ class SequenceMixture(Preparing):
         self.proj = Dense(width, components, init / "proj", axes, kernel=_DRAWN, bias=zeros, uses=0.0)
 
     def prepare(self):
-        self.rotations_CNN = Prepared(self._rotations())
+        return {"rotations_CNN": self._rotations()}
 
     def _rotations(self):
         return projections.cayley_transform(self.skew[...].astype(self.policy.accumulate), size=self.streams)

@@ -1,7 +1,8 @@
 """Layers with parameters stacked on a leading axis, walked by ``jax.lax.scan`` or unrolled."""
 
+import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -58,7 +59,7 @@ def layer_of(blocks: nnx.Module, index: int) -> nnx.Module:
 class Prepared(nnx.Variable):
     """An array that a module has computed from its parameters alone.
 
-    What takes many tiny kernels, as Sinkhorn's iterations on one matrix do, then takes them once and not once a layer.
+    What takes many tiny kernels, as Sinkhorn's iterations on one matrix do, then takes them once and not once a site.
     """
 
 
@@ -66,8 +67,11 @@ class Preparing(nnx.Module):
     """A part of a layer that computes something from its parameters alone."""
 
     @required
-    def prepare(self) -> None:
-        """Sets attributes to :class:`Prepared`. Called for all layers at once before they run."""
+    def prepare(self) -> dict[str, jax.Array]:
+        """Arrays by the name of the attribute, a :class:`Prepared`, that is to hold them.
+
+        Called before the layers run, once for all layers and all parts that are built alike.
+        """
 
 
 def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx.State]:
@@ -75,12 +79,28 @@ def _prepared(graph: nnx.GraphDef, params: nnx.State) -> tuple[nnx.GraphDef, nnx
 
     def prepare(params):
         module = nnx.merge(graph, params)
+        alike = collections.defaultdict(list)
         for _, part in nnx.iter_modules(module):
             if isinstance(part, Preparing):
-                part.prepare()
+                part_graph, part_params = nnx.split(part, nnx.Param)
+                alike[part_graph].append((part, part_params))
+        for part_graph, group in alike.items():
+            _prepare_alike(part_graph, *zip(*group, strict=True))
         return nnx.split(module)
 
     return jax.vmap(prepare)(params)
+
+
+def _prepare_alike(graph: nnx.GraphDef, parts: Sequence[Preparing], params: Sequence[nnx.State]) -> None:
+    """Gives parts of one structure what they prepare, all of it computed by one call."""
+
+    def prepare(params):
+        return nnx.merge(graph, params).prepare()
+
+    stacked = jax.tree.map(lambda *xs: jnp.stack(xs), *params)
+    for name, arrays in jax.vmap(prepare)(stacked).items():
+        for part, array in zip(parts, arrays, strict=True):
+            setattr(part, name, Prepared(array))
 
 
 def sliced(tree: Any, batch_sharding: jax.sharding.Sharding | None) -> Any:

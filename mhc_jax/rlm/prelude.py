@@ -20,6 +20,8 @@ def FINAL_VAR(_name):
             _name = eval(_name)
         except NameError:
             raise NameError(f"FINAL_VAR: no variable {_name!r}; FINAL(value) takes the answer itself")
+    if type(_name) in (type(FINAL), type(len), type(str)):
+        raise TypeError("FINAL_VAR: this is a function, not a variable; FINAL(value) takes the answer itself")
     _submit(f"{_name}")
 
 def SHOW_VARS():

@@ -133,6 +133,8 @@ def _unwritten(path: Path, error: OSError) -> ConfigError:
 def read(path: str | os.PathLike[str]) -> State:
     """What :meth:`State.write` has written. Raises ConfigError for another file."""
     try:
+        if not Path(path).stat().st_size:
+            raise ConfigError(f"{path} is empty: its run was stopped before it began; remove it and run again")
         with zipfile.ZipFile(path) as archive:
             fields = json.loads(archive.read("state.json"))
             dump = archive.read("session.bin") if "session.bin" in archive.namelist() else None

@@ -5,6 +5,7 @@ the sub-call s that the block made ``(t, c, s)``, which is the root of a child w
 handed out before anything runs at the same time, so that two runs of the same program have the same trace.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -159,7 +160,11 @@ class Trace:
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         try:
-            return cls(map(_parsed, lines))
+            events = [*map(_parsed, lines)]
+            runs = collections.Counter(tuple(event["path"]) for event in events if event["kind"] == "run")
+            if twice := [path for path, times in runs.items() if times > 1]:
+                raise ConfigError(f"two runs at {twice[0]}")
+            return cls(events)
         except ConfigError as error:
             raise ConfigError(f"{path} is not a trace: {error}") from None
 
@@ -189,7 +194,7 @@ def _parsed(line: bytes) -> Event:
     for name, types in {**{name: types for name, types in _OPTIONAL.items() if name in event}, **needed}.items():
         if name not in event:
             raise ConfigError(f"the event {kind} at {path} has no {name}")
-        if not isinstance(event[name], types):
+        if not isinstance(event[name], types) or (isinstance(event[name], bool) and types not in (bool, object)):
             raise ConfigError(f"the event {kind} at {path} has the {name} {shown(event[name])}")
     return event
 

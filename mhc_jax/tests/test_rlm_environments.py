@@ -184,6 +184,13 @@ def test_final_var_of_no_variable_names_the_fault(run):
     assert "no variable 'nothing'" in cell.error
 
 
+@pytest.mark.parametrize("name", ["max", "str", "mine"])
+def test_final_var_of_a_function_names_the_fault(run, name):
+    cell = run(f"def mine():\n    return 1\nFINAL_VAR('{name}')")
+    assert cell.answer is None
+    assert "a function, not a variable" in cell.error
+
+
 def test_assigned_names_of_the_host_are_back_in_the_next_cell(run):
     run("llm_query = 5\npeek = FINAL = FINAL_VAR = search = None\ndef SHOW_VARS():\n    return 'mine'")
     assert run("llm_query('x'), len(peek())").stdout == "('reply to x', 1000)\n"

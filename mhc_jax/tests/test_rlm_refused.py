@@ -79,6 +79,17 @@ def test_a_full_disk_is_one_error_that_names_the_file(at, tmp_path, monkeypatch)
     assert (len(writes), path.exists()) == (at, at == 2)
 
 
+def test_a_trace_has_one_root_and_no_truth_for_a_number(tmp_path):
+    first, *rest = ask("FINAL(1)")[0].trace.events
+    for events, fault in (
+        ([first, first, *rest], r"two runs at \(\)"),
+        ([first | {"seed": True}, *rest], "the seed True"),
+    ):
+        Trace(events).save(tmp_path / "trace")
+        with pytest.raises(ConfigError, match=f"is not a trace: .*{fault}"):
+            Trace.load(tmp_path / "trace")
+
+
 def test_every_field_of_a_trace_that_is_read_is_there_and_of_its_type(tmp_path):
     trace = ask("```repl\nx = llm_query('a')\n```", "b", "FINAL(x)")[0].trace
     read = {"run": {"limits", "digest", "question"}, "turn": {"model", "reply"}, "cell": {"stdout", "answer"}}

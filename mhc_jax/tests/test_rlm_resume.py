@@ -267,6 +267,9 @@ def test_a_state_file_is_not_overwritten_and_must_fit(tmp_path):
     with pytest.raises(ConfigError, match="is no saved run"):
         RLM(speak).resume(path)
     assert path.read_text() == "something of mine"
+    path.write_bytes(b"")
+    with pytest.raises(ConfigError, match="is empty: its run was stopped before it began; remove it"):
+        RLM(speak).resume(path)
     path.unlink()
     with pytest.raises(KeyboardInterrupt):
         RLM(Interrupted(3), limits=LIMITS).completion(CONTEXT, "What?", state=path)

@@ -76,8 +76,7 @@ class LinearMHC(ChannelMixer, Preparing):
         self.logits = init("logits", zeros, *shape, role="mixing", axes=axes) if projection.size(n) else None
 
     def prepare(self):
-        """The mixing matrix, see :class:`mhc_jax.nn.stack.Prepared`."""
-        self.mixing_NN = Prepared(self._mixing())
+        return {"mixing_NN": self._mixing()}
 
     def _mixing(self) -> jax.Array:
         n, projection, dtype = self.config.flows, self.config.projection, self.policy.accumulate

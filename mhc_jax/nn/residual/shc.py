@@ -115,9 +115,7 @@ class SHC(MHC, Preparing):
         self.bias = init("bias", constant(start), len(start), axes=("coefficient",))
 
     def prepare(self):
-        """The orthogonal matrices of this site, see :class:`mhc_jax.nn.stack.Prepared`."""
-        if self.config.streams > 1:
-            self.orthogonal_RCNN = Prepared(self._orthogonal())
+        return {} if self.config.streams == 1 else {"orthogonal_RCNN": self._orthogonal()}
 
     def _orthogonal(self):
         return projections.spread_rotations(self.skew[...].astype(self.policy.accumulate), size=self.config.streams)

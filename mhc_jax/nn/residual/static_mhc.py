@@ -83,10 +83,8 @@ class StaticMHC(MHC, Preparing):
         return pre_N, post_N, self._mixing() if self.res_NN is None else self.res_NN[...]
 
     def prepare(self):
-        """H_res of this site, see :class:`mhc_jax.nn.stack.Prepared`."""
         res_NN = self._mixing()
-        if res_NN is not None:
-            self.res_NN = Prepared(res_NN)
+        return {} if res_NN is None else {"res_NN": res_NN}
 
     def _mixing(self):
         n, projection, dtype = self.config.streams, self.config.projection, self.policy.accumulate
