@@ -163,7 +163,7 @@ def _next(argv: list[str], config: RunConfig, plugins: Sequence[str]) -> str:
     more = round(1.5 * config.train.steps) if config.train.steps else 0
     further = ["--train.steps", str(more)] if more else ["--train.epochs", str(config.train.epochs + 1)]
     commands = (
-        *([["train.sample", str(folder), "--interactive"]] if config.data.is_text else []),
+        *([["train.sample", str(folder), "--interactive"]] if config.data.is_text and config.model.causal else []),
         ["train.evaluate", str(folder)],
         ["train.inspect", str(folder), "--html", str(folder / "report.html")],
         ["train", "--resume", str(folder), *further],

@@ -16,11 +16,6 @@ def bits_per_byte(nats: float, text: str) -> float:
     return nats / math.log(2) / len(text.encode())
 
 
-def accuracy(predictions: Sequence[object], references: Sequence[object]) -> float:
-    """Share of predictions that equal their reference."""
-    return sum(p == r for p, r in zip(predictions, references, strict=True)) / len(references)
-
-
 def normalised(text: str) -> str:
     """Lower case without punctuation, articles and double blanks, as in SQuAD."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())

@@ -192,6 +192,14 @@ def test_a_finished_run_names_the_next_commands(monkeypatch, tiny, capsys):
     assert commands[-1].endswith(f"-m train --resume {tiny.run_dir} --train.steps {tiny.train.steps * 3 // 2}")
 
 
+def test_what_sees_the_future_is_not_sampled_next(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(loop, "run", lambda config, resume_command: None)
+    assert call(monkeypatch, "shc_500m_original", "--run-dir", str(tmp_path / "run")) == 0
+    out = capsys.readouterr().out
+    assert "train.evaluate" in out
+    assert "train.sample" not in out
+
+
 @pytest.mark.parametrize("name", configs.names())
 def test_help_all_shows_every_flag_with_its_type(name, monkeypatch, capsys):
     assert call(monkeypatch, name, "--help-all") == 0
