@@ -19,7 +19,6 @@ from mhc_jax import interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.interop.huggingface import native_type
-from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.model import ModelConfig
 from train.config import RunConfig
 from train.storage.folder import RUN_FILE
@@ -55,7 +54,7 @@ def export(config: RunConfig, params: Params, out: Path, format: Format = "mhc_j
 
 
 def _save_huggingface(model: ModelConfig, params: Params, out: Path, tokenizer: "Tokenizer") -> str:
-    native, refused = native_type(model) if isinstance(model, LMConfig) else (None, "it is no language model")
+    native, refused = native_type(model)
     if native:
         interop.save_huggingface(out, model, params)
         return f"transformers loads it as {native}."

@@ -59,8 +59,10 @@ def save_huggingface(directory: str | os.PathLike[str], config: ModelConfig, par
     write_folder(directory, tensors, json.dumps(fields, indent=2) + "\n", ours=is_huggingface)
 
 
-def native_type(config: LMConfig) -> tuple[str | None, str]:
+def native_type(config: ModelConfig) -> tuple[str | None, str]:
     """The first ``model_type`` of transformers that expresses the model; or None, and for each type shortly why not."""
+    if not isinstance(config, LMConfig):
+        return None, "it is no language model of one stack"
     refused = []
     for model_type, name in _types().items():
         faults = registry.get(AXIS, name).faults(config)

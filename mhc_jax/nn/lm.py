@@ -1,6 +1,7 @@
 """The language model: embedding, backbone, head."""
 
 import dataclasses
+import math
 from typing import Literal
 
 import jax
@@ -64,6 +65,11 @@ class LMConfig(BackboneConfig, ModelConfig):
         if self.head == "tied":
             products["head (the token table)"] = 2 * self.vocab_size * self.width
         return {name: flops for name, flops in products.items() if flops}
+
+    @property
+    def first_logit_std(self):
+        summed = self.residual.stream_count or 1 if self.norm_streams else 1
+        return self.embed_std * math.sqrt(self.width) * summed
 
     @property
     def causal(self):

@@ -112,6 +112,11 @@ class ModelConfig(Config):
         return {}
 
     @property
+    def first_logit_std(self) -> float:
+        """Standard deviation of the logits of initial parameters, as far as the record implies one."""
+        return 0.0
+
+    @property
     @required
     def causal(self) -> bool:
         """Whether no token's output depends on a later token, as next-token training and decoding require."""

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 
-from mhc_jax.nn.lm import LMConfig
 from train.checks.finding import Finding
 from train.checks.subject import Subject
 
@@ -28,19 +27,10 @@ def first_loss(subject: Subject) -> list[Finding]:
     logits_BTV = logits_BTV.astype(np.float64)
     taken_BT1 = np.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
     loss = float((np.logaddexp.reduce(logits_BTV, axis=-1) - taken_BT1[..., 0]).mean())
-    least, std = math.log(subject.model.vocab_size), _spread(subject)
+    least, std = math.log(subject.model.vocab_size), subject.model.first_logit_std
     slack = SLACK + 3 * std / math.sqrt(targets_BT.size)
     low, high = least - slack, least + std**2 / 2 + slack
     return [Finding("first loss, near ln V", f"{loss:.3f}", f"{low:.2f} to {high:.2f}", low <= loss <= high)]
-
-
-def _spread(subject: Subject) -> float:
-    """Standard deviation of the first logits as the model's record implies it."""
-    model = subject.model
-    if not isinstance(model, LMConfig):
-        return 0.0
-    summed = model.residual.stream_count or 1 if model.norm_streams else 1
-    return model.embed_std * math.sqrt(model.width) * summed
 
 
 def causality(subject: Subject) -> list[Finding]:
