@@ -17,7 +17,7 @@ from mhc_jax.nn.norms import LayerNormConfig
 from parity_tests import cases, oracles
 from parity_tests.__main__ import main
 from parity_tests.checks import check, of_tier
-from parity_tests.mutations import Mutation, run
+from parity_tests.mutations import Mutation, options, run
 
 SITE = "transformers DeepseekV4HyperConnection"
 
@@ -38,6 +38,12 @@ MUTATIONS = [
         "nn.rotary:YarnScalingConfig.gain",
         lambda healthy: 1.0,
         "transformers LlamaForCausalLM yarn scaling",
+    ),
+    _fault(
+        "DeepSeek's scores do not grow under YaRN",
+        "nn.mixers.latent_attention:latent_attention",
+        options(scale=None),
+        "transformers DeepseekV3ForCausalLM yarn scaling",
     ),
     _fault(
         "mixing block not transposed",

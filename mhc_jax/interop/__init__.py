@@ -1,6 +1,7 @@
 """Weights in other forms: the PyTorch mirror's state_dict, published checkpoints, safetensors folders."""
 
 from mhc_jax.interop import (
+    deepseek,  # noqa: F401  registers the systems
     deepseek_v4,
     gpt2,  # noqa: F401  registers the system
     llama,  # noqa: F401  registers the systems

@@ -20,7 +20,7 @@ from mhc_jax.interop.rules import Arrays, Rule, read, renamed, reordered, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.nn.channel import SwiGLUConfig
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.mixers import AttentionConfig, MixerConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.registry import register, shown
 from mhc_jax.tree import Shapes
@@ -32,32 +32,25 @@ _ANGLES = re.compile(r"layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
 
 # The mirror's names, outside and inside a block, and the published ones, less ".weight" and ".bias".
 _OUTSIDE = {"embed.tokens": TOKENS, "final_norm.weight": "norm.weight", "head.weight": HEAD}
-_INSIDE = {
+COMMON = {
     "mixer.norm": "input_layernorm",
     "mixer.branch.q_proj": "self_attn.q_proj",
-    "mixer.branch.k_proj": "self_attn.k_proj",
-    "mixer.branch.v_proj": "self_attn.v_proj",
     "mixer.branch.out_proj": "self_attn.o_proj",
-    "mixer.branch.q_norm": "self_attn.q_norm",
-    "mixer.branch.k_norm": "self_attn.k_norm",
     "mlp.norm": "post_attention_layernorm",
     "mlp.branch.gate_proj": "mlp.gate_proj",
     "mlp.branch.up_proj": "mlp.up_proj",
     "mlp.branch.down_proj": "mlp.down_proj",
 }
+_ATTENTION = {
+    "mixer.branch.k_proj": "self_attn.k_proj",
+    "mixer.branch.v_proj": "self_attn.v_proj",
+    "mixer.branch.q_norm": "self_attn.q_norm",
+    "mixer.branch.k_norm": "self_attn.k_norm",
+}
 _TURNED = re.compile(r"mixer\.branch\.[qk]_(proj|norm)")
 
-# Fields that tensors do not show, with the defaults of transformers for a config.json that omits them, and those of
-# which the model here can have one value. All others change nothing.
+# Fields that tensors do not show, with the defaults of transformers for a config.json that omits them.
 _FREE: dict[str, Any] = {"rms_norm_eps": 1e-6, "initializer_range": 0.02, "attention_dropout": 0.0}
-_FIXED: dict[str, Any] = {
-    "hidden_act": "silu",
-    "mlp_bias": False,
-    "is_causal": True,
-    "use_sliding_window": False,
-    "quantization_config": None,
-}
-_HEADS = 32
 
 
 @register(AXIS, "llama")
@@ -65,19 +58,40 @@ class Llama(Original):
     """Names with or without ``model.``. Without a configuration, ``num_attention_heads`` must be given as a hint.
 
     A whole checkpoint is ``{"model": state_dict, "config": the contents of config.json}``. Hints are its fields.
+
+    Attributes:
+        architecture: the class of transformers.
+        max_len: the length of a model whose fields state none.
+        stated: defaults of fields that matter before the tensors are read.
+        fixed: fields of which the model here can have one value. What is named nowhere changes nothing.
+        unread: fields that the tensors do not show and that are no numbers.
+        inside: the mirror's names of the parts of a block and the published ones.
+        mixer: the sequence mixer.
+        normalised: whether queries and keys are.
     """
 
     model_type = "llama"
     architecture: ClassVar[str] = "LlamaForCausalLM"
     max_len: ClassVar[int] = 2048
-    normalised: ClassVar[bool] = False  # queries and keys
+    stated: ClassVar[dict[str, Any]] = {"num_attention_heads": 32}
+    fixed: ClassVar[dict[str, Any]] = {
+        "hidden_act": "silu",
+        "mlp_bias": False,
+        "is_causal": True,
+        "use_sliding_window": False,
+        "quantization_config": None,
+    }
+    unread: ClassVar[tuple[str, ...]] = ("layer_types",)
+    inside: ClassVar[dict[str, str]] = COMMON | _ATTENTION
+    mixer: ClassVar[type[MixerConfig]] = AttentionConfig
+    normalised: ClassVar[bool] = False
 
     @classmethod
     def read(cls, state_dict, hints):
         system, stored = cls.model_type, {}
         if isinstance(state_dict.get("model"), Mapping):
             stored, state_dict = fields(system, "config", state_dict.get("config")), state_dict["model"]
-            stored = {"num_attention_heads": _HEADS} | dict(stored)
+            stored = cls.stated | dict(stored)
         arrays = without_prefix(system, as_numpy(state_dict), [BODY])
         arrays = {name: x for name, x in arrays.items() if not _ANGLES.fullmatch(name)}
         shapes = {name: x.shape for name, x in arrays.items()}
@@ -85,13 +99,15 @@ class Llama(Original):
         if config.head == "tied":
             arrays.pop(HEAD, None)
         shapes = torch_shapes(config)
-        return config, from_torch(config, read(f"the {system} weights", list(_rules(config, shapes)), shapes, arrays))
+        return config, from_torch(
+            config, read(f"the {system} weights", list(cls._rules(config, shapes)), shapes, arrays)
+        )
 
     @classmethod
     def write(cls, config, params):
         refuse(cls.__name__, cls.faults(config))
         tensors = to_torch(config, params)
-        found = write(_rules(config, tensors), tensors)
+        found = write(cls._rules(config, tensors), tensors)
         head = found.pop(HEAD, found[TOKENS])
         return {BODY + name: x for name, x in found.items()} | {HEAD: head}
 
@@ -118,14 +134,14 @@ class Llama(Original):
             f"norm {norm.kind!r}": not isinstance(norm, RMSNormConfig),
             "no MLP": mlp is None,
             f"MLP {mlp and mlp.kind!r}": not isinstance(mlp, SwiGLUConfig | None),
-            f"mixer {mixer.kind!r}": not isinstance(mixer, AttentionConfig),
+            f"mixer {mixer.kind!r}": not isinstance(mixer, cls.mixer),
         }
-        if isinstance(mixer, AttentionConfig):
+        if isinstance(mixer, cls.mixer):
             found |= cls._faults_of_attention(config, mixer)
         return found
 
     @classmethod
-    def _faults_of_attention(cls, config: LMConfig, mixer: AttentionConfig) -> dict[str, bool]:
+    def _faults_of_attention(cls, config: LMConfig, mixer: Any) -> dict[str, bool]:
         scaling = mixer.rotary_scaling
         return {
             "no rotary positions": mixer.rotary == "none",
@@ -146,24 +162,17 @@ class Llama(Original):
     def _config(cls, shapes: Shapes, stored: Mapping[str, Any], hints: Mapping[str, Any], tied: bool) -> LMConfig:
         system = cls.model_type
         given = {**stored, **hints}
-        base, scaling = rope.read(system, stored, hints, cls.max_len)
-        _check_layer_types(system, given.get("layer_types"))
-        told = _infer(system, shapes, given) | {"tie_word_embeddings": tied}
+        positions = rope.read(system, stored, hints, cls.max_len)
+        told = cls._infer(shapes, given) | {"tie_word_embeddings": tied}
         free = {**_FREE, "max_position_embeddings": cls.max_len}
-        unread = (*rope.FIELDS, "layer_types")
-        known = {*told, *free, *_FIXED, *unread}
+        unread = (*rope.FIELDS, *cls.unread)
+        known = {*told, *free, *cls.fixed, *unread}
         matters = {name: value for name, value in stored.items() if name in known and value is not None}
-        settled = settle(system, {**matters, **hints}, told=told, free=free, fixed=_FIXED, unread=unread)
+        settled = settle(system, {**matters, **hints}, told=told, free=free, fixed=cls.fixed, unread=unread)
         norm, std = RMSNormConfig(eps=settled["rms_norm_eps"]), settled["initializer_range"]
-        heads, width, head_width = told["num_attention_heads"], told["hidden_size"], told["head_dim"]
-        mixer = AttentionConfig(
-            heads=heads,
-            kv_heads=None if told["num_key_value_heads"] == heads else told["num_key_value_heads"],
-            head_width=None if heads * head_width == width else head_width,
-            rotary="half",
-            rotary_base=base,
-            rotary_scaling=scaling,
-            qk_norm=norm if cls.normalised else None,
+        mixer = cls._mixer(told, given, norm, positions).replace(
+            rotary_base=positions.base,
+            rotary_scaling=positions.scaling,
             bias=told["attention_bias"],
             init_std=std,
             scale_output=False,
@@ -172,7 +181,7 @@ class Llama(Original):
         config = LMConfig(
             vocab_size=told["vocab_size"],
             max_len=settled["max_position_embeddings"],
-            width=width,
+            width=told["hidden_size"],
             layers=told["num_hidden_layers"],
             positions="none",
             head="tied" if tied else "dense",
@@ -186,9 +195,9 @@ class Llama(Original):
     @classmethod
     def _fields(cls, config: LMConfig) -> dict[str, Any]:
         """The contents of ``config.json``. It leaves open which tokens begin and end a text, as the model does."""
-        mixer, mlp, norm = config.mixer, config.mlp, config.norm
-        assert isinstance(mixer, AttentionConfig)  # see faults
-        assert isinstance(mlp, SwiGLUConfig)
+        mixer: Any = config.mixer
+        mlp, norm = config.mlp, config.norm
+        assert isinstance(mlp, SwiGLUConfig)  # see faults
         assert isinstance(norm, RMSNormConfig)
         return {
             "model_type": cls.model_type,
@@ -199,9 +208,6 @@ class Llama(Original):
             "num_hidden_layers": config.layers,
             "intermediate_size": mlp.hidden_width(config.width),
             "hidden_act": "silu",
-            "num_attention_heads": mixer.heads,
-            "num_key_value_heads": mixer.groups,
-            "head_dim": mixer.width_of_head(config.width),
             "attention_bias": mixer.bias,
             "attention_dropout": mixer.dropout,
             "rms_norm_eps": norm.eps,
@@ -209,8 +215,67 @@ class Llama(Original):
             "tie_word_embeddings": config.head == "tied",
             "bos_token_id": None,
             "eos_token_id": None,
-            **rope.write(mixer),
+            **cls._fields_of_attention(config, mixer),
         }
+
+    @classmethod
+    def _infer(cls, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of the configuration that the tensors show, once the number of heads is known."""
+        system = cls.model_type
+        _check_layer_types(system, given.get("layer_types"))
+        queries, _ = shape_of(system, shapes, "layers.0.self_attn.q_proj.weight")
+        keys, _ = shape_of(system, shapes, "layers.0.self_attn.k_proj.weight")
+        head_width = _head_width(system, shapes, queries, given)
+        return infer_outside(system, shapes) | {
+            "num_attention_heads": queries // head_width,
+            "num_key_value_heads": keys // head_width,
+            "head_dim": head_width,
+            "attention_bias": "layers.0.self_attn.q_proj.bias" in shapes,
+        }
+
+    @classmethod
+    def _mixer(
+        cls, told: Mapping[str, Any], given: Mapping[str, Any], norm: RMSNormConfig, positions: rope.Rope
+    ) -> MixerConfig:
+        """The mixer but for what all types have: base and scaling of positions, spread, biases and dropout."""
+        heads, groups, head_width = (told[name] for name in ("num_attention_heads", "num_key_value_heads", "head_dim"))
+        return AttentionConfig(
+            heads=heads,
+            kv_heads=None if groups == heads else groups,
+            head_width=None if heads * head_width == told["hidden_size"] else head_width,
+            rotary="half",
+            qk_norm=norm if cls.normalised else None,
+        )
+
+    @classmethod
+    def _fields_of_attention(cls, config: LMConfig, mixer: Any) -> dict[str, Any]:
+        return {
+            "num_attention_heads": mixer.heads,
+            "num_key_value_heads": mixer.groups,
+            "head_dim": mixer.width_of_head(config.width),
+            **rope.write(rope.Rope(mixer.rotary_base, mixer.rotary_scaling)),
+        }
+
+    @classmethod
+    def _rules(cls, config: LMConfig, names: Mapping[str, Any]) -> Iterator[Rule]:
+        """The translation of all tensors."""
+        for name in names:
+            if name in _OUTSIDE:
+                yield renamed(name, _OUTSIDE[name])
+                continue
+            _, layer, inside = name.split(".", 2)
+            part, _, leaf = inside.rpartition(".")
+            yield from cls._rules_of(config, part, name, f"layers.{layer}.{cls.inside[part]}.{leaf}")
+
+    @classmethod
+    def _rules_of(cls, config: LMConfig, part: str, name: str, published: str) -> Iterator[Rule]:
+        """The translation of one tensor of a block. Published heads have the halves of a pair apart, ours maybe not."""
+        mixer: Any = config.mixer
+        if mixer.rotary == "interleaved" and _TURNED.fullmatch(part):
+            halves = np.arange(mixer.width_of_head(config.width)).reshape(-1, 2).T.ravel()
+            yield reordered(name, published, halves)
+        else:
+            yield renamed(name, published)
 
 
 @register(AXIS, "qwen3")
@@ -244,21 +309,14 @@ def _check_layer_types(system: str, kinds: Any) -> None:
             raise InteropError(f"{system}: layer_types with {shown(kind)} are not supported, only 'full_attention' is")
 
 
-def _infer(system: str, shapes: Shapes, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of the configuration that the tensors show, once the number of heads is known."""
+def infer_outside(system: str, shapes: Shapes) -> dict[str, Any]:
+    """The fields that tensors outside attention show."""
     vocab_size, width = shape_of(system, shapes, TOKENS)
-    queries, _ = shape_of(system, shapes, "layers.0.self_attn.q_proj.weight")
-    keys, _ = shape_of(system, shapes, "layers.0.self_attn.k_proj.weight")
-    head_width = _head_width(system, shapes, queries, given)
     return {
         "vocab_size": vocab_size,
         "hidden_size": width,
         "num_hidden_layers": layer_count(shapes),
         "intermediate_size": shape_of(system, shapes, "layers.0.mlp.down_proj.weight")[1],
-        "num_attention_heads": queries // head_width,
-        "num_key_value_heads": keys // head_width,
-        "head_dim": head_width,
-        "attention_bias": "layers.0.self_attn.q_proj.bias" in shapes,
     }
 
 
@@ -273,20 +331,3 @@ def _head_width(system: str, shapes: Shapes, queries: int, given: Mapping[str, A
     if not isinstance(heads, int) or heads < 1 or queries % heads:
         raise InteropError(f"{system}: num_attention_heads={heads!r} does not divide the {queries} rows of q_proj")
     return queries // heads
-
-
-def _rules(config: LMConfig, names: Mapping[str, Any]) -> Iterator[Rule]:
-    """The translation of all tensors. Published heads have the halves of a pair apart, so ours may be reordered."""
-    mixer = config.mixer
-    assert isinstance(mixer, AttentionConfig)  # see faults
-    width = mixer.width_of_head(config.width)
-    halves = np.arange(width).reshape(-1, 2).T.ravel()
-    for name in names:
-        if name in _OUTSIDE:
-            yield renamed(name, _OUTSIDE[name])
-            continue
-        _, layer, inside = name.split(".", 2)
-        part, _, leaf = inside.rpartition(".")
-        published = f"layers.{layer}.{_INSIDE[part]}.{leaf}"
-        apart = mixer.rotary == "interleaved" and _TURNED.fullmatch(part)
-        yield reordered(name, published, halves) if apart else renamed(name, published)

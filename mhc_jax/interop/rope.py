@@ -2,12 +2,11 @@
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from mhc_jax.config import ConfigError
 from mhc_jax.interop.hints import settle
 from mhc_jax.interop.keys import InteropError
-from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.rotary import RotaryScalingConfig
 from mhc_jax.registry import shown
 
@@ -22,10 +21,16 @@ KINDS = ("linear", "llama3", "yarn")
 _BASE = 10000.0
 
 
-def read(
-    system: str, stored: Mapping[str, Any], hints: Mapping[str, Any], max_len: int
-) -> tuple[float, RotaryScalingConfig | None]:
-    """The base of the angles and their scaling, as transformers understands these fields.
+class Rope(NamedTuple):
+    """Base and scaling of the angles; and ``mscale_all_dim``, by which DeepSeek multiplies all scores under YaRN."""
+
+    base: float
+    scaling: RotaryScalingConfig | None = None
+    mscale_all_dim: float = 0.0
+
+
+def read(system: str, stored: Mapping[str, Any], hints: Mapping[str, Any], max_len: int) -> Rope:
+    """The rotary positions, as transformers understands these fields.
 
     Args:
         system: names the model in messages.
@@ -48,12 +53,14 @@ def read(
     older = given.pop("type", "default")
     kind = given.pop("rope_type", older)
     if kind == "default":
-        return base, None
+        return Rope(base)
     if kind not in KINDS:
         raise InteropError(f"{system}: rope_type={shown(kind)} is not supported, only default, {', '.join(KINDS)} are")
     if "factor" not in given:
         raise InteropError(f"{system}: {name}: factor is missing, which rope_type {kind!r} needs")
+    mscale_all_dim = 0.0
     if kind == "yarn":
+        mscale_all_dim = _number(system, "mscale_all_dim", given.get("mscale_all_dim", 0.0))
         given = _without_mscale(system, given)
     if kind != "linear":
         given |= _original_length(given, {**stored, **hints}, max_len)
@@ -62,16 +69,18 @@ def read(
         scaling.validate()
     except ConfigError as error:
         raise InteropError(f"{system}: {name}: {error}") from None
-    return base, scaling
+    return Rope(base, scaling, mscale_all_dim)
 
 
-def write(mixer: AttentionConfig) -> dict[str, Any]:
+def write(rope: Rope) -> dict[str, Any]:
     """The fields, in the form of version 5 and in the one before it."""
     scaling = None
-    if mixer.rotary_scaling is not None:
-        fields = _present(mixer.rotary_scaling.to_dict())
+    if rope.scaling is not None:
+        fields = _present(rope.scaling.to_dict())
         scaling = {"rope_type": fields.pop("kind"), **fields}
-    base = {"rope_theta": mixer.rotary_base}
+        if rope.mscale_all_dim:
+            scaling["mscale_all_dim"] = rope.mscale_all_dim
+    base = {"rope_theta": rope.base}
     return {**base, "rope_scaling": scaling, "rope_parameters": base | (scaling or {"rope_type": "default"})}
 
 

@@ -53,6 +53,21 @@ def fused(mirror: Sequence[str], published: str, *, transposed: bool = False) ->
     return Rule(tuple(mirror), (published,), fuse, split)
 
 
+def joined(mirror: Sequence[str], published: str, widths: Sequence[int], heads: int = 1) -> Rule:
+    """Layers head by head in one: of every head first the rows of the first layer, ``widths[0]`` of them, and so on."""
+
+    def join(*parts):
+        of_heads = [x.reshape(heads, width, *x.shape[1:]) for x, width in zip(parts, widths, strict=True)]
+        return (np.concatenate(of_heads, axis=1).reshape(-1, *parts[0].shape[1:]),)
+
+    def split(whole):
+        of_heads = whole.reshape(heads, sum(widths), *whole.shape[1:])
+        parts = np.split(of_heads, np.cumsum(widths)[:-1], axis=1)
+        return [x.reshape(-1, *whole.shape[1:]) for x in parts]
+
+    return Rule(tuple(mirror), (published,), join, split)
+
+
 def published_shapes(rules: Iterable[Rule], shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """The published tensors' shapes, from those of the mirror."""
     found = {}

@@ -18,12 +18,13 @@ PADDING = jnp.iinfo(jnp.int32).min
 def splash_attention(
     q_BTHK: Float[Array, "B T H K"],
     k_BTGK: Float[Array, "B T G K"],
-    v_BTGK: Float[Array, "B T G K"],
+    v_BTGV: Float[Array, "B T G V"],
     *,
+    scale: float | None = None,
     causal: bool = True,
     segment_ids: Int[Array, "B T"] | None = None,
     batch_sharding: jax.sharding.Sharding | None = None,
-) -> Float[Array, "B T H K"]:
+) -> Float[Array, "B T H V"]:
     """:func:`mhc_jax.ops.attention.causal_attention` of whole sequences, scores and sums in float32.
 
     Sequences are padded to whole tiles. Off a TPU the kernel is interpreted, which is slow.
@@ -38,27 +39,28 @@ def splash_attention(
     if q_BTHK.dtype not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"splash attention computes in float32 or bfloat16, not {q_BTHK.dtype}; use 'xla'")
     if not q_BTHK.size:  # the kernel has no empty grid
-        return jnp.zeros_like(q_BTHK)
+        return jnp.zeros((*q_BTHK.shape[:3], v_BTGV.shape[-1]), q_BTHK.dtype)
     B, T = q_BTHK.shape[:2]
+    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     after = -T % LANES
     if segment_ids is None and after and not causal:
         segment_ids = jnp.zeros((B, T), jnp.int32)
-    q, k, v = (jnp.pad(x, ((0, 0), (0, after), (0, 0), (0, 0))) for x in (q_BTHK, k_BTGK, v_BTGK))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, after), (0, 0), (0, 0))) for x in (q_BTHK, k_BTGK, v_BTGV))
     arguments = [q, k, v]
     if segment_ids is not None:
         arguments.append(jnp.pad(segment_ids.astype(jnp.int32), ((0, 0), (0, after)), constant_values=PADDING))
 
     def attend(*arguments):
-        return _attend(*arguments, causal=causal)
+        return _attend(*arguments, scale=scale, causal=causal)
 
     if isinstance(batch_sharding, NamedSharding):
         attend = _sliced(attend, batch_sharding, [x.shape for x in arguments])
     return attend(*arguments)[:, :T]
 
 
-def _attend(q_BTHK, k_BTGK, v_BTGK, segment_ids_BT=None, *, causal):
+def _attend(q_BTHK, k_BTGK, v_BTGV, segment_ids_BT=None, *, scale, causal):
     """What one device does: sequences of whole tiles."""
-    T, H, K = q_BTHK.shape[1:]
+    T, H = q_BTHK.shape[1:3]
     tile = next(tile for tile in TILES if T % tile == 0)
     mask = masks.CausalMask((T, T)) if causal else masks.FullMask((T, T))
     attend = splash.make_splash_mha(
@@ -77,14 +79,14 @@ def _attend(q_BTHK, k_BTGK, v_BTGK, segment_ids_BT=None, *, causal):
         q_seq_shards=1,
         interpret=target_backend() != "tpu",
     )
-    scaled = (q_BTHK.astype(jnp.float32) * K**-0.5).astype(q_BTHK.dtype)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k_BTGK, v_BTGK))
+    scaled = (q_BTHK.astype(jnp.float32) * scale).astype(q_BTHK.dtype)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k_BTGK, v_BTGV))
     if segment_ids_BT is None:
-        y_BHTK = jax.vmap(attend)(q, k, v)
+        y_BHTV = jax.vmap(attend)(q, k, v)
     else:
         segments = splash.SegmentIds(segment_ids_BT, segment_ids_BT)
-        y_BHTK = jax.vmap(attend)(q, k, v, segment_ids=segments)
-    return jnp.swapaxes(y_BHTK, 1, 2).astype(q_BTHK.dtype)
+        y_BHTV = jax.vmap(attend)(q, k, v, segment_ids=segments)
+    return jnp.swapaxes(y_BHTV, 1, 2).astype(q_BTHK.dtype)
 
 
 def _sliced(attend, batch_sharding: NamedSharding, shapes):

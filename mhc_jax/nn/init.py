@@ -16,6 +16,7 @@ Names of dimensions:
     embed: the model's width in a matrix product.
     heads, mlp, inner, rank: what a product with the model's width gives, in attention, channel mixers, other sequence
         mixers and adapters.
+    latent: what is smaller than the model's width, and from which attention makes its heads.
     expert: experts of a mixture.
     channel: channels of a recurrence or a convolution.
     head: channels of one head.

@@ -206,16 +206,12 @@ def test_mean_loss_of_nothing_is_nan():
     assert np.isnan(total / count)
 
 
+MASKS = {"scale": None, "start": None, "start_B": None, "causal": True, "segment_ids": None, "keep_BHTS": None}
+KERNELS = {"implementation": "xla", "batch_sharding": None}
 OMITTED = {
-    "attention.causal_attention": {
-        "start": None,
-        "start_B": None,
-        "causal": True,
-        "segment_ids": None,
-        "keep_BHTS": None,
-        "implementation": "xla",
-        "batch_sharding": None,
-    },
+    "attention.absorbed_latent_attention": MASKS,
+    "attention.causal_attention": MASKS | KERNELS,
+    "attention.latent_attention": MASKS | KERNELS,
     "conv.causal_depthwise_conv": {"history_BJD": None, "segment_ids": None},
     "diag_scan.diagonal_scan": {"s0_BD": None, "form": "sequential", "chunk": 64},
     "diag_ssm.diag_ssm": {"s0_BD": None, "reset_BT": None, "form": "sequential", "chunk": 64},

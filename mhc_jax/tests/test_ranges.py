@@ -36,6 +36,10 @@ PARTS = {
         "init_std": POSITIVE, "dropout": RATE,
     },
     "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
+    "latent_attention": {
+        "heads": COUNT, "rotary_base": POSITIVE, "mscale_all_dim": {"0 without YaRN": lambda x: x == 0},
+        "init_std": POSITIVE, "dropout": RATE,
+    },
     "selective_ssm": {"state": COUNT, "expand": COUNT, "conv_kernel": COUNT, "chunk": COUNT},
     "rms": {"eps": NATURAL},
     "ln": {"eps": NATURAL},

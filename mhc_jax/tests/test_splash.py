@@ -45,6 +45,19 @@ def test_equals_the_plain_form(T, G, causal, segments, dtype):
         assert far < ROUNDING[dtype]
 
 
+def test_values_of_another_width_and_another_scale():
+    (q, k, v), _, weight = case(130, 4, jnp.float32, False)
+
+    def run(implementation):
+        def attend(q, k, v):
+            return jnp.sum(weight[..., :6] * causal_attention(q, k, v, scale=0.7, implementation=implementation))
+
+        return jax.jit(jax.value_and_grad(attend, (0, 1, 2)))(q, k, v[..., :6])
+
+    for found, want in zip(*map(jax.tree.leaves, map(run, ("splash", "xla"))), strict=True):
+        assert jnp.abs(found - want).max() < 1e-5 * jnp.abs(want).max()
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0)])
 @pytest.mark.parametrize("segments", [False, True])
 def test_nothing_to_attend_to(shape, segments):

@@ -69,12 +69,13 @@ def _coefficients():
 
 
 def _attention():
-    heads = draw(q_BTHK=(B, T, H, K), k_BSGK=(B, T, H, K), v_BSGK=(B, T, H, K))
+    heads = draw(q_BTHK=(B, T, H, K), k_BSGK=(B, T, H, K), v_BSGV=(B, T, H, K))
     segments = np.array([[0, 0, 0, 1, 1, 2, 2], [4, 4, 4, 4, 4, 5, 5]])
     path = "attention.causal_attention"
     yield op(path, "", heads)
     yield op(path, "in segments", heads | {"segment_ids": segments})
     yield op(path, "after a cache", heads | draw(q_BTHK=(B, 3, H, K)), start=4)
+    yield op(path, "scaled, narrow values", heads | draw(v_BSGV=(B, T, H, 2)), scale=0.7)
     yield op(path, "grouped", heads | draw(q_BTHK=(B, T, 2 * H, K)))
     yield op(path, "both ways, in segments", heads | {"segment_ids": segments}, causal=False)
     padded = {"start_B": np.arange(B) + 2}
@@ -104,7 +105,7 @@ def _rotary():
 
 def _dropped_attention(arrays):
     """The mirror draws its own dropout, so the given one is written out."""
-    q, k, v = (arrays[name].transpose(1, 2) for name in ("q_BTHK", "k_BSGK", "v_BSGK"))
+    q, k, v = (arrays[name].transpose(1, 2) for name in ("q_BTHK", "k_BSGK", "v_BSGV"))
     scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
     hidden = scores.new_ones(scores.shape[-2:]).triu(1).bool()
     weights = F.softmax(scores.masked_fill(hidden, float("-inf")), -1) * arrays["keep_BHTS"]

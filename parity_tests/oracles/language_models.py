@@ -10,6 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from transformers import (
+    DeepseekV2Config,
+    DeepseekV2ForCausalLM,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -85,6 +89,26 @@ LLAMAS = {
         "yarn", beta_fast=0.6, beta_slow=0.1, mscale=1.0, mscale_all_dim=0.5, truncate=False, **_ORIGINAL
     ),
 }
+# Layers before number 2 are dense.
+DEEPSEEK = LLAMA | {
+    "first_k_dense_replace": 2,
+    "num_key_value_heads": 3,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 5,
+    "qk_nope_head_dim": 4,
+    "qk_rope_head_dim": 2,
+    "v_head_dim": 3,
+}
+_YARN = {"beta_fast": 0.6, "beta_slow": 0.1, "mscale": 0.7, "mscale_all_dim": 1.5, **_ORIGINAL}
+DEEPSEEK_YARN = {"qk_rope_head_dim": 12, "rope_parameters": {"rope_type": "yarn", "rope_theta": 50.0, **_YARN}}
+DEEPSEEKS = {
+    "yarn scaling": DEEPSEEK_YARN | {"rms_norm_eps": 1e-3},
+    "without latents of queries, tied, biases": {
+        "q_lora_rank": None,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+    },
+}
 MAMBA = NO_ENDS | {
     "pad_token_id": None,
     "vocab_size": VOCAB,
@@ -114,6 +138,10 @@ def cases() -> Iterator[Case]:
         yield _case(what, Published("llama", LlamaForCausalLM, LlamaConfig, LLAMA | fields))
     for what, fields in MAMBAS.items():
         yield _case(what, Published("mamba", MambaForCausalLM, MambaConfig, MAMBA | fields))
+    for what, fields in DEEPSEEKS.items():
+        yield _case(what, Published("deepseek_v2", DeepseekV2ForCausalLM, DeepseekV2Config, DEEPSEEK | fields))
+    for what, fields in (DEEPSEEKS | {"halves apart": {"rope_interleave": False}}).items():
+        yield _case(what, Published("deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config, DEEPSEEK | fields))
     for what, fields in QWENS.items():
         yield _case(what, Published("qwen3", Qwen3ForCausalLM, Qwen3Config, LLAMA | fields))
 

@@ -1,11 +1,12 @@
-"""Scaling of rotary positions for longer texts."""
+"""Rotary positions of a mixer, and their scaling for longer texts."""
 
 import math
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from torch_ref.config import implementation, register, required
+from torch_ref.config import implementation, one_of, register, required
 from torch_ref.ops import rotary
 
 
@@ -58,3 +59,29 @@ class Yarn(RotaryScaling):
     def scale(self, frequency_P, base):
         names = ("factor", "beta_fast", "beta_slow", "original_max_position_embeddings", "truncate")
         return rotary.yarn(frequency_P, base=base, **{name: getattr(self.config, name) for name in names})
+
+
+class Rotary:
+    """Turns queries and keys (B, T, H, K) by their positions; with the layout ``"none"`` they stay as they are.
+
+    Raises:
+        ValueError: an unknown layout, an odd width, or a scaling that is not there.
+    """
+
+    def __init__(self, layout: str, width: int, base: float, scaling: Any):
+        self.layout = one_of("rotary layout", layout, ("none", *rotary.LAYOUTS))
+        if layout != "none" and width % 2:
+            raise ValueError(f"rotary positions need heads of even width, got {width}")
+        self.width, self.base = width, base
+        self.scaling = build_scaling(scaling) if scaling else None
+
+    def __call__(self, x_BTHK: Tensor, positions_BT: Tensor) -> Tensor:
+        if self.layout == "none":
+            return x_BTHK
+        if self.scaling is None:
+            return rotary.rotate(x_BTHK, positions_BT, base=self.base, layout=self.layout)
+        dtype = torch.promote_types(x_BTHK.dtype, torch.float32)
+        base = torch.tensor(self.base, dtype=dtype, device=x_BTHK.device)
+        frequency_P = self.scaling.scale(rotary.frequencies(base, self.width), self.base)
+        options = {"frequency_P": frequency_P, "gain": self.scaling.gain}
+        return rotary.rotate(x_BTHK, positions_BT, layout=self.layout, **options)

@@ -41,10 +41,12 @@ SLICES: Slices = {
     "channel": ("tensor", "fsdp"),
     "embed": ("tensor", "fsdp"),
     "width": ("fsdp",),
+    "latent": ("fsdp",),
 }
 
-# Held whole where it does not divide, its mesh axes left to others: GPT-2's 50,257 tokens divide by nothing useful.
-MAY_BE_WHOLE = {"vocab"}
+# Held whole where it does not divide, its mesh axes left to others: GPT-2's 50,257 tokens divide by nothing useful, and
+# three fifths of a width by little.
+MAY_BE_WHOLE = {"vocab", "latent"}
 
 # Parameters with such a dimension are stored in slices of the width but used in whole rows. A lookup in slices would
 # leave the streams sliced, and XLA would move whole activations between devices to undo that, in both passes.

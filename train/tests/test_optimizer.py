@@ -133,13 +133,12 @@ CELLS += [("mhc", mixer) for mixer in registry.names("mixer") if mixer != "atten
 
 
 def model_of(topology, mixer):
-    options = {"heads": 2} if mixer == "attention" else {}
     config = LMConfig(
         vocab_size=11,
         max_len=4,
         width=8,
         layers=2,
-        mixer=registry.get("mixer", mixer)(**options),
+        mixer=registry.get("mixer", mixer)().small(),
         mlp=GeluMLPConfig(),
     )
     return with_topology(config, topology)

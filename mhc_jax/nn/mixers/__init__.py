@@ -3,6 +3,14 @@
 from mhc_jax.nn.mixers.attention import AttentionConfig
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.nn.mixers.diagonal_ssm import DiagonalSSMConfig
+from mhc_jax.nn.mixers.latent_attention import LatentAttentionConfig
 from mhc_jax.nn.mixers.selective_ssm import SelectiveSSMConfig
 
-__all__ = ["AttentionConfig", "DiagonalSSMConfig", "Mixer", "MixerConfig", "SelectiveSSMConfig"]
+__all__ = [
+    "AttentionConfig",
+    "DiagonalSSMConfig",
+    "LatentAttentionConfig",
+    "Mixer",
+    "MixerConfig",
+    "SelectiveSSMConfig",
+]

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from mhc_jax.nn.init import Init, normal, zeros
 from mhc_jax.nn.layers import Dense
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
+from mhc_jax.nn.mixers.heads import check_fields, kept, turned
 from mhc_jax.nn.norms import NormConfig
 from mhc_jax.nn.rotary import RotaryScalingConfig
 from mhc_jax.ops.attention import AttentionName, causal_attention
-from mhc_jax.ops.rotary import frequencies, rotate
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -61,21 +61,12 @@ class AttentionConfig(MixerConfig):
 
     def validate(self):
         super().validate()
-        for name in ("heads", "kv_heads", "head_width"):
+        check_fields(self)
+        for name in ("kv_heads", "head_width"):
             if getattr(self, name) is not None:
                 self.require_counts(1, name)
         self.require(self.heads % self.groups == 0, f"kv_heads {self.groups} must divide heads {self.heads}")
-        self.require(self.rotary_base > 0, f"rotary_base must be positive, got {self.rotary_base}")
-        if self.rotary_scaling is not None:
-            self.require(self.rotary != "none", "rotary_scaling scales rotary positions; set rotary to 'half'")
-            self.require(self.rotary_base > 1, f"rotary_scaling needs a rotary_base above 1, got {self.rotary_base}")
-        self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
-        self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.views in (1, 3), f"views must be 1 or 3 (queries, keys, values), got {self.views}")
-        self.require(
-            self.implementation == "xla" or self.dropout == 0,
-            f"implementation {self.implementation!r} has no dropout of probabilities; use 'xla' or dropout 0",
-        )
 
     @property
     def groups(self) -> int:
@@ -176,17 +167,8 @@ class Attention(Mixer):
         """Queries or keys as they meet: normalised, and turned by their positions."""
         if norm is not None:
             x_BTHK = norm(x_BTHK.astype(self.policy.accumulate)).astype(self.policy.compute)
-        config, scaling, angles = self.config, self.config.rotary_scaling, {}
-        if config.rotary == "none":
-            return x_BTHK
-        if scaling is not None:
-            frequency_P = frequencies(jnp.asarray(config.rotary_base, self.policy.accumulate), self.head_width)
-            angles = {"frequency_P": scaling.scale(frequency_P, config.rotary_base), "gain": scaling.gain}
-        return rotate(x_BTHK, scope.positions_BT, base=config.rotary_base, layout=config.rotary, **angles)
+        return turned(self.config, x_BTHK, scope.positions_BT, self.policy)
 
     def _keep(self, q_BTHK, k_BSGK, key):
-        if key is None or self.config.dropout == 0:
-            return None
         B, T, H, _ = q_BTHK.shape
-        keep = jax.random.bernoulli(key, 1 - self.config.dropout, (B, H, T, k_BSGK.shape[1]))
-        return keep.astype(self.policy.accumulate) / (1 - self.config.dropout)
+        return kept(self.config.dropout, (B, H, T, k_BSGK.shape[1]), key, self.policy)

@@ -5,14 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_ref.config import as_record, one_of, register
+from torch_ref.config import as_record, register
 from torch_ref.nn.layers import linear
 from torch_ref.nn.mixers.base import Mixer
 from torch_ref.nn.norms import Norm, build_norm
-from torch_ref.nn.rotary import build_scaling
+from torch_ref.nn.rotary import Rotary
 from torch_ref.ops.attention import causal_attention
 from torch_ref.ops.norm import RMS_EPS
-from torch_ref.ops.rotary import LAYOUTS, frequencies, rotate
 
 
 def _qk_norm_of(config: Any) -> Any:
@@ -45,12 +44,8 @@ class Attention(Mixer):
                 f"and head_width {self.head_width} be at least 1"
             )
         self.causal = getattr(config, "causal", True)
-        self.rotary = one_of("rotary layout", getattr(config, "rotary", "none"), ("none", *LAYOUTS))
-        if self.rotary != "none" and self.head_width % 2:
-            raise ValueError(f"rotary positions need heads of even width, got {self.head_width}")
-        self.rotary_base = getattr(config, "rotary_base", 10000.0)
-        scaling = getattr(config, "rotary_scaling", None)
-        self.scaling = build_scaling(scaling) if scaling else None
+        options = getattr(config, "rotary_base", 10000.0), getattr(config, "rotary_scaling", None)
+        self.rotary = Rotary(getattr(config, "rotary", "none"), self.head_width, *options)
         inner, carried = self.heads * self.head_width, self.kv_heads * self.head_width
         self.q_proj = linear(width, inner, config.init_std, config.bias)
         self.k_proj = linear(width, carried, config.init_std, config.bias)
@@ -97,11 +92,4 @@ class Attention(Mixer):
         x_BTHK = x_BTM.unflatten(-1, (heads, -1))
         if norm is not None:
             x_BTHK = norm(x_BTHK)
-        if self.rotary == "none":
-            return x_BTHK
-        if self.scaling is None:
-            return rotate(x_BTHK, positions_BT, base=self.rotary_base, layout=self.rotary)
-        dtype = torch.promote_types(x_BTHK.dtype, torch.float32)
-        base = torch.tensor(self.rotary_base, dtype=dtype, device=x_BTHK.device)
-        frequency_P = self.scaling.scale(frequencies(base, self.head_width), self.rotary_base)
-        return rotate(x_BTHK, positions_BT, layout=self.rotary, frequency_P=frequency_P, gain=self.scaling.gain)
+        return self.rotary(x_BTHK, positions_BT)
