@@ -36,7 +36,7 @@ CACHE = {
 # What may be done to a parameter before it is cast.
 MOVES = {
     "convert_element_type", "slice", "squeeze", "reshape", "transpose", "gather", "scan", "jit", "pjit", "copy",
-    "broadcast_in_dim", "dynamic_slice", "checkpoint", "remat2", "custom_jvp_call", "concatenate",
+    "broadcast_in_dim", "dynamic_slice", "checkpoint", "remat2", "custom_jvp_call", "concatenate", "stack",
 }  # fmt: skip
 CELLS = [(name, "attention") for name in registry.names("topology")]
 CELLS += [
