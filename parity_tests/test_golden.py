@@ -7,7 +7,7 @@ import pytest
 
 from parity_tests import report
 from parity_tests.compare import failures
-from parity_tests.replays import hyper_connections, mhc_ssm, rlm, shc, shc_student
+from parity_tests.replays import distillation, hyper_connections, mhc_ssm, rlm, shc, shc_student
 
 
 @pytest.mark.parametrize("case", mhc_ssm.CASES.values(), ids=mhc_ssm.CASES)
@@ -74,6 +74,7 @@ def test_golden_shc(name):
         (shc.replay_blocks, 14),
         (shc_student.replay_layer, 6),
         (shc_student.replay_model, 27),
+        (distillation.rows, 5),
     ],
 )
 def test_golden_shc_units(replay, count):

@@ -1,6 +1,8 @@
-"""Next-token cross-entropy as (sum, count), whole or chunked so that full logits never exist."""
+"""Losses as (sum, count): cross-entropy and distillation, whole or chunked so that full logits never exist."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,47 +46,175 @@ def chunked_cross_entropy(
         chunk: tokens of each sequence in a chunk; T need not be a multiple.
         logits_dtype: dtype of logits, sums and loss.
     """
-    chunk = min(chunk, hidden_BTD.shape[1])
-    pad = -hidden_BTD.shape[1] % chunk
-    hidden_BTD = jnp.pad(hidden_BTD, ((0, 0), (0, pad), (0, 0)))
-    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)), constant_values=IGNORE)
+    targets_BT, hidden_BTD = _padded(chunk, targets_BT, hidden_BTD)
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
-    return _chunked_sum(chunk, logits_dtype, targets_BT, hidden_BTD, head_VD), count
+    total, _ = _summed(partial(_entropy_of_chunk, logits_dtype), chunk, targets_BT, (), hidden_BTD, head_VD)
+    return total, count
 
 
-def _chunk_loss(logits_dtype, targets_BK, hidden_BKD, head_VD):
-    logits = jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=logits_dtype)
-    return cross_entropy(logits, targets_BK)[0]
+def kl_divergence(
+    teacher_BTV: Float[Array, "*B V"],
+    logits_BTV: Float[Array, "*B V"],
+    targets_BT: Int[Array, "*B"],
+    *,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Summed ``temperature^2 KL(teacher || student)`` in nats where a target counts, and the number of such places.
+
+    Both distributions are softmaxes of logits over the temperature; its square keeps the gradient's size (Hinton et
+    al. 2015, section 2.1).
+    """
+    valid = targets_BT != IGNORE
+    log_p, log_q = (jax.nn.log_softmax(x / temperature, axis=-1) for x in (teacher_BTV, logits_BTV))
+    divergence_BT = jnp.where(valid, jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1), 0)
+    return temperature**2 * jnp.sum(divergence_BT), jnp.sum(valid, dtype=divergence_BT.dtype)
 
 
-def _to_chunks(x, chunk):
-    return jnp.swapaxes(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 0, 1)
+def chunked_distillation(
+    hidden_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    teacher_BTE: Float[Array, "B T E"],
+    teacher_head_VE: Float[Array, "V E"],
+    targets_BT: Int[Array, "B T"],
+    kl_weight: Float[Array, ""] | float,
+    entropy_weight: Float[Array, ""] | float,
+    *,
+    temperature: float = 1.0,
+    chunk: int,
+    logits_dtype: jnp.dtype = jnp.float32,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Weighted sum of :func:`kl_divergence` and :func:`cross_entropy`, with (B, chunk, V) logits of each model alive.
+
+    Differentiated as :func:`chunked_cross_entropy` is: the student's head costs its three matrix products, the
+    teacher's one.
+
+    Args:
+        hidden_BTD, head_VD: the student's.
+        teacher_BTE, teacher_head_VE: the teacher's, constants of differentiation.
+        targets_BT: token ids, or ``IGNORE``.
+        kl_weight, entropy_weight: constants of differentiation.
+        temperature: of the divergence.
+        chunk, logits_dtype: see :func:`chunked_cross_entropy`.
+
+    Returns:
+        The weighted sum; the two sums, without weights or derivatives, to be reported; the number of targets.
+    """
+    targets_BT, hidden_BTD, teacher_BTE = _padded(chunk, targets_BT, hidden_BTD, teacher_BTE)
+    count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
+    loss = partial(_distillation_of_chunk, temperature, logits_dtype)
+    weights = tuple(jnp.asarray(x, logits_dtype) for x in (kl_weight, entropy_weight))
+    fixed = jax.lax.stop_gradient(((targets_BT, teacher_BTE), (teacher_head_VE, *weights)))
+    total, (kl, entropy) = _summed(loss, chunk, *fixed, hidden_BTD, head_VD)
+    return total, kl, entropy, count
+
+
+def state_distance(
+    states_BTD: Float[Array, "*B D"], goals_BTD: Float[Array, "*B D"], targets_BT: Int[Array, "*B"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Summed mean squares of differences where a target counts, and the number of such places."""
+    valid = targets_BT != IGNORE
+    squares_BT = jnp.where(valid, jnp.mean(jnp.square(states_BTD - goals_BTD), axis=-1), 0)
+    return jnp.sum(squares_BT), jnp.sum(valid, dtype=squares_BT.dtype)
+
+
+def published_distillation(
+    logits_BTV: Float[Array, "B T V"],
+    teacher_BTV: Float[Array, "B T V"],
+    states_LBTD: Float[Array, "L B T D"],
+    goals_LBTD: Float[Array, "L B T D"],
+    targets_BT: Int[Array, "B T"],
+    *,
+    temperature: float = 2.0,
+    weights: tuple[float, float, float] = (1.0, 0.5, 0.1),
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """The loss of SHC's published distillation: the weighted sum of its parts, then divergence, distance and entropy.
+
+    The divergence is a sum over all places divided by the sequences, so its weight grows with their length; the
+    distance compares states as they are, at all places; only the entropy leaves out places without a target.
+
+    Args:
+        states_LBTD, goals_LBTD: outputs of layers of the student, and of the teacher's that they are paired with.
+        weights: of divergence, distance and entropy.
+    """
+    divergence = kl_divergence(teacher_BTV, logits_BTV, jnp.zeros_like(targets_BT), temperature=temperature)[0]
+    divergence /= len(targets_BT)
+    distance = jnp.mean(jnp.square(states_LBTD - goals_LBTD))
+    total, count = cross_entropy(logits_BTV, targets_BT)
+    parts = divergence, distance, total / count
+    return sum(weight * part for weight, part in zip(weights, parts, strict=True)), *parts
+
+
+def _logits(dtype, hidden_BKD, head_VD):
+    return jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=dtype)
+
+
+def _entropy_of_chunk(dtype, targets_BK, _, hidden_BKD, head_VD):
+    return cross_entropy(_logits(dtype, hidden_BKD, head_VD), targets_BK)[0], ()
+
+
+def _distillation_of_chunk(temperature, dtype, sliced, whole, hidden_BKD, head_VD):
+    (targets_BK, teacher_BKE), (teacher_head_VE, kl_weight, entropy_weight) = sliced, whole
+    logits_BKV = _logits(dtype, hidden_BKD, head_VD)
+    teacher_BKV = _logits(dtype, teacher_BKE, teacher_head_VE)
+    kl, _ = kl_divergence(teacher_BKV, logits_BKV, targets_BK, temperature=temperature)
+    entropy, _ = cross_entropy(logits_BKV, targets_BK)
+    return kl_weight * kl + entropy_weight * entropy, (kl, entropy)
+
+
+def _padded(chunk, targets_BT, *hidden):
+    """With places that do not count, to a multiple of the chunk."""
+    pad = -targets_BT.shape[1] % min(chunk, targets_BT.shape[1])
+    targets_BT = jnp.pad(targets_BT, ((0, 0), (0, pad)), constant_values=IGNORE)
+    return targets_BT, *(jnp.pad(x_BTD, ((0, 0), (0, pad), (0, 0))) for x_BTD in hidden)
+
+
+def _to_chunks(chunk, tree):
+    def cut(x):
+        return jnp.swapaxes(x.reshape(x.shape[0], -1, min(chunk, x.shape[1]), *x.shape[2:]), 0, 1)
+
+    return jax.tree.map(cut, tree)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _chunked_sum(chunk, logits_dtype, targets_BT, hidden_BTD, head_VD):
-    def body(total, inputs):
-        targets_BK, hidden_BKD = inputs
-        return total + _chunk_loss(logits_dtype, targets_BK, hidden_BKD, head_VD), None
+def _summed(loss: Callable[..., tuple[jax.Array, Any]], chunk: int, sliced, whole, hidden_BTD, head_VD):
+    """Sums over chunks of ``loss(sliced, whole, hidden, head)``: a scalar, and parts of it that are only reported.
 
-    chunks = (_to_chunks(targets_BT, chunk), _to_chunks(hidden_BTD, chunk))
-    return jax.lax.scan(body, jnp.zeros((), logits_dtype), chunks)[0]
+    Args:
+        sliced: tree of arrays (B, T, ...), cut as ``hidden_BTD`` is; constants of differentiation.
+        whole: tree of arrays that every chunk takes as they are, likewise.
+    """
+
+    def body(totals, inputs):
+        some, hidden_BKD = inputs
+        return jax.tree.map(jnp.add, totals, loss(some, whole, hidden_BKD, head_VD)), None
+
+    chunks = _to_chunks(chunk, (sliced, hidden_BTD))
+    return jax.lax.scan(body, _zeros(loss, chunks, whole, head_VD), chunks)[0]
 
 
-@_chunked_sum.defjvp
-def _chunked_sum_jvp(chunk, logits_dtype, primals, tangents):
-    targets_BT, hidden_BTD, head_VD = primals
-    gradient = jax.value_and_grad(partial(_chunk_loss, logits_dtype), argnums=(1, 2))
+def _zeros(loss, chunks, whole, head_VD):
+    some, hidden_BKD = jax.tree.map(lambda x: x[0], chunks)
+    shapes = jax.eval_shape(loss, some, whole, hidden_BKD, head_VD)
+    return jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), shapes)
+
+
+@_summed.defjvp
+def _summed_jvp(loss, chunk, primals, tangents):
+    sliced, whole, hidden_BTD, head_VD = primals
+    gradient = jax.value_and_grad(loss, argnums=(2, 3), has_aux=True)
 
     def body(carry, inputs):
-        total, g_head = carry
-        loss, (g_hidden, g) = gradient(*inputs, head_VD)
-        return (total + loss, g_head + g), g_hidden
+        totals, g_head = carry
+        some, hidden_BKD = inputs
+        found, (g_hidden, g) = gradient(some, whole, hidden_BKD, head_VD)
+        return (jax.tree.map(jnp.add, totals, found), g_head + g), g_hidden
 
-    chunks = (_to_chunks(targets_BT, chunk), _to_chunks(hidden_BTD, chunk))
-    start = (jnp.zeros((), logits_dtype), jnp.zeros(head_VD.shape, logits_dtype))
-    (total, g_head), g_hidden = jax.lax.scan(body, start, chunks)
+    chunks = _to_chunks(chunk, (sliced, hidden_BTD))
+    zeros = _zeros(loss, chunks, whole, head_VD)
+    dtype = zeros[0].dtype
+    start = zeros, jnp.zeros(head_VD.shape, dtype)
+    ((total, parts), g_head), g_hidden = jax.lax.scan(body, start, chunks)
     g_hidden = jnp.swapaxes(g_hidden, 0, 1).reshape(hidden_BTD.shape)
-    _, d_hidden, d_head = tangents
-    tangent = jnp.sum(g_hidden.astype(logits_dtype) * d_hidden) + jnp.sum(g_head * d_head)
-    return total, tangent.astype(logits_dtype)
+    *_, d_hidden, d_head = tangents
+    tangent = jnp.sum(g_hidden.astype(dtype) * d_hidden) + jnp.sum(g_head * d_head)
+    return (total, parts), (tangent.astype(dtype), jax.tree.map(jnp.zeros_like, parts))

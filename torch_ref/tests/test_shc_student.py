@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 import torch_ref
 from torch_ref.nn.scope import Scope
+from torch_ref.ops.loss import IGNORE, published_distillation
 from torch_ref.tests.test_shc_original import GOLDEN, close, fill, filled
 
 torch.set_num_threads(1)
@@ -66,3 +67,13 @@ def test_the_unit_at_once_and_token_by_token():
     close(out[:, 0], golden["last_step_out"])
     close(state["ssm"][0], golden["h[0]"])
     close(state["inputs"][0].T, [taps[1:] for taps in golden["conv_state[0]"]])
+
+
+def test_the_loss_of_its_distillation():
+    golden = GOLDEN["distill_loss"]
+    targets = torch.nn.functional.pad(torch.tensor(golden["labels"])[:, 1:], (0, 1), value=IGNORE)
+    logits, teacher = fill((2, 4, 11), 80, 2.0), fill((2, 4, 11), 81, 2.0)
+    student, goals = (torch.stack([fill((2, 4, 6), j) for j in which]) for which in ((82, 83), (84, 85)))
+    found = published_distillation(logits, teacher, student, goals, targets)
+    names = ("total_loss", "kl_loss", "mse_loss", "ce_loss")
+    assert [x.item() for x in found] == pytest.approx([golden["parts"][name] for name in names], rel=1e-9)
