@@ -7,7 +7,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -217,12 +217,12 @@ def apply(
             longer than ``max_len``, positions and segments of another shape, or a probe of no activation or of another
             shape than its activation.
     """
-    options = positions, segment_ids, key, progress, taps, probes, batch_sharding
+    recorded = Taps(probes or {}) if taps or probes else None
+    options = positions, segment_ids, key, progress, recorded, batch_sharding
     model, found = _forward(config, params, tokens_BT, *options)
     with precision(config):
         logits_BTV = model.logits(found.hidden_BTD)
-    if taps or probes:
-        recorded = Taps(probes or {}, values=found.taps)
+    if recorded is not None:
         logits_BTV = recorded("logits", logits_BTV)
     if unknown := sorted(set(probes or ()) - set(found.taps)):
         raise ConfigError(f"no activation has the name of a probe: {listed(unknown)}")
@@ -243,14 +243,26 @@ def hidden(
     segment_ids: ArrayLike | None = None,
     key: jax.Array | None = None,
     progress: ArrayLike | None = None,
+    taps: Collection[str] = (),
     batch_sharding: jax.sharding.Sharding | None = None,
 ) -> Hidden:
-    """:func:`apply` without the logits, for losses that never hold all of them; the same arguments and errors."""
-    options = positions, segment_ids, key, progress, False, None, batch_sharding
-    return _forward(config, params, tokens_BT, *options)[1]
+    """:func:`apply` without the logits, for losses that never hold all of them; the same arguments and errors.
+
+    Args:
+        taps: names of activations to return as well; others are not kept.
+
+    Raises:
+        ConfigError: as :func:`apply`, or the model has no activation of such a name.
+    """
+    recorded = Taps(only=frozenset(taps)) if taps else None
+    options = positions, segment_ids, key, progress, recorded, batch_sharding
+    found = _forward(config, params, tokens_BT, *options)[1]
+    if unknown := [name for name in taps if name not in found.taps]:
+        raise ConfigError(f"no activation is called {listed(unknown)}")
+    return found
 
 
-def _forward(config, params, tokens_BT, positions, segment_ids, key, progress, taps, probes, batch_sharding):
+def _forward(config, params, tokens_BT, positions, segment_ids, key, progress, taps, batch_sharding):
     tokens_BT = checked_tokens(config, tokens_BT)
     if positions is not None:
         positions = _integers("positions", positions, tokens_BT.shape, config.max_len)
@@ -261,7 +273,7 @@ def _forward(config, params, tokens_BT, positions, segment_ids, key, progress, t
         segments_BT=None if segment_ids is None else jnp.asarray(segment_ids),
         key=key,
         progress=None if progress is None else jnp.asarray(progress),
-        taps=Taps(probes or {}) if taps or probes else None,
+        taps=taps,
         batch_sharding=batch_sharding,
     )
     if positions is not None:

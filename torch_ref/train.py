@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_ref.config import as_record, one_of
+from torch_ref.distillation import Distillation
 from torch_ref.nn.lm import LM, total_penalty
 from torch_ref.ops.loss import IGNORE
 
@@ -87,7 +88,7 @@ def learning_rate(config: Any, step: int, total_steps: int) -> float:
 
 
 def train_step(
-    model: LM,
+    model: LM | Distillation,
     optimizer: torch.optim.Optimizer,
     tokens_BT: Tensor,
     targets_BT: Tensor,
@@ -98,7 +99,7 @@ def train_step(
     segment_ids: Tensor | None = None,
     progress: float | None = None,
 ) -> Tensor:
-    """One optimizer step; returns the cross-entropy before it, without auxiliary losses.
+    """One optimizer step; returns the loss before it, without auxiliary losses.
 
     Args:
         tokens_BT, targets_BT: the whole batch; targets of -100 do not count.
@@ -118,7 +119,7 @@ def train_step(
     optimizer.zero_grad()
     targets = (targets_BT != IGNORE).sum()
     segments = [None] * accumulate if segment_ids is None else segment_ids.chunk(accumulate)
-    loss = torch.zeros_like(model.embed.tokens[0, 0])
+    loss = torch.zeros((), dtype=next(model.parameters()).dtype, device=tokens_BT.device)
     for tokens, labels, ids in zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), segments, strict=True):
         penalties: dict[str, list[Tensor]] = {}
         total, count = model.loss_terms(tokens, labels, segment_ids=ids, progress=progress, penalties=penalties)

@@ -100,6 +100,10 @@ class SHCOriginalConfig(ModelConfig):
         return f"{self.layers} layers of width {self.width}", f"SHC as published, {inside}"
 
     @property
+    def layer_output(self):
+        return "blocks.state"
+
+    @property
     def causal(self):
         return self.streams == 1
 

@@ -72,6 +72,10 @@ class LMConfig(BackboneConfig, ModelConfig):
         return self.embed_std * math.sqrt(self.width) * summed
 
     @property
+    def layer_output(self):
+        return f"blocks.{[*self.sites][-1]}.state"
+
+    @property
     def causal(self):
         return self.mixer.causal
 

@@ -117,6 +117,14 @@ class ModelConfig(Config):
         return 0.0
 
     @property
+    def layer_output(self) -> str | None:
+        """Name of the activation that holds the output of every layer, (L, B, T, D), or of its streams (L, B, T, N, D).
+
+        None, by default, for a model whose layers cannot be compared with those of another.
+        """
+        return None
+
+    @property
     @required
     def causal(self) -> bool:
         """Whether no token's output depends on a later token, as next-token training and decoding require."""

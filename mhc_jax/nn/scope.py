@@ -79,7 +79,7 @@ class Scope:
 
     def tap(self, name: str, x: Tapped) -> Tapped:
         """``x``, recorded under the name if activations are recorded; streams as one array (B, T, N, D)."""
-        if self.taps is None:
+        if self.taps is None or not self.taps.wants(name):
             return x
         return Streams.unstack(self.taps(name, x.stack())) if isinstance(x, Streams) else self.taps(name, x)
 

@@ -12,7 +12,6 @@ from flax import nnx
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
-from mhc_jax.nn.taps import Taps
 from mhc_jax.precision import PolicyName
 from mhc_jax.registry import required
 
@@ -128,7 +127,7 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
 
     def step(carry, xs):
         layer_params, layer, state, probes = xs
-        recorded = None if taps is None else Taps(probes)
+        recorded = None if taps is None else taps.inside(probes)
         inside = scope.at(layer).replace(taps=recorded, penalties={})
         block = nnx.merge(graph, layer_params)
         carry, state = block(sliced(carry, scope.batch_sharding), state, inside)

@@ -20,16 +20,22 @@ class Taps:
     Attributes:
         probes: probes by full name.
         prefix: prefix of the names that are tapped through this object, such as ``"blocks.mixer."``.
+        only: full names that are recorded, of which a prefix may be cut off; None for all.
         values: tapped values by full name; shared by all objects derived by :meth:`__truediv__`.
     """
 
     probes: Mapping[str, jax.Array] = dataclasses.field(default_factory=dict)
     prefix: str = ""
+    only: frozenset[str] | None = None
     values: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
     def __truediv__(self, name: str) -> Self:
         """The same recorder with ``name.`` before every name."""
         return dataclasses.replace(self, prefix=f"{self.prefix}{name}.")
+
+    def wants(self, name: str) -> bool:
+        """Whether an activation of that name is recorded or perturbed."""
+        return self.only is None or self.prefix + name in self.only
 
     def __call__(self, name: str, x: jax.Array) -> jax.Array:
         name = self.prefix + name
@@ -38,6 +44,13 @@ class Taps:
             x = (x + self.probes[name]).astype(x.dtype)  # streams may be narrower than the probe
         self.values[name] = x
         return x
+
+    def inside(self, probes: Mapping[str, jax.Array]) -> "Taps":
+        """A recorder of what this one wants, for names without its prefix."""
+        if self.only is None:
+            return Taps(probes)
+        wanted = [name.removeprefix(self.prefix) for name in self.only if name.startswith(self.prefix)]
+        return Taps(probes, only=frozenset(wanted))
 
     def probes_inside(self, layers: int) -> dict[str, jax.Array]:
         """Probes under this prefix whose first axis is the layers, by their names without the prefix."""

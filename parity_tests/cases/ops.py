@@ -78,7 +78,7 @@ def _function(package: str, path: str, options: dict[str, Any], positional: bool
     def call(arrays):
         # Looked up when called, so that a seeded fault in the module is seen.
         function = getattr(importlib.import_module(f"{package}.ops.{module}"), name)
-        dtype = {"logits_dtype": arrays["head_VD"].dtype} if name == "chunked_cross_entropy" else {}
+        dtype = {"logits_dtype": arrays["head_VD"].dtype} if name.startswith("chunked_") else {}
         if positional:
             return function(*arrays.values(), **options, **dtype)
         return function(**arrays, **options, **dtype)

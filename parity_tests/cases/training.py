@@ -134,7 +134,7 @@ def trajectory(
     )
 
 
-def _batches(config, data: DataConfig) -> Arrays:
+def batches_of(config, data: DataConfig) -> Arrays:
     """(STEPS, B, T) tokens and targets, and segments if the kind of data has them."""
     one = batch(config)
     rng = np.random.default_rng(4)
@@ -149,7 +149,7 @@ def _train_jax(
 ) -> Values:
     with jax_precision(dtype):
         config = in_dtype(config, dtype)
-        batches = _batches(config, data)
+        batches = batches_of(config, data)
         _, rows, length = batches["tokens"].shape
         run = RunConfig(model=config, data=data.replace(seq_len=length, batch_size=rows), optim=optim, train=settings)
         adamw = train.update.optimizer.make_optimizer(optim, STEPS, param_info(config))
@@ -176,7 +176,7 @@ def _train_torch(
     module = to_module(config, jitter(weights, sample), dtype).train()
     adamw = torch_train.make_optimizer(module, optim)
     losses = []
-    batches = {name: torch.from_numpy(x) for name, x in _batches(config, data).items()}
+    batches = {name: torch.from_numpy(x) for name, x in batches_of(config, data).items()}
     for index in range(STEPS):
         one = {name: x[index] for name, x in batches.items()}
         loss = torch_train.train_step(

@@ -101,7 +101,8 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
             raise ConfigError("the model comes from the checkpoint; leave out --model flags, or --checkpoint")
         run, params = load_run(flags.checkpoint)
         model = run.model
-    config = resolve(RunConfig(flags.name, "", model, flags.data, flags.objective, flags.optim, flags.train))
+    objective = flags.objective.without_teacher()
+    config = resolve(RunConfig(flags.name, "", model, flags.data, objective, flags.optim, flags.train))
     check_memory(config.model, TRAINING if flags.what == "train" else 1)
     return flags, config, params
 

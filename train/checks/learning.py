@@ -64,7 +64,9 @@ def steps(subject: Subject) -> list[Finding]:
 def _trained(subject: Subject, config: RunConfig, count: int) -> tuple[list[float], int]:
     """The losses before each step and after the last, and how many steps were skipped as not finite."""
     optim = config.optim.replace(lr=RATE, value_lr=0.0, residual_lr=0.0, schedule="constant", warmup_steps=0)
-    config = config.replace(optim=optim, train=config.train.replace(accumulate=1))
+    config = config.replace(
+        optim=optim, train=config.train.replace(accumulate=1), objective=config.objective.without_teacher()
+    )
     optimizer = make_optimizer(optim, count, param_info(config.model))
     step = subject.compiled(make_train_step(config, optimizer))
     state = subject.compiled(functools.partial(init_state, config, optimizer))()

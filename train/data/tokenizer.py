@@ -29,6 +29,11 @@ END_OF_TEXT = "<|endoftext|>"
 CHARS = "chars"
 # A vocabulary may leave out as many ids as it has, and so many more.
 SPARE_IDS = 1000
+# Text on which tokenizers differ: blanks, digits, capitals, accents, other scripts, code, characters of four bytes.
+PROBE = (
+    "Two  TOKENIZERS, 1234567 or 3.14:\n\tdef f(x):\r\n    return x**2 != 'don't'\xa0"
+    "\u2013 \xe9t\xe9, \u4e2d\u6587, \u0939\u093f, \U0001f600!"
+)
 # Tried in this order when a tokenizer does not say which of its tokens ends a text.
 USUAL_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[EOS]", "[SEP]")
 
@@ -237,6 +242,23 @@ class SubwordTokenizer:
             return encode(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises Exception itself
             raise DataError(f"tokenizer {self.name!r} cannot encode a text ({str(error).splitlines()[0]})") from None
+
+
+def same_tokens(one: Tokenizer, other: Tokenizer) -> bool:
+    """Whether an id means the same in both, and a text becomes the same ids, as far as :data:`PROBE` shows.
+
+    Files of one tokenizer need not be equal: transformers writes GPT-2's otherwise than it is built here.
+    """
+    if one.fingerprint == other.fingerprint:
+        return True
+    if (one.vocab_size, one.eos_id) != (other.vocab_size, other.eos_id):
+        return False
+    try:
+        if one.encode_documents([PROBE]) != other.encode_documents([PROBE]):
+            return False
+    except DataError:  # of characters, one has none of these
+        return False
+    return all(one.decode([i]) == other.decode([i]) for i in range(one.vocab_size))
 
 
 def _unknown_id(backend: "tokenizers.Tokenizer", model: dict[str, Any]) -> int | None:

@@ -18,8 +18,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Infos, ParamInfo, Params, param_info
 from mhc_jax.nn.model import ModelConfig
-from mhc_jax.tree import dotted
+from mhc_jax.tree import dotted, unflatten
 from train.config import MeshConfig, RunConfig
+from train.objectives.kind import TeacherConfig
 from train.terminal.table import terminal
 
 P = PartitionSpec
@@ -196,6 +197,7 @@ def state_shardings(state: Any, infos: Infos, mesh: Mesh) -> Any:
     return dataclasses.replace(
         whole,
         params=jax.tree_util.tree_map_with_path(like_param, state.params),
+        objective=jax.tree_util.tree_map_with_path(like_param, {"objective": state.objective})["objective"],
         opt_state=jax.tree_util.tree_map_with_path(like_param, state.opt_state),
     )
 
@@ -213,6 +215,21 @@ def check(config: RunConfig, mesh: Mesh) -> None:
             f"--train.accumulate ({accumulate}); choose a multiple of {slices * accumulate}"
         )
     param_specs(param_info(config.model), mesh)
+    if config.objective.teacher is not None:
+        teacher_shardings(config.objective.teacher, mesh)
+
+
+def teacher_shardings(teacher: TeacherConfig, mesh: Mesh) -> Params:
+    """Shardings of a teacher's parameters: sliced as a model's are, because it may be larger than a device.
+
+    Raises:
+        ConfigError: see :func:`param_specs`.
+    """
+    try:
+        specs = param_specs(param_info(teacher.known), mesh)
+    except ConfigError as error:
+        raise ConfigError(f"the teacher {teacher.path}: {error}") from None
+    return unflatten({name: NamedSharding(mesh, spec) for name, spec in specs.items()})
 
 
 def table(infos: Infos, mesh: Mesh) -> str:

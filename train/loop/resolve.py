@@ -27,6 +27,7 @@ FREE_ON_RESUME = (
     "train.resume",
     "train.eval_every",
     "train.max_nonfinite",
+    "objective.teacher.path",
 )
 
 
@@ -111,6 +112,8 @@ def check_resumes(config: RunConfig) -> None:
     begun = _recorded(folder)
     if begun is None or _stopped_before_its_first_step(folder):
         return
+    if config.objective.teacher and begun.objective.teacher:
+        config.objective.teacher.check_begun(begun.objective.teacher)
     before, now = _flat(begun.to_dict()), _flat(config.to_dict())
     fields = (*FREE_ON_RESUME, *(f"data.{name}" for name in (*config.data.of_a_host, *config.data.free_on_resume)))
     for name in sorted({*before, *now}):

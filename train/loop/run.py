@@ -15,7 +15,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mhc_jax.accounting import flops_per_token
+from mhc_jax import accounting
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, param_info, parameter_count
 from train.config import RunConfig
@@ -24,6 +24,7 @@ from train.data.kind import Data
 from train.devices import peers, sharding
 from train.devices.memory import TRAINING, check_memory, most_used
 from train.loop.resolve import check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
+from train.loop.teacher import place, with_teacher
 from train.measure import streams
 from train.measure.log import Mean, MetricsLog, check_sinks
 from train.measure.lowering import abstract_state, lower_train_step, shardings, whole
@@ -39,7 +40,7 @@ from train.storage.restore import load_run
 from train.terminal.console import Display, say, task
 from train.terminal.interrupt import Interrupt, Interrupted, advising
 from train.update.optimizer import make_optimizer
-from train.update.state import TrainState
+from train.update.state import TrainState, trained_info
 from train.update.step import init_state, make_eval_step
 
 
@@ -86,7 +87,7 @@ def run(
     refuse_overwrite(config)
     lock.refuse_held(run_folder(config))
     check_sinks(config.log)
-    config = resolve(config)
+    config, teacher = with_teacher(resolve(config))
     check_memory(config.model, TRAINING)
     check_resumes(config)
     streams.check(config)
@@ -108,7 +109,7 @@ def run(
     judged = min(config.train.eval_batches or len(validation), len(validation))
     baselines = data.baselines(config.model.vocab_size)
 
-    optimizer = make_optimizer(config.optim, total_steps, param_info(config.model))
+    optimizer = make_optimizer(config.optim, total_steps, trained_info(config))
     abstract = abstract_state(config, optimizer, mesh)
     parameters = parameter_count(config.model)
     _introduce(config, data, mesh, parameters, total_steps, baselines)
@@ -143,10 +144,12 @@ def run(
         compile_seconds = 0.0
         if start < total_steps:
             train_step, compile_seconds = _compile_train_step(config, optimizer, abstract, mesh, total_steps)
+            if teacher is not None:
+                teacher = place(teacher, config.objective.teacher, mesh)
         eval_step = jax.jit(make_eval_step(config, mesh), out_shardings=whole(mesh))
         stream_step = jax.jit(streams.make_stream_step(config, mesh), out_shardings=whole(mesh))
         tokens_per_step = config.data.batch_size * config.data.seq_len
-        meter = Meter(tokens_per_step, flops_per_token(config.model, config.data.seq_len), meta.get("speed"))
+        meter = Meter(tokens_per_step, _flops_per_token(config), meta.get("speed"))
         mean_loss = Mean(meta.get("mean_loss"))
         profiler = Profiler(folder, config.log.profile)
         display = Display(start, total_steps, bar=config.log.progress)
@@ -241,7 +244,7 @@ def run(
                 with meter.waiting():
                     batch = sharding.global_batch(next(batches), mesh)
                 profiler.before(step)
-                state, metrics = train_step(state, batch)
+                state, metrics = train_step(state, batch, teacher)
                 profiler.after(step, metrics)
                 # Read while this step runs, so that the device never waits for the host.
                 if pending:
@@ -305,6 +308,13 @@ def _nothing_left(config: RunConfig, summary: dict[str, Any]) -> Result:
     return Result(load_run(run_folder(config), "last")[1], summary)
 
 
+def _flops_per_token(config: RunConfig) -> int:
+    """Operations of one token in training: those of the model, and of its teacher's forward pass."""
+    length, teacher = config.data.seq_len, config.objective.teacher
+    taught = 0 if teacher is None else accounting.summary(teacher.known, length).forward_flops
+    return accounting.flops_per_token(config.model, length) + taught
+
+
 def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
@@ -346,11 +356,13 @@ def _introduce(
 ) -> None:
     """Announces the run before anything is compiled."""
     devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
-    say(
-        f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}\n"
-        f"{data.introduction(baselines)}\n"
-        f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens"
+    lines = (
+        f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}",
+        data.introduction(baselines),
+        config.objective.description,
+        f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens",
     )
+    say("\n".join(filter(None, lines)))
     known = config.data.vocab_size()
     if config.model.vocab_size > 2 * known:
         say(

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.accounting import flops_per_token
-from mhc_jax.functional import Params, param_info
+from mhc_jax.functional import Params, param_shapes
 from train.config import RunConfig
 from train.measure import hlo
 from train.measure.speed import peak_flops
 from train.update.optimizer import make_optimizer
-from train.update.state import TrainState
+from train.update.state import TrainState, trained_info
 from train.update.step import init_state, make_train_step
 
 Row = dict[str, Any]
@@ -41,7 +41,7 @@ def cost_rows(config: RunConfig) -> list[Row]:
     seconds = time.perf_counter() - start
     memory = compiled.memory_analysis()
     scratch = memory.temp_size_in_bytes / 2**20 if memory else math.nan
-    optimizer = make_optimizer(config.optim, 1, param_info(config.model))
+    optimizer = make_optimizer(config.optim, 1, trained_info(config))
     state = jax.eval_shape(lambda: init_state(config, optimizer))
     gflop = step_flops(config) / 1e9
     mib = {
@@ -123,11 +123,12 @@ def collective_rows(text: str) -> list[Row]:
 
 
 def _lowered_step(config: RunConfig) -> jax.stages.Lowered:
-    optimizer = make_optimizer(config.optim, 1, param_info(config.model))
+    optimizer = make_optimizer(config.optim, 1, trained_info(config))
     state = jax.eval_shape(lambda: init_state(config, optimizer))
+    teacher = None if config.objective.teacher is None else param_shapes(config.objective.teacher.known)
     batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32) for name, shape in config.data.arrays().items()}
     train_step = jax.jit(make_train_step(config, optimizer), donate_argnums=0)
-    return train_step.lower(state, batch)
+    return train_step.lower(state, batch, teacher)
 
 
 def _mib(tree: Any) -> float:

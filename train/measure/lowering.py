@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from mhc_jax.functional import param_info
+from mhc_jax.functional import Params, param_shapes
 from train.config import RunConfig
 from train.devices import sharding
-from train.update.state import TrainState
+from train.update.state import TrainState, trained_info
 from train.update.step import init_state, make_train_step
 
 
@@ -25,7 +25,19 @@ def abstract_state(config: RunConfig, optimizer: optax.GradientTransformation, m
     return jax.tree.map(
         lambda leaf, its: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=its),
         shapes,
-        sharding.state_shardings(shapes, param_info(config.model), mesh),
+        sharding.state_shardings(shapes, trained_info(config), mesh),
+    )
+
+
+def abstract_teacher(config: RunConfig, mesh: Mesh) -> Params | None:
+    """Shapes, dtypes and shardings of the parameters of the objective's teacher; None if it has none."""
+    teacher = config.objective.teacher
+    if teacher is None:
+        return None
+    return jax.tree.map(
+        lambda leaf, its: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=its),
+        param_shapes(teacher.known),
+        sharding.teacher_shardings(teacher, mesh),
     )
 
 
@@ -46,7 +58,7 @@ def lower_train_step(
     mesh: Mesh,
     total_steps: int | None = None,
 ) -> jax.stages.Lowered:
-    """The training step for states like ``state``, which it donates, and batches of the configured shape.
+    """The training step for states like ``state``, which it donates, batches of the configured shape, and the teacher.
 
     Args:
         state: abstract or not, sharded over ``mesh``.
@@ -61,4 +73,4 @@ def lower_train_step(
         donate_argnums=0,
         out_shardings=(shardings(state), whole(mesh)),
     )
-    return step.lower(state, batch)
+    return step.lower(state, batch, abstract_teacher(config, mesh))

@@ -12,12 +12,11 @@ from jax.sharding import Mesh
 
 from mhc_jax.backend import compiling_for
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import param_info
 from train.config import RunConfig
 from train.devices import sharding
 from train.measure.lowering import abstract_state, lower_train_step
 from train.update.optimizer import make_optimizer
-from train.update.state import TrainState
+from train.update.state import TrainState, trained_info
 
 GIB = 2**30
 
@@ -168,7 +167,7 @@ def compile_step(config: RunConfig, target: Target, mesh: Mesh) -> tuple[TrainSt
         DoesNotFit: the compiler reports it. Only the TPU compiler does; that of GPUs also compiles what does not fit.
     """
     sharding.check(config, mesh)
-    optimizer = make_optimizer(config.optim, config.train.steps or 1, param_info(config.model))
+    optimizer = make_optimizer(config.optim, config.train.steps or 1, trained_info(config))
     with compiling_for(target.chip.platform):
         state = abstract_state(config, optimizer, mesh)
         lowered = lower_train_step(config, optimizer, state, mesh)

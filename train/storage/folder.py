@@ -8,7 +8,7 @@ from mhc_jax.config import ConfigError
 
 CONFIG_FILE, RUN_FILE = "config.json", "run.json"
 METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
-EPILOGUE_FILE = "sample.txt"
+EPILOGUE_FILE, DISTILLATION_FILE = "sample.txt", "distillation.json"
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -133,12 +133,16 @@ def flags_of(record: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _fields(record: Any, prefix: str) -> Iterator[tuple[dataclasses.Field, str, Any, list[Any]]]:
-    """The fields of a record with the flag, the type and the marks of each; one without a name has the prefix."""
+    """The fields of a record with the flag, the type and the marks of each; one without a name has the prefix.
+
+    Those that no flag may set are left out.
+    """
     hints = typing.get_type_hints(record if isinstance(record, type) else type(record), include_extras=True)
     for field in dataclasses.fields(record):
         hint, *marks = typing.get_args(hints[field.name]) if _annotated(hints[field.name]) else (hints[field.name],)
         name = next((mark.name for mark in marks if getattr(mark, "name", None) is not None), field.name)
-        yield field, f"{prefix}{name}".replace("_", "-"), hint, marks
+        if tyro.conf.Fixed not in marks:
+            yield field, f"{prefix}{name}".replace("_", "-"), hint, marks
 
 
 def without_parts(record: type) -> type:

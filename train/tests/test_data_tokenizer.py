@@ -5,7 +5,7 @@ import tokenizers
 
 from train.data import DataError, exchange, load_tokenizer
 from train.data import tokenizer as tokenizer_module
-from train.data.tokenizer import gpt2_token_bytes
+from train.data.tokenizer import gpt2_token_bytes, same_tokens
 
 TEXTS = ["Hello world", "", " leading and trailing ", "naïve 日本語 🙂\n\n  x=1\t", "don't 1234 <unk>"]
 
@@ -278,3 +278,28 @@ def test_bytes_are_spelled_as_gpt2_spells_them():
     spelled = exchange._characters_of_bytes()
     assert [spelled[byte] for byte in (0, 10, 32, 65, 126, 127, 161, 173, 255)] == list("ĀĊĠA~ġ¡Ńÿ")
     assert len(set(spelled)) == 256
+
+
+def test_tokens_are_the_same_whatever_the_file_says_beside_them(gpt2, tmp_path):
+    one = load_tokenizer("bytes")
+    for tokenizer in (one, gpt2):
+        for name, text in exchange.tokenizer_files(tokenizer, 8).items():
+            (tmp_path / name).write_text(text)
+        told = json.loads((tmp_path / "tokenizer.json").read_text())
+        told["post_processor"] = {
+            "type": "ByteLevel",
+            "add_prefix_space": True,
+            "trim_offsets": True,
+            "use_regex": True,
+        }
+        (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+        other = load_tokenizer(str(tmp_path))
+        assert other.fingerprint != tokenizer.fingerprint
+        assert same_tokens(tokenizer, other)
+        assert same_tokens(other, tokenizer)
+    told["model"]["merges"] = told["model"]["merges"][:5000]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(told))
+    assert not same_tokens(gpt2, load_tokenizer(str(tmp_path)))
+    assert not same_tokens(gpt2, one)
+    assert not same_tokens(load_tokenizer("chars:abc"), load_tokenizer("chars:abd"))
+    assert same_tokens(load_tokenizer("chars:abc"), load_tokenizer("chars:abc"))

@@ -14,7 +14,7 @@ from mhc_jax.functional import Params
 from train.config import RunConfig
 from train.devices import sharding
 from train.update.loss_scale import LossScale
-from train.update.state import TrainState
+from train.update.state import TrainState, joined, parted
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -33,14 +33,17 @@ def init_state(config: RunConfig, optimizer: optax.GradientTransformation, targe
     Args:
         targets_share: see :meth:`train.data.kind.Data.targets_share`.
     """
-    params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
+    key = jax.random.key(config.train.seed)
+    params = mhc_jax.init(config.model, key)
+    own = config.objective.init(config.model, key)
     # Three arrays rather than one shared: a step donates each of them.
     step, skipped, consecutive = (jnp.zeros((), jnp.int32) for _ in range(3))
     scale = None
     if config.model.execution.policy == "float16":
         places = config.data.batch_size * config.data.seq_len / config.train.accumulate
         scale = LossScale.start(places * targets_share)
-    return TrainState(step, params, optimizer.init(params), skipped, consecutive, scale)
+    opt_state = optimizer.init(joined(params, own))
+    return TrainState(step, params, opt_state, skipped, consecutive, scale, own)
 
 
 def make_train_step(
@@ -48,8 +51,9 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None = None,
     total_steps: int | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """A function of (state, batch) that returns the next state and metrics.
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """A function of (state, batch) that returns the next state and metrics; the parameters of the objective's teacher,
+    if it has one, come third.
 
     Without ``mesh`` the step is for one device; without ``total_steps`` parts that are annealed act as they do in the
     end. ``batch`` is one of ``config.data.arrays()``; its rows are a multiple
@@ -69,20 +73,21 @@ def make_train_step(
     metric, or of one in :data:`RESERVED`.
     """
 
-    def objective(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None, scale: jax.Array | float):
+    def objective(trained: Params, teacher: Params | None, batch: Batch, key, progress, scale: jax.Array | float):
+        params, own = parted(trained)
         params, batch_sharding = sharding.for_step(config.model, params, mesh)
         called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
-        sums, penalties = config.objective.sums(config.model, params, batch, **called)
+        sums, penalties = config.objective.training_sums(config.model, params, own, teacher, batch, **called)
         _check_names(sums, penalties)
         weighted = {name: sums["tokens"] * value for name, value in penalties.items()}
         return scale * (sums["loss"] + sum(weighted.values())), {**sums, **weighted}
 
-    def gradients(params: Params, batch: Batch, key: jax.Array, progress: jax.Array | None, scale: jax.Array | float):
+    def gradients(trained: Params, teacher: Params | None, batch: Batch, key, progress, scale: jax.Array | float):
         """Gradients of the mean, and the means."""
 
         def part(index, micro_batch):
             (_, sums), grads = jax.value_and_grad(objective, has_aux=True)(
-                params, micro_batch, jax.random.fold_in(key, index), progress, scale
+                trained, teacher, micro_batch, jax.random.fold_in(key, index), progress, scale
             )
             return grads, sums
 
@@ -92,24 +97,26 @@ def make_train_step(
         grads = jax.tree.map(lambda x: (x / (tokens * scale)).astype(x.dtype), grads)
         return grads, {**means, "tokens": tokens}
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, teacher: Params | None = None) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(config.train.seed), state.step)
         progress = None if total_steps is None else state.step / total_steps
         scale = 1 if state.loss_scale is None else state.loss_scale.scale
-        grads, metrics = gradients(state.params, batch, key, progress, scale)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        if config.objective.teacher is not None:
+            teacher, _ = sharding.for_step(config.objective.teacher.known, teacher, mesh)
+        grads, metrics = gradients(state.trained, teacher, batch, key, progress, scale)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
         norms = {
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
-            "param_norm": optax.tree.norm(params),
+            "param_norm": optax.tree.norm(trained),
         }
         finite = jnp.isfinite(metrics["loss"])
         for norm in norms.values():
             finite &= jnp.isfinite(norm)
         lr = optax.tree.get(opt_state, "learning_rate")
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+        trained, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old), (trained, opt_state), (state.trained, state.opt_state)
         )
         skipped = state.skipped + ~finite
         loss_scale, fault = None, ~finite
@@ -118,7 +125,8 @@ def make_train_step(
             fault &= ~(jnp.isfinite(metrics["loss"]) & state.loss_scale.can_fall)
         consecutive = jnp.where(finite, 0, state.consecutive_skipped + fault)
         metrics |= {**norms, "lr": lr, "skipped": skipped, "consecutive_skipped": consecutive}
-        return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale), metrics
+        params, own = parted(trained)
+        return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale, own), metrics
 
     return train_step
 
