@@ -1,4 +1,4 @@
-"""SHC on FineWeb10B: repaired, without streams, and the published network, which learns to see the future.
+"""SHC on FineWeb10B: repaired, without streams, the published network, which learns to see the future; its student.
 
 The published network is trained because its name asks for that, with its rank selection off, which has it fail. What it
 minimises is not the loss of a language model: score it by the loss of the last token of every prefix.
@@ -9,6 +9,9 @@ import itertools
 from configs.base import fineweb10b, offer
 from mhc_jax.models import shc
 from mhc_jax.models.shc import SIZES, Form, Size
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import SelectiveSSMConfig
+from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.stack import Execution
 from train.config import RunConfig
 
@@ -35,6 +38,19 @@ def _run(name: str, size: Size, form: Form) -> RunConfig:
     return fineweb10b(name, shc(size, form, **changes), batch, updates, rate, warmup=2000)
 
 
+def _student(name: str) -> RunConfig:
+    """The size and the budget of the published student, with time steps that remember; any teacher's vocabulary."""
+    sizes = {"vocab_size": None, "max_len": None, "width": 768, "layers": 12}
+    parts = {"positions": "none", "norm": LayerNormConfig(), "mixer": SelectiveSSMConfig(), "mlp": None}
+    config = fineweb10b(name, LMConfig(**sizes, **parts), 32, 10000, rate=1e-4, warmup=500)
+    return config.replace(data=config.data.replace(seq_len=1024))
+
+
+offer(
+    "shc_student",
+    "The student of SHC's distillation, a selective state-space model: python -m train.distill.",
+    _student,
+)
 for _size, _form in itertools.product(SIZES, _FORMS):
     _suffix, _what = _FORMS[_form]
     offer(f"shc_{_size}{_suffix}", f"SHC {_size.upper()}: {_what}.", _run, _size, _form)

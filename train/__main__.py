@@ -10,7 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import tyro
@@ -109,8 +109,8 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
         print(f"{USAGE}\n\n{_list()}\n\nFlags of one: {PROG} NAME --help")
         return
     prog, config, flags = _start(start, rest)
-    if {"-h", "--help"} & set(flags):
-        print(_help(prog, config))
+    if cli.HELP & set(flags):
+        print(help_text(prog, config, COMMON))
         return
     command = cli.parse(
         Command,
@@ -119,17 +119,26 @@ def _command(argv: list[str], start: Start, rest: list[str]) -> None:
         default=Command(start.plugins, start.distributed, config),
         markers=(tyro.conf.AvoidSubcommands,),
     )
+    config = _resumed(start.resume, command.run) if start.resume else command.run
+    use_compile_cache()
+    resume_command = shlex.join([*typed_before(argv), *_resuming(start, config)])
+    peers.resume_with(resume_command)
+    run_to_end(config, resume_command)
+    say(_next(argv, config, start.plugins))
+
+
+def run_to_end(config: RunConfig, resume_command: str) -> None:
+    """The run; ends the process with status 3 if it stops because the loss is no longer finite.
+
+    Raises:
+        ConfigError, Interrupted: see :func:`train.loop.run.run`.
+    """
     # Imported late, because the trainer takes seconds to load.
     from train.loop.run import NonFiniteError, run
 
-    config = _resumed(start.resume, command.run) if start.resume else command.run
-    use_compile_cache()
-    resume_command = shlex.join([*_typed_before(argv), *_resuming(start, config)])
-    peers.resume_with(resume_command)
     try:
         with interrupt.advising("interrupted before a step was trained; the same command starts again"):
             run(config, resume_command=resume_command)
-        say(_next(argv, config, start.plugins))
     except NonFiniteError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
@@ -158,7 +167,7 @@ def _start(start: Start, rest: list[str]) -> tuple[str, RunConfig, list[str]]:
 
 def _next(argv: list[str], config: RunConfig, plugins: Sequence[str]) -> str:
     """Suggested commands for a finished run, one per line."""
-    *python, _ = _typed_before(argv)
+    *python, _ = typed_before(argv)
     folder = run_folder(config)
     more = round(1.5 * config.train.steps) if config.train.steps else 0
     further = ["--train.steps", str(more)] if more else ["--train.epochs", str(config.train.epochs + 1)]
@@ -188,28 +197,32 @@ def _resuming(start: Start, config: RunConfig) -> list[str]:
     return words
 
 
-def _typed_before(argv: list[str]) -> list[str]:
+def typed_before(argv: list[str]) -> list[str]:
     """The part of the command line before ``argv``, as it was typed."""
     return sys.orig_argv[: -len(argv)] if sys.orig_argv[-len(argv) :] == argv else shlex.split(PROG)
 
 
 def _list() -> str:
-    lines = [_entry(name, named.describe(name)) for name in named.names()]
+    lines = [entry(name, named.describe(name)) for name in named.names()]
     over = f"any of these over another residual topology: {', '.join(registry.names('topology'))}"
-    return "\n".join([*lines, _entry("NAME@TOPOLOGY", over)])
+    return "\n".join([*lines, entry("NAME@TOPOLOGY", over)])
 
 
-def _entry(name: str, words: str) -> str:
+def entry(name: str, words: str) -> str:
     """A line of a list in the width of the terminal: long words are broken, and stand under a long name."""
     blank = " " * INDENT
     words = textwrap.fill(words, shutil.get_terminal_size().columns, initial_indent=blank, subsequent_indent=blank)
     return f"  {name}\n{words}" if len(name) > INDENT - 4 else f"  {name:<{INDENT - 2}}{words.lstrip()}"
 
 
-def _help(prog: str, config: RunConfig) -> str:
-    """The most common flags, with their initial values."""
+def help_text(prog: str, config: RunConfig, common: Mapping[str, str]) -> str:
+    """The most common flags, with their initial values.
+
+    Args:
+        common: the meaning of each flag; those that the configuration has not are left out.
+    """
     own = {flag for flag, _ in flags_of(config)}
-    lines = [_entry(flag, f"{words} ({_value(config, flag)})") for flag, words in COMMON.items() if flag in own]
+    lines = [entry(flag, f"{words} ({_value(config, flag)})") for flag, words in common.items() if flag in own]
     kinds = listed(part.flag for part in parts_of(config) if part.flag.startswith("--model."))
     words, columns = f"Parts of another kind, as in --model.norm ln: {kinds}", shutil.get_terminal_size().columns
     other = textwrap.fill(words, columns, break_on_hyphens=False)

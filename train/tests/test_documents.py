@@ -48,6 +48,7 @@ SMALL = {
     "--objective.chunk": "16",
 }
 BYTES = SMALL | {"--data.tokenizer": "bytes"}
+TAUGHT = {"--data.source": "notes.txt", "--run-dir": "runs/taught"}
 RECORDS = {
     "--model.width": "48",
     "--model.layers": "1",
@@ -84,6 +85,10 @@ HERE = {
     "python -m train.evaluate RUN --tasks": "takes the lm-eval harness",
     "python -m train.evaluate RUN RUN --tasks": "the same",
     "python -m train.evaluate runs/mhc --tasks": "the same",
+    "python -m train.distill gpt2_folder": BYTES | {"--model.mixer.heads": "4", "--model.vocab-size": "50304"},
+    "python -m train.distill RUN NAME": BYTES | TAUGHT | {"--model.vocab-size": "50304"},
+    "python -m train.distill": BYTES,
+    "python -m train NAME --objective distillation": BYTES | TAUGHT | {"--run-dir": "runs/plainly"},
     "python -m train --resume": {"--train.steps": "4"},
     "python -m train --config": {"--train.steps": "2"},
     "python -m train shc_500m --data.path": SMALL | {"--model.mixer.heads": "4"},
