@@ -1,0 +1,84 @@
+"""What recurrences in chunks share: a sequence cut into pieces of one size, and sums between two of its tokens."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mhc_jax.registry import unknown
+
+Form = Literal["recurrent", "chunked"]
+
+# The logarithm of a decay that forgets: its exponential is zero in float32 and float64, and sums of it are finite.
+FORGET = -1e4
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """``length`` tokens in pieces of ``size``, the last of them filled up with zeros."""
+
+    length: int
+    size: int
+
+    @staticmethod
+    def check(form: str, **sizes: int) -> None:
+        """Raises ValueError for an unknown form of the recurrence, or a size below 1."""
+        if form not in get_args(Form):
+            raise ValueError(unknown("form", form, get_args(Form)))
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+
+    @property
+    def count(self) -> int:
+        """Number of pieces."""
+        return -(-self.length // self.size)
+
+    def cut(self, x_BTM: jax.Array) -> jax.Array:
+        """(count, B, size, ...)."""
+        B, T, *rest = x_BTM.shape
+        padded = jnp.pad(x_BTM, [(0, 0), (0, self.count * self.size - T)] + [(0, 0)] * len(rest))
+        return jnp.moveaxis(padded.reshape(B, self.count, self.size, *rest), 1, 0)
+
+    def join(self, y_NBCM: jax.Array) -> jax.Array:
+        """Inverse of :meth:`cut`, (B, length, ...)."""
+        N, B, C, *rest = y_NBCM.shape
+        return jnp.moveaxis(y_NBCM, 0, 1).reshape(B, N * C, *rest)[:, : self.length]
+
+    def scan(self, inside: Callable[..., Any], s0: Any, inputs: Sequence[jax.Array]) -> tuple[Any, jax.Array]:
+        """``inside(state, pieces) -> (state, outputs of the piece)``, one piece after another.
+
+        Only the states between pieces are kept for the backward pass, which computes the rest again.
+
+        Returns:
+            The last state, and the outputs of all tokens.
+        """
+        if self.count == 1:
+            s, y_BCM = inside(s0, tuple(self.cut(x)[0] for x in inputs))
+            return s, y_BCM[:, : self.length]
+        s, y_NBCM = jax.lax.scan(jax.checkpoint(inside), s0, tuple(self.cut(x) for x in inputs))
+        return s, self.join(y_NBCM)
+
+
+@dataclasses.dataclass(frozen=True)
+class Walk:
+    """One token after another: ``step(state, token) -> (state, output)`` over the tokens of a piece."""
+
+    step: Callable[..., Any]
+
+    def __call__(self, s0: Any, inputs: Sequence[jax.Array]) -> tuple[Any, jax.Array]:
+        s, y_TBM = jax.lax.scan(self.step, s0, jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), tuple(inputs)))
+        return s, jnp.swapaxes(y_TBM, 0, 1)
+
+
+def sums_between(x_CK: Float[Array, "*B C K"]) -> Float[Array, "*B C C K"]:
+    """The sum of the rows after ``j`` up to and with ``i``, at ``[i, j]``; zero where there is none.
+
+    No difference of cumulative sums: beside rows of -1000 small ones keep all their digits.
+    """
+    ones_CC = jnp.ones((x_CK.shape[-2],) * 2, x_CK.dtype)
+    later_CCK = x_CK[..., :, None, :] * jnp.tril(ones_CC, -1)[..., None]
+    return jnp.einsum("il,...ljk->...ijk", jnp.tril(ones_CC), later_CCK, precision="highest")

@@ -1,0 +1,93 @@
+"""The gated delta rule of Gated DeltaNet (Yang, Kautz and Hatamizadeh, arXiv 2412.06464)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from mhc_jax.ops.chunks import FORGET, Chunks, Form, Walk, sums_between
+
+
+def gated_delta_rule(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTHK: Float[Array, "B T H K"],
+    v_BTHV: Float[Array, "B T H V"],
+    log_decay_BTH: Float[Array, "B T H"],
+    beta_BTH: Float[Array, "B T H"],
+    s0_BHKV: Float[Array, "B H K V"] | None = None,
+    *,
+    reset_BT: Bool[Array, "B T"] | None = None,
+    form: Form = "chunked",
+    chunk: int = 64,
+) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
+    """``S_t = a_t (I - beta_t k_t k_t') S_{t-1} + beta_t k_t v_t'``, ``y_t = S_t' q_t / sqrt(K)`` with ``a = exp(log_decay)``.
+
+    A token corrects what the decayed state answers to its key towards its value, by the share ``beta``: with a key of
+    length 1, ``beta`` = 1 replaces it and ``beta`` in (1, 2) gives the state a negative eigenvalue.
+
+    Inside a chunk all corrections are the solution of one triangular system (the UT transform, section 3.3). Sums are
+    in float32 whatever the inputs, or in float64; every exponent is at most 0 and comes without cancellation.
+
+    Args:
+        q_BTHK: queries.
+        k_BTHK: keys, usually of length 1.
+        v_BTHV: values.
+        log_decay_BTH: logarithms of the decays, at most 0.
+        beta_BTH: strength of the correction.
+        s0_BHKV: states before the first token; zeros if omitted.
+        reset_BT: true where states are forgotten before the token is read.
+        form: ``"chunked"`` walks over chunks, with dense products inside each; ``"recurrent"`` walks over the tokens.
+            A single token is one step of the recurrence in both.
+        chunk: tokens of a chunk; T need not be a multiple. Only states between chunks are kept for the backward pass.
+
+    Returns:
+        Output (B, T, H, V) in the dtype of ``v_BTHV``, and the states after the last token (B, H, K, V).
+
+    Raises:
+        ValueError: an unknown form, or ``chunk < 1``.
+    """
+    Chunks.check(form, chunk=chunk)
+    dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
+    if reset_BT is not None:
+        log_decay_BTH = jnp.where(reset_BT[..., None], FORGET, log_decay_BTH)
+    s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
+    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)]
+    inputs[0] /= math.sqrt(K)
+    pieces = Chunks(T, min(chunk, T))
+    if form == "recurrent" or T == 1:
+        s_BHKV, y_BTHV = pieces.scan(Walk(_step), s0_BHKV, inputs)
+    else:
+        s_BHKV, y_BTHV = pieces.scan(_chunk, s0_BHKV, inputs)
+    return y_BTHV.astype(v_BTHV.dtype), s_BHKV
+
+
+def _step(s_BHKV, token):
+    """One token."""
+    q_BHK, k_BHK, v_BHV, log_decay_BH, beta_BH = token
+    s_BHKV = jnp.exp(log_decay_BH)[..., None, None] * s_BHKV
+    correction_BHV = beta_BH[..., None] * (v_BHV - jnp.einsum("bhkv,bhk->bhv", s_BHKV, k_BHK))
+    s_BHKV = s_BHKV + k_BHK[..., None] * correction_BHV[..., None, :]
+    return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK)
+
+
+def _chunk(s_BHKV, piece):
+    """C tokens at once, given the state before them."""
+    q_BHCK, k_BHCK, v_BHCV, log_decay_BHC, beta_BHC = (jnp.swapaxes(x, 1, 2) for x in piece)
+    between_BHCC = sums_between(log_decay_BHC[..., None])[..., 0]
+    seen = jnp.tril(jnp.ones(between_BHCC.shape[-2:], bool))
+    decay_BHCC = jnp.exp(jnp.where(seen, between_BHCC, -jnp.inf))
+    since_BHC1 = jnp.exp(jnp.cumsum(log_decay_BHC, axis=-1))[..., None]
+    beta_BHC1 = beta_BHC[..., None]
+
+    # What a token corrects depends on the corrections before it: (I + L) corrections = beta (v - answers of S).
+    system_BHCC = beta_BHC1 * (k_BHCK @ k_BHCK.mT) * decay_BHCC
+    asked_BHCV = beta_BHC1 * (v_BHCV - since_BHC1 * (k_BHCK @ s_BHKV))
+    correction_BHCV = jax.lax.linalg.triangular_solve(
+        system_BHCC, asked_BHCV, left_side=True, lower=True, unit_diagonal=True
+    )
+
+    y_BHCV = since_BHC1 * (q_BHCK @ s_BHKV) + ((q_BHCK @ k_BHCK.mT) * decay_BHCC) @ correction_BHCV
+    kept_BHC1 = decay_BHCC[..., -1, :, None]
+    s_BHKV = since_BHC1[..., -1:, :] * s_BHKV + (kept_BHC1 * k_BHCK).mT @ correction_BHCV
+    return s_BHKV, jnp.swapaxes(y_BHCV, 1, 2)

@@ -1,0 +1,59 @@
+"""Linear attention with a matrix state in both forms: starts, resets, extreme gates, lengths beside the chunk's."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from parity_tests.cases.ops import draw, op
+from parity_tests.compare import Case
+from torch_ref.ops import delta_rule, gla
+
+B, H, K, V = 2, 2, 3, 4
+
+
+def cases() -> Iterator[Case]:
+    yield op("chunks.sums_between", "", draw(x_CK=(B, 6, K)))
+    # Form, length, options of the chunks.
+    for form, length, options in (
+        ("recurrent", 7, {"chunk": 3}),
+        ("chunked", 1, {}),
+        ("chunked", 7, {"chunk": 4}),
+        ("chunked", 8, {"chunk": 4}),
+        ("chunked", 21, {}),
+    ):
+        what = f"{form}, {length} tokens{', small chunks' if options else ''}"
+        yield op(
+            "delta_rule.gated_delta_rule", what, delta_inputs(length), torch=_delta_mirror, form=form, **options
+        )
+        options = options | ({"block": 2} if options.get("chunk") == 4 else {"block": 3} if options else {})
+        yield op("gla.gated_linear_attention", what, gla_inputs(length), torch=_gla_mirror, form=form, **options)
+
+
+def _mirror(function):
+    """The mirror has one form."""
+    return lambda arrays: function(**arrays)
+
+
+_delta_mirror, _gla_mirror = _mirror(delta_rule.gated_delta_rule), _mirror(gla.gated_linear_attention)
+
+
+def gla_inputs(length: int) -> dict[str, np.ndarray]:
+    """Gates of 0, of -1000 and between; a start, and a reset in every row but the shortest."""
+    shapes = {"q_BTHK": (B, length, H, K), "k_BTHK": (B, length, H, K), "v_BTHV": (B, length, H, V)}
+    arrays = draw(**shapes, log_decay_BTHK=(B, length, H, K), s0_BHKV=(B, H, K, V))
+    arrays["log_decay_BTHK"] = -np.abs(arrays["log_decay_BTHK"])
+    arrays["log_decay_BTHK"][0, 1::5, 0] = -1000
+    arrays["log_decay_BTHK"][1, 2::5] = 0
+    return arrays | {"reset_BT": np.arange(length) == np.array([[2], [5]])}
+
+
+def delta_inputs(length: int) -> dict[str, np.ndarray]:
+    """The same with keys of length 1 and corrections up to twofold, none and whole ones among them."""
+    arrays = gla_inputs(length)
+    arrays["log_decay_BTH"] = arrays.pop("log_decay_BTHK")[..., 0]
+    arrays["k_BTHK"] /= np.linalg.norm(arrays["k_BTHK"], axis=-1, keepdims=True)
+    arrays["k_BTHK"][0, 3::4] = 0
+    arrays["beta_BTH"] = 2 / (1 + np.exp(draw(x=(B, length, H))["x"]))
+    arrays["beta_BTH"][0, ::3] = 2
+    arrays["beta_BTH"][1, ::3], arrays["beta_BTH"][1, 1::3] = 0, 1
+    return arrays
