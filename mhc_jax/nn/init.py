@@ -42,6 +42,8 @@ from jax.typing import ArrayLike
 from mhc_jax.config import ConfigError
 
 Initializer = Callable[[jax.Array, tuple[int, ...]], jax.Array]
+# Time steps at the start: a state of rate 1 remembers for 10 to 1000 tokens.
+STEPS = (1e-3, 1e-1)
 Role = Literal["kernel", "mixing", "table", "filter", "vector"]
 
 
@@ -116,3 +118,10 @@ def constant(value: ArrayLike) -> Initializer:
 
 
 zeros, ones = constant(0.0), constant(1.0)
+
+
+def time_steps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Biases whose softplus is uniform in the logarithm over :data:`STEPS`, as in Mamba."""
+    low, high = map(math.log, STEPS)
+    dt = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
+    return dt + jnp.log(-jnp.expm1(-dt))

@@ -39,10 +39,10 @@ class Dense(nnx.Module):
 
 
 class DepthwiseFilter(nnx.Module):
-    """Filter (K, D) and bias (D,), if any, of a causal depth-wise convolution; initialised as PyTorch does."""
+    """Filter (K, D) and bias (D,), if any, of a causal depth-wise convolution; as PyTorch begins unless given."""
 
-    def __init__(self, taps: int, width: int, init: Init, *, bias: bool = True):
-        self.filter = init("filter", uniform(taps), taps, width, role="filter", axes=("tap", "channel"))
+    def __init__(self, taps: int, width: int, init: Init, *, filter: Initializer | None = None, bias: bool = True):
+        self.filter = init("filter", filter or uniform(taps), taps, width, role="filter", axes=("tap", "channel"))
         self.bias = init("bias", uniform(taps), width, axes=("channel",)) if bias else None
 
     def taps(self, dtype: jax.typing.DTypeLike) -> tuple[jax.Array, jax.Array]:

@@ -21,10 +21,11 @@ def gated_delta_rule(
     form: Form = "chunked",
     chunk: int = 64,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
-    """``S_t = a_t (I - beta_t k_t k_t') S_{t-1} + beta_t k_t v_t'``, ``y_t = S_t' q_t / sqrt(K)`` with ``a = exp(log_decay)``.
+    """``S_t = a_t (I - beta_t k_t k_t') S_{t-1} + beta_t k_t v_t'``, ``y_t = S_t' q_t / sqrt(K)``.
 
-    A token corrects what the decayed state answers to its key towards its value, by the share ``beta``: with a key of
-    length 1, ``beta`` = 1 replaces it and ``beta`` in (1, 2) gives the state a negative eigenvalue.
+    With ``a = exp(log_decay)``. A token corrects what the decayed state answers to its key towards its value, by the
+    share ``beta``: with a key of length 1, ``beta`` = 1 replaces the answer, and ``beta`` in (1, 2) gives the state's
+    transition a negative eigenvalue.
 
     Inside a chunk all corrections are the solution of one triangular system (the UT transform, section 3.3). Sums are
     in float32 whatever the inputs, or in float64; every exponent is at most 0 and comes without cancellation.

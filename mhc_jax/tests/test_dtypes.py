@@ -28,10 +28,12 @@ TAPS = {
     "embed": FLOAT32, "expand": FLOAT32, "u": FLOAT32, "y": BFLOAT16, "h_pre": FLOAT32,
     "h_post": FLOAT32, "h_res": FLOAT32, "rank": FLOAT32, "y_streams": FLOAT32, "attended": BFLOAT16,
     "conv": BFLOAT16, "ssm": FLOAT32, "hidden": FLOAT32, "collapse": FLOAT32, "normalised": FLOAT32, "logits": FLOAT32,
-    "dt": FLOAT32, "latent": BFLOAT16, "mlp.branch.hidden": BFLOAT16,
+    "dt": FLOAT32, "latent": BFLOAT16, "qkv": BFLOAT16, "log_decay": FLOAT32, "beta": FLOAT32, "read": FLOAT32,
+    "mlp.branch.hidden": BFLOAT16,
 }  # fmt: skip
 CACHE = {
     "k": BFLOAT16, "v": BFLOAT16, "latent": BFLOAT16, "k_rope": BFLOAT16, "inputs": BFLOAT16, "ssm": FLOAT32,
+    "matrix": FLOAT32,
 }  # fmt: skip
 # What may be done to a parameter before it is cast.
 MOVES = {

@@ -35,6 +35,16 @@ PARTS = {
         "heads": COUNT, "rotary_base": POSITIVE, "views": {"1 or 3": lambda x: x in (1, 3)},
         "init_std": POSITIVE, "dropout": RATE,
     },
+    "gated_delta": {
+        "heads": COUNT, "expand_v": POSITIVE, "norm_eps": NATURAL, "dropout": RATE, "init_std": POSITIVE,
+        "chunk": COUNT,
+    },
+    "gla": {
+        "heads": COUNT, "expand_k": POSITIVE, "expand_v": POSITIVE, "gate_rank": COUNT, "gate_normalizer": POSITIVE,
+        "norm_eps": NATURAL, "dropout": RATE, "init_std": POSITIVE,
+        "chunk": {"multiples of 16": lambda x: x > 0 and x % 16 == 0},
+        "block": {"divisors of 64": lambda x: x > 0 and 64 % x == 0},
+    },
     "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
     "latent_attention": {
         "heads": COUNT, "rotary_base": POSITIVE, "mscale_all_dim": {"0 without YaRN": lambda x: x == 0},

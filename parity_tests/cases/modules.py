@@ -14,7 +14,7 @@ from mhc_jax import interop, registry
 from mhc_jax.functional import bind
 from mhc_jax.nn import scope as jax_scope
 from mhc_jax.nn.ends import CopyEndsConfig
-from mhc_jax.nn.mixers import SelectiveSSMConfig
+from mhc_jax.nn.mixers import MixerConfig, SelectiveSSMConfig
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.stack import layer_of
 from mhc_jax.ops.streams import Streams
@@ -32,16 +32,12 @@ Part = Callable[[Any, dict[str, Any]], dict[str, Any]]
 
 
 def cases() -> Iterator[Case]:
-    segments = {"segment_ids": np.array([[0, 0, 1, 1, 1, 2, 2], [3, 3, 3, 3, 4, 4, 4]])}
-    tokens = draw(u=(BATCH, TIME, WIDTH))
+    tokens = draw(u=(BATCH, TIME, WIDTH)) | SEGMENTS
     for form in ("sequential", "associative", "chunked"):
         system = System(form, tiny("baseline", "original", "rms", conv=4, scan=form))
-        yield part(f"diagonal_ssm, {form}, segments", system, tokens | segments, _mixer_jax, _mixer_torch)
+        yield part(f"diagonal_ssm, {form}, segments", system, tokens, _mixer_jax, _mixer_torch)
     for form in ("sequential", "associative", "chunked"):
-        mixer = SelectiveSSMConfig(state=2, form=form, chunk=3)
-        system = System(form, tiny_gpt(mixer=mixer, mlp=None))
-        tokens = draw(u=(BATCH, TIME, system.config.width)) | segments
-        yield part(f"selective_ssm, {form}, segments", system, tokens, _mixer_jax, _mixer_torch)
+        yield mixer_in_segments(f"selective_ssm, {form}", SelectiveSSMConfig(state=2, form=form, chunk=3))
     for system in SYSTEMS.values():
         streams = system.config.residual.stream_count
         state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), system.config.width))
@@ -62,6 +58,14 @@ def cases() -> Iterator[Case]:
         yield part(f"ends: {name}", system, inputs, _ends_jax, _ends_torch)
 
 
+def mixer_in_segments(name: str, mixer: MixerConfig) -> Case:
+    """The mixer alone, over rows of several segments."""
+    system = System(name, tiny_gpt(mixer=mixer, mlp=None))
+    tokens = draw(u=(BATCH, TIME, system.config.width)) | SEGMENTS
+    return part(f"{name}, segments", system, tokens, _mixer_jax, _mixer_torch)
+
+
+SEGMENTS = {"segment_ids": np.array([[0, 0, 1, 1, 1, 2, 2], [3, 3, 3, 3, 4, 4, 4]])}
 ENDS = {
     "mean": CopyEndsConfig(),
     "stream embedding, sum": CopyEndsConfig(stream_embed=True, collapse="sum"),

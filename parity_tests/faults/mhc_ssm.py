@@ -85,7 +85,7 @@ def _models():
 def _decoding():
     mixer = "mhc_jax.nn.mixers.gated_ssm:GatedSSM.__call__"
     for part, what in (("ssm", "recurrent state"), ("inputs", "convolution's inputs")):
-        yield Mutation(f"stale {what} in the cache", mixer, _stale_state(part), "decode", ADAPTERS)
+        yield Mutation(f"stale {what} in the cache", mixer, stale_state(part), "decode", ADAPTERS)
     yield Mutation("column of the cache does not advance", "mhc_jax.decode:_advance", _stuck, "decode", REPAIRED)
 
 
@@ -164,7 +164,7 @@ def _unchanged(healthy):
     return lambda self, u_BTD: u_BTD
 
 
-def _stale_state(part: str) -> Replace:
+def stale_state(part: str) -> Replace:
     """One part of a mixer's state is not updated by the tokens."""
 
     def replace(healthy):

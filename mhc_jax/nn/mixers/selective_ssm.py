@@ -1,22 +1,18 @@
 """The selective state-space mixer of Mamba (Gu and Dao, arXiv 2312.00752)."""
 
 import dataclasses
-import math
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.nn.init import Init, Initializer, constant, normal, ones, uniform
+from mhc_jax.nn.init import Init, Initializer, constant, normal, ones, time_steps, uniform
 from mhc_jax.nn.layers import Dense, DepthwiseFilter
 from mhc_jax.nn.mixers.base import MixerConfig
 from mhc_jax.nn.mixers.gated_ssm import GatedSSM, scan_form
 from mhc_jax.ops.selective_scan import selective_scan
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
-
-# Time steps at the start: a state of rate 1 remembers for 10 to 1000 tokens.
-STEPS = (1e-3, 1e-1)
 
 
 @register("mixer", "selective_ssm")
@@ -128,12 +124,5 @@ def _kernels(config: SelectiveSSMConfig, channels: int, rank: int, sites: int) -
         "x": None,
         "out": lambda key, shape: default(key, shape) * sites**-0.5,
         "dt": uniform(rank),
-        "dt_bias": _time_steps,
+        "dt_bias": time_steps,
     }
-
-
-def _time_steps(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Biases whose softplus is uniform in the logarithm over :data:`STEPS`."""
-    low, high = map(math.log, STEPS)
-    dt = jnp.exp(jax.random.uniform(key, shape, minval=low, maxval=high))
-    return dt + jnp.log(-jnp.expm1(-dt))

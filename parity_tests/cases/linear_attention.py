@@ -1,9 +1,11 @@
-"""Linear attention with a matrix state in both forms: starts, resets, extreme gates, lengths beside the chunk's."""
+"""Linear attention with a matrix state: starts, resets, extreme gates, lengths beside the chunk's; and its mixers."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
+from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
+from parity_tests.cases.modules import mixer_in_segments
 from parity_tests.cases.ops import draw, op
 from parity_tests.compare import Case
 from torch_ref.ops import delta_rule, gla
@@ -13,20 +15,23 @@ B, H, K, V = 2, 2, 3, 4
 
 def cases() -> Iterator[Case]:
     yield op("chunks.sums_between", "", draw(x_CK=(B, 6, K)))
-    # Form, length, options of the chunks.
-    for form, length, options in (
-        ("recurrent", 7, {"chunk": 3}),
-        ("chunked", 1, {}),
-        ("chunked", 7, {"chunk": 4}),
-        ("chunked", 8, {"chunk": 4}),
-        ("chunked", 21, {}),
+    # Form, length, sizes of chunks and of their blocks.
+    for form, length, *sizes in (
+        ("recurrent", 7, 3, 3),
+        ("chunked", 1),
+        ("chunked", 7, 4, 2),
+        ("chunked", 8, 4, 2),
+        ("chunked", 21),
     ):
-        what = f"{form}, {length} tokens{', small chunks' if options else ''}"
-        yield op(
-            "delta_rule.gated_delta_rule", what, delta_inputs(length), torch=_delta_mirror, form=form, **options
-        )
-        options = options | ({"block": 2} if options.get("chunk") == 4 else {"block": 3} if options else {})
-        yield op("gla.gated_linear_attention", what, gla_inputs(length), torch=_gla_mirror, form=form, **options)
+        what = f"{form}, {length} tokens{', small chunks' if sizes else ''}"
+        options = {"form": form, **dict(zip(("chunk", "block"), sizes))}
+        yield op("gla.gated_linear_attention", what, gla_inputs(length), torch=_gla_mirror, **options)
+        options.pop("block", None)
+        yield op("delta_rule.gated_delta_rule", what, delta_inputs(length), torch=_delta_mirror, **options)
+    gla_mixer, delta_mixer = GLAConfig(conv_kernel=4).small(), GatedDeltaConfig().small()
+    for form in ("recurrent", "chunked"):
+        yield mixer_in_segments(f"gla, {form}", gla_mixer.replace(form=form))
+        yield mixer_in_segments(f"gated_delta, {form}", delta_mixer.replace(form=form))
 
 
 def _mirror(function):
@@ -38,7 +43,7 @@ _delta_mirror, _gla_mirror = _mirror(delta_rule.gated_delta_rule), _mirror(gla.g
 
 
 def gla_inputs(length: int) -> dict[str, np.ndarray]:
-    """Gates of 0, of -1000 and between; a start, and a reset in every row but the shortest."""
+    """Gates of 0, of -1000 and between; a start, and resets."""
     shapes = {"q_BTHK": (B, length, H, K), "k_BTHK": (B, length, H, K), "v_BTHV": (B, length, H, V)}
     arrays = draw(**shapes, log_decay_BTHK=(B, length, H, K), s0_BHKV=(B, H, K, V))
     arrays["log_decay_BTHK"] = -np.abs(arrays["log_decay_BTHK"])

@@ -1,0 +1,84 @@
+"""Faults seeded in gated linear attention and in the gated delta rule."""
+
+import types
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+
+from parity_tests.faults.mhc_ssm import stale_state
+from parity_tests.mutations import Mutation, argument, op, options
+
+GLA, DELTA = "gla", "gated_delta"
+GROUPED_GLA = "gla over mhc, grouped heads, convolutions"
+GROUPED_DELTA = "gated_delta over mhc, grouped heads, no convolutions"
+SMALL = "7 tokens, small chunks"
+
+
+def mutations() -> Iterator[Mutation]:
+    yield op("sums between tokens begin one early", "chunks.sums_between", _one_early)
+    for path in ("delta_rule.gated_delta_rule", "gla.gated_linear_attention"):
+        module, name = path.split(".")
+        yield op(f"{name} never resets", path, options(reset_BT=None), f"chunked, {SMALL}")
+        yield op(f"{name} with scores twice as large", path, argument("q_BTHK", _doubled), f"chunked, {SMALL}")
+        ops = f"mhc_jax.ops.{module}"
+        chunked, recurrent = (f"{path} {form}, {SMALL}" for form in ("chunked", "recurrent"))
+        yield Mutation(f"{name} loses the state between chunks", f"{ops}:_chunk", _without_past, "ops", chunked)
+        yield Mutation(f"{name} reads before it writes", f"{ops}:_step", _read_first, "ops", recurrent)
+    solve, case = "mhc_jax.ops.delta_rule:jax", f"delta_rule.gated_delta_rule chunked, {SMALL}"
+    yield Mutation("tokens of a chunk do not see corrections", solve, _unsolved, "ops", case)
+    yield from _mixers()
+
+
+def _mixers():
+    frame, delta = "mhc_jax.nn.mixers.linear_attention:", "mhc_jax.nn.mixers.gated_delta:"
+    active = f"{frame}LinearAttentionConfig.activates"
+    yield Mutation("GLA activates without a convolution", active, lambda _: property(lambda _: True), "models", GLA)
+    yield Mutation("heads repeated in turn", f"{frame}repeated", lambda _: _in_turn, "models", GROUPED_GLA)
+    yield Mutation("queries and keys of any length", f"{delta}_of_length_one", lambda _: lambda x: x, "models", DELTA)
+    yield Mutation("length with another epsilon", f"{delta}LENGTH_EPS", lambda _: 1e-5, "models", DELTA)
+    yield Mutation("no negative eigenvalue", f"{delta}gated_delta_rule", _half_as_strong, "models", GROUPED_DELTA)
+    for part, what in (("matrix", "matrix"), ("inputs", "inputs of the convolutions")):
+        yield Mutation(
+            f"stale {what} in the cache", f"{frame}LinearAttention.__call__", stale_state(part), "decode", DELTA
+        )
+
+
+def _doubled(x):
+    return 2 * x
+
+
+def _one_early(healthy):
+    return lambda x_CK: healthy(x_CK) + x_CK[..., None, :, :]
+
+
+def _without_past(healthy):
+    def chunk(*arguments):
+        *options, s_BHKV, piece = arguments
+        return healthy(*options, 0 * s_BHKV, piece)
+
+    return chunk
+
+
+def _read_first(healthy):
+    def step(s_BHKV, token):
+        after, _ = healthy(s_BHKV, token)
+        return after, jnp.einsum("bhkv,bhk->bhv", s_BHKV, token[0])
+
+    return step
+
+
+def _unsolved(healthy):
+    """Stands in for ``jax``: the right side of a system as its solution."""
+    linalg = types.SimpleNamespace(triangular_solve=lambda system, asked, **_: asked)
+    return types.SimpleNamespace(lax=types.SimpleNamespace(linalg=linalg))
+
+
+def _in_turn(x_BTGM, heads):
+    return jnp.tile(x_BTGM, (1, 1, heads // x_BTGM.shape[2], 1))
+
+
+def _half_as_strong(healthy):
+    def rule(q, k, v, log_decay, beta, *state, **options):
+        return healthy(q, k, v, log_decay, beta / 2, *state, **options)
+
+    return rule
