@@ -37,7 +37,7 @@ PARTS = {
     },
     "gated_delta": {
         "heads": COUNT, "expand_v": POSITIVE, "norm_eps": NATURAL, "dropout": RATE, "init_std": POSITIVE,
-        "chunk": COUNT,
+        "chunk": COUNT, "conv_kernel": COUNT,
     },
     "gla": {
         "heads": COUNT, "expand_k": POSITIVE, "expand_v": POSITIVE, "gate_rank": COUNT, "gate_normalizer": POSITIVE,
