@@ -1,10 +1,11 @@
 """Statistics of a model's residual streams, from the taps of one forward pass.
 
 Sites are counted through depth: the mixer of layer 0, its channel mixer if blocks have one, the mixer of layer 1, and
-so on. S is the number of sites. Coefficients are those of every token, (S, B, T, ...), or, where all tokens share
-them, (S, 1, 1, ...).
+so on. S is the number of sites. Coefficients are those of every token, (S, B, T, ...), or, where all tokens of a row
+or of all rows share them, (S, B, 1, ...) or (S, 1, 1, ...).
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -15,6 +16,12 @@ from mhc_jax.nn.backbone import SITES, BackboneConfig
 from mhc_jax.ops.streams import split_streams
 
 COEFFICIENTS = ("h_pre", "h_post", "h_res")
+# What a site of the published SHC mixes with is tapped here; its reads and writes are matrices, too, and left out.
+PUBLISHED = "blocks.routing."
+# Weights of the components that a route mixes.
+ROUTES = ("pre", "res", "post")
+# Tokens whose matrices are decomposed, and rotations of every pair of columns in doing so.
+SAMPLE, SWEEPS = 256, 8
 
 
 def site_names(config: BackboneConfig) -> list[str]:
@@ -26,7 +33,10 @@ def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None
     """Every quantity by name, site by site: (S,) unless noted.
 
     - ``h_pre``, ``h_post`` (S, ...) and ``h_res`` (S, N, N) as they act, averaged over tokens;
-    - those of :func:`mixing`, :func:`composite_gains` and :func:`stream_geometry`.
+    - those of :func:`mixing`, :func:`composite_gains`, :func:`singular_values` and, where streams last from site to
+      site, of :func:`stream_geometry`;
+    - those of :func:`routing` where sites tap the weights ``alpha_...`` of the components that they mix, and of
+      :func:`ranks` where they tap the number ``rank`` of streams that a token keeps.
 
     A site that reads or writes without tapping ``h_pre`` or ``h_post`` lacks that entry; one that does not tap
     ``h_res`` keeps every stream as it is, and counts as the identity.
@@ -43,13 +53,18 @@ def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None
         return {}
     states = [_streams(taps[f"blocks.{kind}.state"], coefficients) for kind in _kinds(taps)]
     geometry = [stream_geometry(state, mask_BT) for state in states]
-    sites, n = len(states) * len(states[0]), states[0].shape[-2]
-    h_res = coefficients.setdefault("h_res", jnp.broadcast_to(jnp.eye(n, dtype=states[0].dtype), (sites, 1, 1, n, n)))
+    if "h_res" not in coefficients:
+        sites, n = len(states) * len(states[0]), states[0].shape[-2]
+        coefficients["h_res"] = jnp.broadcast_to(jnp.eye(n, dtype=states[0].dtype), (sites, 1, 1, n, n))
+    h_res, alphas, rank = coefficients["h_res"], _alphas(taps), _rank(taps)
     return {
         **{name: _mean(x, mask_BT) for name, x in coefficients.items()},
         **mixing(h_res, mask_BT),
         **composite_gains(h_res, mask_BT),
-        **{name: _through_depth([of_kind[name] for of_kind in geometry]) for name in geometry[0]},
+        **singular_values(h_res, mask_BT),
+        **({} if alphas is None else routing(alphas, mask_BT)),
+        **({} if rank is None else ranks(rank, h_res.shape[-1], mask_BT)),
+        **({name: _through_depth([of_kind[name] for of_kind in geometry]) for name in geometry[0]} if geometry else {}),
     }
 
 
@@ -103,6 +118,81 @@ def composite_gains(
     return {"forward_gain": forward, "backward_gain": backward}
 
 
+def singular_values(
+    h_res: Float[Array, "S B T N N"], mask_BT: Bool[Array, "B T"] | None = None
+) -> dict[str, jax.Array]:
+    """Extremes over tokens of the singular values of H_res and of all mixing so far, (S,) each.
+
+    - ``singular_max``, ``singular_min``: of H_res at each site, by which it can lengthen or shorten a vector;
+    - ``composite_max``, ``composite_min``: of the product ``H_s ... H_1 H_0`` of each token. In float32 a least value
+      below about 1e-7 of the largest one is rounding.
+
+    Matrices that differ by token are decomposed for about :data:`SAMPLE` tokens, at equal distances in each row.
+    """
+    step = -(-h_res.shape[1] * h_res.shape[2] // SAMPLE)
+    h_res, mask_BT = h_res[:, :, ::step], None if mask_BT is None else mask_BT[:, ::step]
+
+    def deeper(product, h):
+        product = jnp.matmul(h, product, precision="highest")
+        return product, product
+
+    start = jnp.broadcast_to(jnp.eye(h_res.shape[-1], dtype=h_res.dtype), h_res.shape[1:])
+    found = {}
+    for name, matrices in (("singular", h_res), ("composite", jax.lax.scan(deeper, start, h_res)[1])):
+        least, most = _extremes(_jacobi(matrices), mask_BT)
+        found |= {f"{name}_max": most, f"{name}_min": least}
+    return found
+
+
+def _jacobi(x_NN: Float[Array, "*B N N"]) -> Float[Array, "*B N"]:
+    """Singular values in no order, by one-sided Jacobi rotations: until all columns are orthogonal, two at a time.
+
+    The decomposition in ``jnp.linalg`` takes minutes to compile for a TPU.
+    """
+    pairs = jnp.asarray([*itertools.combinations(range(x_NN.shape[-1]), 2)] or [(0, 0)])
+
+    def rotate(step, x_NN):
+        i, j = pairs[step % len(pairs)]
+        a, b = (jax.lax.dynamic_index_in_dim(x_NN, k, -1, keepdims=False) for k in (i, j))
+        overlap, excess = (a * b).sum(-1), (b * b).sum(-1) - (a * a).sum(-1)
+        sign = jnp.where(excess * overlap < 0, -1, 1)
+        tangent = _ratio(2 * sign * jnp.abs(overlap), jnp.abs(excess) + jnp.hypot(excess, 2 * overlap))
+        cosine = jax.lax.rsqrt(1 + tangent * tangent)[..., None]
+        sine = tangent[..., None] * cosine
+        for k, column in ((i, cosine * a - sine * b), (j, sine * a + cosine * b)):
+            x_NN = jax.lax.dynamic_update_index_in_dim(x_NN, column, k, -1)
+        return x_NN
+
+    steps = SWEEPS * len(pairs) if x_NN.shape[-1] > 1 else 0
+    return jnp.linalg.norm(jax.lax.fori_loop(0, steps, rotate, x_NN), axis=-2)
+
+
+def routing(alpha: Float[Array, "S B T R C"], mask_BT: Bool[Array, "B T"] | None = None) -> dict[str, jax.Array]:
+    """How R routes of a site weigh their C components.
+
+    - ``component_share`` (S, R, C): mean weight of every component over tokens;
+    - ``routing_entropy`` (S,): of a token's weights over ln C; mean over tokens and routes. 0 where a token takes one
+      component, 1 where it takes all of them alike;
+    - ``components_used`` (S,): the exponential of the entropy of ``component_share``, mean over routes: 1 if all tokens
+      take the same component, C if all components serve equally.
+    """
+    components = alpha.shape[-1]
+    entropy = jax.scipy.special.entr(alpha).sum(-1).mean(-1) / jnp.log(max(components, 2))
+    share = _mean(alpha, mask_BT)
+    return {
+        "component_share": share,
+        "routing_entropy": _mean(entropy, mask_BT),
+        "components_used": jnp.exp(jax.scipy.special.entr(share).sum(-1)).mean(-1),
+    }
+
+
+def ranks(rank: Float[Array, "S B T"], streams: int, mask_BT: Bool[Array, "B T"] | None = None) -> dict[str, jax.Array]:
+    """The number of streams that tokens keep: its mean ``rank`` (S,), and ``rank_share`` (S, N), the share of tokens
+    that keep 1, 2, ... N of them."""
+    kept = jnp.round(rank)[..., None] == jnp.arange(1, streams + 1)
+    return {"rank": _mean(rank, mask_BT), "rank_share": _mean(kept.astype(rank.dtype), mask_BT)}
+
+
 def stream_geometry(
     state: Float[Array, "S B T N D"], mask_BT: Bool[Array, "B T"] | None = None
 ) -> dict[str, jax.Array]:
@@ -136,17 +226,39 @@ def _through_depth(of_kinds: Sequence[jax.Array]) -> jax.Array:
 
 
 def _coefficients(taps: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The tapped coefficients, (S, B, T, ...) or (S, 1, 1, ...)."""
+    """The tapped coefficients, (S, B, T, ...), (S, B, 1, ...) or (S, 1, 1, ...)."""
+    if f"{PUBLISHED}h_res" in taps:
+        return {"h_res": taps[f"{PUBLISHED}h_res"][:, :, None]}
     found = {}
     for name in COEFFICIENTS:
-        of_kinds = [taps.get(f"blocks.{kind}.residual.{name}") for kind in _kinds(taps)]
-        if of_kinds and of_kinds[0] is not None:
-            x = _through_depth(of_kinds)
+        x = _of_sites(taps, name)
+        if x is not None:
             tokens = taps[f"blocks.{_kinds(taps)[0]}.state"].shape[1:3]
             # H_res is a matrix in every topology; the others are told apart by their shapes.
             dynamic = x.ndim == 5 if name == "h_res" else x.ndim > 3 and x.shape[1:3] == tokens
             found[name] = x if dynamic else x[:, None, None]
     return found
+
+
+def _alphas(taps: Mapping[str, jax.Array]) -> jax.Array | None:
+    """Weights of the components of all routes, (S, B, T, R, C) or (S, B, 1, R, C)."""
+    if f"{PUBLISHED}alpha_res" in taps:
+        return jnp.stack([taps[f"{PUBLISHED}alpha_{route}"] for route in ROUTES], axis=-2)[:, :, None]
+    found = [_of_sites(taps, f"alpha_{route}") for route in ROUTES]
+    return None if found[0] is None else jnp.stack(found, axis=-2)
+
+
+def _rank(taps: Mapping[str, jax.Array]) -> jax.Array | None:
+    """The number of streams, (S, B, T) or (S, 1, 1)."""
+    if "blocks.rank" in taps:
+        return taps["blocks.rank"][:, None, None]
+    return _of_sites(taps, "rank")
+
+
+def _of_sites(taps: Mapping[str, jax.Array], name: str) -> jax.Array | None:
+    """What the topology of every site taps under that name, (S, ...); None if it does not."""
+    of_kinds = [taps.get(f"blocks.{kind}.residual.{name}") for kind in _kinds(taps)]
+    return _through_depth(of_kinds) if of_kinds and of_kinds[0] is not None else None
 
 
 def _streams(state: jax.Array, coefficients: Mapping[str, jax.Array]) -> jax.Array:

@@ -1,8 +1,10 @@
 """The parts, cost and stream statistics of a model: ``python -m train.inspect RUN_OR_NAME``."""
 
 import dataclasses
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +13,10 @@ import tyro
 import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import Params, param_shapes
+from mhc_jax.functional import Params, check_policy, param_shapes
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
+from mhc_jax.precision import PolicyName
 from train.config import MeshConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.data.files import replacing
@@ -22,7 +25,7 @@ from train.devices import sharding
 from train.devices.memory import TRAINING, check_memory
 from train.loop import named
 from train.loop.resolve import resolve
-from train.measure import streams, target
+from train.measure import parts, streams, target
 from train.measure.cost import collective_rows, cost_rows, machine_rows, parameter_rows
 from train.objectives.cross_entropy import CrossEntropyConfig
 from train.objectives.kind import ObjectiveConfig
@@ -53,6 +56,10 @@ class Flags:
         picture: file of the plots of mixing matrices and statistics; empty for ``mixing.png`` in the folder of
             the run or export, or ``mixing-NAME.png`` here.
         html: file of a self-contained report with all of this and the losses; empty for none.
+        json: file of all of this as numbers; empty for none.
+        policies: numeric policies, one or several, that the mixing is measured under beside the model's own.
+        profile: whether to measure the time of a training step and of a decoding step by part, which takes a minute.
+        cache: tokens that the cache of such a decoding step has room for; None for the model's longest sequence.
         tokens: number of validation tokens to average statistics over; random tokens are used for 0 or without a run.
         model, data, objective, optim, train: see training.
         mesh: see training; over the devices of the topology.
@@ -64,6 +71,10 @@ class Flags:
     topology: Annotated[str, tyro.conf.arg(name="compile.topology")] = ""
     picture: str = ""
     html: str = ""
+    json: str = ""
+    policies: tuple[PolicyName, ...] = ("float32", "bfloat16")
+    profile: bool = False
+    cache: int | None = None
     tokens: int = 2048
     model: ModelConfig = mhc_ssm()
     data: DataConfig = CorpusConfig()
@@ -81,10 +92,14 @@ def main(argv: list[str]) -> None:
     if flags.tokens < 0:
         raise ConfigError(f"tokens must not be negative, got {flags.tokens}")
     machine = target.find(flags.topology) if flags.topology else None
-    if machine and (flags.html or not flags.compile):
-        raise ConfigError("--compile.topology compiles and prints tables, nothing else; leave out --html and --compile")
+    if flags.cache is not None and (flags.cache < 1 or not flags.profile):
+        raise ConfigError(f"--cache is the length of a decoding step's cache under --profile, got {flags.cache}")
+    if machine and (flags.html or flags.json or flags.profile or not flags.compile):
+        words = "leave out --html, --json, --profile and --compile"
+        raise ConfigError(f"--compile.topology compiles and prints tables, nothing else; {words}")
     from train.report import figures
     from train.report.page import UNTAPPED, Findings, read_run, render
+    from train.report.record import dump
 
     config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (named.load(flags.name), None)
     if not machine and flags.mesh != config.mesh:
@@ -94,40 +109,57 @@ def main(argv: list[str]) -> None:
     if machine:
         _look_ahead(config, machine)
         return
-    check_memory(config.model, TRAINING if flags.compile else 1)
+    for policy in flags.policies:
+        check_policy(_under(config, policy).model)
+    check_memory(config.model, TRAINING if flags.compile or flags.profile else 1)
     shapes = param_shapes(config.model)
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")
     picture = flags.picture or _picture(flags.name)
     check_file("--picture", picture)
-    if flags.html:
-        check_file("--html", flags.html)
+    for flag, file in (("--html", flags.html), ("--json", flags.json)):
+        if file:
+            check_file(flag, file)
     parameters, cost = parameter_rows(shapes), []
     print(terminal(parameters))
     if flags.compile:
         with task("compiling the training step"):
             cost = cost_rows(config)
         print("", terminal(cost), sep="\n")
-    recorded, tokens = None, ""
+    profile = None
+    if flags.profile:
+        with task("measuring the time of every part"):
+            profile = parts.measure(config, _params(config, params), flags.cache)
+        print("", terminal(profile.rows), "", terminal(profile.memory), "", sep="\n")
+        print(textwrap.fill(profile.note, 80))
+    recorded, policies, tokens = None, [], ""
     if streams.mixes(config):
         with task("measuring streams"):
-            recorded, tokens = _look(flags, config, params)
+            recorded, policies, tokens = _look(flags, config, params)
         title = f"Streams of {flags.name}"
         sites = diagnostics.site_names(config.model)
         drawn = Path(picture).expanduser()
         figures.save_png(lambda: figures.stream_sheet(recorded, sites, title), drawn)
         print("", terminal(quantities.rows(recorded, sites)), "", sep="\n")
+        if policies:
+            print(terminal(policies), "", sep="\n")
         print(f"Mean over {tokens}. Mixing matrices drawn in {drawn}")
     else:
         print(f"\n{UNTAPPED}")
-    if flags.html:
-        summary, lines = read_run(Path(flags.name))
-        findings = Findings(flags.name, config, parameters, cost, recorded, tokens, summary, lines)
-        page = Path(flags.html).expanduser()
-        page.parent.mkdir(parents=True, exist_ok=True)
-        with task("drawing the report"), replacing(page) as file:
-            file.write(render(findings).encode())
-        print(f"\nReport written to {page}")
+    if not (flags.html or flags.json):
+        return
+    summary, lines = read_run(Path(flags.name))
+    findings = Findings(flags.name, config, parameters, cost, profile, recorded, tokens, policies, summary, lines)
+    for file, write in ((flags.html, render), (flags.json, dump)):
+        if file:
+            _write(Path(file).expanduser(), lambda write=write: write(findings))
+
+
+def _write(path: Path, content: Callable[[], str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with task("writing the report"), replacing(path) as file:
+        file.write(content().encode())
+    print(f"\nReport written to {path}")
 
 
 def _look_ahead(config: RunConfig, machine: target.Target) -> None:
@@ -158,12 +190,27 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
         print(f"\n{ESTIMATE}")
 
 
-def _look(flags: Flags, config: RunConfig, params: Params | None) -> tuple[quantities.Record, str]:
-    """Stream statistics, and a description of the tokens they are averaged over."""
-    if params is None:
-        params = mhc_jax.init(config.model, jax.random.key(config.train.seed))
+def _look(
+    flags: Flags, config: RunConfig, params: Params | None
+) -> tuple[quantities.Record, list[dict[str, Any]], str]:
+    """Stream statistics, a table of them by numeric policy, and a description of the tokens they are averaged over."""
+    params = _params(config, params)
     tokens, words = _tokens(flags, config)
-    return streams.measure(config, params, tokens), words
+    own = config.model.execution.policy
+    recorded = {own: streams.measure(config, params, tokens)}
+    for policy in flags.policies:
+        if policy not in recorded:
+            recorded[policy] = streams.measure(_under(config, policy), params, tokens)
+    return recorded[own], quantities.policy_rows(recorded) if flags.policies else [], words
+
+
+def _under(config: RunConfig, policy: PolicyName) -> RunConfig:
+    return config.replace(model=config.model.replace(execution=config.model.execution.replace(policy=policy)))
+
+
+def _params(config: RunConfig, params: Params | None) -> Params:
+    """These, or fresh ones."""
+    return mhc_jax.init(config.model, jax.random.key(config.train.seed)) if params is None else params
 
 
 def _tokens(flags: Flags, config: RunConfig) -> tuple[Batch, str]:

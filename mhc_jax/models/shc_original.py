@@ -18,6 +18,7 @@ from mhc_jax.nn.layers import Dense, dropout
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.norms import LayerNormConfig, RMSNormConfig
+from mhc_jax.nn.pieces import PassingChannelMixer, PassingMixer, Piece, add_mixed, add_transformed, in_all_layers
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Prepared, Preparing, build_stack, layer_of, run_stack, sliced
 from mhc_jax.ops import factor, projections, routing, streams
@@ -104,6 +105,11 @@ class SHCOriginalConfig(ModelConfig):
         return "blocks.state"
 
     @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites of a block that mix streams: with several streams the block is one."""
+        return ("block",) if self.streams > 1 else ()
+
+    @property
     def causal(self):
         return self.streams == 1
 
@@ -144,12 +150,38 @@ class SHCOriginal(Model):
             raise ConfigError("shc_original: a text changes what its beginning gives, so that none of it can be kept")
         if scope.segments_BT is not None and not self.config.causal:
             raise ConfigError("shc_original: routing takes the mean of a row, whose segments it cannot keep apart")
-        x_BTD = jnp.take(self.embed.tokens[...], tokens_BT, axis=0).astype(self.policy.accumulate)
-        x_BTD = jnp.where((tokens_BT == PADDING)[..., None], jax.lax.stop_gradient(x_BTD), x_BTD)
-        x_BTD = dropout(sliced(x_BTD, scope.batch_sharding), self.config.dropout, scope.key_of("dropout"))
+        x_BTD = dropout(
+            sliced(self._embed(tokens_BT), scope.batch_sharding), self.config.dropout, scope.key_of("dropout")
+        )
         x_BTD = scope.tap("embed", x_BTD)
         x_BTD, state = run_stack(self.blocks, x_BTD, state, scope / "blocks", self.config.execution)
         return scope.tap("hidden", self.final_norm(x_BTD)), state
+
+    def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+        x_BTD = jnp.take(self.embed.tokens[...], tokens_BT, axis=0).astype(self.policy.accumulate)
+        return jnp.where((tokens_BT == PADDING)[..., None], jax.lax.stop_gradient(x_BTD), x_BTD)
+
+    def pieces(self):
+        def embedded(tokens_BT, scope):
+            return self._embed(tokens_BT)
+
+        def in_blocks(names, part, call, *, remembers=False):
+            run = in_all_layers(part, call, self.config.layers, self.config.execution)
+            return Piece(tuple(f"blocks.{name}" for name in names), embedded, run, remembers)
+
+        bare = nnx.clone(self.blocks)
+        attention, mlp, bare.attention, bare.mlp = bare.attention, bare.mlp, PassingMixer(), PassingChannelMixer()
+        norms = "norm_1", "norm_2", "norm_streams"
+        streams_ = *norms, "selector", "expand", "merge", "routing", "code"
+        return {
+            "embedding": Piece(
+                ("embed",), lambda tokens_BT, scope: tokens_BT, lambda x, states, scope: (self._embed(x), states)
+            ),
+            "streams and norms": in_blocks(streams_, bare, SHCBlock.__call__),
+            "attention": in_blocks(("attention",), attention, add_mixed, remembers=True),
+            "mlp": in_blocks(("mlp",), mlp, add_transformed),
+            "final norm": Piece(("final_norm",), embedded, lambda x, states, scope: (self.final_norm(x), states)),
+        }
 
     def head_VD(self):
         table_VD = self.embed.tokens[...] if self.head is None else self.head.kernel[...].T
@@ -253,10 +285,14 @@ class SequenceMixture(Preparing):
         """(B, C), all of them positive."""
         return jax.nn.softmax(self.proj(x_BD.astype(self.policy.accumulate)) / temperature, axis=-1)
 
-    def __call__(self, x_BD: jax.Array) -> jax.Array:
+    def mixed(self, weight_BC: jax.Array) -> jax.Array:
         """(B, N, N)."""
         rotations_CNN = self._rotations() if self.rotations_CNN is None else self.rotations_CNN[...]
-        return projections.mixture(self.weights(x_BD), rotations_CNN)
+        return projections.mixture(weight_BC, rotations_CNN)
+
+    def __call__(self, x_BD: jax.Array) -> jax.Array:
+        """(B, N, N)."""
+        return self.mixed(self.weights(x_BD))
 
 
 class Routing(nnx.Module):
@@ -268,7 +304,12 @@ class Routing(nnx.Module):
         )
 
     def __call__(self, x_BD: jax.Array, scope: Scope) -> tuple[jax.Array, ...]:
-        return tuple(scope.tap(f"h_{name}", getattr(self, name)(x_BD)) for name in ROUTES)
+        return tuple(self._route(name, x_BD, scope) for name in ROUTES)
+
+    def _route(self, name: str, x_BD: jax.Array, scope: Scope) -> jax.Array:
+        mixture = getattr(self, name)
+        weight_BC = scope.tap(f"alpha_{name}", mixture.weights(x_BD))
+        return scope.tap(f"h_{name}", mixture.mixed(weight_BC))
 
 
 class FactorizedCode(nnx.Module):

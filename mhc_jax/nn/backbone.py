@@ -1,6 +1,7 @@
 """The backbone between embedding and head: expand, stack of sites, collapse, norm."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ from mhc_jax.nn.ends import EndsConfig, IdentityEndsConfig
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.mixers import DiagonalSSMConfig, MixerConfig
 from mhc_jax.nn.norms import NormConfig, RMSNormConfig
+from mhc_jax.nn.pieces import Piece, of_site
 from mhc_jax.nn.residual import PlainConfig, ResidualConfig
 from mhc_jax.nn.residual.base import State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope
@@ -157,6 +159,25 @@ class Backbone(nnx.Module):
             diversity = streams.diversity(streams_of(state).astype(self.policy.accumulate))
             scope.penalise("stream_diversity", self.config.stream_diversity * diversity)
         return sliced(self._collapse(state, scope), scope.batch_sharding), states
+
+    def pieces_after(self, embed: Callable[[jax.Array, Scope], jax.Array]) -> dict[str, Piece]:
+        """Its parts by name, see :class:`mhc_jax.nn.pieces.Piece`.
+
+        Args:
+            embed: its input (B, T, D), from token ids.
+        """
+
+        def begin(tokens_BT, scope):
+            return self._begin(embed(tokens_BT, scope), scope)
+
+        def through(x_BTD, states, scope):
+            return self._collapse(self._begin(x_BTD, scope), scope), states
+
+        found = {"ends and final norm": Piece(("ends", "final_norm"), embed, through)}
+        for name, part in self.config.sites.items():
+            site = getattr(self.blocks, name)
+            found |= dict(of_site(name, site, part.kind, self.config.layers, self.execution, begin))
+        return found
 
     def _begin(self, x_BTD: jax.Array, scope: Scope) -> State:
         """The residual state before the first layer."""

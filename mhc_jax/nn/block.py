@@ -49,7 +49,7 @@ class Site(nnx.Module):
         """
         around = scope / "residual"
         u, ctx = self.residual.pre(state, around.keyed("pre"))
-        x = self._input(scope.tap("u", u))
+        x = self.branch_input(scope.tap("u", u))
         y, out = run(x, (scope / "branch").repeated(self.residual.branches))
         if jnp.shape(y) != (shape := x.shape[-3:]):  # beyond are the views
             raise ConfigError(f"{_name(self.branch)} must give an output of shape {shape}, not {jnp.shape(y)}")
@@ -59,7 +59,7 @@ class Site(nnx.Module):
         state = self.residual.post(state, y, ctx, around.keyed("post"))
         return with_streams(state, scope.tap("state", streams_of(state))), out
 
-    def _input(self, u: jax.Array) -> jax.Array:
+    def branch_input(self, u: jax.Array) -> jax.Array:
         """The input of the branch: normalised, with all views or their mean, and with the runs folded into the batch.
 
         The runs of a sequence are adjacent, so that contiguous sequences stay contiguous when devices share the batch.

@@ -12,6 +12,7 @@ from mhc_jax.nn.backbone import Backbone, BackboneConfig
 from mhc_jax.nn.init import Init, normal
 from mhc_jax.nn.layers import Dense, dropout
 from mhc_jax.nn.model import Model, ModelConfig
+from mhc_jax.nn.pieces import Piece
 from mhc_jax.nn.stack import sliced
 from mhc_jax.registry import register
 
@@ -126,6 +127,15 @@ class LM(Backbone, Model):
         if self.embed.positions is None:
             return x_BTD
         return x_BTD + jnp.take(self.embed.positions[...], positions_BT, axis=0, mode="clip").astype(dtype)
+
+    def pieces(self):
+        def embed(tokens_BT, scope):
+            return self._embed(tokens_BT, scope.positions_BT)
+
+        def run(tokens_BT, states, scope):
+            return embed(tokens_BT, scope), states
+
+        return {"embedding": Piece(("embed",), lambda tokens_BT, scope: tokens_BT, run), **self.pieces_after(embed)}
 
     def head_VD(self):
         table_VD = self.embed.tokens[...] if self.head is None else self.head.kernel[...].T

@@ -9,6 +9,7 @@ from flax import nnx
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
+from mhc_jax.nn.pieces import Piece
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution
 from mhc_jax.precision import Policy
@@ -54,6 +55,10 @@ class Model(nnx.Module):
             state: None for sequences with nothing before them and nothing to follow; then None comes back.
             scope: see :class:`mhc_jax.nn.scope.Scope`.
         """
+
+    def pieces(self) -> dict[str, Piece]:
+        """Its parts up to the head, by name, in the order in which they run; none if it does not tell them apart."""
+        return {}
 
     @required
     def head_VD(self) -> jax.Array:

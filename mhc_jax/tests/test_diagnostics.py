@@ -10,7 +10,7 @@ import pytest
 import mhc_jax
 from mhc_jax import diagnostics, registry
 from mhc_jax.functional import param_shapes
-from mhc_jax.models import mhc_ssm, with_topology
+from mhc_jax.models import SHCOriginalConfig, mhc_ssm, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.tests.own import own
 
@@ -61,6 +61,62 @@ def test_gains_multiply_for_every_token_before_the_mean():
     close(diagnostics.composite_gains(h_res)["forward_gain"][-1], expected)
     only_first = diagnostics.composite_gains(h_res, jnp.array([[True, False]]))
     close(only_first["backward_gain"][-1], np.abs((b @ a).sum(0)).max())
+
+
+ROTATION = np.array([[0.6, -0.8], [0.8, 0.6]])
+
+
+@pytest.mark.parametrize(
+    ("matrices", "most", "least"),
+    [
+        ([ROTATION, SWAP, ROTATION], [1, 1, 1], [1, 1, 1]),  # orthogonal, permutations among them
+        ([np.eye(2), UNIFORM], [1, 1], [1, 0]),  # doubly stochastic: 1 belongs to the uniform vector
+        ([0.75 * np.eye(2) + 0.25 * SWAP], [1], [0.5]),
+        ([np.diag([2.0, 0.5]), ROTATION], [2, 1], [0.5, 1]),
+    ],
+)
+def test_singular_values_of_known_matrices(matrices, most, least):
+    found = diagnostics.singular_values(static(*matrices))
+    close(found["singular_max"], most)
+    close(found["singular_min"], least)
+
+
+def test_singular_values_over_depth_are_those_of_the_product_of_each_token():
+    h_res = np.random.default_rng(0).normal(size=(3, 2, 5, 4, 4)).astype(np.float32)
+    mask = np.array([[True, True, False, True, True], [False] * 4 + [True]])
+    found = diagnostics.singular_values(jnp.asarray(h_res), jnp.asarray(mask))
+    sites = h_res.astype(np.float64)[:, mask]
+    products = [sites[0], sites[1] @ sites[0], sites[2] @ sites[1] @ sites[0]]
+    for name, matrices in (("singular", sites), ("composite", products)):
+        values = np.linalg.svd(np.stack(matrices), compute_uv=False)
+        close(found[f"{name}_max"], values.max((1, 2)))
+        np.testing.assert_allclose(found[f"{name}_min"], values.min((1, 2)), rtol=1e-3)
+
+
+def test_matrices_of_some_tokens_are_decomposed():
+    """Every second token of the row, if it has twice as many as the sample; the others are not looked at."""
+    h_res = jnp.broadcast_to(jnp.eye(2), (1, 1, 2 * diagnostics.SAMPLE, 2, 2))
+    close(diagnostics.singular_values(h_res.at[:, :, 1::2].mul(5))["singular_max"], [1])
+    close(diagnostics.singular_values(h_res.at[:, :, -2].mul(5))["singular_max"], [5])
+
+
+def test_routing_that_is_known():
+    alike, first, second = [0.5, 0.5, 0, 0], [1.0, 0, 0, 0], [0, 1.0, 0, 0]
+    tokens = [[[alike], [alike]], [[first], [second]], [[first], [first]]]  # (S, T, R, C)
+    found = diagnostics.routing(jnp.asarray(tokens)[:, None])
+    close(found["routing_entropy"], [0.5, 0, 0])
+    close(found["components_used"], [2, 2, 1])
+    close(found["component_share"][:, 0], [alike, alike, first])
+    masked = diagnostics.routing(jnp.asarray(tokens)[:, None], jnp.array([[True, False]]))
+    close(masked["component_share"][1, 0], first)
+
+
+def test_ranks_that_are_known():
+    rank = jnp.array([[[1.0, 3, 3, 4]], [[2.0, 2, 2, 2]]])
+    found = diagnostics.ranks(rank, 4)
+    close(found["rank"], [2.75, 2])
+    close(found["rank_share"], [[0.25, 0, 0.5, 0.25], [0, 1, 0, 0]])
+    close(diagnostics.ranks(rank, 4, jnp.array([[True, False, False, True]]))["rank"], [2.5, 2])
 
 
 @pytest.mark.parametrize(
@@ -149,7 +205,7 @@ def test_every_topology_is_understood(topology):
     for name, x in found.items():
         assert x.shape[0] == 4, name
         assert not {5, 7} & set(x.shape[1:]), name
-        assert x.ndim == 1 or name in diagnostics.COEFFICIENTS
+        assert x.ndim == 1 or name in (*diagnostics.COEFFICIENTS, "component_share", "rank_share")
 
 
 def test_dynamic_signed_mixing_token_by_token():
@@ -168,6 +224,40 @@ def test_dynamic_signed_mixing_token_by_token():
     close(found["h_res"], h.mean(1))
     assert np.all(found["min_entry"] < 0)
     assert np.all(found["entropy"] < 1)
+
+
+def test_components_and_ranks_of_shc():
+    config = with_topology(model(mlp=GeluMLPConfig()), "shc")
+    taps = taps_of(config)
+    found = diagnostics.statistics(taps)
+    assert found["component_share"].shape == (4, 3, 4)
+    close(found["component_share"].sum(-1), np.ones((4, 3)))
+    close(found["component_share"][2, 1], taps["blocks.mixer.residual.alpha_res"][1].mean((0, 1)))
+    close(found["rank"], taps["blocks.mixer.residual.rank"].mean() * np.ones(4))
+    assert np.all(found["singular_max"] <= 1 + 1e-6)
+    assert np.all(found["composite_min"] >= config.residual.floor)
+
+
+def test_the_published_shc_has_one_site_a_block_whose_matrices_belong_to_a_row():
+    config = SHCOriginalConfig(vocab_size=32, max_len=8, width=8, layers=2, heads=2)
+    params, tokens = mhc_jax.init(config, jax.random.key(0)), jnp.arange(16).reshape(2, 8)
+    taps = mhc_jax.apply(config, params, tokens, taps=True).taps
+    found = diagnostics.statistics(taps)
+    assert diagnostics.site_names(config) == ["0 block", "1 block"]
+    close(found["h_res"], taps["blocks.routing.h_res"].mean(1))
+    close(found["composite_min"], np.linalg.svd(_products(taps["blocks.routing.h_res"]))[1].min((1, 2)))
+    close(found["component_share"][1, 2], taps["blocks.routing.alpha_post"][1].mean(0))
+    assert not {"h_pre", "rank", "stream_cosine"} & found.keys()
+    last = np.zeros((2, 8), bool)
+    last[1] = True
+    close(diagnostics.statistics(taps, jnp.asarray(last))["h_res"], taps["blocks.routing.h_res"][:, 1])
+    single = config.replace(streams=1)
+    taps = mhc_jax.apply(single, mhc_jax.init(single, jax.random.key(0)), tokens, taps=True).taps
+    assert diagnostics.statistics(taps) == {}
+
+
+def _products(h_res):
+    return np.stack([h_res[0], h_res[1] @ h_res[0]])
 
 
 def test_without_mixing_every_stream_stays():

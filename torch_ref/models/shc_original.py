@@ -100,14 +100,17 @@ class Block(nn.Module):
             return scope.tap("state", x_BTD + self._transformed(self.norm_2(x_BTD), scope))
         h_BTND = self.norm_streams(self._expanded(self.norm_1(x_BTD)))
         pooled_BD = h_BTND.mean(-2).mean(1)
-        pre, res, post = (
-            (scope / "routing").tap(f"h_{name}", self.routing[name](pooled_BD))[:, None] for name in ROUTES
-        )
+        pre, res, post = (self._route(name, pooled_BD, scope / "routing")[:, None] for name in ROUTES)
         a_BTD = self._attended(self._merged(streams.mix(h_BTND, pre)), scope)
         f_BTD = self._transformed(self.norm_2(a_BTD), scope)
         out_BTND = streams.mix(h_BTND, res) + streams.mix(self._expanded(f_BTD), post)
         scope.tap("code", self.code(out_BTND))
         return scope.tap("state", self._merged(out_BTND) + x_BTD)
+
+    def _route(self, name: str, x_BD: Tensor, scope: Scope) -> Tensor:
+        mixture = self.routing[name]
+        weight_BC = scope.tap(f"alpha_{name}", mixture.weights(x_BD))
+        return scope.tap(f"h_{name}", mixture.mixed(weight_BC))
 
     def _expanded(self, x_BTD: Tensor) -> Tensor:
         return streams.split_streams(self.expand(x_BTD), self.streams)
@@ -135,9 +138,11 @@ class SequenceMixture(nn.Module):
     def weights(self, x_BD: Tensor, temperature: float = 1.0) -> Tensor:
         return (self.proj(x_BD) / temperature).softmax(-1)
 
+    def mixed(self, weight_BC: Tensor) -> Tensor:
+        return projections.mixture(weight_BC, projections.cayley_transform(self.skew, size=self.streams))
+
     def forward(self, x_BD: Tensor) -> Tensor:
-        rotations_CNN = projections.cayley_transform(self.skew, size=self.streams)
-        return projections.mixture(self.weights(x_BD), rotations_CNN)
+        return self.mixed(self.weights(x_BD))
 
 
 class FactorizedCode(nn.Module):

@@ -7,9 +7,9 @@ from mhc_jax.accounting import flops_per_token
 from mhc_jax.config import ConfigError
 from train.benchmark.cases import Table
 from train.benchmark.topologies import settings, timed_row, trainer
-from train.benchmark.turns import compare, take_turns
 from train.config import RunConfig
 from train.loop import named
+from train.measure.turns import compare, take_turns
 
 
 def contenders(config: RunConfig, others: Sequence[str]) -> dict[str, RunConfig]:

@@ -16,10 +16,10 @@ from mhc_jax.models.topologies import AXIS, topology, with_topology
 from mhc_jax.nn.model import ModelConfig
 from train.benchmark.cases import Row, Table
 from train.benchmark.jax_worker import TOTAL_STEPS, random_batch
-from train.benchmark.turns import compare, take_turns
 from train.benchmark.worker import Step
 from train.config import RunConfig
 from train.measure.speed import peak_flops
+from train.measure.turns import compare, take_turns
 from train.update.optimizer import make_optimizer
 from train.update.step import init_state, make_train_step
 
@@ -127,7 +127,7 @@ def table(config: RunConfig, names: Sequence[str], counts: Sequence[int], *, rou
     Args:
         config: the run whose model is put over each topology.
         names, counts: see :func:`variants`.
-        rounds, calls: see :func:`train.benchmark.turns.take_turns`.
+        rounds, calls: see :func:`train.measure.turns.take_turns`.
     """
     found, notes = variants(config.model, names, counts)
     plain_config = config.replace(model=with_topology(config.model, PLAIN))

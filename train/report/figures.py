@@ -3,7 +3,7 @@
 import contextlib
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from train.report.quantities import QUANTITIES, Quantity, Record, by_site
+from train.report.quantities import BY_NAME, Quantity, Record, by_site, present
 
 Theme = Literal["light", "dark"]
 INK = {"light": "#24292f", "dark": "#d7dde4"}
@@ -28,16 +28,25 @@ STYLES = (
     {"linestyle": "dashdot", "marker": "^"},
     {"linestyle": "dotted", "marker": "D"},
 )
-# Quantities that share one plot over depth.
+# Quantities that share one plot over depth, where a record has them.
 PANELS = {
     "composite gain": ("forward_gain", "backward_gain"),
+    "singular values of a site": ("singular_max", "singular_min"),
+    "singular values over depth": ("composite_max", "composite_min"),
     "stream cosine": ("stream_cosine",),
     "effective streams": ("effective_streams",),
     "distance of sums from 1": ("row_sum_error", "column_sum_error"),
-    "mixing of a site": ("entropy", "identity_distance"),
+    "mixing of a site": ("entropy", "identity_distance", "routing_entropy"),
     "least entry of H_res": ("min_entry",),
+    "components and streams in use": ("components_used", "rank"),
 }
-BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
+# Shares by site that are drawn as strips, and what their rows stand for.
+STRIPS = {
+    "h_pre": ("H_pre", "stream"),
+    "h_post": ("H_post", "stream"),
+    "component_share": ("share of each component", "route.part"),
+    "rank_share": ("share of tokens by the last stream that they keep", "stream"),
+}
 # Large numbers on an axis: 20k, 1.5M, 2G.
 COUNTS = EngFormatter(sep="")
 # Through depth, for lines: neither end is lost on a light or on a dark page.
@@ -57,7 +66,7 @@ def colours(values: np.ndarray, *, most: float | None = None) -> ScalarMappable:
 
 
 def strip(weights: Any) -> tuple[np.ndarray, list[str]]:
-    """Reading or writing weights as an image (K, S) with one column per site, and the names of its rows.
+    """Weights or shares by site as an image (K, S) with one column per site, and the names of its rows.
 
     A row is a stream, or, for sites that read or write several things, ``"a.b"``: stream b of view, branch or part a.
     """
@@ -75,31 +84,35 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def stream_sheet(recorded: Record, sites: Sequence[str], title: str) -> Figure:
-    """One page: H_pre and H_post by site, every quantity over depth, and H_res of each site in rows that wrap."""
+    """One page: weights and shares by site, every quantity over depth, and H_res of each site in rows that wrap."""
     h_res = np.asarray(recorded["h_res"], float)
-    strips = [name for name in ("h_pre", "h_post") if name in recorded]
+    strips = [name for name in STRIPS if name in recorded]
     columns = min(len(sites), 8 if len(sites) <= 16 else 16)
     grid_rows = math.ceil(len(sites) / columns)
     tile = 13 / columns
-    strip_heights = [1.1 + 0.06 * len(strip(recorded[name])[1]) for name in strips]
-    heights = [sum(strip_heights)] * bool(strips) + [4.6, (tile + 0.25) * grid_rows + 0.3]
+    counts = [len(strip(recorded[name])[1]) for name in strips]
+    strip_heights = [1.1 + (0.06 if count <= 8 else 0.12) * count for count in counts]
+    panel_rows = math.ceil(len(panels(recorded)) / 3)
+    heights = [sum(strip_heights)] * bool(strips) + [2.3 * panel_rows, (tile + 0.25) * grid_rows + 0.3]
     figure = new_figure(13, sum(heights) + 0.4)
     figure.suptitle(title, fontsize=14)
     *for_strips, for_curves, for_grid = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part in for_strips:
         rows = part.subplots(len(strips), 1, squeeze=False, height_ratios=strip_heights)[:, 0]
         for axes, name in zip(rows, strips):
-            _draw_strip(axes, *strip(recorded[name]), sites, f"H_{name[2:]}")
-    draw_depth(for_curves.subplots(2, 3), recorded, sites)
+            _draw_strip(axes, *strip(recorded[name]), sites, *STRIPS[name])
+    draw_depth(for_curves.subplots(panel_rows, 3), recorded, sites)
     _draw_grid(for_grid, h_res, sites, grid_rows, columns)
     return figure
 
 
-def _draw_strip(axes: Axes, image: np.ndarray, names: Sequence[str], sites: Sequence[str], title: str) -> None:
+def _draw_strip(
+    axes: Axes, image: np.ndarray, names: Sequence[str], sites: Sequence[str], title: str, rows: str = "stream"
+) -> None:
     scale = colours(image)
     axes.imshow(image, cmap=scale.cmap, norm=scale.norm, aspect="auto", interpolation="nearest")
     axes.figure.colorbar(scale, ax=axes, pad=0.01)
-    axes.set_ylabel("stream")
+    axes.set_ylabel(rows)
     axes.set_yticks(range(len(names)) if len(names) <= 16 else [], names if len(names) <= 16 else [])
     axes.set_title(title, loc="left")
     axes.grid(False)
@@ -135,11 +148,20 @@ def is_bright(rgba: Sequence[float]) -> bool:
     return 0.299 * red + 0.587 * green + 0.114 * blue > 0.5
 
 
+def panels(recorded: Record) -> dict[str, list[Quantity]]:
+    """The plots of :data:`PANELS` for which a record has something, and what."""
+    found = {
+        title: [BY_NAME[name] for name in names if recorded.get(name) is not None] for title, names in PANELS.items()
+    }
+    return {title: quantities for title, quantities in found.items() if quantities}
+
+
 def draw_depth(grid: np.ndarray, recorded: Record, sites: Sequence[str]) -> None:
-    """One plot per entry of :data:`PANELS`, through depth: a line for each kind of site."""
+    """One plot per entry of :func:`panels`, through depth: a line for each kind of site."""
     values, kinds = by_site(recorded), _kinds(sites)
-    for axes, (title, names) in zip(grid.flat, PANELS.items(), strict=True):
-        shown = [BY_NAME[name] for name in names]
+    for axes in grid.flat[len(panels(recorded)) :]:
+        axes.set_axis_off()
+    for axes, (title, shown) in zip(grid.flat, panels(recorded).items()):
         for quantity, colour in zip(shown, COLOURS):
             line = _visible(values[quantity.name], quantity)
             for (kind, where), style in zip(kinds.items(), STYLES):
@@ -155,11 +177,15 @@ def draw_depth(grid: np.ndarray, recorded: Record, sites: Sequence[str]) -> None
 
 
 def draw_steps(figure: Figure, steps: Sequence[int], records: Sequence[Record], sites: Sequence[str], *, columns: int):
-    """Every quantity over training steps, a line for each site, coloured by depth and dashed by kind."""
+    """Every quantity of all records over training steps, a line for each site, coloured by depth, dashed by kind."""
     history, kinds = [by_site(recorded) for recorded in records], list(_kinds(sites))
     scale = ScalarMappable(Normalize(0, max(len(sites) - 1, 1)), DEPTH)
-    grid = figure.subplots(math.ceil(len(QUANTITIES) / columns), columns, squeeze=False)
-    for axes, quantity in zip(grid.flat, QUANTITIES):
+    # A run that newer code has resumed measures more than it did at first.
+    quantities = [quantity for quantity in present(records[0]) if all(quantity.name in values for values in history)]
+    grid = figure.subplots(math.ceil(len(quantities) / columns), columns, squeeze=False)
+    for axes in grid.flat[len(quantities) :]:
+        axes.set_axis_off()
+    for axes, quantity in zip(grid.flat, quantities):
         lines = _visible(np.stack([values[quantity.name] for values in history]), quantity)
         for site, line in enumerate(lines.T):
             style = STYLES[kinds.index(_kind(sites[site]))]
@@ -174,6 +200,18 @@ def draw_steps(figure: Figure, steps: Sequence[int], records: Sequence[Record], 
     kinds = ", ".join(f"{kind} {style['linestyle']}" for kind, style in zip(kinds, STYLES))
     ticks = MaxNLocator(10, integer=True)
     figure.colorbar(scale, ax=grid, pad=0.01, aspect=50, ticks=ticks, label=f"site, through depth; {kinds}")
+
+
+def draw_parts(figure: Figure, rows: Sequence[Mapping[str, Any]], *, columns: int) -> None:
+    """Bars of the time of every part, one plot for each kind of step in the table."""
+    times = [name for name in ("ms a step", "us a token") if name in rows[0]]
+    grid = figure.subplots(math.ceil(len(times) / columns), min(columns, len(times)), squeeze=False)
+    for axes, name, colour in zip(grid.flat, times, COLOURS):
+        bars = {row["part"]: row[name] for row in rows if row[name] is not None}
+        axes.barh([*bars], [*bars.values()], color=colour)
+        axes.invert_yaxis()
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel(name)
 
 
 def _kind(site: str) -> str:

@@ -129,14 +129,25 @@ def colour_bar(scale: ScalarMappable) -> str:
     )
 
 
-def strip(image: np.ndarray, streams: Sequence[str], sites: Sequence[str], scale: ScalarMappable, name: str) -> str:
-    """A row for each stream, a column for each site; below, the layers, and the kinds of sites if there is room."""
+def strip(
+    image: np.ndarray,
+    streams: Sequence[str],
+    sites: Sequence[str],
+    scale: ScalarMappable,
+    name: str,
+    axis: str = "stream",
+) -> str:
+    """A row for each stream, a column for each site; below, the layers, and the kinds of sites if there is room.
+
+    Args:
+        axis: what the rows stand for, if not for streams.
+    """
     shown = len(sites) <= 16
     rows = []
-    title = f'<th class="axis up" rowspan={len(streams)}>stream</th>'
+    title = f'<th class="axis up" rowspan={len(streams)}>{axis}</th>'
     for stream, values in zip(streams, image, strict=True):
         cells = (
-            _cell(value, scale, f"{name} of {site}, stream {stream}: {value:.4f}", shown=shown)
+            _cell(value, scale, f"{name} of {site}, {axis} {stream}: {value:.4f}", shown=shown)
             for site, value in zip(sites, values, strict=True)
         )
         rows.append(f"<tr>{title}<th>{stream}</th>{''.join(cells)}</tr>")

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from mhc_jax import diagnostics
 from train.config import RunConfig
 from train.report import figures, markup
 from train.report.losses import draw_losses
-from train.report.quantities import QUANTITIES, Record, rows
+from train.report.quantities import Record, present, rows
 from train.storage.folder import METRICS_FILE, read_metrics, read_summary
 from train.terminal.table import text
 
@@ -25,8 +25,26 @@ WEIGHTS = {
         "Row i is what stream i consists of after the site, column j is where stream j went. "
         "Where the diagonal alone stands out, every stream stays by itself.",
     ),
+    "component_share": (
+        "Components: what is weighed",
+        "Mean weight over tokens of each orthogonal matrix. Row a.b is matrix b of what is read (0), mixed (1) and "
+        "written (2).",
+    ),
+    "rank_share": ("Streams that tokens keep", "Share of tokens by the last stream (row) that they keep."),
 }
 MOST_POINTS = 200
+
+
+class Profile(Protocol):
+    """Time by part, see :mod:`train.measure.parts`."""
+
+    rows: Sequence[Mapping[str, Any]]
+    memory: Sequence[Mapping[str, Any]]
+
+    @property
+    def note(self) -> str: ...
+
+    def to_dict(self) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +55,10 @@ class Findings:
         name: name of the run.
         config: its configuration.
         parameters, cost: tables, see :mod:`train.measure.cost`; no cost if it was not measured.
+        profile: time by part; None if it was not measured.
         streams: the statistics of its parameters; None if no site taps its coefficients.
         tokens: description of the tokens that they were averaged over.
+        policies: a table of the same statistics under several numeric policies.
         summary: ``summary.json``; empty for a run that is not finished.
         lines: lines of ``metrics.jsonl``.
     """
@@ -47,8 +67,10 @@ class Findings:
     config: RunConfig
     parameters: Sequence[Mapping[str, Any]]
     cost: Sequence[Mapping[str, Any]] = ()
+    profile: Profile | None = None
     streams: Record | None = None
     tokens: str = ""
+    policies: Sequence[Mapping[str, Any]] = ()
     summary: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     lines: Sequence[Mapping[str, Any]] = ()
 
@@ -71,6 +93,7 @@ def render(findings: Findings) -> str:
         "Streams over training": _training(findings),
         "Parameters": [markup.table(findings.parameters)],
         "Cost of a training step": [markup.table(findings.cost)] if findings.cost else [],
+        "Time by part": _profile(findings),
         "Configuration": [markup.settings(findings.config.to_dict())],
     }
     parts = {title: content for title, content in parts.items() if content}
@@ -136,8 +159,9 @@ def _streams(findings: Findings) -> list[str]:
         else:
             image, streams = figures.strip(findings.streams[name])
             scale = figures.colours(image)
-            drawing = markup.strip(image, streams, sites, scale, title.split(":")[0])
-            if "." in streams[0]:
+            row = figures.STRIPS[name][1]
+            drawing = markup.strip(image, streams, sites, scale, title.split(":")[0], row)
+            if "." in streams[0] and name.startswith("h_"):
                 meaning += " Row a.b is stream b of view, branch or part a: there are several at a site."
         parts += [markup.subheading(title), markup.paragraph(meaning), markup.colour_bar(scale), drawing]
     return parts
@@ -149,15 +173,43 @@ def _depth(findings: Findings) -> list[str]:
     recorded, sites = findings.streams, diagnostics.site_names(findings.config.model)
 
     def draw(narrow: bool):
-        figure = figures.new_figure(*(4.2, 13) if narrow else (11, 5.2))
-        figures.draw_depth(figure.subplots(*(6, 1) if narrow else (2, 3)), recorded, sites)
+        count = len(figures.panels(recorded))
+        rows, columns = (count, 1) if narrow else (math.ceil(count / 3), 3)
+        figure = figures.new_figure(*(4.2, 2.2 * rows) if narrow else (11, 2.6 * rows))
+        figures.draw_depth(figure.subplots(rows, columns), recorded, sites)
         return figure
 
-    meanings = {quantity.title: quantity.meaning for quantity in QUANTITIES}
+    meanings = {quantity.title: quantity.meaning for quantity in present(recorded)}
     return [
         markup.picture(draw, "Statistics of the streams by layer"),
         markup.definitions(meanings),
         markup.table(rows(recorded, sites)),
+        *_policies(findings),
+    ]
+
+
+def _policies(findings: Findings) -> list[str]:
+    if not findings.policies:
+        return []
+    words = "The same model under other numeric policies: the extremes of all sites, and the mean number of streams."
+    return [markup.subheading("Numeric policies"), markup.paragraph(words), markup.table(findings.policies)]
+
+
+def _profile(findings: Findings) -> list[str]:
+    profile = findings.profile
+    if profile is None:
+        return []
+
+    def draw(narrow: bool):
+        figure = figures.new_figure(4.2 if narrow else 11, 0.3 * len(profile.rows) * (2 if narrow else 1) + 1)
+        figures.draw_parts(figure, profile.rows, columns=1 if narrow else 2)
+        return figure
+
+    return [
+        markup.paragraph(profile.note),
+        markup.picture(draw, "Time of every part of a training step and of a decoding step"),
+        markup.table(profile.rows),
+        markup.table(profile.memory),
     ]
 
 
@@ -171,8 +223,10 @@ def _training(findings: Findings) -> list[str]:
     sites = diagnostics.site_names(findings.config.model)
 
     def draw(narrow: bool):
-        figure = figures.new_figure(*(4.2, 17) if narrow else (11, 6.8))
-        figures.draw_steps(figure, steps, records, sites, columns=1 if narrow else 3)
+        columns = 1 if narrow else 3
+        high = 1.75 * math.ceil(len(present(records[0])) / columns)
+        figure = figures.new_figure(4.2 if narrow else 11, high + 0.5)
+        figures.draw_steps(figure, steps, records, sites, columns=columns)
         return figure
 
     return [

@@ -1,7 +1,7 @@
 """Quantities of residual streams: their meaning, their display, and one number for all sites."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ ROUNDING = 1e-8
 
 @dataclasses.dataclass(frozen=True)
 class Quantity:
-    """One number per site.
+    """One number per site; records lack what their topology has not, or what was not measured when they were written.
 
     Attributes:
         name: name in :func:`mhc_jax.diagnostics.statistics` and in ``metrics.jsonl``.
@@ -89,6 +89,58 @@ QUANTITIES = (
         shown=(0.9, 1.1),
     ),
     Quantity(
+        "singular_max",
+        "largest singular",
+        "Largest singular value of H_res among tokens: how much a site can lengthen the streams as one vector.",
+        "max",
+        neutral=1.0,
+        shown=(0.0, 1.05),
+    ),
+    Quantity(
+        "singular_min",
+        "least singular",
+        "Least singular value of H_res among tokens: how much is left of what a site shortens most.",
+        "min",
+        neutral=1.0,
+        shown=(0.0, 1.05),
+    ),
+    Quantity(
+        "composite_max",
+        "product's largest",
+        "Largest singular value of the product of all H_res up to this site, among tokens.",
+        "max",
+        neutral=1.0,
+        shown=(0.0, 1.05),
+    ),
+    Quantity(
+        "composite_min",
+        "product's least",
+        "Least singular value of the same product: near 0 the streams have become copies of each other, or some of "
+        "them are lost.",
+        "min",
+        neutral=1.0,
+        shown=(0.0, 1.05),
+    ),
+    Quantity(
+        "routing_entropy",
+        "routing entropy",
+        "Entropy of a token's weights of the components of H, over the logarithm of their number: 0 with one "
+        "component, 1 when all weigh the same.",
+        "mean",
+        shown=(0.0, 1.05),
+    ),
+    Quantity(
+        "components_used",
+        "components used",
+        "Number of components that serve, all tokens together: 1 if all of them take the same one, all if each has an "
+        "equal share.",
+        "min",
+        shown=(0.95, 2.0),
+    ),
+    Quantity(
+        "rank", "streams kept", "Number of streams that a token keeps, mean over tokens.", "mean", shown=(0.95, 2)
+    ),
+    Quantity(
         "stream_cosine",
         "stream cosine",
         "Mean cosine between two streams of a token after the site: at 1 the streams all point the same way.",
@@ -105,17 +157,38 @@ QUANTITIES = (
     ),
 )
 
+BY_NAME = {quantity.name: quantity for quantity in QUANTITIES}
+
+
+def present(recorded: Record) -> list[Quantity]:
+    """The quantities that a record has."""
+    return [quantity for quantity in QUANTITIES if quantity.name in recorded]
+
 
 def by_site(recorded: Record) -> dict[str, np.ndarray]:
-    """The quantities of :data:`QUANTITIES` in a record, (S,) each; non-finite values are NaN."""
-    return {quantity.name: np.array(recorded[quantity.name], float) for quantity in QUANTITIES}
+    """The quantities that a record has, (S,) each; non-finite values are NaN."""
+    return {quantity.name: np.array(recorded[quantity.name], float) for quantity in present(recorded)}
 
 
 def summaries(recorded: Record) -> dict[str, float]:
     """One number for all sites per quantity: its mean, or the one furthest from harmless."""
     reduce = {"max": np.max, "min": np.min, "mean": np.mean}
     values = by_site(recorded)
-    return {quantity.name: float(reduce[quantity.summary](values[quantity.name])) for quantity in QUANTITIES}
+    return {quantity.name: float(reduce[quantity.summary](values[quantity.name])) for quantity in present(recorded)}
+
+
+# What a numeric policy can change of mixing.
+OF_POLICIES = ("singular_max", "singular_min", "composite_max", "composite_min", "forward_gain", "rank")
+
+
+def policy_rows(recorded: Mapping[str, Record]) -> list[dict[str, Any]]:
+    """A table: one row per numeric policy, one number for all sites of each."""
+
+    def row(policy: str, of_policy: Record) -> dict[str, Any]:
+        found = summaries(of_policy)
+        return {"policy": policy, **{BY_NAME[name].title: found[name] for name in OF_POLICIES if name in found}}
+
+    return [row(*item) for item in recorded.items()]
 
 
 def rows(recorded: Record, sites: Sequence[str]) -> list[dict[str, Any]]:
@@ -124,7 +197,7 @@ def rows(recorded: Record, sites: Sequence[str]) -> list[dict[str, Any]]:
     def sums(name: str, site: int) -> str:
         return f"{recorded[f'{name}_min'][site]:.4f} .. {recorded[f'{name}_max'][site]:.4f}"
 
-    shown = [quantity for quantity in QUANTITIES if not quantity.name.endswith("sum_error")]
+    shown = [quantity for quantity in present(recorded) if not quantity.name.endswith("sum_error")]
     return [
         {
             "site": name,

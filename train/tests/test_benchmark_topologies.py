@@ -20,10 +20,10 @@ from mhc_jax.nn.stack import Execution
 from mhc_jax.registry import register
 from train.benchmark import __main__ as benchmark
 from train.benchmark import report, topologies, traffic
-from train.benchmark.turns import compare, take_turns
 from train.benchmark.worker import cores
 from train.config import RunConfig
 from train.measure import hlo, speed
+from train.measure.turns import compare, take_turns
 from train.terminal.table import markdown, terminal
 from train.tests.tiny import tiny_config
 

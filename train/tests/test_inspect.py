@@ -1,5 +1,7 @@
 """The command: what it prints, draws and writes for runs, exports and names, and how it says what is wrong."""
 
+import json
+
 import pytest
 
 import mhc_jax
@@ -29,11 +31,17 @@ def inspected(capsys, name, folder, *flags):
 
 
 def test_command_on_an_export_prints_draws_and_reports(tiny, tmp_path, capsys):
-    printed, report = inspected(capsys, tiny[2], tmp_path)
+    numbers = tmp_path / "made" / "numbers.json"
+    printed, report = inspected(capsys, tiny[2], tmp_path, "--json", str(numbers))
+    found = json.loads(numbers.read_text())
+    assert found["cost"][0]["one training step"] == "parameters"
+    assert len(found["streams"]["statistics"]["singular_max"]) == len(found["streams"]["sites"]) == 2
+    assert [row["policy"] for row in found["policies"]] == ["float32", "bfloat16"]
     for word in ("blocks.mixer.residual", "trace and compile", "optimizer state", "column sums", "forward gain"):
         assert word in printed
         assert word in report
     assert "Mean over 144 validation tokens of" in printed  # the whole split, in windows of 16
+    assert all(len(line) <= 80 for line in printed.splitlines() if line.startswith("|"))
 
 
 def test_command_on_a_run_with_both_sites_shows_its_training(tmp_path, capsys):
@@ -70,9 +78,37 @@ def test_matrices_are_those_of_the_parameters(tiny):
     assert recorded["h_res"] == streams.record({"h": taps["blocks.mixer.residual.h_res"]})["h"]
 
 
+def test_command_on_the_published_shc(tmp_path, capsys):
+    sizes = {"width": 8, "layers": 2, "heads": 2, "hidden": 8, "max-len": 16}
+    flags = [text for name, size in sizes.items() for text in (f"--model.{name}", str(size))]
+    flags += ["--compile", "False", "--policies", "bfloat16", "--data.path", str(tmp_path), "--data.seq-len", "16"]
+    inspect.main(
+        ["shc_500m_original", *flags, "--picture", str(tmp_path / "x.png"), "--html", str(tmp_path / "x.html")]
+    )
+    printed = capsys.readouterr().out
+    for word in ("| 1 block ", "| bfloat16 ", "product's least", "components used"):
+        assert word in printed
+    assert "Components: what is weighed" in (tmp_path / "x.html").read_text()
+
+
+@pytest.mark.slow
+def test_profile_is_printed_drawn_and_written(tiny, tmp_path, capsys):
+    flags = "--compile", "False", "--policies", "--profile", "--cache", "24", "--json", str(tmp_path / "numbers.json")
+    printed, report = inspected(capsys, tiny[2], tmp_path, *flags)
+    found = json.loads((tmp_path / "numbers.json").read_text())["profile"]
+    assert (found["batch"], found["length"], found["cache"]) == (4, 16, 24)
+    for row in found["rows"]:
+        assert row["part"] in printed
+        assert row["part"] in report
+    assert "<h2>Time by part</h2>" in report
+    assert "decoding state of one row, 24 tokens" in printed
+    assert all(len(line) <= 80 for line in printed.splitlines() if line.startswith("|"))
+
+
 def test_command_on_a_name_without_streams(tmp_path, capsys):
     flags = ("--compile", "False", "--data.tokenizer", "bytes", "--html", str(tmp_path / "x.html"))
-    inspect.main(["mhc_ssm_baseline", *flags, "--picture", str(tmp_path / "x.png")])
+    inspect.main(["mhc_ssm_baseline", *flags, "--picture", str(tmp_path / "x.png"), "--json", str(tmp_path / "x.json")])
+    assert json.loads((tmp_path / "x.json").read_text())["streams"] is None
     assert "no site taps h_pre, h_post or h_res" in capsys.readouterr().out
     assert not (tmp_path / "x.png").exists()
     assert "no site taps h_pre, h_post or h_res" in (tmp_path / "x.html").read_text()
@@ -85,6 +121,9 @@ def test_command_on_a_name_without_streams(tmp_path, capsys):
         ([], "NAME is missing"),
         (["quickstart", "--data.batch-size", "0"], "batch_size"),
         (["quickstart", "--tokens", "-1"], "tokens must not be negative"),
+        (["quickstart", "--policies", "float64"], "policy 'float64' needs 64-bit mode"),
+        (["quickstart", "--cache", "9"], "--cache is the length of a decoding step's cache under --profile"),
+        (["quickstart", "--profile", "--cache", "0"], "under --profile, got 0"),
         (["quickstart", "--model.layers", "1000000000"], r"parameters take .*choose a smaller --model\.layers"),
     ],
 )

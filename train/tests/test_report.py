@@ -1,6 +1,8 @@
 """The report: every part is there when there is something to show, nothing is fetched, values can be read."""
 
 import base64
+import json
+import math
 import re
 
 import jax.numpy as jnp
@@ -14,8 +16,11 @@ from mhc_jax.nn.backbone import SITES
 from train.measure import streams
 from train.report import figures, markup
 from train.report.page import UNTAPPED, Findings, read_run, render
-from train.report.quantities import QUANTITIES
+from train.report.quantities import QUANTITIES, by_site, policy_rows
+from train.report.record import dump
 from train.tests.tiny import tiny_config
+
+SCHEMA = ["version", "name", "config", "summary", "device", "parameters", "cost", "policies", "profile", "streams"]
 
 
 def recorded(sites=2, streams_=4, *, signed=False):
@@ -24,7 +29,9 @@ def recorded(sites=2, streams_=4, *, signed=False):
     state = rng.normal(size=(sites, 1, 3, streams_, 8))
     weights = {"h_pre": rng.random((sites, streams_)), "h_post": rng.random((sites, streams_)), "h_res": h_res[:, 0, 0]}
     h_res, state = jnp.asarray(h_res), jnp.asarray(state)
-    numbers = [diagnostics.mixing(h_res), diagnostics.composite_gains(h_res), diagnostics.stream_geometry(state)]
+    alpha, rank = jnp.full((sites, 1, 1, 3, 2), 0.5), jnp.full((sites, 1, 1), 2.0)
+    numbers = [diagnostics.mixing(h_res), diagnostics.composite_gains(h_res), diagnostics.singular_values(h_res)]
+    numbers += [diagnostics.routing(alpha), diagnostics.ranks(rank, streams_), diagnostics.stream_geometry(state)]
     return streams.record({**weights, **{name: x for part in numbers for name, x in part.items()}})
 
 
@@ -80,11 +87,26 @@ def test_every_part_is_there_and_nothing_is_fetched(tmp_path, monkeypatch):
     assert "url(" not in page
 
 
+def test_bars_of_parts_have_their_names_and_times():
+    rows = [
+        {"part": "mixer", "ms a step": 2.0, "us a token": 5.0},
+        {"part": "optimizer", "ms a step": 1.0, "us a token": None},
+    ]
+    figure = figures.new_figure(6, 3)
+    figures.draw_parts(figure, rows, columns=2)
+    training, decoding = figure.axes
+    assert [label.get_text() for label in training.get_yticklabels()] == ["mixer", "optimizer"]
+    assert [bar.get_width() for bar in training.patches] == [2, 1]
+    assert [bar.get_width() for bar in decoding.patches] == [5]
+
+
 @pytest.mark.usefixtures("unsaved")
 def test_every_weight_can_be_read(tmp_path):
     one = findings(tmp_path)
     page = render(one)
-    assert page.count("<td style=") == 2 * (4 + 4 + 16)
+    assert page.count("<td style=") == 2 * (4 + 4 + 16 + 6 + 4)
+    assert 'title="Components of 1 mixer, route.part 2.1: 0.5000"' in page
+    assert 'title="Streams that tokens keep of 0 mixer, stream 1: 1.0000"' in page
     assert f'title="1 mixer: stream 2 to stream 3: {one.streams["h_res"][1][3][2]:.4f}"' in page
     assert f'title="H_pre of 0 mixer, stream 1: {one.streams["h_pre"][0][1]:.4f}"' in page
 
@@ -102,6 +124,40 @@ def test_a_topology_that_taps_no_read_still_has_its_other_weights(tmp_path):
     page = render(findings(tmp_path, streams=gated))
     assert "H_pre: what is read" not in page
     assert "H_post: what is written" in page
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_records_of_older_code_and_of_other_topologies_lack_quantities(tmp_path):
+    newer = recorded()
+    older = {name: x for name, x in newer.items() if name.partition("_")[0] not in ("singular", "composite", "rank")}
+    lines = [{"step": 1, "streams": older}, {"step": 2, "streams": newer}]
+    page = render(findings(tmp_path, streams=older, lines=lines))
+    assert "Streams over training" in headings(page)
+    assert "least singular" not in page
+    assert set(by_site(newer)) - set(by_site(older)) == {
+        *("singular_max", "singular_min", "composite_max", "composite_min", "rank")
+    }
+
+
+def test_policies_are_rows_of_extremes():
+    one = recorded() | {"singular_max": [1.0, 1.5], "singular_min": [0.5, 0.25]}
+    (row, other) = policy_rows({"float32": one, "bfloat16": one})
+    assert row | {"policy": "bfloat16"} == other
+    assert (row["largest singular"], row["least singular"], row["streams kept"]) == (1.5, 0.25, 2)
+
+
+def test_json_holds_every_number_and_null_for_what_is_not_finite(tmp_path):
+    one = findings(tmp_path, policies=policy_rows({"float32": recorded()}))
+    one.streams["forward_gain"] = [1.0, math.inf]
+    found = json.loads(dump(one))
+    assert [*found] == SCHEMA
+    assert found["version"] == 1
+    assert found["name"] == "runs/<tiny>"
+    assert found["streams"]["sites"] == ["0 mixer", "1 mixer"]
+    assert found["streams"]["statistics"] == one.streams | {"forward_gain": [1.0, None]}
+    assert found["policies"][0]["policy"] == "float32"
+    assert found["config"] == one.config.to_dict() | {"model": found["config"]["model"]}
+    assert json.loads(dump(findings(tmp_path, streams=None)))["streams"] is None
 
 
 @pytest.mark.usefixtures("unsaved")
@@ -162,8 +218,9 @@ def test_pictures_suit_their_page():
 
 def test_kinds_of_sites_are_told_apart():
     sites = ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
-    grid = figures.new_figure(9, 6).subplots(2, 3)
+    grid = figures.new_figure(9, 9).subplots(3, 3)
     figures.draw_depth(grid, recorded(4), sites)
+    assert all(axes.axison for axes in grid.flat)
     for axes in grid.flat:
         assert axes.get_xticks().tolist() == [0.5, 2.5]  # centred under the two sites of a layer
         *_, mixer, mlp = (line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_marker() in "os")
@@ -226,9 +283,9 @@ def test_four_kinds_of_sites_each_have_a_line_of_their_own():
     figure = figures.new_figure(6, 6)
     figures.draw_steps(figure, [10, 20, 30], [recorded(4)] * 3, sites, columns=2)
     steps = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
-    grid = figures.new_figure(6, 6).subplots(2, 3)
+    grid = figures.new_figure(6, 6).subplots(3, 3)
     figures.draw_depth(grid, recorded(4), sites)
-    depth = [line for line in grid[0, 1].lines if line.get_label() in SITES]
+    depth = [line for line in grid[1, 0].lines if line.get_label() in SITES]
     assert [line.get_label() for line in depth] == list(SITES)
     assert len({line.get_linestyle() for line in steps}) == len({line.get_linestyle() for line in depth}) == 4
 

@@ -17,7 +17,8 @@ from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
 # Reads, mixing, writes: each has its own orthogonal matrices and its own weights of them.
-ROUTES = 3
+NAMES = ("pre", "res", "post")
+ROUTES = len(NAMES)
 
 
 @register("residual", "shc")
@@ -131,7 +132,10 @@ class SHC(MHC, Preparing):
             return read_N, write_N, None
         logits_BTK, rank_BTN = self._logits(h)
         routes = jnp.split(logits_BTK, ROUTES, axis=-1)
-        weights = [routing.top_k_softmax(logits_BTC, k=config.used) for logits_BTC in routes]
+        weights = [
+            scope.tap(f"alpha_{name}", routing.top_k_softmax(logits_BTC, k=config.used))
+            for name, logits_BTC in zip(NAMES, routes, strict=True)
+        ]
         if config.used < config.components:
             balance = sum(map(routing.load_balance, routes, weights)) / ROUTES
             scope.penalise("routing_balance", config.balance * balance)

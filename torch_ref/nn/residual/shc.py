@@ -59,7 +59,10 @@ class SHC(MHC):
             return self.read, self.write, None
         x_BTD = rms_norm(h_BTND.mean(-2), torch.ones_like(self.phi[0]))
         logits = (x_BTD @ self.phi.mT + self.bias).split(self.sizes, -1)
-        alphas = [routing.top_k_softmax(route, k=self.used) for route in logits[:3]]
+        alphas = [
+            scope.tap(f"alpha_{name}", routing.top_k_softmax(route, k=self.used))
+            for name, route in zip(("pre", "res", "post"), logits)
+        ]
         if self.used < self.config.components:
             loads = [routing.load_balance(route, alpha) for route, alpha in zip(logits, alphas)]
             scope.penalise("routing_balance", self.config.balance * torch.stack(loads).mean())

@@ -1,16 +1,17 @@
 """Contenders of one process, timed in turns."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from train.benchmark.worker import Step
-
+Step = Callable[[], object]
 Rounds = list[list[float]]
 
 
-def take_turns(steps: Mapping[str, Step], *, rounds: int, calls: int) -> dict[str, Rounds]:
+def take_turns(
+    steps: Mapping[str, Step], *, rounds: int, calls: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Rounds]:
     """Seconds of every call, by contender and round.
 
     Every other round runs backwards, so that what changes steadily on the machine favours nobody.
@@ -19,18 +20,19 @@ def take_turns(steps: Mapping[str, Step], *, rounds: int, calls: int) -> dict[st
         steps: each returns when its result is ready; they have run before, so that nothing is done for the first time.
         rounds: turns of every contender.
         calls: timed calls in a turn.
+        clock: gives seconds.
     """
     seconds: dict[str, Rounds] = {name: [] for name in steps}
     for index in range(rounds):
         for name in list(steps)[:: -1 if index % 2 else 1]:
-            seconds[name].append([_timed(steps[name]) for _ in range(calls)])
+            seconds[name].append([_timed(steps[name], clock) for _ in range(calls)])
     return seconds
 
 
-def _timed(step: Step) -> float:
-    start = time.perf_counter()
+def _timed(step: Step, clock: Callable[[], float]) -> float:
+    start = clock()
     step()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def compare(rounds: Rounds, baseline: Rounds) -> dict[str, float]:
