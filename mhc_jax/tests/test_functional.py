@@ -9,7 +9,7 @@ import pytest
 
 import mhc_jax
 from mhc_jax import decode
-from mhc_jax.functional import bind, param_shapes
+from mhc_jax.functional import bind, hidden, param_shapes
 from mhc_jax.models import gpt2, mhc_ssm, nanogpt
 from mhc_jax.nn.stack import Execution
 
@@ -219,3 +219,14 @@ def test_a_sharding_of_the_batch_changes_no_value_also_under_vmap_and_differenti
         jax.jit(jax.vmap(jax.value_and_grad(lambda params, its=its: loss(params, its))))(two) for its in (rows, None)
     )
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), found, expected)
+
+
+def test_activations_that_are_asked_for_by_name_are_all_that_is_kept(params):
+    names = ("blocks.mixer.state", "hidden")
+    every = jax.jit(lambda p: mhc_jax.apply(CONFIG, p, TOKENS, taps=True).taps)(params)
+    some = jax.jit(lambda p: hidden(CONFIG, p, TOKENS, taps=names).taps)(params)
+    assert some.keys() == {*names} < every.keys()
+    for name in names:
+        np.testing.assert_allclose(some[name], every[name], rtol=1e-5, atol=1e-6)
+    with pytest.raises(mhc_jax.ConfigError, match="^no activation is called mixer.state"):
+        jax.eval_shape(lambda p: hidden(CONFIG, p, TOKENS, taps=("mixer.state",)), params)

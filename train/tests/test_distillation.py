@@ -1,5 +1,6 @@
 """The objective of a student with a teacher: its sums, its gradients, its stages and its map of layers."""
 
+import dataclasses
 import functools
 
 import jax
@@ -12,12 +13,17 @@ from mhc_jax.config import ConfigError
 from mhc_jax.models import gpt2, mhc_ssm
 from mhc_jax.models.shc_original import SHCOriginalConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.stack import Execution
 from mhc_jax.ops import loss
 from mhc_jax.ops.loss import IGNORE
 from mhc_jax.tree import flatten
+from train.config import RunConfig, TrainConfig
 from train.objectives.cross_entropy import CrossEntropyConfig
 from train.objectives.distillation import PROJECTIONS, DistillationConfig
 from train.objectives.kind import TeacherConfig
+from train.update.optimizer import make_optimizer
+from train.update.state import trained_info
+from train.update.step import init_state, make_train_step
 
 SIZES = {"vocab_size": 11, "max_len": 8}
 TEACHER = gpt2(**SIZES, width=12, layers=4, mixer=AttentionConfig(heads=2))
@@ -183,6 +189,36 @@ def test_models_of_other_kinds_have_layers_too(known):
     teacher, own = mhc_jax.init(published, jax.random.key(0)), objective.init(STUDENT, jax.random.key(1))
     sums, _ = training_sums(objective, STUDENT, params, own, teacher, batch)
     assert np.isfinite(sums["hidden"])
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_sums_are_float32_under_every_policy(name, known):
+    params, own, teacher, batch = known
+    narrow = Execution(policy=name)
+    student = STUDENT.replace(execution=narrow)
+    objective = taught(student, TEACHER.replace(execution=narrow))
+
+    def total(params, own):
+        sums, _ = objective.training_sums(student, params, own, teacher, batch)
+        return sums["loss"], sums
+
+    (_, sums), gradients = jax.eval_shape(jax.value_and_grad(total, (0, 1), has_aux=True), params, own)
+    assert {x.dtype.name for x in jax.tree.leaves((sums, gradients))} == {"float32"}
+
+
+@pytest.mark.slow
+def test_micro_batches_make_the_step_of_the_whole_batch(known):
+    params, own, teacher, batch = known
+    batch = jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), batch)
+    found = []
+    for accumulate in (1, 2):
+        config = RunConfig(model=STUDENT, objective=taught(), train=TrainConfig(accumulate=accumulate))
+        optimizer = make_optimizer(config.optim, 10, trained_info(config))
+        state = dataclasses.replace(init_state(config, optimizer), params=params, objective=own)
+        after, metrics = jax.jit(make_train_step(config, optimizer))(state, batch, teacher)
+        assert np.abs(after.objective[PROJECTIONS] - own[PROJECTIONS]).max() > 0
+        found.append([metrics[name] for name in ("loss", "kl", "hidden", "cross_entropy", "grad_norm")])
+    np.testing.assert_allclose(*found, rtol=1e-5)
 
 
 def test_a_teacher_that_no_run_has_found_is_asked_for():
