@@ -120,9 +120,10 @@ class DistillationConfig(CrossEntropyConfig):
 
         The published form takes the one that begins there, so that the teacher's last layer need not be among them.
         """
-        share, published = self.teacher.known.layers / model.layers, self.form == "original"
-        at = [int(i * share) if published else math.ceil((i + 1) * share) - 1 for i in range(model.layers)]
-        return tuple(f"{ours}:{theirs}" for ours, theirs in enumerate(at))
+        layers, count = self.teacher.known.layers, model.layers
+        begins = [i * layers // count for i in range(count)]
+        ends = [-(-(i + 1) * layers // count) - 1 for i in range(count)]
+        return tuple(f"{i}:{at}" for i, at in enumerate(begins if self.form == "original" else ends))
 
     def without_teacher(self):
         return CrossEntropyConfig(chunk=self.chunk, errors=self.errors)

@@ -157,6 +157,11 @@ def test_records_that_contradict_themselves(changes, fault):
 def test_layers_are_paired_by_depth_or_as_they_are_given():
     assert taught().layers == ("0:1", "1:3")
     assert taught(TEACHER, STUDENT).layers == ("0:0", "1:0", "2:1", "3:1")
+    for count in (3, 7, 10):
+        pairs = taught(STUDENT.replace(layers=count), TEACHER.replace(layers=12)).pairs
+        assert [ours for ours, _ in pairs] == list(range(count))
+        assert [theirs for _, theirs in pairs] == sorted({theirs for _, theirs in pairs})
+        assert pairs[-1] == (count - 1, 11)
     assert taught(layers=("1:0",)).pairs == [(1, 0)]
     assert taught(hidden=0.0).layers == ()
     wide = STUDENT.replace(width=12)

@@ -25,8 +25,8 @@ from mhc_jax.rlm.limits import Limits
 LIMITS = Limits(cell_timeout=5.0, memory_mb=100, max_output_chars=2000)
 # Of what would go on for ever.
 SHORT = LIMITS.replace(cell_timeout=0.5)
-# Seconds beyond the time of a cell until the host must have its answer; a machine with ten programs for every core takes
-# that many for 8,000 calls of the host, where an idle one takes one.
+# Seconds beyond the time of a cell until the host must have its answer; a machine with ten programs for every core
+# takes that many for 8,000 calls of the host, where an idle one takes one.
 GRACE_S = 15.0
 SAID = "ESCAPED"
 
