@@ -4,6 +4,7 @@ from mhc_jax.interop import (
     deepseek,  # noqa: F401  registers the systems
     deepseek_v4,
     gpt2,  # noqa: F401  registers the system
+    linear_attention,  # noqa: F401  registers the systems
     llama,  # noqa: F401  registers the systems
     mamba,  # noqa: F401  registers the system
     mhc_ssm,  # noqa: F401  registers the system

@@ -94,6 +94,7 @@ def _numbers(value: Any) -> bool:
 
 _TYPES = {
     type(None): ("an integer", _integer, int),
+    bool: ("true or false", lambda value: isinstance(value, bool), bool),
     int: ("an integer", _integer, int),
     float: ("a finite number", _number, float),
     str: ("a text", lambda value: isinstance(value, str), str),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -20,8 +20,6 @@ from transformers import (
     LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
     Qwen3Config,
     Qwen3ForCausalLM,
 )
@@ -50,14 +48,15 @@ LLAMA = NO_ENDS | {
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A model of transformers, and the system by which we read it."""
+    """A model, of transformers or of a name and an origin of its own, and the system by which we read it."""
 
     system: str
-    model: type[PreTrainedModel]
-    config: type[PreTrainedConfig]
+    model: Callable[..., Any]
+    config: Callable[..., Any]
     fields: dict[str, Any]
+    origin: str = "transformers"
 
-    def build(self) -> PreTrainedModel:
+    def build(self) -> torch.nn.Module:
         return self.model(self.config(**self.fields))
 
     @property
@@ -133,24 +132,25 @@ QWENS = {"": {"head_dim": 6, "num_attention_heads": 4, "num_key_value_heads": 2,
 
 def cases() -> Iterator[Case]:
     for what, fields in {"": {}, "exact GELU, narrow MLP": {"activation_function": "gelu", "n_inner": 20}}.items():
-        yield _case(what, Published("gpt2", GPT2LMHeadModel, GPT2Config, GPT2 | fields))
+        yield case(what, Published("gpt2", GPT2LMHeadModel, GPT2Config, GPT2 | fields))
     for what, fields in LLAMAS.items():
-        yield _case(what, Published("llama", LlamaForCausalLM, LlamaConfig, LLAMA | fields))
+        yield case(what, Published("llama", LlamaForCausalLM, LlamaConfig, LLAMA | fields))
     for what, fields in MAMBAS.items():
-        yield _case(what, Published("mamba", MambaForCausalLM, MambaConfig, MAMBA | fields))
+        yield case(what, Published("mamba", MambaForCausalLM, MambaConfig, MAMBA | fields))
     for what, fields in DEEPSEEKS.items():
-        yield _case(what, Published("deepseek_v2", DeepseekV2ForCausalLM, DeepseekV2Config, DEEPSEEK | fields))
+        yield case(what, Published("deepseek_v2", DeepseekV2ForCausalLM, DeepseekV2Config, DEEPSEEK | fields))
     for what, fields in (DEEPSEEKS | {"halves apart": {"rope_interleave": False}}).items():
-        yield _case(what, Published("deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config, DEEPSEEK | fields))
+        yield case(what, Published("deepseek_v3", DeepseekV3ForCausalLM, DeepseekV3Config, DEEPSEEK | fields))
     for what, fields in QWENS.items():
-        yield _case(what, Published("qwen3", Qwen3ForCausalLM, Qwen3Config, LLAMA | fields))
+        yield case(what, Published("qwen3", Qwen3ForCausalLM, Qwen3Config, LLAMA | fields))
 
 
-def _case(what: str, published: Published) -> Case:
+def case(what: str, published: Published) -> Case:
+    """The published model against the one that its weights are read as."""
     weights = _weights(published)
     return Case(
         tier="oracles",
-        name=f"transformers {published.model.__name__} {what}".strip(),
+        name=f"{published.origin} {published.model.__name__} {what}".strip(),
         jax=functools.partial(_jax, published, weights),
         torch=functools.cache(functools.partial(_torch, published, weights)),
     )

@@ -141,13 +141,13 @@ class LinearAttention(Mixer):
         x_BTE = dropout(jnp.concatenate(parts, axis=-1), self.config.dropout, scope.key_of("qkv"))
         if (padding_BT := scope.padding_BT(T)) is not None:
             x_BTE = jnp.where(padding_BT[..., None], 0, x_BTE)  # writes nothing, and leaves an empty past
-        after = {}
+        after, wide_BTE = {}, x_BTE.astype(self.policy.accumulate)  # rounded once, after the activation
         if self.q_conv is not None:
             after["inputs"] = jnp.concatenate([before["inputs"], x_BTE], axis=1)[:, T:]
-            x_BTE = self._convolved(x_BTE, before["inputs"], scope)
+            wide_BTE = self._convolved(wide_BTE, before["inputs"].astype(wide_BTE.dtype), scope)
         if self.config.activates:
-            x_BTE = jax.nn.silu(x_BTE)
-        qkv = self._split(scope.tap("qkv", x_BTE))
+            wide_BTE = jax.nn.silu(wide_BTE)
+        qkv = self._split(scope.tap("qkv", wide_BTE.astype(self.policy.compute)))
         y_BTHV, after["matrix"] = self.recur(u_BTD, qkv, before["matrix"], scope)
         y_BTHV = self.o_norm(scope.tap("read", y_BTHV))
         if self.g_proj is not None:
