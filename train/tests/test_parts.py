@@ -83,14 +83,10 @@ def test_every_topology_has_pieces_that_run(topology):
     assert found["mixer: attention"][2]["k"].shape[:3] == (2, model.residual.branches, 8)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "attention",
-        "published",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("selective_ssm", "diagonal_ssm")),
-    ],
-)
+OTHERS = ("selective_ssm", "diagonal_ssm", "published")
+
+
+@pytest.mark.parametrize("name", ["attention", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_pieces_need_no_parameters_but_their_own(name):
     """Those of others are NaN."""
     model = PUBLISHED if name == "published" else with_topology(MODELS[name], "shc")
