@@ -9,7 +9,7 @@ import dataclasses
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.nn.ends import DenseEndsConfig
-from mhc_jax.nn.mixers import AttentionConfig, LatentAttentionConfig
+from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.norms import LayerNormConfig
 from train.config import MeshConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
@@ -29,9 +29,6 @@ MESHES = {
 
 # Without biases: that of the keys has no gradient but rounding.
 _GPT = gpt2(**SIZES, mixer=AttentionConfig(heads=16, bias=False))
-_LATENT = LatentAttentionConfig(
-    heads=16, latent_width=48, query_latent_width=32, head_width=3, value_head_width=5, rotary_width=16
-)
 _BRANCHES = with_topology(_GPT, "multi_branch", streams=STREAMS)
 
 MODELS = {
@@ -41,7 +38,6 @@ MODELS = {
     # Coefficients that depend on the token from the first step on.
     "dynamic_mhc": with_topology(_GPT, "deepseek_v4", streams=STREAMS),
     "hc": with_topology(_GPT, "hc", streams=STREAMS),
-    "latent_attention": gpt2(**SIZES, mixer=_LATENT),
     "mhc_ssm": mhc_ssm(
         "adapters",
         **SIZES,

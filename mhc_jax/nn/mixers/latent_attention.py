@@ -89,8 +89,8 @@ class LatentAttentionConfig(MixerConfig):
     def check(self, width):
         head = self.width_of_head(width)
         self.require(head >= 1, f"heads {self.heads} are more than the width {width}; set fewer, or head_width")
-        latent, turned = self.value_width(width), self.width_of_rotary(width)
-        self.require(latent >= 1, f"rotary_width {turned} leaves no latent at width {width}; set latent_width")
+        latent, rotary = self.value_width(width), self.width_of_rotary(width)
+        self.require(latent >= 1, f"rotary_width {rotary} leaves no latent at width {width}; set latent_width")
 
     def width_of_head(self, width: int) -> int:
         """K, in a model of that width."""
