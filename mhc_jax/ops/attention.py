@@ -1,5 +1,6 @@
 """Softmax attention over several heads, and over latents from which their keys and values are made."""
 
+import math
 from typing import Any, Literal, get_args
 
 import jax
@@ -54,7 +55,7 @@ def causal_attention(
     T, S = _lengths(q_BTHK, k_BSGK, start)
     if implementation != "xla" and not (start is start_B is keep_BHTS is None):
         raise ValueError(f"{implementation} takes none of start, start_B and keep_BHTS; use implementation 'xla'")
-    scale = K**-0.5 if scale is None else scale
+    scale = math.pow(K, -0.5) if scale is None else scale
     if implementation == "splash":
         from mhc_jax.kernels.splash import splash_attention  # Pallas takes long to import
 
@@ -148,7 +149,7 @@ def absorbed_latent_attention(
     q_BTHR = jnp.einsum("bthk,rhk->bthr", q_BTHK, k_up_RHK)
     scores = jnp.einsum("bthr,bsr->bhts", q_BTHR, latent_BSR, preferred_element_type=dtype)
     scores += jnp.einsum("bthp,bsp->bhts", q_rope_BTHP, k_rope_BSP, preferred_element_type=dtype)
-    scale = (K + P) ** -0.5 if scale is None else scale
+    scale = math.pow(K + P, -0.5) if scale is None else scale
     weights = _weights(scores * scale, _visible(T, S, start, start_B, causal, segment_ids), keep_BHTS)
     mixed_BTHR = jnp.einsum("bhts,bsr->bthr", weights.astype(latent_BSR.dtype), latent_BSR)
     return jnp.einsum("bthr,rhv->bthv", mixed_BTHR, v_up_RHV)
