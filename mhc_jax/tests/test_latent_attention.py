@@ -102,6 +102,13 @@ def test_a_single_token_forms_no_keys_of_the_past(length, forms):
     assert ((3, 64, 2, 5) in shapes, (3, 64, 2, 7) in shapes) == (forms, forms)
 
 
+def test_widths_left_out_follow_from_the_model():
+    config = LatentAttentionConfig(heads=4)
+    assert (config.width_of_head(66), config.width_of_value(66), config.width_of_rotary(66)) == (16, 16, 8)
+    assert config.value_width(66) == 39 - 8
+    assert config.replace(rotary="none").value_width(66) == 39
+
+
 def test_the_scores_grow_under_yarn_as_those_of_deepseek():
     yarn = YarnScalingConfig(factor=40.0, attention_factor=1.0)
     config = LatentAttentionConfig(head_width=128, rotary_width=64, rotary_scaling=yarn, mscale_all_dim=1.0)
