@@ -12,6 +12,7 @@ from mhc_jax.nn.channel import GeluMLPConfig, SwiGLUConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig, SelectiveSSMConfig
 from mhc_jax.nn.scope import Scope
+from train.loop import named
 from train.measure import parts
 from train.tests.tiny import tiny_config
 
@@ -139,3 +140,12 @@ def test_the_state_of_attention_grows_with_length_and_that_of_a_recurrence_does_
     assert sizes["attention"] == [2 * 2 * 8 * 24 * 4, 2 * 2 * 16 * 24 * 4]
     for name in ("selective_ssm", "diagonal_ssm"):
         assert sizes[name][0] == sizes[name][1] > 0
+
+
+def test_the_student_of_shc_keeps_the_same_of_a_text_of_any_length():
+    """The cache of attention has a key and a value of every layer for each token."""
+    student, model = (
+        named.load(name).model.replace(vocab_size=257, max_len=4096) for name in ("shc_student", "shc_500m")
+    )
+    assert parts.state_bytes(student, 256) == parts.state_bytes(student, 4096) < 1.5 * 2**20
+    assert parts.state_bytes(model, 4096) == 4096 * 2 * 36 * 1024 * 2
