@@ -1,12 +1,11 @@
 """Gated linear attention (Yang, Wang, Shen, Panda and Kim, arXiv 2312.06635)."""
 
-import functools
 import math
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.chunks import FORGET, Chunks, Form, Walk, sums_between
+from mhc_jax.ops.chunks import FORGET, Chunks, Form, Walk
 
 
 def gated_linear_attention(
@@ -19,12 +18,12 @@ def gated_linear_attention(
     reset_BT: Bool[Array, "B T"] | None = None,
     form: Form = "chunked",
     chunk: int = 64,
-    block: int = 16,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """``S_t = diag(a_t) S_{t-1} + k_t v_t'``, ``y_t = S_t' q_t / sqrt(K)`` with ``a = exp(log_decay)``.
 
     Sums are in float32 whatever the inputs, or in float64. No exponent is above 0, and none comes from a difference of
-    sums: gates from 0 to -1000 neither overflow nor lose digits.
+    sums: gates from 0 to -1000 neither overflow nor lose digits. For that a chunk is cut into halves again and again,
+    secondary chunking (section 4.3) down to single tokens.
 
     Args:
         q_BTHK, k_BTHK, v_BTHV: queries, keys, values.
@@ -33,30 +32,27 @@ def gated_linear_attention(
         reset_BT: true where states are forgotten before the token is read.
         form: ``"chunked"`` walks over chunks, with dense products inside each; ``"recurrent"`` walks over the tokens.
             A single token is one step of the recurrence in both.
-        chunk: tokens of a chunk; T need not be a multiple. Only states between chunks are kept for the backward pass.
-        block: tokens of a block of a chunk (secondary chunking, section 4.3). Scores of two blocks are one product;
-            inside a block they take the decay of every pair of tokens in every channel.
+        chunk: tokens of a chunk, rounded up to a power of two in the chunked form; T need not be a multiple. Only
+            states between chunks are kept for the backward pass.
 
     Returns:
         Output (B, T, H, V) in the dtype of ``v_BTHV``, and the states after the last token (B, H, K, V).
 
     Raises:
-        ValueError: an unknown form, ``chunk`` or ``block`` below 1, or a ``block`` that does not divide ``chunk``.
+        ValueError: an unknown form, or ``chunk < 1``.
     """
-    Chunks.check(form, chunk=chunk, block=block)
-    if chunk % block:
-        raise ValueError(f"block {block} must divide chunk {chunk}")
+    Chunks.check(form, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     if reset_BT is not None:
         log_decay_BTHK = jnp.where(reset_BT[..., None, None], FORGET, log_decay_BTHK)
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
     inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK)]
     inputs[0] /= math.sqrt(K)
+    size = min(chunk, T)
     if form == "recurrent" or T == 1:
-        s_BHKV, y_BTHV = Chunks(T, min(chunk, T)).scan(Walk(_step), s0_BHKV, inputs)
+        s_BHKV, y_BTHV = Chunks(T, size).scan(Walk(_step), s0_BHKV, inputs)
     else:
-        whole_blocks = -(-T // block) * block
-        s_BHKV, y_BTHV = Chunks(T, min(chunk, whole_blocks)).scan(functools.partial(_chunk, block), s0_BHKV, inputs)
+        s_BHKV, y_BTHV = Chunks(T, 1 << (size - 1).bit_length()).scan(_chunk, s0_BHKV, inputs)
     return y_BTHV.astype(v_BTHV.dtype), s_BHKV
 
 
@@ -67,40 +63,34 @@ def _step(s_BHKV, token):
     return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK)
 
 
-def _chunk(block, s_BHKV, piece):
-    """N blocks of R tokens at once, given the state before them."""
-    q, k, v, log_decay = (_blocks(jnp.swapaxes(x, 1, 2), block) for x in piece)  # (B, H, N, R, ...)
-    B, H, N, R, V = v.shape
-    pairs_BHNRRK = sums_between(log_decay)
-    from_start = jnp.cumsum(log_decay, axis=-2)
-    to_end = pairs_BHNRRK[..., -1, :, :]
-    total_BHNK = from_start[..., -1, :]
-    blocks_BHNNK = sums_between(total_BHNK)
-    # At [n, m]: over the blocks after m and before n.
-    apart_BHNNK = jnp.pad(blocks_BHNNK[..., :-1, :, :], [(0, 0), (0, 0), (1, 0), (0, 0), (0, 0)])
-    before_BHNK = jnp.pad(jnp.cumsum(total_BHNK, axis=-2), [(0, 0), (0, 0), (1, 0), (0, 0)])
-
-    # Scores of an earlier block's keys, met at the start of the query's block.
-    q_met = q * jnp.exp(from_start)
-    k_met = k[:, :, None] * jnp.exp(to_end[:, :, None] + apart_BHNNK[..., None, :])
-    far_BHNRNR = jnp.einsum("bhnik,bhnmjk->bhnimj", q_met, k_met)
-    # Scores inside a block.
-    seen_RR = jnp.tril(jnp.ones((R, R), bool))
-    decay_BHNRRK = jnp.exp(jnp.where(seen_RR[..., None], pairs_BHNRRK, -jnp.inf))
-    near_BHNRR = jnp.einsum("bhnik,bhnjk,bhnijk->bhnij", q, k, decay_BHNRRK)
-
-    earlier_NN, same_NN = jnp.tril(jnp.ones((N, N), v.dtype), -1), jnp.eye(N, dtype=v.dtype)
-    scores_BHNRNR = far_BHNRNR * earlier_NN[:, None, :, None]
-    scores_BHNRNR += near_BHNRR[..., None, :] * same_NN[:, None, :, None]
-    y = jnp.einsum("bhnimj,bhmjv->bhniv", scores_BHNRNR, v)
-    y += jnp.einsum("bhnik,bhkv->bhniv", q_met * jnp.exp(before_BHNK[..., :-1, None, :]), s_BHKV)
-
-    k_left = k * jnp.exp(to_end + blocks_BHNNK[..., -1, :, None, :])
-    s_BHKV = jnp.exp(before_BHNK[..., -1, :])[..., None] * s_BHKV + jnp.einsum("bhnjk,bhnjv->bhkv", k_left, v)
-    return s_BHKV, jnp.swapaxes(y.reshape(B, H, N * R, V), 1, 2)
+def _chunk(s_BHKV, piece):
+    """C tokens at once, given the state before them; C is a power of two."""
+    q_BHCK, k_BHCK, v_BHCV, log_decay_BHCK = (jnp.swapaxes(x, 1, 2) for x in piece)
+    scores_BHCC, from_start_BHCK, to_end_BHCK = _scores(q_BHCK, k_BHCK, log_decay_BHCK)
+    y_BHCV = scores_BHCC @ v_BHCV + (q_BHCK * jnp.exp(from_start_BHCK)) @ s_BHKV
+    kept_BHK = jnp.exp(from_start_BHCK[..., -1, :])
+    s_BHKV = kept_BHK[..., None] * s_BHKV + (k_BHCK * jnp.exp(to_end_BHCK)).mT @ v_BHCV
+    return s_BHKV, jnp.swapaxes(y_BHCV, 1, 2)
 
 
-def _blocks(x_BHCM, block):
-    """(B, H, C / block, block, ...)."""
-    B, H, C, *rest = x_BHCM.shape
-    return x_BHCM.reshape(B, H, C // block, block, *rest)
+def _scores(q_BHCK, k_BHCK, log_decay_BHCK):
+    """``sum_K q_i k_j exp(decays after j, up to i)`` for j <= i, and zeros.
+
+    Blocks of one token are joined to pairs, these to fours, and so on. The scores between the two halves of a joint
+    block are one product: both sides are decayed to the border between them, so no exponent is above 0.
+
+    Returns:
+        The scores (B, H, C, C), and for every token the sums of the decays up to it and after it.
+    """
+    q, k, from_start = (x[..., None, :] for x in (q_BHCK, k_BHCK, log_decay_BHCK))  # (B, H, blocks, tokens, K)
+    to_end, scores = jnp.zeros_like(from_start), jnp.sum(q * k, axis=-1, keepdims=True)
+    while scores.shape[2] > 1:
+        (q1, q2), (k1, k2), (start1, start2), (end1, end2), (scores1, scores2) = (
+            (x[:, :, ::2], x[:, :, 1::2]) for x in (q, k, from_start, to_end, scores)
+        )
+        across = (q2 * jnp.exp(start2)) @ (k1 * jnp.exp(end1)).mT
+        scores = jnp.block([[scores1, jnp.zeros_like(across)], [across, scores2]])
+        q, k = jnp.concatenate([q1, q2], axis=-2), jnp.concatenate([k1, k2], axis=-2)
+        to_end = jnp.concatenate([end1 + start2[..., -1:, :], end2], axis=-2)
+        from_start = jnp.concatenate([start1, start2 + start1[..., -1:, :]], axis=-2)
+    return scores[:, :, 0], from_start[:, :, 0], to_end[:, :, 0]

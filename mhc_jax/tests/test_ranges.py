@@ -41,9 +41,7 @@ PARTS = {
     },
     "gla": {
         "heads": COUNT, "expand_k": POSITIVE, "expand_v": POSITIVE, "gate_rank": COUNT, "gate_normalizer": POSITIVE,
-        "norm_eps": NATURAL, "dropout": RATE, "init_std": POSITIVE,
-        "chunk": {"multiples of 16": lambda x: x > 0 and x % 16 == 0},
-        "block": {"divisors of 64": lambda x: x > 0 and 64 % x == 0},
+        "norm_eps": NATURAL, "dropout": RATE, "init_std": POSITIVE, "chunk": COUNT,
     },
     "diagonal_ssm": {"conv_kernel": COUNT, "chunk": COUNT},
     "latent_attention": {

@@ -15,18 +15,16 @@ B, H, K, V = 2, 2, 3, 4
 
 def cases() -> Iterator[Case]:
     yield op("chunks.sums_between", "", draw(x_CK=(B, 6, K)))
-    # Form, length, sizes of chunks and of their blocks.
-    for form, length, *sizes in (
-        ("recurrent", 7, 3, 3),
-        ("chunked", 1),
-        ("chunked", 7, 4, 2),
-        ("chunked", 8, 4, 2),
-        ("chunked", 21),
+    for form, length, chunk in (
+        ("recurrent", 7, 3),
+        ("chunked", 1, 64),
+        ("chunked", 7, 4),
+        ("chunked", 8, 4),
+        ("chunked", 21, 64),
     ):
-        what = f"{form}, {length} tokens{', small chunks' if sizes else ''}"
-        options = {"form": form, **dict(zip(("chunk", "block"), sizes))}
+        what = f"{form}, {length} tokens, chunks of {chunk}"
+        options = {"form": form, "chunk": chunk}
         yield op("gla.gated_linear_attention", what, gla_inputs(length), torch=_gla_mirror, **options)
-        options.pop("block", None)
         yield op("delta_rule.gated_delta_rule", what, delta_inputs(length), torch=_delta_mirror, **options)
     gla_mixer, delta_mixer = GLAConfig(conv_kernel=4).small(), GatedDeltaConfig().small()
     for form in ("recurrent", "chunked"):

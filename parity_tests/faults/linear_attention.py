@@ -9,23 +9,25 @@ from parity_tests.faults.mhc_ssm import stale_state
 from parity_tests.mutations import Mutation, argument, op, options
 
 GLA, DELTA = "gla", "gated_delta"
+CHUNKED = "chunked, 7 tokens, chunks of 4"
 GROUPED_GLA = "gla over mhc, grouped heads, convolutions"
 GROUPED_DELTA = "gated_delta over mhc, grouped heads, no convolutions"
-SMALL = "7 tokens, small chunks"
 
 
 def mutations() -> Iterator[Mutation]:
     yield op("sums between tokens begin one early", "chunks.sums_between", _one_early)
     for path in ("delta_rule.gated_delta_rule", "gla.gated_linear_attention"):
         module, name = path.split(".")
-        yield op(f"{name} never resets", path, options(reset_BT=None), f"chunked, {SMALL}")
-        yield op(f"{name} with scores twice as large", path, argument("q_BTHK", _doubled), f"chunked, {SMALL}")
+        yield op(f"{name} never resets", path, options(reset_BT=None), CHUNKED)
+        yield op(f"{name} with scores twice as large", path, argument("q_BTHK", _doubled), CHUNKED)
         ops = f"mhc_jax.ops.{module}"
-        chunked, recurrent = (f"{path} {form}, {SMALL}" for form in ("chunked", "recurrent"))
+        chunked, recurrent = f"{path} {CHUNKED}", f"{path} recurrent, 7 tokens, chunks of 3"
         yield Mutation(f"{name} loses the state between chunks", f"{ops}:_chunk", _without_past, "ops", chunked)
         yield Mutation(f"{name} reads before it writes", f"{ops}:_step", _read_first, "ops", recurrent)
-    solve, case = "mhc_jax.ops.delta_rule:jax", f"delta_rule.gated_delta_rule chunked, {SMALL}"
+    solve, case = "mhc_jax.ops.delta_rule:jax", f"delta_rule.gated_delta_rule {CHUNKED}"
     yield Mutation("tokens of a chunk do not see corrections", solve, _unsolved, "ops", case)
+    halves = "mhc_jax.ops.gla:_scores"
+    yield Mutation("keys decay one token less", halves, _late_decay, "ops", f"gla.gated_linear_attention {CHUNKED}")
     yield from _mixers()
 
 
@@ -57,6 +59,16 @@ def _without_past(healthy):
         return healthy(*options, 0 * s_BHKV, piece)
 
     return chunk
+
+
+def _late_decay(healthy):
+    """Scores as if the decay of a query's own token were not yet there."""
+
+    def scores(q, k, log_decay):
+        shifted = jnp.pad(log_decay, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]
+        return healthy(q, k, shifted)[0], *healthy(q, k, log_decay)[1:]
+
+    return scores
 
 
 def _read_first(healthy):

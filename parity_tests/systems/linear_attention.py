@@ -10,7 +10,7 @@ from parity_tests.systems.base import System
 from parity_tests.systems.gpt import tiny_gpt
 
 PLAIN = {"positions": "none", "norm": RMSNormConfig(), "mlp": SwiGLUConfig(hidden=7)}
-GLA = GLAConfig(heads=2, gate_rank=3, chunk=4, block=2, norm_eps=0.02)
+GLA = GLAConfig(heads=2, gate_rank=3, chunk=4, norm_eps=0.02)
 GROUPED_GLA = GLAConfig(
     heads=4,
     kv_heads=2,
@@ -23,7 +23,6 @@ GROUPED_GLA = GLAConfig(
     output_gate="sigmoid",
     form="recurrent",
     chunk=3,
-    block=3,
 )
 DELTA = GatedDeltaConfig(heads=2, head_width=3, expand_v=4 / 3, chunk=4, norm_eps=0.02)
 GROUPED_DELTA = GatedDeltaConfig(

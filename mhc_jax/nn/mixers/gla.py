@@ -29,7 +29,6 @@ class GLAConfig(LinearAttentionConfig):
         gate_normalizer: with larger ones, states remember longer.
         gate_floor: least logarithm of a decay; None for none.
         feature_map: of queries and keys.
-        block: tokens of a block of a chunk, see :func:`mhc_jax.ops.gla.gated_linear_attention`.
     """
 
     heads: int = 4
@@ -40,11 +39,10 @@ class GLAConfig(LinearAttentionConfig):
     gate_normalizer: float = 16.0
     gate_floor: float | None = None
     feature_map: Literal["none", "relu", "silu"] = "none"
-    block: int = 16
 
     def validate(self):
         super().validate()
-        self.require_counts(1, "heads", "gate_rank", "block")
+        self.require_counts(1, "heads", "gate_rank")
         if self.kv_heads is not None:
             self.require_counts(1, "kv_heads")
         groups = self.kv_heads or self.heads
@@ -53,10 +51,9 @@ class GLAConfig(LinearAttentionConfig):
             self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         floor = self.gate_floor
         self.require(floor is None or floor <= 0, f"gate_floor must not be above 0, got {floor}")
-        self.require(self.chunk % self.block == 0, f"block {self.block} must divide chunk {self.chunk}")
 
     def small(self):
-        return self.replace(heads=2, kv_heads=self.kv_heads and 1, gate_rank=3, chunk=4, block=2)
+        return self.replace(heads=2, kv_heads=self.kv_heads and 1, gate_rank=3, chunk=4)
 
     def check(self, width):
         for name in ("expand_k", "expand_v"):
@@ -108,5 +105,4 @@ class GLA(LinearAttention):
             reset_BT=scope.starts_BT(u_BTD.shape[1]),
             form=config.form,
             chunk=config.chunk,
-            block=config.block,
         )
