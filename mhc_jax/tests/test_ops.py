@@ -208,13 +208,16 @@ def test_mean_loss_of_nothing_is_nan():
 
 MASKS = {"scale": None, "start": None, "start_B": None, "causal": True, "segment_ids": None, "keep_BHTS": None}
 KERNELS = {"implementation": "xla", "batch_sharding": None}
+RECURRENT = {"s0_BHKV": None, "reset_BT": None, "form": "chunked", "chunk": 64}
 OMITTED = {
     "attention.absorbed_latent_attention": MASKS,
     "attention.causal_attention": MASKS | KERNELS,
     "attention.latent_attention": MASKS | KERNELS,
     "conv.causal_depthwise_conv": {"history_BJD": None, "segment_ids": None},
+    "delta_rule.gated_delta_rule": RECURRENT,
     "diag_scan.diagonal_scan": {"s0_BD": None, "form": "sequential", "chunk": 64},
     "diag_ssm.diag_ssm": {"s0_BD": None, "reset_BT": None, "form": "sequential", "chunk": 64},
+    "gla.gated_linear_attention": RECURRENT,
     "hyper.dynamic_weights": {"gamma_D": None},
     "loss.cross_entropy": {"ignore": -100},
     "loss.chunked_cross_entropy": {"logits_dtype": jnp.float32},
