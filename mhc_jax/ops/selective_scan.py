@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mhc_jax.ops.chunks import Chunks
 from mhc_jax.ops.diag_scan import ScanForm, diagonal_scan
 from mhc_jax.registry import unknown
 
@@ -62,20 +63,12 @@ def selective_scan(
     if size == T:
         s_BEN, y_BTE = inside(rate_EN, s0_BEN, inputs)
         return y_BTE + skip_E * u_BTE, s_BEN
-    count = -(-T // size)
+    chunks = Chunks(T, size)
     # A step of no time leaves the states as they are.
-    pieces = [_pieces(x, count, size) for x in inputs[:-1]] + [_pieces(keep_BT - 1, count, size) + 1]
+    pieces = [chunks.cut(x) for x in inputs[:-1]] + [chunks.cut(keep_BT - 1) + 1]
     body = jax.checkpoint(lambda s_BEN, piece: inside(rate_EN, s_BEN, piece))
     s_BEN, y_CBKE = jax.lax.scan(body, s0_BEN, tuple(pieces))
-    y_BTE = jnp.moveaxis(y_CBKE, 0, 1).reshape(B, count * size, E)[:, :T]
-    return y_BTE + skip_E * u_BTE, s_BEN
-
-
-def _pieces(x_BTM: jax.Array, count: int, size: int) -> jax.Array:
-    """(count, B, size, ...), zeros at the end."""
-    B, T, *rest = x_BTM.shape
-    padded = jnp.pad(x_BTM, [(0, 0), (0, count * size - T)] + [(0, 0)] * len(rest))
-    return jnp.moveaxis(padded.reshape(B, count, size, *rest), 1, 0)
+    return chunks.join(y_CBKE) + skip_E * u_BTE, s_BEN
 
 
 def _transition(rate_EN, u_BE, dt_BE, in_BN, keep_B):

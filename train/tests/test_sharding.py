@@ -14,7 +14,7 @@ from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
-from mhc_jax.nn.mixers import LatentAttentionConfig
+from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig, LatentAttentionConfig
 from train.config import MeshConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.devices import sharding
@@ -29,6 +29,7 @@ MODELS = {
 ADAPTERS = MODELS["adapters", "ln"]
 MODELS |= {("gpt2", name): with_topology(gpt2(), name) for name in registry.names("topology")}
 MODELS["gpt2", "latent_attention"] = gpt2(mixer=LatentAttentionConfig())
+MODELS |= {("gpt2", mixer.kind): gpt2(mixer=mixer) for mixer in (GLAConfig(conv_kernel=4), GatedDeltaConfig())}
 
 
 def mesh_of(data=1, fsdp=1, tensor=1):

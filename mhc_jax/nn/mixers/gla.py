@@ -82,8 +82,8 @@ class GLA(LinearAttention):
     def __init__(self, config: GLAConfig, width: int, policy: Policy, init: Init):
         super().__init__(config, width, policy, init)
         rank, keys, std = config.gate_rank, self.heads.keys * self.heads.K, normal(config.init_std)
-        self.gk_down = Dense(width, rank, init / "gk_down", ("embed", "rank"), kernel=std, bias=False)
-        self.gk_up = Dense(rank, keys, init / "gk_up", ("rank", "heads"), kernel=std, bias=zeros)
+        self.gk_down = Dense(width, rank, init / "gk_down", ("embed", ""), kernel=std, bias=False)
+        self.gk_up = Dense(rank, keys, init / "gk_up", ("", "heads"), kernel=std, bias=zeros)
 
     def recur(self, u_BTD, qkv, matrix_BHKV, scope):
         config, (q_BTHK, k_BTHK, v_BTHV) = self.config, qkv
