@@ -19,7 +19,6 @@ def cases() -> Iterator[Case]:
         ("recurrent", 7, 3),
         ("chunked", 1, 64),
         ("chunked", 7, 4),
-        ("chunked", 8, 4),
         ("chunked", 21, 64),
     ):
         what = f"{form}, {length} tokens, chunks of {chunk}"

@@ -39,7 +39,7 @@ GROUPED_DELTA = GatedDeltaConfig(
 
 
 def systems() -> Iterator[System]:
-    yield System("gla", tiny_gpt(mixer=GLA, **PLAIN), decoded=True)
+    yield System("gla", tiny_gpt(mixer=GLA, **PLAIN))
     yield System(
         "gla over mhc, grouped heads, convolutions",
         tiny_gpt("mhc", mixer=GROUPED_GLA, value_residual=ValueResidualConfig(), **PLAIN),
@@ -49,5 +49,4 @@ def systems() -> Iterator[System]:
     yield System(
         "gated_delta over mhc, grouped heads, no convolutions",
         tiny_gpt("mhc", mixer=GROUPED_DELTA, value_residual=ValueResidualConfig(), **PLAIN),
-        decoded=True,
     )
