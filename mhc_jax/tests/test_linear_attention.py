@@ -115,6 +115,13 @@ def test_bfloat16_inputs_are_summed_in_float32(op):
     np.testing.assert_array_equal(np.abs(y - exact) <= 2**-8 * np.abs(exact) + 1e-5, True)
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_chunks_of_any_size_give_the_recurrence(op):
+    arguments = inputs(op, 11)
+    for ours, reference in zip(OPS[op](*arguments, chunk=3), OPS[op](*arguments, form="recurrent"), strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5)
+
+
 def test_unknown_forms_and_sizes_are_refused():
     with pytest.raises(ValueError, match="unknown form 'chunkd'; did you mean 'chunked'"):
         gated_delta_rule(*inputs("delta", 3), form="chunkd")
