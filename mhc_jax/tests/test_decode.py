@@ -149,7 +149,7 @@ UNEQUAL = {
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "adapters" else []) for name in UNEQUAL]
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name not in MODELS else []) for name in UNEQUAL]
 )
 def test_prompts_of_unequal_length_give_what_each_gives_alone(name):
     """Also past the longest sequence, where a window slides over some rows sooner than over others."""

@@ -238,6 +238,7 @@ def test_components_and_ranks_of_shc():
     assert np.all(found["composite_min"] >= config.residual.floor)
 
 
+@pytest.mark.slow
 def test_the_published_shc_has_one_site_a_block_whose_matrices_belong_to_a_row():
     config = SHCOriginalConfig(vocab_size=32, max_len=8, width=8, layers=2, heads=2)
     params, tokens = mhc_jax.init(config, jax.random.key(0)), jnp.arange(16).reshape(2, 8)

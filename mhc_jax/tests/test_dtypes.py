@@ -29,7 +29,7 @@ TAPS = {
     "h_post": FLOAT32, "h_res": FLOAT32, "rank": FLOAT32, "y_streams": FLOAT32, "attended": BFLOAT16,
     "conv": BFLOAT16, "ssm": FLOAT32, "hidden": FLOAT32, "collapse": FLOAT32, "normalised": FLOAT32, "logits": FLOAT32,
     "dt": FLOAT32, "latent": BFLOAT16, "qkv": BFLOAT16, "log_decay": FLOAT32, "beta": FLOAT32, "read": FLOAT32,
-    "mlp.branch.hidden": BFLOAT16,
+    "mlp.branch.hidden": BFLOAT16, "alpha_pre": FLOAT32, "alpha_post": FLOAT32, "alpha_res": FLOAT32,
 }  # fmt: skip
 CACHE = {
     "k": BFLOAT16, "v": BFLOAT16, "latent": BFLOAT16, "k_rope": BFLOAT16, "inputs": BFLOAT16, "ssm": FLOAT32,

@@ -58,7 +58,7 @@ class Trainer:
         initialise = jax.jit(lambda: init_state(self.config, self.optimizer), out_shardings=shardings(self.state))
         state, losses = initialise(), []
         for batch in batches:
-            state, metrics = self.step(state, sharding.global_batch(batch, self.mesh))
+            state, metrics = self.step(state, sharding.global_batch(batch, self.mesh), None)  # no teacher
             losses.append(float(metrics["loss"]))
         return state, losses
 

@@ -30,7 +30,8 @@ import mhc_jax
 import train
 from mhc_jax import interop, registry
 from mhc_jax.interop.deepseek_v4 import site_to_deepseek_v4
-from mhc_jax.models import mhc_ssm, nanogpt
+from mhc_jax.models import gla, mhc_ssm, nanogpt
+from train.checks.subject import small
 from train.measure import target
 from train.report import markup
 from train.terminal import cli
@@ -152,6 +153,9 @@ def place(tmp_path_factory):
         weights = interop.to_original(system, config, mhc_jax.init(config, jax.random.key(0)))
         model = {name: torch.tensor(value) for name, value in weights.items()}
         torch.save({"model": model, "config": {"n_head": 6}} if system == "nanogpt" else model, folder / file)
+    config = small(gla())
+    weights = interop.to_original("gla", config, mhc_jax.init(config, jax.random.key(0)))
+    torch.save({name: torch.tensor(value) for name, value in weights.items()}, folder / "gla.pt")
     return folder
 
 

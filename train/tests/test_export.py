@@ -169,7 +169,7 @@ def test_a_model_that_transformers_does_not_know_carries_its_code(tiny, tmp_path
     out = tmp_path / "out"
     export.main([str(folder), str(out), "--format", "huggingface"])
     said = capsys.readouterr().out
-    assert "no architecture for it (as gpt2, it has " in said
+    assert "no architecture for it (as deepseek_v2, it has " in said
     assert "; as llama, it has " in said
     assert "trust_remote_code=True" in said
     config = json.loads((out / "config.json").read_text())

@@ -126,7 +126,7 @@ DECAYED = {
     "mix_logit": "", "static_alpha": "", "static_beta": "", "alpha_static": "", "beta_static": "", "lambdas": "",
     "dynamic_alpha_scale": "", "dynamic_beta_scale": "", "pre_scale": "", "res_scale": "", "post_scale": "",
     "gate_scale": "", "collapse_logits": "", "stream_embed": "", "pool": "", "a_log": "", "read": "", "write": "",
-    "skew": "",
+    "skew": "", "dt_bias": "",
 }  # fmt: skip
 CELLS = [(topology, "attention") for topology in registry.names("topology")]
 CELLS += [("mhc", mixer) for mixer in registry.names("mixer") if mixer != "attention"]

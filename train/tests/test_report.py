@@ -169,7 +169,8 @@ def test_numbers_that_are_not_finite_are_drawn_around(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sites", "streams_", "signed"), [(1, 1, False), (12, 4, True), pytest.param(96, 2, False, marks=pytest.mark.slow)]
+    ("sites", "streams_", "signed"),
+    [(1, 1, False), *(pytest.param(*wide, marks=pytest.mark.slow) for wide in ((12, 4, True), (96, 2, False)))],
 )
 def test_the_sheet_fits_any_depth(tmp_path, sites, streams_, signed):
     names = [f"{site // 2} {('mixer', 'mlp')[site % 2]}" for site in range(sites)]

@@ -106,6 +106,7 @@ def test_only_the_splits_of_training_are_encoded(tmp_path, monkeypatch, capsys):
     assert "resumed" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_run_on_characters_needs_its_text_no_more(tmp_path, capsys):
     config = tiny_run(tmp_path)
     config = config.replace(

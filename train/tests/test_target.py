@@ -188,8 +188,8 @@ def test_command_says_that_a_step_does_not_fit(here, monkeypatch, capsys):
     ("flags", "fault"),
     [
         (["--compile.topology", "v7:2x2"], "is no machine known here"),
-        (["--compile.topology", "v5e:1x1", "--compile", "False"], "leave out --html and --compile"),
-        (["--compile.topology", "v5e:1x1", "--html", "x.html"], "leave out --html and --compile"),
+        (["--compile.topology", "v5e:1x1", "--compile", "False"], "leave out --html, --json, --profile and --compile"),
+        (["--compile.topology", "v5e:1x1", "--html", "x.html"], "leave out --html, --json, --profile and --compile"),
         (["--compile.topology", "v5e:1x1", "--mesh.fsdp", "3"], "choose --mesh.data"),
         (["--mesh.fsdp", "4"], r"--mesh.* lays out the devices of --compile.topology"),
     ],
