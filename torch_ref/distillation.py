@@ -44,7 +44,10 @@ class Distillation(nn.Module):
         for model, found in zip((self.student, self._teacher[0]), taps):
             heads += [found["hidden"], model.embed.tokens if model.head is None else model.head.weight]
         kl, hidden, entropy = self._weights(1.0 if progress is None else progress)
-        total, _, _, count = chunked_distillation(*heads, targets_BT, kl, entropy, temperature=self.config.temperature)
+        ours, table, theirs, aim_table = heads
+        total, _, _, count = chunked_distillation(
+            ours, table, theirs, aim_table, targets_BT, kl, entropy, temperature=self.config.temperature
+        )
         for pair, projection in zip(self.pairs, self.projections):
             state, aim = (self._state(found, layer) for found, layer in zip(taps, pair))
             total = total + hidden * state_distance(projection(state), aim, targets_BT)[0] / len(self.pairs)

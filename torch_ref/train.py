@@ -88,7 +88,7 @@ def learning_rate(config: Any, step: int, total_steps: int) -> float:
 
 
 def train_step(
-    model: LM | Distillation,
+    model: LM | Distillation,  # pyright: ignore[reportGeneralTypeIssues]
     optimizer: torch.optim.Optimizer,
     tokens_BT: Tensor,
     targets_BT: Tensor,

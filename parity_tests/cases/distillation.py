@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,11 +85,17 @@ def _projections(run: RunConfig) -> np.ndarray:
     return np.random.default_rng(5).standard_normal(info.shape).astype(np.float32)
 
 
+def _teacher(run: RunConfig) -> TeacherConfig:
+    assert run.objective.teacher is not None
+    return run.objective.teacher
+
+
 def _train_jax(run: RunConfig, dtype: DType) -> Values:
     with jax_precision(dtype):
         objective, model = run.objective, in_dtype(run.model, dtype)
-        teacher = in_dtype(objective.teacher.known, dtype)
-        objective = objective.replace(teacher=objective.teacher.replace(model=teacher))
+        told = _teacher(run)
+        teacher = in_dtype(told.known, dtype)
+        objective = objective.replace(teacher=told.replace(model=teacher))
         found = batches_of(model, run.data)
         _, rows, length = found["tokens"].shape
         data = CorpusConfig(seq_len=length, batch_size=rows)
@@ -110,11 +117,12 @@ def _train_jax(run: RunConfig, dtype: DType) -> Values:
 
 def _train_torch(run: RunConfig, dtype: DType, sample: int) -> Values:
     student, teacher = (
-        to_module(model, jitter(weights(model), sample), dtype) for model in (run.model, run.objective.teacher.known)
+        to_module(model, jitter(weights(model), sample), dtype) for model in (run.model, _teacher(run).known)
     )
     module = Distillation(student, teacher, run.objective, run.objective.pairs).to(getattr(torch, dtype))
+    projections: Any = module.projections
     with torch.no_grad():
-        for layer, kernel in zip(module.projections, jitter({"": _projections(run)}, sample)[""]):
+        for layer, kernel in zip(projections, jitter({"": _projections(run)}, sample)[""]):
             layer.weight.copy_(torch.from_numpy(kernel.T.copy()))
     adamw = torch_train.make_optimizer(module, run.optim)
     losses = []
@@ -131,6 +139,6 @@ def _train_torch(run: RunConfig, dtype: DType, sample: int) -> Values:
         )
         losses.append(float(loss))
     values = {f"params {name}": x.detach().numpy() for name, x in student.named_parameters()}
-    kernels = [layer.weight.detach().numpy() for layer in module.projections]
+    kernels = [layer.weight.detach().numpy() for layer in projections]
     values |= {f"projection {pair}": kernel for pair, kernel in zip(run.objective.layers, kernels)}
     return {"loss of every step": np.array(losses), **values}

@@ -7,6 +7,7 @@ published norms and perceptrons.
 import functools
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -135,12 +136,13 @@ class Decoder(nn.Module):
         if fields.tie_word_embeddings:
             self.lm_head.weight = self.model.embeddings.weight
 
-    def forward(self, tokens):
-        x = self.model.embeddings(tokens)
-        for layer in self.model.layers:
+    def forward(self, tokens: torch.Tensor) -> SimpleNamespace:
+        model: Any = self.model
+        x = model.embeddings(tokens)
+        for layer in model.layers:
             x = x + layer["attn"](layer["attn_norm"](x))
             x = x + layer["mlp"](layer["mlp_norm"](x))
-        return SimpleNamespace(logits=self.lm_head(self.model.norm(x)))
+        return SimpleNamespace(logits=self.lm_head(model.norm(x)))
 
 
 class _OlmoMixer(nn.Module):

@@ -109,6 +109,7 @@ class Block(nn.Module):
 
     def _route(self, name: str, x_BD: Tensor, scope: Scope) -> Tensor:
         mixture = self.routing[name]
+        assert isinstance(mixture, SequenceMixture)
         weight_BC = scope.tap(f"alpha_{name}", mixture.weights(x_BD))
         return scope.tap(f"h_{name}", mixture.mixed(weight_BC))
 

@@ -209,10 +209,12 @@ class DistillationConfig(CrossEntropyConfig):
             for one in (found, goal)
         )
         nothing = [jnp.zeros((1, *targets_BT.shape, 1), dtypes.accumulate)] * 2
-        pairs = map(jnp.stack, (states, goals)) if self.hidden else nothing
+        ours_LBTD, theirs_LBTD = map(jnp.stack, (states, goals)) if self.hidden else nothing
         weights = self.kl, self.hidden, self.cross_entropy
         options = {"temperature": self.temperature, "weights": weights}
-        total, kl, distance, entropy = loss.published_distillation(logits, aims, *pairs, targets_BT, **options)
+        total, kl, distance, entropy = loss.published_distillation(
+            logits, aims, ours_LBTD, theirs_LBTD, targets_BT, **options
+        )
         count = jnp.sum(targets_BT != loss.IGNORE, dtype=dtypes.accumulate)
         means = {"loss": total, "kl": kl, "cross_entropy": entropy} | ({"hidden": distance} if self.hidden else {})
         return {name: count * mean for name, mean in means.items()} | {"tokens": count}

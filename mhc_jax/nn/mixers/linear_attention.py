@@ -158,7 +158,8 @@ class LinearAttention(Mixer):
 
     def _convolved(self, x_BTE: jax.Array, inputs_BJE: jax.Array, scope: Scope) -> jax.Array:
         """All of the three at once."""
-        filters, biases = zip(*(conv.taps(x_BTE.dtype) for conv in (self.q_conv, self.k_conv, self.v_conv)))
+        convs = [conv for conv in (self.q_conv, self.k_conv, self.v_conv) if conv is not None]
+        filters, biases = zip(*(conv.taps(x_BTE.dtype) for conv in convs))
         filter_KE, bias_E = jnp.concatenate(filters, axis=-1), jnp.concatenate(biases)
         return causal_depthwise_conv(x_BTE, filter_KE, bias_E, inputs_BJE, segment_ids=scope.segments_BT)
 

@@ -23,6 +23,12 @@ class LinearAttention(Mixer):
 
     # Whether there is a SiLU without a convolution, too.
     always_active: bool
+    q_proj: nn.Linear
+    k_proj: nn.Linear
+    v_proj: nn.Linear
+    q_conv: CausalConv
+    k_conv: CausalConv
+    v_conv: CausalConv
 
     def __init__(self, config, width: int, sites: int, heads: tuple[int, int, int], key_width: int, value_width: int):
         super().__init__()
@@ -78,8 +84,8 @@ class LinearAttention(Mixer):
         if self.always_active or self.taps is not None:
             parts = [F.silu(x_BTE) for x_BTE in parts]
         parts = scope.tap("qkv", torch.cat(parts, -1)).split(widths, -1)
-        qkv = [self._by_head(x_BTE.unflatten(-1, shape)) for x_BTE, shape in zip(parts, self.shapes)]
-        y_BTHV, after["matrix"] = self.recur(u_BTD, *qkv, before["matrix"], scope)
+        q, k, v = (self._by_head(x_BTE.unflatten(-1, shape)) for x_BTE, shape in zip(parts, self.shapes))
+        y_BTHV, after["matrix"] = self.recur(u_BTD, q, k, v, before["matrix"], scope)
         y_BTE = self.o_norm(scope.tap("read", y_BTHV)).flatten(2)
         if self.gate is not None:
             y_BTE = y_BTE * self.gate(self.g_proj(u_BTD))
