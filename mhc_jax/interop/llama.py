@@ -15,7 +15,7 @@ from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.infer import layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
-from mhc_jax.interop.original import AXIS, Original, refuse
+from mhc_jax.interop.original import AXIS, Original, plain_faults, refuse
 from mhc_jax.interop.rules import Arrays, Rule, read, renamed, reordered, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.nn.channel import SwiGLUConfig
@@ -124,13 +124,9 @@ class Llama(Original):
         mixer, mlp, norm = config.mixer, config.mlp, config.norm
         between = {config.before_mixer, config.before_mlp} != {None}
         found = {
-            f"residual {config.residual.kind!r}": config.residual.kind != "plain",
-            f"ends {config.ends.kind!r}": config.ends.kind != "identity",
-            "value residual": config.value_residual is not None,
+            **plain_faults(config),
             "channel mixers before attention or the MLP": between,
             "dropout after branches": config.dropout != 0,
-            "learned positions": config.positions != "none",
-            f"{config.outputs} outputs": config.outputs not in (None, config.vocab_size),
             f"norm {norm.kind!r}": not isinstance(norm, RMSNormConfig),
             "no MLP": mlp is None,
             f"MLP {mlp and mlp.kind!r}": not isinstance(mlp, SwiGLUConfig | None),

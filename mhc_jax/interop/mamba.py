@@ -13,7 +13,7 @@ from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.infer import layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
-from mhc_jax.interop.original import AXIS, Original, refuse
+from mhc_jax.interop.original import AXIS, Original, plain_faults, refuse
 from mhc_jax.interop.rules import Rule, read, renamed, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.nn.lm import LMConfig
@@ -123,12 +123,8 @@ class Mamba(Original):
     def faults(cls, config):
         mixer, mlp, norm = config.mixer, config.mlp, config.norm
         return {
-            f"residual {config.residual.kind!r}": config.residual.kind != "plain",
-            f"ends {config.ends.kind!r}": config.ends.kind != "identity",
-            "value residual": config.value_residual is not None,
+            **plain_faults(config),
             "channel mixers before the mixer": config.before_mixer is not None,
-            "learned positions": config.positions != "none",
-            f"{config.outputs} outputs": config.outputs not in (None, config.vocab_size),
             f"MLP {mlp and mlp.kind!r}": mlp is not None,
             f"mixer {mixer.kind!r}": not isinstance(mixer, SelectiveSSMConfig),
             **cls._further_faults(config, norm),

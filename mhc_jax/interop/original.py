@@ -86,6 +86,17 @@ def check_language_model(config: ModelConfig) -> None:
         raise InteropError(f"checkpoints of other code bases hold language models, not a {config.kind!r}")
 
 
+def plain_faults(config: LMConfig) -> dict[str, bool]:
+    """What keeps a model from being a stack without streams and without positions in its embedding."""
+    return {
+        f"residual {config.residual.kind!r}": config.residual.kind != "plain",
+        f"ends {config.ends.kind!r}": config.ends.kind != "identity",
+        "value residual": config.value_residual is not None,
+        "learned positions": config.positions != "none",
+        f"{config.outputs} outputs": config.outputs not in (None, config.vocab_size),
+    }
+
+
 def refuse(system: str, faults: Mapping[str, bool]) -> None:
     """Raises InteropError if there is a fault, naming all of them."""
     if named := [fault for fault, found in faults.items() if found]:

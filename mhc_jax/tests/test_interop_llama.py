@@ -24,11 +24,11 @@ from mhc_jax.nn.model import ModelConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.nn.residual import DynamicMHCConfig
 from mhc_jax.nn.rotary import LinearScalingConfig, Llama3ScalingConfig, RotaryScalingConfig, YarnScalingConfig
+from mhc_jax.tests.published_models import check_greedy_continuations, logits, ours, randomised
 from mhc_jax.tree import flatten
 
 torch.set_num_threads(1)
 
-TOKENS = np.arange(18).reshape(2, 9)
 SIZES = {
     "vocab_size": 23,
     "max_position_embeddings": 32,
@@ -50,20 +50,8 @@ MODELS = {
 def theirs(system="llama", **changes):
     """A tiny model of theirs with random values in every parameter."""
     config, build, fields = MODELS[system]
-    model = build(config(**SIZES | fields | changes)).eval()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator) + ("norm" in name))
-    return model
-
-
-def logits(model):
-    return model(torch.from_numpy(TOKENS)).logits.detach().numpy()
-
-
-def ours(config, params):
-    return np.asarray(mhc_jax.apply(config, params, TOKENS).logits_BTV)
+    model = build(config(**SIZES | fields | changes))
+    return randomised(model)
 
 
 def drawn(config):
@@ -381,18 +369,4 @@ def test_older_readers_find_the_rotary_positions(llama, tmp_path):
 
 def test_greedy_continuations_are_theirs(published, loaded):
     """Of prompts of equal and of unequal lengths, past the original length of the scaling."""
-    prompt, new = TOKENS[:, :7], 14
-
-    def generated(tokens, mask):
-        tokens, mask = torch.from_numpy(tokens), torch.from_numpy(mask)
-        return published.generate(tokens, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
-
-    found = mhc_jax.generate(*loaded, prompt, max_new_tokens=new, temperature=0)
-    np.testing.assert_array_equal(found, generated(prompt, np.ones_like(prompt)))
-    unequal = mhc_jax.generate(*loaded, prompt, lengths_B=[3, 7], max_new_tokens=new, temperature=0)
-    mask = np.ones_like(prompt)
-    mask[0, :4] = 0
-    padded = np.stack([np.roll(prompt[0], 4), prompt[1]])
-    expected = generated(padded, mask).numpy()
-    np.testing.assert_array_equal(unequal[0, : 3 + new], expected[0, 4:])
-    np.testing.assert_array_equal(unequal[1], expected[1])
+    check_greedy_continuations(published, *loaded)
