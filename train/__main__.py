@@ -10,8 +10,8 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, TypeVar
 
 import tyro
 
@@ -67,6 +67,9 @@ class Launch:
     distributed: DistributedConfig = DistributedConfig()
 
 
+L = TypeVar("L", bound=Launch)
+
+
 @dataclasses.dataclass(frozen=True)
 class Start(Launch):
     """The source of the configuration, if it is not a name.
@@ -93,18 +96,27 @@ def main(argv: list[str]) -> None:
     Raises:
         ConfigError: bad input.
     """
+    launched(Start, argv, _command)
+
+
+def launched(kind: type[L], argv: list[str], command: Callable[[list[str], L, list[str]], None]) -> None:
+    """Calls ``command(argv, settings, other flags)`` as one process of the run, with all plugins.
+
+    Raises:
+        ConfigError: bad input.
+    """
     show_log("train")
-    start, rest = cli.parse_known(Start, argv)
+    launch, rest = cli.parse_known(kind, argv)
     # Processes find each other before anything touches a device, and even reading a configuration may.
-    join(start.distributed)
+    join(launch.distributed)
     interrupt.take_back()
     with peers.telling():
-        _command(argv, start, rest)
+        for plugin in launch.plugins:
+            cli.load_plugin(plugin)
+        command(argv, launch, rest)
 
 
 def _command(argv: list[str], start: Start, rest: list[str]) -> None:
-    for plugin in start.plugins:
-        cli.load_plugin(plugin)
     if not (start.config or start.resume or set(rest) - {"-h", "--help", "--help-all"}):
         print(f"{USAGE}\n\n{_list()}\n\nFlags of one: {PROG} NAME --help")
         return

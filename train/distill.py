@@ -20,19 +20,19 @@ import tyro
 import mhc_jax
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
-from train.__main__ import COMMON, Launch, entry, help_text, run_to_end, typed_before
+from train.__main__ import COMMON, Launch, entry, help_text, launched, run_to_end, typed_before
 from train.config import RunConfig
 from train.data.files import replacing
 from train.data.kind import Data
 from train.devices import peers
-from train.devices.launch import join, use_compile_cache
+from train.devices.launch import use_compile_cache
 from train.loop import named
 from train.loop.resolve import run_folder
 from train.objectives.distillation import DistillationConfig
 from train.objectives.kind import TeacherConfig
 from train.storage.folder import CONFIG_FILE, DISTILLATION_FILE
 from train.terminal import cli, interrupt
-from train.terminal.console import say, show_log
+from train.terminal.console import say
 from train.terminal.table import terminal
 
 PROG = "python -m train.distill"
@@ -77,17 +77,10 @@ def main(argv: list[str]) -> None:
     Raises:
         ConfigError: bad input.
     """
-    show_log("train")
-    launch, rest = cli.parse_known(Launch, argv)
-    join(launch.distributed)
-    interrupt.take_back()
-    with peers.telling():
-        _command(argv, launch, rest)
+    launched(Launch, argv, _command)
 
 
-def _command(argv: list[str], launch: Launch, rest: list[str]) -> None:
-    for plugin in launch.plugins:
-        cli.load_plugin(plugin)
+def _command(argv: list[str], _: Launch, rest: list[str]) -> None:
     words = list(itertools.takewhile(lambda word: not word.startswith("-"), rest))[:2]
     if cli.HELP & {*rest}:
         print(_help(words))
