@@ -9,9 +9,9 @@ from mhc_jax.models import with_topology
 from train.config import RunConfig
 from train.terminal.flags import ELSEWHERE
 
-from configs import gpt, linear_attention, mhc_ssm, rlm, shc  # isort: skip  (importing a file registers its configurations)
+from configs import gpt, linear_attention, mhc_ssm, rlm, shc, state_tracking  # isort: skip  (importing a file registers its configurations)
 
-__all__ = ["describe", "gpt", "linear_attention", "load", "mhc_ssm", "names", "rlm", "shc"]
+__all__ = ["describe", "gpt", "linear_attention", "load", "mhc_ssm", "names", "rlm", "shc", "state_tracking"]
 
 
 def names() -> list[str]:

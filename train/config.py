@@ -12,7 +12,7 @@ from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
 from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
-from train.objectives import distillation  # noqa: F401  registers the kind
+from train.objectives import distillation, prefixes  # noqa: F401  registers the kinds
 from train.objectives.cross_entropy import CrossEntropyConfig
 from train.objectives.kind import ObjectiveConfig
 from train.terminal.flags import ELSEWHERE

@@ -52,6 +52,23 @@ def chunked_cross_entropy(
     return total, count
 
 
+def prefix_cross_entropy(
+    prefixes_BNCD: Float[Array, "B N C D"],
+    head_VCD: Float[Array, "V C D"],
+    targets_BT: Int[Array, "B T"],
+    *,
+    logits_dtype: jnp.dtype | None = None,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """:func:`cross_entropy` of what precedes each chunk of C tokens, read from the chunk's prefix by a linear map.
+
+    The target of chunk n is that of the token before it, ``targets_BT[:, n C - 1]``; the first chunk has none.
+    """
+    chunks, size = prefixes_BNCD.shape[1:3]
+    targets_BN = targets_BT[:, size - 1 : (chunks - 1) * size : size]
+    logits_BNV = jnp.einsum("bncd,vcd->bnv", prefixes_BNCD[:, 1:], head_VCD, preferred_element_type=logits_dtype)
+    return cross_entropy(logits_BNV, targets_BN)
+
+
 def kl_divergence(
     teacher_BTV: Float[Array, "*B V"],
     logits_BTV: Float[Array, "*B V"],

@@ -39,6 +39,10 @@ class GeneratedConfig(DataConfig):
             random: all randomness; the same one gives the same rows.
         """
 
+    def staged(self, drawn: Batch, step: int) -> Batch:
+        """What a training step, counted from 0, takes of its drawn rows, for a curriculum; evaluation takes all."""
+        return drawn
+
     def load(self, needed=()):
         return Generated(self)
 
@@ -87,6 +91,8 @@ class Generated(Data):
         shapes = {name: np.shape(array) for name, array in drawn.items()} if known else type(drawn).__name__
         if shapes != wanted:
             raise DataError(f"data {config.label!r} drew {shapes}; it must draw arrays of shapes {wanted}")
+        if stream == STREAMS["train"]:
+            drawn = config.staged(drawn, index)
         for name, array in drawn.items():
             self._check_ids(name, np.asarray(array))
         if (np.asarray(drawn["targets"]) == IGNORE).all():

@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.functional import hidden
+from mhc_jax.functional import Hidden, hidden
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.ops.loss import IGNORE, chunked_cross_entropy
 from mhc_jax.precision import policy
 from mhc_jax.registry import register
 from train.data.kind import places
-from train.objectives.kind import ObjectiveConfig
+from train.objectives.kind import ObjectiveConfig, Sums
 
 
 @register("objective", "cross_entropy")
@@ -30,15 +31,19 @@ class CrossEntropyConfig(ObjectiveConfig):
     def sums(self, model, params, batch, *, key=None, progress=None, batch_sharding=None):
         called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
         found = hidden(model, params, batch["inputs"], **places(batch), **called)
+        return self.sums_of(model, found, batch["targets"], errors=self.errors and key is None), found.penalties
+
+    def sums_of(self, model: ModelConfig, found: Hidden, targets_BT: jax.Array, *, errors: bool) -> Sums:
+        """The sums of a forward pass."""
         dtypes = policy(model.execution.policy)
         hidden_BTD = found.hidden_BTD.astype(dtypes.compute)
         options = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}
         with jax.default_matmul_precision(dtypes.precision):
-            loss, count = chunked_cross_entropy(hidden_BTD, found.head_VD, batch["targets"], **options)
+            loss, count = chunked_cross_entropy(hidden_BTD, found.head_VD, targets_BT, **options)
             sums = {"loss": loss, "tokens": count}
-            if self.errors and key is None:
-                sums["error"] = _errors(hidden_BTD, found.head_VD, batch["targets"], **options)
-        return sums, found.penalties
+            if errors:
+                sums["error"] = _errors(hidden_BTD, found.head_VD, targets_BT, **options)
+        return sums
 
 
 def _errors(
