@@ -16,7 +16,7 @@ import numpy as np
 import tyro
 
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import Params, parameter_count
+from mhc_jax.functional import parameter_count
 from train.__main__ import run_to_end, typed_before
 from train.config import RunConfig, recorded
 from train.data.files import replacing
@@ -28,7 +28,7 @@ from train.measure.versions import versions
 from train.storage.folder import CONFIG_FILE, read_summary
 from train.storage.outputs import check_folder
 from train.terminal import cli, interrupt
-from train.terminal.console import say, show_log
+from train.terminal.console import show_log
 from train.terminal.flags import Plugins
 from train.terminal.table import terminal
 
@@ -121,6 +121,7 @@ def main(argv: list[str]) -> None:
         records = {name: found.record(lengths) for name, found in scores.items()}
         words = {"words": ROWS * _batches(flags), "seed": flags.seed, "chance": task.chance}
         told = {"group": task.group, "generators": task.generators, **words, "versions": versions(), "models": records}
+        out.mkdir(parents=True, exist_ok=True)
         with replacing(out / "state_tracking.json") as file:
             file.write(f"{json.dumps(told, indent=2)}\n".encode())
         from train.report import figures

@@ -29,12 +29,10 @@ def test_elements_are_permutations_in_order_with_the_identity_first(group, count
     assert {is_even(x) for x in found} == ({True} if group == "a5" else {True, False})
 
 
-@pytest.mark.parametrize("group", GROUPS)
-@pytest.mark.parametrize("generators", ["all", "swaps"])
+@pytest.mark.parametrize(
+    ("group", "generators"), [("s3", "all"), ("s3", "swaps"), ("a5", "all"), ("s5", "all"), ("s5", "swaps")]
+)
 def test_a_target_is_the_product_of_all_actions_so_far(group, generators):
-    if (group, generators) == ("a5", "swaps"):
-        pytest.raises(ConfigError, GroupWordsConfig(group=group, generators=generators).validate)
-        return
     config = GroupWordsConfig(group=group, generators=generators, seq_len=9, batch_size=3)
     batch = next(config.load().train())
     names = elements(group).tolist()
@@ -74,7 +72,9 @@ def test_words_of_training_grow_in_stages_and_those_of_evaluation_are_whole():
     assert [row[0] for row in lengths] == [2, 2, 2, 4, 4, 4, 6, 6, 6, 7, 7]
     assert all(len({*row}) == 1 for row in lengths)
     assert WORDS.last_stage == 9
-    assert all((batch["targets"] != IGNORE).all() for split in ("validation", "test") for batch in data.evaluation(split))
+    assert all(
+        (batch["targets"] != IGNORE).all() for split in ("validation", "test") for batch in data.evaluation(split)
+    )
     whole = next(WORDS.replace(stage_steps=0).load().train())
     first = next(data.train())
     assert np.array_equal(first["inputs"], whole["inputs"])
