@@ -30,10 +30,10 @@ def _gpt(**changes) -> LMConfig:
 
 
 def _delta(negative: bool) -> LMConfig:
-    # Words are short. The chunked form solves triangular systems, and on a CPU jaxlib's solver of large batches may wait
-    # for threads that wait for it.
-    shape = {"heads": 4, "head_width": 32, "expand_v": 1.0, "form": "recurrent"}
-    return _recurrent(GatedDeltaConfig(**shape, allow_neg_eigval=negative))
+    # Words are short. The chunked form solves triangular systems: on a CPU two of jaxlib's solvers of large batches may
+    # wait for each other's threads for good.
+    form = "recurrent"
+    return _recurrent(GatedDeltaConfig(heads=4, head_width=32, expand_v=1.0, form=form, allow_neg_eigval=negative))
 
 
 # A further architecture is one line here and one in _RECALL.

@@ -18,14 +18,10 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, *, ignore: int = IGNOR
 
 def prefix_cross_entropy(prefixes_BNCD: Tensor, head_VCD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`cross_entropy` of the last target before every chunk but the first, by a linear map of its prefix."""
-    total, count = prefixes_BNCD.new_zeros(()), targets_BT.new_zeros(())
-    for number, prefix_BCD in enumerate(prefixes_BNCD.unbind(1)):
-        if number == 0:
-            continue
-        before = number * prefix_BCD.shape[1] - 1
-        loss, valid = cross_entropy(prefix_BCD.flatten(1) @ head_VCD.flatten(1).T, targets_BT[:, before])
-        total, count = total + loss, count + valid
-    return total, count
+    prefixes_BNF, head_VF = prefixes_BNCD[:, 1:].flatten(2), head_VCD.flatten(1)
+    chunk = head_VCD.shape[1]
+    last_BN = targets_BT.unfold(1, chunk, chunk)[:, : prefixes_BNF.shape[1], -1]
+    return cross_entropy(F.linear(prefixes_BNF, head_VF), last_BN)
 
 
 def kl_divergence(

@@ -37,7 +37,7 @@ def by_place(run: RunConfig, params: Params, length: int) -> tuple[np.ndarray, n
     batches = run.data.replace(seq_len=length).load((SPLIT,)).evaluation(SPLIT)
     with task(f"answering {len(batches)} batches of {run.data.batch_size} x {length} tokens", len(batches)) as work:
         found = [jax.device_get(_sums(model, params, x["inputs"], x["targets"])) for x in work.over(batches)]
-    wrong_T, loss_T, count_T = np.sum(found, axis=0, dtype=np.float64)
+    wrong_T, loss_T, count_T = np.array(found, np.float64).sum(axis=0)
     return wrong_T / count_T, loss_T / count_T
 
 
