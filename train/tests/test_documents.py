@@ -50,6 +50,7 @@ SMALL = {
 }
 BYTES = SMALL | {"--data.tokenizer": "bytes"}
 TAUGHT = {"--data.source": "notes.txt", "--run-dir": "runs/taught"}
+TRACKED = "--train.steps 2 --data.stage-steps 0 --data.seq-len 4 --data.eval-count 1 --model.width 16 --model.layers 1"
 RECORDS = {
     "--model.width": "48",
     "--model.layers": "1",
@@ -86,6 +87,7 @@ HERE = {
     "python -m train.evaluate RUN --tasks": "takes the lm-eval harness",
     "python -m train.evaluate RUN RUN --tasks": "the same",
     "python -m train.evaluate runs/mhc --tasks": "the same",
+    "python -m train.state_tracking": {"--train-flags": TRACKED, "--words": "8"},
     "python -m train.distill gpt2_folder": BYTES | {"--model.mixer.heads": "4", "--model.vocab-size": "50304"},
     "python -m train.distill RUN NAME": BYTES | TAUGHT | {"--model.vocab-size": "50304"},
     "python -m train.distill": BYTES,
@@ -95,6 +97,7 @@ HERE = {
     "python -m train shc_500m --data.path": SMALL | {"--model.mixer.heads": "4"},
     "python -m train shc_500m_plain --data.path": SMALL | {"--model.mixer.heads": "4"},
     "python -m train squared_relu": SMALL | {"--data.source": "notes.txt"},
+    "python -m train mqar_gated_delta": {"--train.steps": "2", "--data.eval-count": "1", "--model.width": "16"},
     "python -m train delayed_copy": {"--train.steps": "2", "--data.eval-count": "1", "--model.width": "8"},
     "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
