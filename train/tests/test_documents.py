@@ -50,7 +50,8 @@ SMALL = {
 }
 BYTES = SMALL | {"--data.tokenizer": "bytes"}
 TAUGHT = {"--data.source": "notes.txt", "--run-dir": "runs/taught"}
-TRACKED = "--train.steps 2 --data.stage-steps 0 --data.seq-len 4 --data.eval-count 1 --model.width 16 --model.layers 1"
+# Begins with a space, or it would be a flag itself.
+TRACKED = " --train.steps 2 --data.stage-steps 0 --data.seq-len 4 --data.eval-count 1 --model.width 16 --model.layers 1"
 RECORDS = {
     "--model.width": "48",
     "--model.layers": "1",
@@ -87,6 +88,7 @@ HERE = {
     "python -m train.evaluate RUN --tasks": "takes the lm-eval harness",
     "python -m train.evaluate RUN RUN --tasks": "the same",
     "python -m train.evaluate runs/mhc --tasks": "the same",
+    "python -m train.state_tracking words_gated_delta words_gated_delta_positive": "trains for minutes",
     "python -m train.state_tracking": {"--train-flags": TRACKED, "--words": "8"},
     "python -m train.distill gpt2_folder": BYTES | {"--model.mixer.heads": "4", "--model.vocab-size": "50304"},
     "python -m train.distill RUN NAME": BYTES | TAUGHT | {"--model.vocab-size": "50304"},
