@@ -14,6 +14,11 @@ from mhc_jax.models import SHCOriginalConfig, mhc_ssm, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.tests.own import own
 
+forward = jax.jit(mhc_jax.apply, static_argnames=("config", "taps"))
+mixing, composite_gains = jax.jit(diagnostics.mixing), jax.jit(diagnostics.composite_gains)
+singular_values, statistics = jax.jit(diagnostics.singular_values), jax.jit(diagnostics.statistics)
+stream_geometry = jax.jit(diagnostics.stream_geometry)
+
 SWAP = np.array([[0.0, 1.0], [1.0, 0.0]])
 UNIFORM = np.full((2, 2), 0.5)
 FREE = np.array([[1.0, 2.0], [-0.5, 0.25]])
@@ -29,7 +34,7 @@ def close(found, expected):
 
 
 def test_mixing_of_known_matrices():
-    found = diagnostics.mixing(static(np.eye(2), UNIFORM, SWAP, FREE))
+    found = mixing(static(np.eye(2), UNIFORM, SWAP, FREE))
     shares = [1 / 3, 2 / 3]
     entropy = -sum(p * math.log(p) for p in shares) / math.log(2)
     close(found["entropy"], [0, 1, 0, entropy])  # the signed row has the same shares as the other: 2/3 and 1/3
@@ -47,7 +52,7 @@ def test_mixing_of_known_matrices():
 def test_gains_of_a_product():
     """FREE SWAP has the columns of FREE exchanged; SWAP FREE its rows: neither changes the greatest sum."""
     double = 2 * np.eye(2)
-    found = diagnostics.composite_gains(static(SWAP, FREE, double, UNIFORM))
+    found = composite_gains(static(SWAP, FREE, double, UNIFORM))
     product = UNIFORM @ double @ FREE @ SWAP
     close(found["forward_gain"], [1, 3, 6, np.abs(product.sum(1)).max()])
     close(found["backward_gain"], [1, 2.25, 4.5, np.abs(product.sum(0)).max()])
@@ -58,8 +63,8 @@ def test_gains_multiply_for_every_token_before_the_mean():
     a, b = FREE, np.array([[0.0, 1.0], [3.0, 0.0]])
     h_res = jnp.asarray(np.stack([np.stack([a, b]), np.stack([b, a])])[:, None])  # (S, B=1, T=2, N, N)
     expected = np.mean([np.abs((b @ a).sum(1)).max(), np.abs((a @ b).sum(1)).max()])
-    close(diagnostics.composite_gains(h_res)["forward_gain"][-1], expected)
-    only_first = diagnostics.composite_gains(h_res, jnp.array([[True, False]]))
+    close(composite_gains(h_res)["forward_gain"][-1], expected)
+    only_first = composite_gains(h_res, jnp.array([[True, False]]))
     close(only_first["backward_gain"][-1], np.abs((b @ a).sum(0)).max())
 
 
@@ -76,7 +81,7 @@ ROTATION = np.array([[0.6, -0.8], [0.8, 0.6]])
     ],
 )
 def test_singular_values_of_known_matrices(matrices, most, least):
-    found = diagnostics.singular_values(static(*matrices))
+    found = singular_values(static(*matrices))
     close(found["singular_max"], most)
     close(found["singular_min"], least)
 
@@ -84,7 +89,7 @@ def test_singular_values_of_known_matrices(matrices, most, least):
 def test_singular_values_over_depth_are_those_of_the_product_of_each_token():
     h_res = np.random.default_rng(0).normal(size=(3, 2, 5, 4, 4)).astype(np.float32)
     mask = np.array([[True, True, False, True, True], [False] * 4 + [True]])
-    found = diagnostics.singular_values(jnp.asarray(h_res), jnp.asarray(mask))
+    found = singular_values(jnp.asarray(h_res), jnp.asarray(mask))
     sites = h_res.astype(np.float64)[:, mask]
     products = [sites[0], sites[1] @ sites[0], sites[2] @ sites[1] @ sites[0]]
     for name, matrices in (("singular", sites), ("composite", products)):
@@ -96,8 +101,8 @@ def test_singular_values_over_depth_are_those_of_the_product_of_each_token():
 def test_matrices_of_some_tokens_are_decomposed():
     """Every second token of the row, if it has twice as many as the sample; the others are not looked at."""
     h_res = jnp.broadcast_to(jnp.eye(2), (1, 1, 2 * diagnostics.SAMPLE, 2, 2))
-    close(diagnostics.singular_values(h_res.at[:, :, 1::2].mul(5))["singular_max"], [1])
-    close(diagnostics.singular_values(h_res.at[:, :, -2].mul(5))["singular_max"], [5])
+    close(singular_values(h_res.at[:, :, 1::2].mul(5))["singular_max"], [1])
+    close(singular_values(h_res.at[:, :, -2].mul(5))["singular_max"], [5])
 
 
 def test_routing_that_is_known():
@@ -132,7 +137,7 @@ def test_ranks_that_are_known():
 )
 def test_cosine_and_effective_number(streams, cosine, effective):
     state = jnp.broadcast_to(jnp.asarray(streams, jnp.float32), (2, 1, 3, *streams.shape))
-    found = diagnostics.stream_geometry(state)
+    found = stream_geometry(state)
     close(found["stream_cosine"], [cosine] * 2)
     close(found["effective_streams"], [effective] * 2)
 
@@ -140,17 +145,17 @@ def test_cosine_and_effective_number(streams, cosine, effective):
 def test_effective_number_is_that_of_the_singular_values():
     state = jax.random.normal(jax.random.key(0), (1, 1, 1, 4, 6))
     squared = np.linalg.svd(state[0, 0, 0], compute_uv=False) ** 2
-    close(diagnostics.stream_geometry(state)["effective_streams"], [squared.sum() ** 2 / (squared**2).sum()])
+    close(stream_geometry(state)["effective_streams"], [squared.sum() ** 2 / (squared**2).sum()])
 
 
 def test_masked_tokens_do_not_count():
     h_res = jnp.asarray(np.stack([np.eye(2), 5 * UNIFORM]))[None, None]  # one site, two tokens
-    found = diagnostics.mixing(h_res, jnp.array([[True, False]]))
+    found = mixing(h_res, jnp.array([[True, False]]))
     close(found["row_sum_max"], [1])
     close(found["min_entry"], [0])
     close(found["entropy"], [0])
     state = jnp.stack([jnp.eye(2), jnp.ones((2, 2))])[None, None]
-    close(diagnostics.stream_geometry(state, jnp.array([[True, False]]))["stream_cosine"], [0])
+    close(stream_geometry(state, jnp.array([[True, False]]))["stream_cosine"], [0])
 
 
 def model(**changes):
@@ -159,18 +164,18 @@ def model(**changes):
 
 def taps_of(config):
     params = mhc_jax.init(config, jax.random.key(0))
-    return mhc_jax.apply(config, params, jnp.arange(8)[None], taps=True).taps
+    return forward(config, params, jnp.arange(8)[None], taps=True).taps
 
 
 def test_sites_of_both_kinds_alternate_through_depth():
     config = model(mlp=GeluMLPConfig())
     taps = taps_of(config)
-    found = diagnostics.statistics(taps)
+    found = statistics(taps)
     assert diagnostics.site_names(config) == ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
     assert {len(x) for x in found.values()} == {4}
     close(found["h_res"][1], taps["blocks.mlp.residual.h_res"][0])
     close(found["h_pre"][2], taps["blocks.mixer.residual.h_pre"][1])
-    close(found["stream_cosine"][3], diagnostics.stream_geometry(taps["blocks.mlp.state"])["stream_cosine"][1])
+    close(found["stream_cosine"][3], stream_geometry(taps["blocks.mlp.state"])["stream_cosine"][1])
     assert np.all(np.diff(found["forward_gain"]) < 1e-3)  # doubly stochastic: no amplification
 
 
@@ -181,7 +186,7 @@ def test_coefficients_of_every_token_are_averaged():
     scale = jnp.array([0.5, 1.5, 1, 1, 1, 1, 1, 1])[None, None]
     for name, x in per_token.items():
         taps[name] = scale.reshape(1, 1, 8, *(1,) * (x.ndim - 1)) * x[:, None, None]
-    found = diagnostics.statistics(taps)
+    found = statistics(taps)
     for name in ("h_pre", "h_post", "h_res"):
         close(found[name], per_token[f"blocks.mixer.residual.{name}"])
     close(found["row_sum_max"], [1.5, 1.5])
@@ -189,14 +194,24 @@ def test_coefficients_of_every_token_are_averaged():
     close(found["forward_gain"], [1, (0.25 + 2.25 + 6) / 8])
 
 
-@pytest.mark.parametrize("topology", registry.names("topology"))
+# One topology of each kind is enough for a quick run.
+ONE_OF_EACH_KIND = {with_topology(model(), name).residual.kind: name for name in registry.names("topology")}
+
+
+@pytest.mark.parametrize(
+    "topology",
+    [
+        pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND.values() else pytest.mark.slow)
+        for name in registry.names("topology")
+    ],
+)
 def test_every_topology_is_understood(topology):
     """Nothing of batch or time is left in what comes out, and both sites of every layer are there."""
     config = with_topology(model(width=24, mlp=GeluMLPConfig()), topology)
     params, tokens = param_shapes(config), jax.ShapeDtypeStruct((5, 7), jnp.int32)
 
     def look(params, tokens):
-        return diagnostics.statistics(mhc_jax.apply(config, params, tokens, taps=True).taps)
+        return statistics(forward(config, params, tokens, taps=True).taps)
 
     found = jax.eval_shape(look, params, tokens)
     assert found or config.residual.stream_count is None
@@ -212,8 +227,8 @@ def test_dynamic_signed_mixing_token_by_token():
     config = with_topology(model(), "hc")
     params = mhc_jax.init(config, jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
-    taps = mhc_jax.apply(config, params, jnp.arange(8)[None], taps=True).taps
-    found = diagnostics.statistics(taps)
+    taps = forward(config, params, jnp.arange(8)[None], taps=True).taps
+    found = statistics(taps)
     h = np.asarray(taps["blocks.mixer.residual.h_res"], np.float64)[:, 0]
     assert h.shape == (2, 8, 4, 4)
     products = h[1] @ h[0]
@@ -229,7 +244,7 @@ def test_dynamic_signed_mixing_token_by_token():
 def test_components_and_ranks_of_shc():
     config = with_topology(model(mlp=GeluMLPConfig()), "shc")
     taps = taps_of(config)
-    found = diagnostics.statistics(taps)
+    found = statistics(taps)
     assert found["component_share"].shape == (4, 3, 4)
     close(found["component_share"].sum(-1), np.ones((4, 3)))
     close(found["component_share"][2, 1], taps["blocks.mixer.residual.alpha_res"][1].mean((0, 1)))
@@ -242,8 +257,8 @@ def test_components_and_ranks_of_shc():
 def test_the_published_shc_has_one_site_a_block_whose_matrices_belong_to_a_row():
     config = SHCOriginalConfig(vocab_size=32, max_len=8, width=8, layers=2, heads=2)
     params, tokens = mhc_jax.init(config, jax.random.key(0)), jnp.arange(16).reshape(2, 8)
-    taps = mhc_jax.apply(config, params, tokens, taps=True).taps
-    found = diagnostics.statistics(taps)
+    taps = forward(config, params, tokens, taps=True).taps
+    found = statistics(taps)
     assert diagnostics.site_names(config) == ["0 block", "1 block"]
     close(found["h_res"], taps["blocks.routing.h_res"].mean(1))
     close(found["composite_min"], np.linalg.svd(_products(taps["blocks.routing.h_res"]))[1].min((1, 2)))
@@ -251,10 +266,10 @@ def test_the_published_shc_has_one_site_a_block_whose_matrices_belong_to_a_row()
     assert not {"h_pre", "rank", "stream_cosine"} & found.keys()
     last = np.zeros((2, 8), bool)
     last[1] = True
-    close(diagnostics.statistics(taps, jnp.asarray(last))["h_res"], taps["blocks.routing.h_res"][:, 1])
+    close(statistics(taps, jnp.asarray(last))["h_res"], taps["blocks.routing.h_res"][:, 1])
     single = config.replace(streams=1)
-    taps = mhc_jax.apply(single, mhc_jax.init(single, jax.random.key(0)), tokens, taps=True).taps
-    assert diagnostics.statistics(taps) == {}
+    taps = forward(single, mhc_jax.init(single, jax.random.key(0)), tokens, taps=True).taps
+    assert statistics(taps) == {}
 
 
 def _products(h_res):
@@ -265,7 +280,7 @@ def test_without_mixing_every_stream_stays():
     taps = taps_of(model())
     del taps["blocks.mixer.residual.h_res"]
     del taps["blocks.mixer.residual.h_pre"]
-    found = diagnostics.statistics(taps)
+    found = statistics(taps)
     close(found["h_res"], np.stack([np.eye(4)] * 2))
     close(found["forward_gain"], [1, 1])
     assert "h_pre" not in found
@@ -274,10 +289,10 @@ def test_without_mixing_every_stream_stays():
 def test_fractions_of_a_plain_state_are_its_streams():
     taps = {"blocks.mixer.state": jnp.tile(jnp.eye(2).reshape(-1), (1, 1, 3, 1))}
     taps |= {f"blocks.mixer.residual.{name}": jnp.eye(2)[None] for name in ("h_pre", "h_res")}
-    found = diagnostics.statistics(taps)
+    found = statistics(taps)
     close(found["effective_streams"], [2])
     assert found["h_pre"].shape == (1, 2, 2)
 
 
 def test_a_plain_residual_has_no_statistics():
-    assert diagnostics.statistics(taps_of(mhc_ssm("baseline", vocab_size=32, max_len=8, width=8, layers=2))) == {}
+    assert statistics(taps_of(mhc_ssm("baseline", vocab_size=32, max_len=8, width=8, layers=2))) == {}

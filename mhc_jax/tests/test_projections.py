@@ -28,6 +28,11 @@ def fill(*shape):
     return 1.5 * np.sin(0.9 * np.arange(math.prod(shape)) + 0.8).reshape(shape)
 
 
+def projection(config, n):
+    return jax.jit(lambda logits: config.project(logits, n))
+
+
+@partial(jax.jit, static_argnames="n")
 def sphere(z_K, n):
     k = (n - 1) * (n - 2) // 2
     return p.spectral_sphere(z_K[..., :k], z_K[..., k : 2 * k], z_K[..., 2 * k :], streams=n)
@@ -107,16 +112,16 @@ def test_published_numbers_off_the_first_row(x64):
 
 STOCHASTIC = {
     "columns then rows": (partial(columns_then_rows, iters=20), lambda n: (n, n)),
-    "rows then columns": (partial(sinkhorn.log_sinkhorn, iters=20), lambda n: (n, n)),
-    "clamped": (partial(sinkhorn.sinkhorn_clamped, iters=20), lambda n: (n, n)),
-    "DeepSeek": (partial(sinkhorn.sinkhorn_deepseek, iters=20), lambda n: (n, n)),
+    "rows then columns": (jax.jit(partial(sinkhorn.log_sinkhorn, iters=20)), lambda n: (n, n)),
+    "clamped": (jax.jit(partial(sinkhorn.sinkhorn_clamped, iters=20)), lambda n: (n, n)),
+    "DeepSeek": (jax.jit(partial(sinkhorn.sinkhorn_deepseek, iters=20)), lambda n: (n, n)),
     "Newton": (newton, lambda n: (n, n)),
     "permutations": (lambda z: p.permutation_mixture(z, streams=math.isqrt(z.shape[-1]) + 1), None),
     "orthostochastic": (
-        lambda z: p.orthostochastic(z, coefficients=p.SCHEDULE, normalise=True),
+        jax.jit(partial(p.orthostochastic, coefficients=p.SCHEDULE, normalise=True)),
         lambda n: (n, n),
     ),
-    "circulant": (partial(p.circulant, gamma=0.3), lambda n: (n,)),
+    "circulant": (jax.jit(partial(p.circulant, gamma=0.3)), lambda n: (n,)),
 }
 EXACT_ROWS = {"columns then rows", "Newton", "orthostochastic", "circulant"}
 EXACT_COLUMNS = {"rows then columns", "clamped", "Newton", "circulant"}
@@ -127,7 +132,7 @@ EXACT_COLUMNS = {"rows then columns", "clamped", "Newton", "circulant"}
 @settings(max_examples=12, deadline=None)
 def test_stochastic_matrices(name, n, seed):
     project, shape = STOCHASTIC[name]
-    h = project(np.random.default_rng(seed).standard_normal((2, *shape(n)), np.float32))
+    h = np.asarray(project(np.random.default_rng(seed).standard_normal((2, *shape(n)), np.float32)))
     assert h.shape == (2, n, n)
     assert (h >= 0).all()
     if name in EXACT_ROWS:
@@ -161,7 +166,7 @@ def test_kronecker_products(factors):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 6])
 def test_orthogonal_and_spectral_bounds(n):
-    turn = p.cayley(2 * fill(3, n, n).astype(np.float32), steps=0, alpha=0.7)
+    turn = np.asarray(jax.jit(partial(p.cayley, steps=0, alpha=0.7))(2 * fill(3, n, n).astype(np.float32)))
     np.testing.assert_allclose(turn @ np.swapaxes(turn, -1, -2), np.broadcast_to(np.eye(n), (3, n, n)), atol=2e-6)
     h = sphere(3 * fill(3, (n - 1) * (n - 2) + n - 1).astype(np.float32), n)
     np.testing.assert_allclose(h.sum(-1), 1, atol=1e-6)
@@ -267,7 +272,7 @@ def test_near_identity_is_near_the_identity(kind, n):
     config.check(n)
     logits = config.near_identity(n, 4.0)
     assert logits.shape == config.shape(n)
-    h = config.project(logits, n)
+    h = projection(config, n)(logits)
     np.testing.assert_allclose(h, np.eye(n), atol=0.1)
     # Copies of one stream must stay copies.
     np.testing.assert_allclose(h.sum(-1), 1, atol=3e-6)
@@ -298,15 +303,18 @@ def test_inexact_forms_are_not_called_the_identity():
 def test_projections_act_on_each_token_alone(kind):
     config = registry.get("projection", kind)()
     logits = np.random.default_rng(0).standard_normal((2, 3, *config.shape(4))).astype(np.float32)
-    each = np.stack([[config.project(token, 4) for token in row] for row in logits])
-    np.testing.assert_allclose(np.broadcast_to(config.project(logits, 4), each.shape), each, atol=1e-5)
+    run = projection(config, 4)
+    each = np.stack([[run(token) for token in row] for row in logits])
+    np.testing.assert_allclose(np.broadcast_to(run(logits), each.shape), each, atol=1e-5)
 
 
 def test_gradients_by_choice_are_the_same():
     slopes = {}
     for gradient in ("unrolled", "recompute", "implicit"):
         config = configs.SinkhornConfig(gradient=gradient, iters=60)
-        slopes[gradient] = jax.grad(lambda z, config=config: jnp.sum(fill(4, 4) * config.project(z, 4)))(LOGITS)
+        slopes[gradient] = jax.grad(jax.jit(lambda z, config=config: jnp.sum(fill(4, 4) * config.project(z, 4))))(
+            LOGITS
+        )
     np.testing.assert_allclose(slopes["recompute"], slopes["unrolled"], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(slopes["implicit"], slopes["unrolled"], rtol=1e-3, atol=1e-5)
 

@@ -60,11 +60,16 @@ def site(config, index=1, *, perturbed=False):
 
 def passed(config, h, y, *, index=1, perturbed=False):
     """The state after a site whose branch returns ``y``, what it read, and its taps; streams are arrays here."""
-    module, taps = site(config, index, perturbed=perturbed), {}
-    before = with_streams(h, held(config, streams_of(h)))
-    u, ctx = module.pre(before, scope := Scope.over(1, taps=Taps(values=taps)))
-    after = module.post(before, y, ctx, scope)
-    return with_streams(after, as_array(streams_of(after))), u, taps
+    module = site(config, index, perturbed=perturbed)
+
+    @jax.jit
+    def run(h, y):
+        before, scope = with_streams(h, held(config, streams_of(h))), Scope.over(1, taps=Taps(values={}))
+        u, ctx = module.pre(before, scope)
+        after = module.post(before, y, ctx, scope)
+        return with_streams(after, as_array(streams_of(after))), u, scope.taps.values
+
+    return run(h, y)
 
 
 def held(config, h):
@@ -88,13 +93,17 @@ def output(config, y):
 
 @pytest.mark.parametrize("name", STREAMED)
 def test_coefficients_are_float32_in_bfloat16_models(name):
-    config, taps = topologies.topology(name).residual, {}
-    module = config.build(WIDTH, policy("bfloat16"), Init(jax.random.key(0), sites=6))
-    state = config.begin(Streams.unstack(draw(0, 1, 2, config.stream_count, WIDTH)))
-    _, ctx = module.pre(state, scope := Scope.over(2, taps=Taps(values=taps)))
-    state = module.post(state, output(config, draw(1, 1, 2, WIDTH)).astype(jnp.bfloat16), ctx, scope)
+    config = topologies.topology(name).residual
+
+    def run(h, y):
+        module = config.build(WIDTH, policy("bfloat16"), Init(jax.random.key(0), sites=6))
+        scope = Scope.over(2, taps=Taps(values={}))
+        _, ctx = module.pre(state := config.begin(Streams.unstack(h)), scope)
+        return scope.taps.values, module.post(state, output(config, y).astype(jnp.bfloat16), ctx, scope)
+
+    taps, state = jax.eval_shape(run, draw(0, 1, 2, config.stream_count, WIDTH), draw(1, 1, 2, WIDTH))
     assert taps
-    assert {x.dtype for x in [*taps.values(), *jax.tree.leaves(state)]} == {np.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves((taps, state))} == {np.dtype("float32")}
 
 
 @pytest.mark.parametrize("name", STREAMED)
