@@ -116,15 +116,17 @@ def checked(found, own):
 @pytest.mark.parametrize("name", own("topology"))
 def test_every_parameter_of_a_site_and_of_the_ends_starts_as_documented(name):
     config = with_topology(BASE, name)
-    init = Init(jax.random.key(0), index=1, sites=2 * LAYERS)
-    parts = {
-        "residual": config.residual.build(WIDTH, FLOAT32, init),
-        "ends": config.ends.build(WIDTH, config.residual.stream_count, FLOAT32, init),
-    }
-    checked(
-        named({part: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for part, module in parts.items()}),
-        OWN.get(name, {}),
-    )
+
+    @jax.jit
+    def start():
+        init = Init(jax.random.key(0), index=1, sites=2 * LAYERS)
+        parts = {
+            "residual": config.residual.build(WIDTH, FLOAT32, init),
+            "ends": config.ends.build(WIDTH, config.residual.stream_count, FLOAT32, init),
+        }
+        return {part: nnx.to_pure_dict(nnx.state(module, nnx.Param)) for part, module in parts.items()}
+
+    checked(named(start()), OWN.get(name, {}))
 
 
 def test_every_parameter_of_a_model_starts_with_its_spread_and_is_a_draw_of_its_own():
@@ -220,10 +222,16 @@ COEFFICIENTS = {
 
 @functools.cache
 def taps_of(name, streams):
-    residual, taps = topologies.topology(name).residual, {}
-    module = residual.build(WIDTH, FLOAT32, Init(jax.random.key(0), index=1, sites=6))
-    h = jnp.zeros((1, 1, streams, WIDTH))
-    module.pre(residual.begin(Streams.unstack(h)), Scope.over(1, taps=Taps(values=taps)))
+    residual = topologies.topology(name).residual
+
+    @jax.jit
+    def run():
+        module = residual.build(WIDTH, FLOAT32, Init(jax.random.key(0), index=1, sites=6))
+        scope = Scope.over(1, taps=Taps(values={}))
+        module.pre(residual.begin(Streams.unstack(jnp.zeros((1, 1, streams, WIDTH)))), scope)
+        return scope.taps.values
+
+    taps = run()
     # All are of one token, whatever leading axes they have.
     shapes = {tap: x.shape[-2:] if tap == "h_res" or name == "multi_branch" else -1 for tap, x in taps.items()}
     return {tap: np.asarray(x).reshape(shapes[tap]) for tap, x in taps.items()}

@@ -215,11 +215,11 @@ def weighted(project, **options):
 def test_implicit_derivatives_equal_those_of_the_iterations(std, x64):
     logits = std * np.random.default_rng(1).standard_normal((4, 4))
     unrolled = weighted(sinkhorn.log_sinkhorn_columns_then_rows, iters=1000)
-    want, curvature = jax.grad(unrolled)(logits), jax.hessian(unrolled)(logits)
+    want, curvature = jax.jit(lambda z: (jax.grad(unrolled)(z), jax.hessian(unrolled)(z)))(logits)
     for function in (weighted(sinkhorn.implicit_sinkhorn, iters=1000), weighted(p.newton_birkhoff)):
-        np.testing.assert_allclose(jax.grad(function)(logits), want, atol=1e-10)
-        np.testing.assert_allclose(jax.jacfwd(function)(logits), want, atol=1e-10)
-        np.testing.assert_allclose(jax.hessian(function)(logits), curvature, atol=1e-8)
+        derivatives = jax.jit(lambda z, f=function: (jax.grad(f)(z), jax.jacfwd(f)(z), jax.hessian(f)(z)))
+        for got, expected, atol in zip(derivatives(logits), (want, want, curvature), (1e-10, 1e-10, 1e-8)):
+            np.testing.assert_allclose(got, expected, atol=atol)
 
 
 def test_implicit_derivatives_divide_by_the_temperature(x64):
@@ -230,12 +230,15 @@ def test_implicit_derivatives_divide_by_the_temperature(x64):
 
 def test_implicit_derivatives_survive_float32_near_permutations():
     """What links the streams falls to 1e-40 and underflows, but no derivative may overflow."""
+    of_newton, of_sinkhorn = (
+        jax.jit(jax.jacrev(form)) for form in (newton, partial(sinkhorn.implicit_sinkhorn, iters=20))
+    )
     for margin in (5.0, 10.0, 20.0, 40.0, 90.0):
         logits = margin * np.eye(4, dtype=np.float32) + np.asarray(LOGITS, np.float32)
-        slope = jax.jacrev(newton)(logits)
+        slope = of_newton(logits)
         with jax.enable_x64(True):
-            np.testing.assert_allclose(slope, jax.jacrev(newton)(logits.astype(np.float64)), atol=1e-6)
-        early = jax.jacrev(partial(sinkhorn.implicit_sinkhorn, iters=20))(logits)
+            np.testing.assert_allclose(slope, of_newton(logits.astype(np.float64)), atol=1e-6)
+        early = of_sinkhorn(logits)
         assert np.isfinite(early).all()
         assert abs(early).max() < 0.1
 
