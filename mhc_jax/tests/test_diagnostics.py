@@ -12,7 +12,7 @@ from mhc_jax import diagnostics, registry
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import SHCOriginalConfig, mhc_ssm, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
-from mhc_jax.tests.own import own
+from mhc_jax.tests.own import own, quickly
 
 forward = jax.jit(mhc_jax.apply, static_argnames=("config", "taps"))
 mixing, composite_gains = jax.jit(diagnostics.mixing), jax.jit(diagnostics.composite_gains)
@@ -194,17 +194,7 @@ def test_coefficients_of_every_token_are_averaged():
     close(found["forward_gain"], [1, (0.25 + 2.25 + 6) / 8])
 
 
-# One topology of each kind is enough for a quick run.
-ONE_OF_EACH_KIND = {with_topology(model(), name).residual.kind: name for name in registry.names("topology")}
-
-
-@pytest.mark.parametrize(
-    "topology",
-    [
-        pytest.param(name, marks=[] if name in ONE_OF_EACH_KIND.values() else pytest.mark.slow)
-        for name in registry.names("topology")
-    ],
-)
+@pytest.mark.parametrize("topology", [quickly(name, topology=name) for name in registry.names("topology")])
 def test_every_topology_is_understood(topology):
     """Nothing of batch or time is left in what comes out, and both sites of every layer are there."""
     config = with_topology(model(width=24, mlp=GeluMLPConfig()), topology)

@@ -19,7 +19,7 @@ from mhc_jax.ops.attention import causal_attention
 from mhc_jax.ops.loss import chunked_cross_entropy
 from mhc_jax.ops.norm import layer_norm, rms_norm, unit_rms_norm
 from mhc_jax.precision import policy
-from mhc_jax.tests.own import own
+from mhc_jax.tests.own import own, quickly
 
 BFLOAT16, FLOAT32 = jnp.dtype("bfloat16"), jnp.dtype("float32")
 # Every tap by the end of its name: branches compute in bfloat16 and parallel streams are carried in it; coefficients,
@@ -40,7 +40,7 @@ MOVES = {
     "convert_element_type", "slice", "squeeze", "reshape", "transpose", "gather", "scan", "jit", "pjit", "copy",
     "broadcast_in_dim", "dynamic_slice", "checkpoint", "remat2", "custom_jvp_call", "concatenate", "stack",
 }  # fmt: skip
-CELLS = [(name, "attention") for name in registry.names("topology")]
+CELLS = [quickly(name, "attention", topology=name) for name in registry.names("topology")]
 CELLS += [
     (topology, mixer) for topology in ("plain", "mhc") for mixer in registry.names("mixer") if mixer != "attention"
 ]
@@ -171,9 +171,10 @@ def test_a_probe_of_a_wider_dtype_leaves_the_carried_one(layers):
     config = cell("mhc_ssm_adapters", "attention")
     config = config.replace(execution=config.execution.replace(layers=layers))
     params, tokens = mhc_jax.init(config, jax.random.key(0)), jnp.arange(24).reshape(2, 12)
-    plain = mhc_jax.apply(config, params, tokens, taps=True)
+    forward = jax.jit(functools.partial(mhc_jax.apply, config, taps=True))
+    plain = forward(params, tokens)
     names = ("blocks.mixer.state", "blocks.mixer.residual.adapted")
     probes = {name: jnp.zeros(plain.taps[name].shape) for name in names}
-    probed = mhc_jax.apply(config, params, tokens, taps=True, probes=probes)
+    probed = forward(params, tokens, probes=probes)
     assert {probed.taps[name].dtype for name in names} == {BFLOAT16}
     np.testing.assert_array_equal(probed.logits_BTV, plain.logits_BTV)
