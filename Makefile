@@ -35,10 +35,10 @@ quickstart: $(VENV)/.installed  ## train a real mHC language model on docstrings
 	$(BIN)/python -m train quickstart
 
 test: $(VENV)/.installed-test  ## unit, parity and training tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q
 
 test-all: $(VENV)/.installed-test  ## the same with the slow studies
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -q -m 'not aot'
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m 'not aot'
 
 # Apart from the other tests: jax[tpu] beside torch is an environment nobody trains in.
 test-aot:  ## compile a tiny model of each family for TPUs, without one

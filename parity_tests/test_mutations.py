@@ -14,7 +14,7 @@ MUTATIONS = list(mutations())
 @pytest.mark.parametrize(
     "mutation",
     [
-        pytest.param(mutation, id=mutation.fault, marks=[] if number % 8 == 0 else pytest.mark.slow)
+        pytest.param(mutation, id=mutation.fault, marks=[] if number % 16 == 0 else pytest.mark.slow)
         for number, mutation in enumerate(MUTATIONS)
     ],
 )

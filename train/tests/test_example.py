@@ -63,7 +63,7 @@ def test_a_topology_outside_the_repository_trains(tmp_path):
         pytest.param("layer_scale", "layer_scale", "attention", marks=pytest.mark.slow),
         ("decaying_average", "mhc", "decaying_average"),
         pytest.param("lazy_walk", "lazy_walk", "attention", marks=pytest.mark.slow),
-        ("rolled_ends", "rolled", "attention"),
+        pytest.param("rolled_ends", "rolled", "attention", marks=pytest.mark.slow),
     ],
 )
 def test_it_agrees_with_its_twin(name, topology, mixer, tmp_path):
