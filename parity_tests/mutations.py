@@ -6,6 +6,8 @@ import importlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
+
 from parity_tests import cases
 from parity_tests.compare import Row, failures, first_divergence, judge
 
@@ -62,6 +64,16 @@ def seeded(mutation: Mutation) -> Iterator[None]:
         setattr(owner, name, healthy)
 
 
+@contextlib.contextmanager
+def _traced_anew() -> Iterator[None]:
+    """Nothing that was traced outside of the context serves inside of it, nor the other way round."""
+    jax.clear_caches()
+    try:
+        yield
+    finally:
+        jax.clear_caches()
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """Whether a fault was caught, by how many tensors, and where it was first seen."""
@@ -77,7 +89,7 @@ def run(mutation: Mutation) -> Outcome:
     """Judges the mutation's case with the fault in place."""
     case = cases.of_tier(mutation.tier)[mutation.case]
     rows: list[Row] = []
-    with seeded(mutation):
+    with seeded(mutation), _traced_anew():
         for dtype in case.dtypes:  # float64 first: a fault caught there need not run again
             rows = judge(case, (dtype,))
             if failures(rows):

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -84,11 +83,30 @@ def _chunk(s_BHKV, piece):
     # What a token corrects depends on the corrections before it: (I + L) corrections = beta (v - answers of S).
     system_BHCC = beta_BHC1 * (k_BHCK @ k_BHCK.mT) * decay_BHCC
     asked_BHCV = beta_BHC1 * (v_BHCV - since_BHC1 * (k_BHCK @ s_BHKV))
-    correction_BHCV = jax.lax.linalg.triangular_solve(
-        system_BHCC, asked_BHCV, left_side=True, lower=True, unit_diagonal=True
-    )
+    correction_BHCV = unit_lower_inverse(system_BHCC) @ asked_BHCV
 
     y_BHCV = since_BHC1 * (q_BHCK @ s_BHKV) + ((q_BHCK @ k_BHCK.mT) * decay_BHCC) @ correction_BHCV
     kept_BHC1 = decay_BHCC[..., -1, :, None]
     s_BHKV = since_BHC1[..., -1:, :] * s_BHKV + (kept_BHC1 * k_BHCK).mT @ correction_BHCV
     return s_BHKV, jnp.swapaxes(y_BHCV, 1, 2)
+
+
+def unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+    """The inverse of I + L, L being what of the argument lies below its diagonal.
+
+    By halves, ``[[A, 0], [M, B]]^-1 = [[A^-1, 0], [-B^-1 M A^-1, B^-1]]``, from blocks of one row up: products alone,
+    which accelerators are made for, and none of powers of L, whose entries would grow where those of the inverse do
+    not. (On CPU, XLA's triangular solves of a batch can also wait for each other forever.)
+    """
+    C = l_CC.shape[-1]
+    size = 1 << (C - 1).bit_length()
+    l_CC = jnp.pad(l_CC, [(0, 0)] * (l_CC.ndim - 2) + [(0, size - C)] * 2)
+    inverses_NSS = jnp.ones((*l_CC.shape[:-2], size, 1, 1), l_CC.dtype)
+    for s in (1 << level for level in range(size.bit_length() - 1)):
+        halves = l_CC.reshape(*l_CC.shape[:-2], size // (2 * s), 2, s, size // (2 * s), 2, s)
+        below_NSS = jnp.moveaxis(jnp.diagonal(halves[..., :, 1, :, :, 0, :], axis1=-4, axis2=-2), -1, -3)
+        upper_NSS, lower_NSS = inverses_NSS[..., 0::2, :, :], inverses_NSS[..., 1::2, :, :]
+        corner_NSS = -lower_NSS @ below_NSS @ upper_NSS
+        top = jnp.concatenate([upper_NSS, jnp.zeros_like(upper_NSS)], axis=-1)
+        inverses_NSS = jnp.concatenate([top, jnp.concatenate([corner_NSS, lower_NSS], axis=-1)], axis=-2)
+    return inverses_NSS[..., 0, :C, :C]
