@@ -7,5 +7,17 @@ from mhc_jax.models.rlm import rlm
 from mhc_jax.models.shc import shc
 from mhc_jax.models.shc_original import SHCOriginalConfig
 from mhc_jax.models.topologies import with_topology
+from mhc_jax.models.transformer_scan import transformer_scan
 
-__all__ = ["SHCOriginalConfig", "gated_deltanet", "gla", "gpt2", "mhc_ssm", "nanogpt", "rlm", "shc", "with_topology"]
+__all__ = [
+    "SHCOriginalConfig",
+    "gated_deltanet",
+    "gla",
+    "gpt2",
+    "mhc_ssm",
+    "nanogpt",
+    "rlm",
+    "shc",
+    "transformer_scan",
+    "with_topology",
+]

@@ -96,6 +96,22 @@ class BackboneConfig(Config):
         """The branch of every residual site of a block by the site's name, in the order in which they run."""
         return {name: part for name in SITES if (part := getattr(self, name)) is not None}
 
+    @property
+    def description(self) -> tuple[str, ...]:
+        """Its parts, in a few words each."""
+        before = {"before the mixer": self.before_mixer, "before the MLP": self.before_mlp}
+        streams = self.residual.stream_count
+        return (
+            f"{self.layers} layers of width {self.width}",
+            f"residual {self.residual.kind}" + (f", {streams} streams" if streams else ""),
+            f"mixer {self.mixer.kind}" + (f" and {self.mlp.kind}" if self.mlp else ""),
+            *(f"{part.kind} {name}" for name, part in before.items() if part),
+        )
+
+    def products(self, length: int) -> int:
+        """Operations of its mixers' products between activations, for one token among ``length``."""
+        return self.layers * self.residual.branches * self.mixer.product_flops(self.width, length)
+
 
 # Fields of the norm that older records had beside its name.
 _OF_NORM = {"norm_bias": "bias", "norm_eps": "eps"}
@@ -119,7 +135,8 @@ class Backbone(nnx.Module):
     def __init__(self, config: BackboneConfig, execution: Execution, init: Init):
         self.config, self.execution, self.policy = config, execution, policy(execution.policy)
         self.ends = config.ends.build(config.width, config.residual.stream_count, self.policy, init / "ends")
-        blocks = Init(init.key, f"{init.path}/blocks", sites=config.layers * len(config.sites))
+        sites = config.layers * len(config.sites)
+        blocks = Init(init.key, f"{init.path}/blocks", sites=sites, repeats=init.repeats)
         self.blocks = build_stack(self._build_block, config.layers, blocks)
         self.final_norm = config.norm.build(config.width, init / "final_norm")
 

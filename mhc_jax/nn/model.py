@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from mhc_jax.config import Config
@@ -128,6 +129,15 @@ class ModelConfig(Config):
         None, by default, for a model whose layers cannot be compared with those of another.
         """
         return None
+
+    def scored_T(self, length: int) -> np.ndarray | None:
+        """(T,) whether the output at each token counts, in training and in evaluation; None, by default, if all do."""
+        return None
+
+    @property
+    def remark(self) -> str:
+        """What is to be known before it is trained; empty, by default, for nothing."""
+        return ""
 
     @property
     @required

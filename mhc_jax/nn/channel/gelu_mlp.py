@@ -21,14 +21,15 @@ class GeluMLPConfig(ChannelMixerConfig):
         hidden: its width in between; 0 for four times the model's.
         activation: ``"erf"`` is the exact GELU (nanoGPT), ``"tanh"`` its approximation (GPT-2, ``gelu_new``).
         bias: whether the two layers have biases.
-        init_std: standard deviation of both matrices; that of ``down`` is divided by the square root of the number of
-            sites, as in GPT-2.
+        init_std: standard deviation of both matrices.
+        scale_output: divide that of ``down`` by the square root of the number of sites, as in GPT-2.
     """
 
     hidden: int = 0
     activation: Literal["erf", "tanh"] = "erf"
     bias: bool = True
     init_std: float = 0.02
+    scale_output: bool = True
 
     def validate(self):
         super().validate()
@@ -45,7 +46,8 @@ class GeluMLP(ChannelMixer):
     def __init__(self, config: GeluMLPConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy = config, policy
         hidden, bias = config.hidden or 4 * width, zeros if config.bias else False
-        drawn, scaled = normal(config.init_std), normal(config.init_std * init.sites**-0.5)
+        drawn = normal(config.init_std)
+        scaled = normal(config.init_std * (init.sites**-0.5 if config.scale_output else 1))
         self.up_proj = Dense(width, hidden, init / "up_proj", ("embed", "mlp"), kernel=drawn, bias=bias)
         self.down_proj = Dense(hidden, width, init / "down_proj", ("mlp", "embed"), kernel=scaled, bias=bias)
 

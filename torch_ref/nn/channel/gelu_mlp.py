@@ -22,7 +22,8 @@ class GeluMLP(ChannelMixer):
         self.approximate = _APPROXIMATION[one_of("gelu_mlp activation", config.activation, _APPROXIMATION)]
         hidden = config.hidden or 4 * width
         self.up_proj = linear(width, hidden, config.init_std, config.bias)
-        self.down_proj = linear(hidden, width, config.init_std / sites**0.5, config.bias)
+        last = config.init_std / sites**0.5 if getattr(config, "scale_output", True) else config.init_std
+        self.down_proj = linear(hidden, width, last, config.bias)
 
     def forward(self, u_BTD: Tensor, scope: Scope) -> Tensor:
         return self.down_proj(scope.tap("hidden", F.gelu(self.up_proj(u_BTD), approximate=self.approximate)))

@@ -1,0 +1,364 @@
+"""TransformerScan: texts in chunks, summaries of chunks merged by a prefix scan, and a reader of summary and chunk.
+
+The Transformer prefix-scannable model of arXiv 2506.10918. One network, the aggregator, merges two summaries of C
+vectors; the prefix in front of a chunk is the scan of the chunks before it (:mod:`mhc_jax.ops.prefix_scan`). Another,
+the reader, runs over ``[prefix | chunk]``. A stream of any length needs O(log n) summaries, and the reader's own state.
+"""
+
+import dataclasses
+import itertools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from mhc_jax.config import ConfigError
+from mhc_jax.nn.backbone import Backbone, BackboneConfig
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.embed import Embed, check_outputs, check_outputs_are_tokens, dense_head, head_table
+from mhc_jax.nn.init import Init, normal, uniform
+from mhc_jax.nn.layers import dropout
+from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.model import Model, ModelConfig
+from mhc_jax.nn.norms import LayerNormConfig
+from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.stack import sliced
+from mhc_jax.ops.prefix_scan import LEGACY, Counter, ScanForm, combinations, prefixes
+from mhc_jax.precision import policy
+from mhc_jax.registry import register
+
+# Chunks from which on a prefix is merged from others.
+FEWEST = 3
+
+
+def gpt2_backbone(width: int, layers: int, heads: int, *, causal: bool = True, dropout: float = 0.0) -> BackboneConfig:
+    """Blocks of GPT-2, whose attention may see later tokens, too."""
+    return BackboneConfig(
+        width=width,
+        layers=layers,
+        dropout=dropout,
+        norm=LayerNormConfig(),
+        mixer=AttentionConfig(heads=heads, causal=causal, dropout=dropout),
+        mlp=GeluMLPConfig(activation="tanh"),
+    )
+
+
+@register("model", "transformer_scan")
+@dataclasses.dataclass(frozen=True)
+class TransformerScanConfig(ModelConfig):
+    """A model of two backbones, each over any residual topology and with any mixer.
+
+    Attributes:
+        aggregator: merges two summaries, the older on the left, into one: the right half of its output. Its attention
+            sees both ways in the paper and was causal in the published runs. Auxiliary losses of its parts are left out.
+        reader: of a prefix and the chunk behind it; causal.
+        chunk: C, tokens of a chunk and vectors of a summary.
+        positions: ``"local"`` counts a token's position from the start of its chunk, so that texts may be of any
+            length; ``"absolute"`` from the start of the text; ``"legacy_mixed"`` is local for what is aggregated and
+            absolute for what is read, as one of the published modes has it.
+        side_embedding: learned vectors tell the aggregator its two sides, otherwise told apart by what is read out.
+        boundary: what the last token of a chunk gives. ``"prefix"``: the reader's output at the last vector of the next
+            chunk's prefix, so that every token is predicted from all before it by way of the scan; ``"token"``: the
+            output at the token itself, as for labels; ``"unscored"``: the same, but it does not count, neither in
+            training nor in evaluation, as published: the first token of a chunk is never predicted.
+        scan: form of the scan; the first three give the same, see :func:`mhc_jax.ops.prefix_scan.prefixes`.
+        head: ``"dense"`` for a matrix of its own, ``"tied"`` for the token table.
+        outputs: rows of the head; ``vocab_size`` if None.
+        dropout: after the embedding sum; branches of the two networks have their own.
+        output_dropout: of the outputs of the two networks, 0.1 as published: once at every level of the tree.
+        init: of tables and head: ``"gpt2"``, normal with a standard deviation of 0.02; ``"legacy"``, as PyTorch begins,
+            tables with one of 1 and a uniform head.
+    """
+
+    aggregator: BackboneConfig = gpt2_backbone(768, 1, 12, causal=False)
+    reader: BackboneConfig = gpt2_backbone(768, 12, 12)
+    chunk: int = 64
+    positions: Literal["local", "absolute", "legacy_mixed"] = "local"
+    side_embedding: bool = False
+    boundary: Literal["prefix", "token", "unscored"] = "prefix"
+    scan: ScanForm = "parallel"
+    head: Literal["tied", "dense"] = "dense"
+    outputs: int | None = None
+    dropout: float = 0.0
+    output_dropout: float = 0.0
+    init: Literal["gpt2", "legacy"] = "gpt2"
+
+    def validate(self):
+        super().validate()
+        self.require_counts(1, "chunk")
+        for name in ("dropout", "output_dropout"):
+            self.require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        widths = self.aggregator.width, self.reader.width
+        self.require(widths[0] == widths[1], f"aggregator and reader must have one width, got {widths[0]}, {widths[1]}")
+        self.require(self.reader.mixer.causal, "the reader must be causal; set reader.mixer.causal")
+        check_outputs(self)
+        if self.scan in LEGACY:
+            chunks = self.rows(self.max_len)
+            whole = chunks & (chunks - 1) == 0
+            self.require(self.boundary != "prefix", f"scan {self.scan!r} has no prefix of a whole text; see boundary")
+            self.require(whole, f"scan {self.scan!r} needs a power of two of chunks, and max_len makes {chunks}")
+
+    def small(self):
+        sizes = {"width": 8, "layers": 1, "mixer": AttentionConfig(heads=2)}
+        aggregator = self.aggregator.replace(**sizes | {"mixer": AttentionConfig(heads=2, causal=False)})
+        return self.replace(
+            vocab_size=61, max_len=24, chunk=3, aggregator=aggregator, reader=self.reader.replace(**sizes), outputs=None
+        )
+
+    @property
+    def width(self) -> int:
+        """D, of both networks."""
+        return self.reader.width
+
+    @property
+    def layers(self) -> int:
+        """Layers of the reader."""
+        return self.reader.layers
+
+    def rows(self, length: int) -> int:
+        """Chunks that the reader reads for a text; with ``boundary`` ``"prefix"`` the one to come is among them."""
+        return length // self.chunk + 1 if self.boundary == "prefix" else -(-length // self.chunk)
+
+    def aggregations(self, length: int) -> int:
+        """Pairs of summaries that are merged for a text."""
+        return combinations(self.rows(length) - 1) if self.rows(length) > 1 else 0
+
+    def uses(self, length: int) -> tuple[float, float]:
+        """How often the aggregator and the reader see a token, on average."""
+        both = 2 * self.chunk / length
+        return both * self.aggregations(length), both * self.rows(length)
+
+    @property
+    def description(self):
+        merged = f"{self.aggregations(self.max_len)} aggregations in {self.max_len} tokens"
+        return (
+            f"TransformerScan: chunks of {self.chunk} tokens, {merged}, scan {self.scan}",
+            *(f"{name}: {', '.join(getattr(self, name).description)}" for name in ("aggregator", "reader")),
+        )
+
+    @property
+    def remark(self):
+        chunks = -(-self.max_len // self.chunk)
+        if chunks >= FEWEST:
+            return ""
+        return (
+            f"{self.max_len} tokens are {chunks} chunk{'s' * (chunks > 1)} of {self.chunk}, so that the scan merges "
+            f"nothing that a prediction uses; take a chunk of at most {max(1, self.max_len // FEWEST)}"
+        )
+
+    def product_flops(self, length):
+        parts = zip(("aggregator", "reader"), self.uses(length))
+        inside = 2 * self.chunk
+        products = {
+            f"{name}.blocks.mixer.branch, products": round(uses * getattr(self, name).products(inside))
+            for name, uses in parts
+        }
+        if self.head == "tied":
+            products["head (the token table)"] = 2 * self.vocab_size * self.width
+        return {name: flops for name, flops in products.items() if flops}
+
+    @property
+    def first_logit_std(self):
+        uniform_head = self.head == "dense" and self.init == "legacy"
+        weight = 1 / math.sqrt(3 * self.width) if uniform_head else self.table_std
+        return weight * math.sqrt(self.width)
+
+    @property
+    def table_std(self) -> float:
+        """Standard deviation of both tables at initialisation."""
+        return 1.0 if self.init == "legacy" else 0.02
+
+    @property
+    def causal(self):
+        return True
+
+    def check_next_token(self):
+        super().check_next_token()
+        check_outputs_are_tokens(self)
+
+    def scored_T(self, length):
+        if self.boundary != "unscored":
+            return None
+        return np.arange(1, length + 1) % self.chunk != 0
+
+    def build(self, init):
+        return TransformerScan(self, init)
+
+
+class Sides(nnx.Module):
+    """Vectors (2, D) that are added to the older and to the newer summary."""
+
+    def __init__(self, width: int, init: Init):
+        self.table = init("table", normal(0.02), 2, width, role="table", axes=("", "width"))
+
+
+class TransformerScan(Model):
+    """Parameters live under ``embed``, ``aggregator``, ``reader``, ``head`` if it is dense, and ``sides`` if it has any.
+
+    The tap ``"prefixes"``, (B, rows, C, D), holds the prefix in front of every chunk: at chunk 0, which has none, zeros
+    that nothing sees; with the boundary ``"prefix"`` the last one stands in front of the chunk to come, if the text ends
+    with its last chunk, and else in front of the unfinished one.
+    """
+
+    def __init__(self, config: TransformerScanConfig, init: Init):
+        self.config, self.policy = config, policy(config.execution.policy)
+        learned = config.chunk if config.positions == "local" else config.max_len
+        self.embed = Embed(config.vocab_size, learned, config.width, config.table_std, init / "embed")
+        self.sides = Sides(config.width, init / "sides") if config.side_embedding else None
+        merged, read = config.uses(config.max_len)
+        self.aggregator = Backbone(config.aggregator, config.execution, (init / "aggregator").repeated(merged))
+        self.reader = Backbone(config.reader, config.execution, (init / "reader").repeated(read))
+        kernel = uniform(config.width) if config.init == "legacy" else normal(config.table_std)
+        self.head = dense_head(config, kernel, init)
+
+    def init_state(self, batch, max_len):
+        config = self.config
+        if config.scan in LEGACY:
+            raise ConfigError(f"a text under scan {config.scan!r} cannot be extended; 'parallel' is the scan that can")
+        summary_BCD = jnp.zeros((batch, config.chunk, config.width), self.policy.accumulate)
+        reader = self.reader.init_state(1, 2 * config.chunk)
+        return {
+            "counter": Counter.empty(summary_BCD, max_len // config.chunk),
+            "chunk": summary_BCD,
+            "reader": jax.tree.map(lambda x: jnp.zeros((batch, *x.shape), x.dtype), reader),
+        }
+
+    def __call__(self, tokens_BT, state, scope):
+        if scope.segments_BT is not None:
+            raise ConfigError(
+                "transformer_scan: chunks are cut from the start of a row, whose segments it cannot keep apart; "
+                "give each text a row of its own"
+            )
+        hidden_BTD, state = self._whole(tokens_BT, scope) if state is None else self._further(tokens_BT, state, scope)
+        return scope.tap("hidden", hidden_BTD), state
+
+    def head_VD(self):
+        return head_table(self.embed, self.head, self.policy.compute)
+
+    def _embedded(self, tokens_BT: jax.Array, place_BT: jax.Array, scope: Scope) -> tuple[jax.Array, jax.Array]:
+        """What is read, and what is aggregated: the same, unless their positions differ.
+
+        Args:
+            place_BT: places of the tokens in their chunks.
+        """
+
+        def embed(positions_BT: jax.Array, name: str) -> jax.Array:
+            x_BTD = sliced(self.embed(tokens_BT, positions_BT, self.policy.accumulate), scope.batch_sharding)
+            return dropout(x_BTD, self.config.dropout, scope.key_of(name))
+
+        positions = self.config.positions
+        x_BTD = scope.tap("embed", embed(place_BT if positions == "local" else scope.positions_BT, "dropout"))
+        return x_BTD, embed(place_BT, "leaves") if positions == "legacy_mixed" else x_BTD
+
+    def _merged(self, older_RCD: jax.Array, newer_RCD: jax.Array, scope: Scope) -> jax.Array:
+        """One summary of two."""
+        C = self.config.chunk
+        x_RTD = jnp.concatenate([older_RCD, newer_RCD], axis=1)
+        if self.sides is not None:
+            x_RTD += jnp.repeat(self.sides.table[...].astype(x_RTD.dtype), C, axis=0)
+        inside = _over(2 * C, scope)
+        y_RTD, _ = self.aggregator(x_RTD, None, inside)
+        return dropout(y_RTD, self.config.output_dropout, inside.key_of("output"))[:, C:]
+
+    def _whole(self, tokens_BT, scope):
+        (B, T), C, D = tokens_BT.shape, self.config.chunk, self.config.width
+        rows = self.config.rows(T)
+        x_BTD, leaves_BTD = self._embedded(tokens_BT, jnp.arange(T)[None] % C, scope)
+        chunks_BRCD, leaves_BRCD = (_cut(x, rows, C) for x in (x_BTD, leaves_BTD))
+        prefixes_BRCD = scope.tap("prefixes", self._prefixes(leaves_BRCD[:, :-1], scope / "aggregator"))
+        z_PTD = jnp.concatenate([prefixes_BRCD, chunks_BRCD], axis=2).reshape(B * rows, 2 * C, D)
+        # The first chunk has no prefix: what stands in its place is another text.
+        alone_RT = (jnp.arange(rows)[:, None] == 0) & (jnp.arange(2 * C) < C)
+        inside = (scope / "reader").replace(
+            positions_BT=jnp.arange(2 * C)[None], segments_BT=jnp.tile(1 - alone_RT, (B, 1))
+        )
+        y_PTD, _ = self.reader(z_PTD, None, inside)
+        y_BRTD = dropout(y_PTD, self.config.output_dropout, inside.key_of("output")).reshape(B, rows, 2 * C, D)
+        if self.config.boundary == "prefix":
+            # The last vector of a prefix gives what the token before the chunk is to give.
+            return y_BRTD[:, :, C - 1 : -1].reshape(B, rows * C, D)[:, 1 : T + 1], None
+        return y_BRTD[:, :, C:].reshape(B, rows * C, D)[:, :T], None
+
+    def _prefixes(self, leaves_BRCD: jax.Array, scope: Scope) -> jax.Array:
+        """The prefix in front of every chunk and of the next one, (B, R + 1, C, D)."""
+        B, R, C, D = leaves_BRCD.shape
+        before_BRCD = jnp.zeros((B, 1, C, D), leaves_BRCD.dtype)
+        if R == 0:
+            return before_BRCD
+        calls = itertools.count()
+
+        def combine(older_MBCD, newer_MBCD):
+            # Rows of one text stay together, as the devices of a mesh have them.
+            pairs = (jnp.swapaxes(x, 0, 1).reshape(-1, C, D) for x in (older_MBCD, newer_MBCD))
+            merged = self._merged(*pairs, scope.keyed(str(next(calls))))
+            return jnp.swapaxes(merged.reshape(B, -1, C, D), 0, 1)
+
+        found_RBCD = prefixes(combine, jnp.swapaxes(leaves_BRCD, 0, 1), form=self.config.scan)
+        return jnp.concatenate([before_BRCD, jnp.swapaxes(found_RBCD, 0, 1)], axis=1)
+
+    def _further(self, tokens_BT, state, scope):
+        """One token after another; what happens at the end of a chunk is only computed if some row is there."""
+        T, C = tokens_BT.shape[1], self.config.chunk
+        count_BT = scope.columns(T) - (0 if scope.start_B is None else scope.start_B[:, None])
+        count_BT = jnp.broadcast_to(count_BT, tokens_BT.shape)  # of tokens before each; below 0 in padding
+        x_BTD, leaves_BTD = self._embedded(tokens_BT, count_BT % C, scope.replace(key=None))
+
+        def step(state, token):
+            x_BD, leaf_BD, count_B = token
+            state, y_BD = self._step(state, x_BD, leaf_BD, count_B, _over(1, scope).replace(key=None))
+            return state, y_BD
+
+        by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (x_BTD, leaves_BTD, count_BT))
+        state, y_TBD = jax.lax.scan(step, state, by_time)
+        return jnp.swapaxes(y_TBD, 0, 1), state
+
+    def _step(self, state: Any, x_BD: jax.Array, leaf_BD: jax.Array, count_B: jax.Array, scope: Scope):
+        C = self.config.chunk
+        real_B, place_B = count_B >= 0, count_B % C
+        first_B = jnp.where(count_B < C, C, 0)  # of the columns that the reader sees
+        y_BTD, reader = self._read(x_BD[:, None], state["reader"], C + place_B, first_B, scope)
+        here_BC = (jnp.arange(C) == place_B[:, None]) & real_B[:, None]
+        chunk_BCD = jnp.where(here_BC[..., None], leaf_BD[:, None], state["chunk"])
+        state = {**state, "chunk": chunk_BCD, "reader": _select(real_B, reader, state["reader"])}
+        due_B = real_B & (place_B == C - 1)
+
+        def boundary(state):
+            counter, prefix_BCD = state["counter"].push(
+                lambda older, newer: self._merged(older, newer, scope), state["chunk"], due_B
+            )
+            zero_B, fresh = jnp.zeros_like(place_B), jax.tree.map(jnp.zeros_like, state["reader"])
+            before_BCD, reader = self._read(prefix_BCD, fresh, zero_B, zero_B, scope)
+            last_BD = before_BCD[:, -1] if self.config.boundary == "prefix" else y_BTD[:, 0]
+            after = {**state, "counter": counter, "reader": _select(due_B, reader, state["reader"])}
+            return after, jnp.where(due_B[:, None], last_BD, y_BTD[:, 0])
+
+        return jax.lax.cond(due_B.any(), boundary, lambda state: (state, y_BTD[:, 0]), state)
+
+    def _read(self, x_BTD: jax.Array, states: Any, column_B: jax.Array, first_B: jax.Array, scope: Scope):
+        """The reader's outputs and states, every row at a column of its own."""
+
+        def row(x_TD, states, column, first):
+            positions_BT = (column + jnp.arange(len(x_TD)))[None]
+            inside = scope.replace(positions_BT=positions_BT, column=column, start_B=first[None], penalties={})
+            y_BTD, states = self.reader(x_TD[None], states, inside)
+            return y_BTD[0], states
+
+        return jax.vmap(row)(x_BTD, states, column_B, first_B)
+
+
+def _over(length: int, scope: Scope) -> Scope:
+    """The scope of a network inside: without taps, and its auxiliary losses are not counted."""
+    return Scope.over(length, key=scope.key, progress=scope.progress, batch_sharding=scope.batch_sharding)
+
+
+def _cut(x_BTD: jax.Array, rows: int, chunk: int) -> jax.Array:
+    """(B, rows, C, D), filled up with zeros."""
+    B, T, D = x_BTD.shape
+    return jnp.pad(x_BTD, ((0, 0), (0, rows * chunk - T), (0, 0))).reshape(B, rows, chunk, D)
+
+
+def _select(which_B: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(which_B.reshape(-1, *(1,) * (n.ndim - 1)), n, o), new, old)
