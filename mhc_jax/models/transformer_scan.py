@@ -1,8 +1,8 @@
 """TransformerScan of the published sizes, and the network as it was in fact trained.
 
-The published program differs from the paper in what it computes: the aggregator's attention was causal, the first token
-of every chunk was never predicted, positions of a chunk in the tree were local and of a chunk that is read absolute, and
-its modes of training were three different functions. The default has none of that.
+The published program differs from the paper: the aggregator's attention was causal, the first token of every chunk was
+never predicted, positions were local in the tree and absolute for the reader, and its modes of training were three
+different functions. The default has none of that.
 """
 
 from typing import Any, Literal, get_args

@@ -26,7 +26,7 @@ from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import sliced
-from mhc_jax.ops.prefix_scan import LEGACY, Counter, ScanForm, combinations, prefixes
+from mhc_jax.ops.prefix_scan import LEGACY, Counter, ScanForm, prefixes
 from mhc_jax.precision import policy
 from mhc_jax.registry import register
 
@@ -53,7 +53,8 @@ class TransformerScanConfig(ModelConfig):
 
     Attributes:
         aggregator: merges two summaries, the older on the left, into one: the right half of its output. Its attention
-            sees both ways in the paper and was causal in the published runs. Auxiliary losses of its parts are left out.
+            sees both ways in the paper and was causal in the published runs. Auxiliary losses of its parts do not
+            count.
         reader: of a prefix and the chunk behind it; causal.
         chunk: C, tokens of a chunk and vectors of a summary.
         positions: ``"local"`` counts a token's position from the start of its chunk, so that texts may be of any
@@ -123,8 +124,9 @@ class TransformerScanConfig(ModelConfig):
         return length // self.chunk + 1 if self.boundary == "prefix" else -(-length // self.chunk)
 
     def aggregations(self, length: int) -> int:
-        """Pairs of summaries that are merged for a text."""
-        return combinations(self.rows(length) - 1) if self.rows(length) > 1 else 0
+        """Pairs of summaries that are merged for a text: those of its trees, and those of their folds."""
+        count = self.rows(length) - 1
+        return (count - count.bit_count()) + (count - count.bit_length())
 
     def uses(self, length: int) -> tuple[float, float]:
         """How often the aggregator and the reader see a token, on average."""
@@ -196,11 +198,11 @@ class Sides(nnx.Module):
 
 
 class TransformerScan(Model):
-    """Parameters live under ``embed``, ``aggregator``, ``reader``, ``head`` if it is dense, and ``sides`` if it has any.
+    """Parameters live under ``embed``, ``aggregator``, ``reader``, ``head`` if it is dense, ``sides`` if there are any.
 
     The tap ``"prefixes"``, (B, rows, C, D), holds the prefix in front of every chunk: at chunk 0, which has none, zeros
-    that nothing sees; with the boundary ``"prefix"`` the last one stands in front of the chunk to come, if the text ends
-    with its last chunk, and else in front of the unfinished one.
+    that nothing sees. With the boundary ``"prefix"`` a text that ends with a whole chunk has one more, for the chunk to
+    come.
     """
 
     def __init__(self, config: TransformerScanConfig, init: Init):

@@ -55,12 +55,6 @@ def prefixes(combine: Combine, x: Elements, *, form: ScanForm = "parallel") -> E
     return _legacy(combine, x, swapped=form == "legacy_blelloch")
 
 
-def combinations(count: int) -> int:
-    """Pairs that the scan of ``count`` elements combines: those of its trees, and those of their folds."""
-    trees, folds = count - count.bit_count(), count - count.bit_length()
-    return trees + folds
-
-
 def _parallel(combine: Combine, x: Elements) -> Elements:
     """Pairs first, prefixes of pairs by recursion; every other prefix has one more element than one of these."""
     count = _count(x)

@@ -1,6 +1,5 @@
 """The decoder-only language model: embed, expand, stack of sites, collapse, norm, tied head."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,29 +7,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torch_ref.config import as_record, implementation, one_of, register
-from torch_ref.nn import channel, ends, mixers  # noqa: F401  (importing a package registers its kinds)
-from torch_ref.nn.adapters import StreamAdapters
-from torch_ref.nn.block import Block, Site
+from torch_ref.nn.backbone import Backbone
 from torch_ref.nn.layers import linear
-from torch_ref.nn.norms import build_norm
-from torch_ref.nn.residual.base import State, streams_of, with_streams
 from torch_ref.nn.scope import Scope
-from torch_ref.nn.stack import run_stack
-from torch_ref.nn.value_residual import ValueResidual
-from torch_ref.ops import streams
 from torch_ref.ops.loss import cross_entropy
-from torch_ref.ops.norm import LAYER_NORM_EPS, RMS_EPS
 
 _INTEGERS = (torch.int32, torch.int64)
 
 
 class Embed(nn.Module):
-    """Token table (V, D), also the output head if that is tied, and learned absolute positions (max_len, D), if any."""
+    """Token table (V, D), also the output head if that is tied, and learned positions (P, D), if any."""
 
-    def __init__(self, vocab_size: int, max_len: int, width: int, std: float, learned: bool):
+    def __init__(self, vocab_size: int, positions: int | None, width: int, std: float):
         super().__init__()
         self.tokens = nn.Parameter(std * torch.randn(vocab_size, width))
-        self.positions = nn.Parameter(std * torch.randn(max_len, width)) if learned else None
+        self.positions = None if positions is None else nn.Parameter(std * torch.randn(positions, width))
 
     def forward(self, tokens_BT: Tensor, positions_BT: Tensor) -> Tensor:
         """The sum of both, (B, T, D); positions past the last learned one share it."""
@@ -41,36 +32,28 @@ class Embed(nn.Module):
 
 
 @register("model", "lm")
-class LM(nn.Module):
+class LM(Backbone):
     """See :func:`build`. Parameters live under ``embed``, ``ends``, ``blocks.{l}``, ``final_norm`` and, if
     the head is not tied, ``head``.
 
     Dropout follows ``train()`` and ``eval()``, in decoding too.
     """
 
-    blocks: Sequence[Block]
-
     def __init__(self, config: Any):
-        super().__init__()
         for name in ("vocab_size", "max_len", "width", "layers"):
             if (getattr(config, name) or 0) < 1:
                 raise ValueError(f"lm: {name} must be at least 1, got {getattr(config, name)}")
+        super().__init__(config)
         self.max_len: int = config.max_len
-        self.rate, self.norm_streams = config.dropout, config.norm_streams
+        self.rate = config.dropout
         learned = one_of("positions", getattr(config, "positions", "learned"), ("learned", "none")) == "learned"
-        self.embed = Embed(config.vocab_size, config.max_len, config.width, config.embed_std, learned)
+        positions = config.max_len if learned else None
+        self.embed = Embed(config.vocab_size, positions, config.width, config.embed_std)
         self.head, outputs = None, getattr(config, "outputs", None)
         if one_of("head", getattr(config, "head", "tied"), ("tied", "dense")) == "dense":
             self.head = linear(config.width, outputs or config.vocab_size, config.embed_std, bias=False)
         elif outputs is not None:
             raise ValueError("lm: outputs other than the vocabulary need head 'dense'")
-        self.blocks = nn.ModuleList(_block(config, layer) for layer in range(config.layers))
-        self.stream_count = self.blocks[0].mixer.residual.stream_count
-        self.stream_diversity = getattr(config, "stream_diversity", 0.0)
-        if self.stream_diversity and self.stream_count is None:
-            raise ValueError("stream_diversity needs a residual with streams")
-        self.ends = implementation("ends", config.ends)(config.ends, config.width, self.stream_count)
-        self.final_norm = build_norm(_norm_of(config), config.width)
 
     def forward(
         self,
@@ -96,8 +79,8 @@ class LM(nn.Module):
             ValueError: tokens that are not a (B, T) integer tensor, empty, or longer than ``max_len``.
         """
         scope = self._scope(tokens_BT, positions, segment_ids, taps=taps, penalties=penalties)
-        state, _ = self._stack(tokens_BT, None, scope)
-        return self._head(state, scope, last)
+        hidden_BTD, _ = self._hidden(tokens_BT, None, scope)
+        return self._head(hidden_BTD, scope, last)
 
     def loss_terms(
         self,
@@ -115,8 +98,8 @@ class LM(nn.Module):
             penalties: filled with the auxiliary losses of the parts; see :func:`total_penalty`.
         """
         scope = self._scope(tokens_BT, None, segment_ids, progress=progress, penalties=penalties)
-        state, _ = self._stack(tokens_BT, None, scope)
-        return cross_entropy(self._head(state, scope), targets_BT)
+        hidden_BTD, _ = self._hidden(tokens_BT, None, scope)
+        return cross_entropy(self._head(hidden_BTD, scope), targets_BT)
 
     def loss(
         self,
@@ -149,8 +132,7 @@ class LM(nn.Module):
             raise ValueError(f"max_len of a cache must be at least 1, got {max_len}")
         if start_B is not None and (start_B.shape != (batch,) or start_B.dtype not in _INTEGERS or (start_B < 0).any()):
             raise ValueError(f"start_B must hold a column, 0 or more, for each of {batch} rows, got {start_B}")
-        layers = [block.init_memory(batch, max_len) for block in self.blocks]
-        return {"layers": layers, "column": 0, "start_B": start_B}
+        return {"layers": self.init_memories(batch, max_len), "column": 0, "start_B": start_B}
 
     def extend(
         self, tokens_BT: Tensor, cache: dict[str, Any], *, taps: dict[str, Tensor] | None = None, last: int = 0
@@ -172,8 +154,8 @@ class LM(nn.Module):
         if start_B is not None:
             positions_BT = positions_BT - start_B[:, None]
         scope = Scope(positions_BT.clamp(min=0), column=column, start_B=start_B, taps=taps)
-        state, layers = self._stack(tokens_BT, cache["layers"], scope)
-        return self._head(state, scope, last), {"layers": layers, "column": column + T, "start_B": start_B}
+        hidden_BTD, layers = self._hidden(tokens_BT, cache["layers"], scope)
+        return self._head(hidden_BTD, scope, last), {"layers": layers, "column": column + T, "start_B": start_B}
 
     def _scope(self, tokens_BT: Tensor, positions: Tensor | None, segments: Tensor | None, **facts: Any) -> Scope:
         """The scope of a whole sequence."""
@@ -187,25 +169,14 @@ class LM(nn.Module):
             positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device).expand(tokens_BT.shape)
         return Scope(positions, segments, **facts)
 
-    def _stack(self, tokens_BT: Tensor, memories: list[Any] | None, scope: Scope) -> tuple[State, list[Any] | None]:
-        """The residual state after the last layer, and the mixers' states after the last token."""
+    def _hidden(self, tokens_BT: Tensor, memories: list[Any] | None, scope: Scope) -> tuple[Tensor, list[Any] | None]:
+        """Inputs of the head, and the mixers' states after the last token."""
         x_BTD = self.embed(tokens_BT, scope.positions_BT)
-        x_BTD = scope.tap("embed", F.dropout(x_BTD, self.rate, self.training))
-        state = self.blocks[0].mixer.residual.begin(scope.tap("expand", self.ends.expand(x_BTD)))
-        state, memories = run_stack(self.blocks, state, memories, scope / "blocks")
-        if self.stream_diversity:
-            scope.penalise("stream_diversity", self.stream_diversity * streams.diversity(streams_of(state)))
-        return state, memories
+        return self.through(scope.tap("embed", F.dropout(x_BTD, self.rate, self.training)), memories, scope)
 
-    def _head(self, state: State, scope: Scope, last: int = 0) -> Tensor:
-        if self.norm_streams:
-            state = with_streams(state, scope.tap("normalised", self.final_norm(streams_of(state))))
-            hidden_BTD = self.ends.collapse(state)
-        else:
-            hidden_BTD = self.final_norm(scope.tap("collapse", self.ends.collapse(state)))
+    def _head(self, hidden_BTD: Tensor, scope: Scope, last: int = 0) -> Tensor:
         table_VD = self.embed.tokens if self.head is None else self.head.weight
-        hidden_BTD = scope.tap("hidden", hidden_BTD)[:, -last:]
-        return scope.tap("logits", F.linear(hidden_BTD, table_VD))
+        return scope.tap("logits", F.linear(hidden_BTD[:, -last:], table_VD))
 
     @staticmethod
     def _check(tokens_BT: Tensor) -> None:
@@ -221,40 +192,6 @@ class LM(nn.Module):
 def total_penalty(penalties: dict[str, list[Tensor]]) -> Tensor | float:
     """Sum over the names of auxiliary losses of the mean over the calls that gave one."""
     return sum((torch.stack(values).mean() for values in penalties.values()), 0.0)
-
-
-def _norm_of(config: Any) -> Any:
-    """The record of the norm; in older configurations it was a name, with its fields beside it."""
-    if not isinstance(config.norm, str):
-        return config.norm
-    eps, bias = getattr(config, "norm_eps", None), getattr(config, "norm_bias", True)
-    usual = RMS_EPS if config.norm == "rms" else LAYER_NORM_EPS
-    return as_record({"kind": config.norm, "eps": usual if eps is None else eps, "bias": bias})
-
-
-def _block(config: Any, layer: int) -> Block:
-    """Sites run in the order in which they stand here; those that an older configuration does not know are absent."""
-    axes = {"before_mixer": "channel", "mixer": "mixer", "before_mlp": "channel", "mlp": "channel"}
-    parts = {name: part for name in axes if (part := getattr(config, name, None)) is not None}
-    sites = config.layers * len(parts)
-    built = {
-        name: _site(config, axes[name], part, layer * len(parts) + i, sites)
-        for i, (name, part) in enumerate(parts.items())
-    }
-    return Block(built, None if config.value_residual is None else ValueResidual(config.value_residual))
-
-
-def _site(config: Any, axis: str, part: Any, site: int, sites: int) -> Site:
-    residual = implementation("residual", config.residual)(config.residual, config.width, site, sites)
-    if config.adapters is not None:
-        residual = StreamAdapters(
-            residual, config.adapters, config.width, build_norm(_norm_of(config), config.width, biased=True)
-        )
-    branch = implementation(axis, part)(part, config.width, sites)
-    if branch.views not in (1, residual.views):
-        raise ValueError(f"the {axis} takes {branch.views} views, but the residual gives {residual.views}")
-    norm = nn.Identity() if residual.normalised else build_norm(_norm_of(config), config.width)
-    return Site(residual, branch, norm, config.dropout)
 
 
 def build(config: Any) -> nn.Module:
