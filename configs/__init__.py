@@ -9,9 +9,20 @@ from mhc_jax.models import with_topology
 from train.config import RunConfig
 from train.terminal.flags import ELSEWHERE
 
-from configs import gpt, linear_attention, mhc_ssm, rlm, shc, state_tracking  # isort: skip  (importing a file registers its configurations)
+from configs import gpt, linear_attention, mhc_ssm, rlm, shc, state_tracking, transformer_scan  # isort: skip  (importing a file registers its configurations)
 
-__all__ = ["describe", "gpt", "linear_attention", "load", "mhc_ssm", "names", "rlm", "shc", "state_tracking"]
+__all__ = [
+    "describe",
+    "gpt",
+    "linear_attention",
+    "load",
+    "mhc_ssm",
+    "names",
+    "rlm",
+    "shc",
+    "state_tracking",
+    "transformer_scan",
+]
 
 
 def names() -> list[str]:

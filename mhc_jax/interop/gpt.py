@@ -2,13 +2,15 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from mhc_jax.interop.infer import layer_count, shape_of
 from mhc_jax.interop.keys import InteropError
+from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.rules import Arrays, Rule, fused, renamed
+from mhc_jax.nn.backbone import BackboneConfig
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
@@ -30,6 +32,7 @@ _INSIDE = {
     "mlp.branch.down_proj": "mlp.c_proj",
 }
 _TABLES = {"embed.tokens": TOKENS, "embed.positions": "wpe.weight"}
+Backbone = TypeVar("Backbone", bound=BackboneConfig)
 _FUSED = ("q_proj", "k_proj", "v_proj")
 
 
@@ -117,6 +120,24 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
         config: the model.
         bias: whether norms, attention and MLP are to have biases; None where either will do.
     """
+    return backbone_faults(config, bias=bias) | {
+        "no learned positions": config.positions != "learned",
+        "a head of its own": config.head != "tied",
+        "attention that is not causal": not config.mixer.causal,
+    }
+
+
+def stream_faults(config: BackboneConfig) -> dict[str, bool]:
+    """Reasons why a backbone is not one of a single stream, and whether each applies."""
+    return {
+        f"residual {config.residual.kind!r} instead of 'plain'": config.residual.kind != "plain",
+        f"ends {config.ends.kind!r} instead of 'identity'": config.ends.kind != "identity",
+        "value residual": config.value_residual is not None,
+    }
+
+
+def backbone_faults(config: BackboneConfig, *, bias: bool | None) -> dict[str, bool]:
+    """:func:`faults` of what lies between embedding and head, but for the direction of its attention."""
     mixer, mlp, norm, without = config.mixer, config.mlp, config.norm, "without" if bias else "with"
 
     def unlike(biased: bool) -> bool:
@@ -134,8 +155,6 @@ def faults(config: LMConfig, *, bias: bool | None) -> dict[str, bool]:
         "norms with another epsilon than 1e-05": isinstance(norm, LayerNormConfig) and norm.eps != 1e-5,
         "stream adapters": config.adapters is not None,
         "channel mixers before attention or the MLP": config.before_mixer is not None or config.before_mlp is not None,
-        "no learned positions": config.positions != "learned",
-        "a head of its own": config.head != "tied",
     } | (_newer(mixer) if isinstance(mixer, AttentionConfig) else {})
 
 
@@ -146,5 +165,17 @@ def _newer(mixer: AttentionConfig) -> dict[str, bool]:
         f"{mixer.groups} heads of keys": mixer.groups != mixer.heads,
         f"heads of width {mixer.head_width}": mixer.head_width is not None,
         "normalised queries and keys": mixer.qk_norm is not None,
-        "attention that is not causal": not mixer.causal,
     }
+
+
+def zero_biases(config: LMConfig, tensors: Arrays) -> dict[str, np.ndarray]:
+    """The biases that GPT-2 has and this model has not."""
+    biased, dtype = with_biases(config), tensors["embed.tokens"].dtype
+    return {name: np.zeros(shape, dtype) for name, shape in torch_shapes(biased).items() if name not in tensors}
+
+
+def with_biases(config: Backbone) -> Backbone:
+    """The backbone with all biases of GPT-2."""
+    assert config.mlp is not None  # refused otherwise
+    parts = {"mixer": config.mixer.replace(bias=True), "mlp": config.mlp.replace(bias=True)}
+    return config.replace(norm=config.norm.with_bias(), **parts)

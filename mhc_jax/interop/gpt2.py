@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from mhc_jax.interop import gpt
 from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.keys import InteropError
@@ -66,17 +64,12 @@ class GPT2(Original):
     def write(config, params):
         tensors = to_torch(config, params)
         refuse("GPT-2", GPT2.faults(config))
-        tensors |= _zero_biases(config, tensors)
+        tensors |= gpt.zero_biases(config, tensors)
         return gpt.tied(write(gpt.rules(tensors, inputs_first=True), tensors))
 
     @staticmethod
     def faults(config):
-        plain = {
-            f"residual {config.residual.kind!r} instead of 'plain'": config.residual.kind != "plain",
-            f"ends {config.ends.kind!r} instead of 'identity'": config.ends.kind != "identity",
-            "value residual": config.value_residual is not None,
-        }
-        return plain | gpt.faults(config, bias=None)
+        return gpt.stream_faults(config) | gpt.faults(config, bias=None)
 
     @staticmethod
     def huggingface(config, params):
@@ -160,12 +153,3 @@ def _fields(config: LMConfig) -> dict[str, Any]:
         "bos_token_id": ends,
         "eos_token_id": ends,
     }
-
-
-def _zero_biases(config: LMConfig, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The biases that GPT-2 has and this model has not."""
-    assert config.mlp is not None  # refused otherwise
-    parts = {"mixer": config.mixer.replace(bias=True), "mlp": config.mlp.replace(bias=True)}
-    biased = config.replace(norm=config.norm.with_bias(), **parts)
-    dtype = tensors["embed.tokens"].dtype
-    return {name: np.zeros(shape, dtype) for name, shape in torch_shapes(biased).items() if name not in tensors}

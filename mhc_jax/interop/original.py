@@ -52,7 +52,8 @@ def from_original(system: str, state_dict: Mapping[str, Any], **hints: Any) -> t
 
     Args:
         system: ``"deepseek_v2"``, ``"deepseek_v3"``, ``"gated_deltanet"``, ``"gla"``, ``"gpt2"``, ``"llama"``,
-            ``"mamba"``, ``"mhc_ssm"``, ``"nanogpt"``, ``"qwen3"``, ``"rlm"``, ``"shc"`` or ``"shc_student"``.
+            ``"mamba"``, ``"mhc_ssm"``, ``"nanogpt"``, ``"qwen3"``, ``"rlm"``, ``"shc"``, ``"shc_student"`` or
+            ``"transformer_scan"``.
         state_dict: the state_dict as tensors or arrays, or the whole checkpoint around it.
         hints: fields of the original's configuration that the tensors do not show.
 

@@ -5,12 +5,14 @@ function that returns a :class:`Topology`; the property tests, the parity matrix
 """
 
 import dataclasses
+from typing import TypeVar
 
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.adapters import StreamAdaptersConfig
+from mhc_jax.nn.backbone import BackboneConfig
 from mhc_jax.nn.ends import CopyEndsConfig, DenseEndsConfig, EndsConfig, IdentityEndsConfig
-from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.model import ModelConfig
 from mhc_jax.nn.projections import (
     CayleyConfig,
     CirculantConfig,
@@ -40,6 +42,7 @@ from mhc_jax.nn.value_residual import ValueResidualConfig
 from mhc_jax.registry import register
 
 AXIS = "topology"
+Model = TypeVar("Model", bound=ModelConfig | BackboneConfig)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +76,11 @@ def topology(name: str) -> Topology:
         raise ConfigError(error.args[0]) from None
 
 
-def with_topology(config: LMConfig, name: str, *, streams: int | None = None) -> LMConfig:
+def with_topology(config: Model, name: str, *, streams: int | None = None) -> Model:
     """The model over another topology; all else stays.
 
     Args:
-        config: any language model.
+        config: any language model, or one of backbones, which all get it.
         name: a registered topology.
         streams: number of streams, where the topology has that choice; None for its own.
 
@@ -85,6 +88,12 @@ def with_topology(config: LMConfig, name: str, *, streams: int | None = None) ->
         ConfigError: an unknown topology, or one without a number of streams.
     """
     found = topology(name)
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if backbones := {field: part for field, part in fields.items() if isinstance(part, BackboneConfig)}:
+        inside = {field: with_topology(part, name, streams=streams) for field, part in backbones.items()}
+        return config.replace(**inside)
+    if not isinstance(config, BackboneConfig):
+        raise ConfigError(f"a {config.kind!r} has no residual topology to choose")
     residual = found.residual
     if streams is not None:
         if not hasattr(residual, "streams"):

@@ -24,6 +24,7 @@ from mhc_jax.nn.layers import dropout
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.norms import LayerNormConfig
+from mhc_jax.nn.pieces import Piece
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import sliced
 from mhc_jax.ops.prefix_scan import LEGACY, Counter, ScanForm, prefixes
@@ -234,8 +235,37 @@ class TransformerScan(Model):
                 "transformer_scan: chunks are cut from the start of a row, whose segments it cannot keep apart; "
                 "give each text a row of its own"
             )
-        hidden_BTD, state = self._whole(tokens_BT, scope) if state is None else self._further(tokens_BT, state, scope)
+        if state is None:
+            return scope.tap("hidden", self._whole(tokens_BT, scope)), None
+        hidden_BTD, state = self._further(tokens_BT, state, scope)
         return scope.tap("hidden", hidden_BTD), state
+
+    def pieces(self):
+        def embed(tokens_BT, states, scope):
+            return self._chunks(tokens_BT, scope), states
+
+        def leaves(tokens_BT, scope):
+            return self._chunks(tokens_BT, scope)[1]
+
+        def merge(leaves_BRCD, states, scope):
+            return self._prefixes(leaves_BRCD, scope / "aggregator"), states
+
+        def pairs(tokens_BT, scope):
+            chunks_BRCD, leaves_BRCD = self._chunks(tokens_BT, scope)
+            return jnp.concatenate([self._prefixes(leaves_BRCD, scope / "aggregator"), chunks_BRCD], axis=2)
+
+        def read(z_BRTD, states, scope):
+            if states is None:
+                return self._read_all(z_BRTD, scope / "reader"), None
+            last_B = jnp.full(len(z_BRTD), 2 * self.config.chunk - 1)  # of the places of a chunk
+            y_BTD, reader = self._read(z_BRTD[:, 0, -1:], states["reader"], last_B, jnp.zeros_like(last_B), scope)
+            return y_BTD, {**states, "reader": reader}
+
+        return {
+            "embedding": Piece(("embed",), lambda tokens_BT, scope: tokens_BT, embed),
+            "aggregator": Piece(("aggregator", "sides"), leaves, merge),
+            "reader": Piece(("reader",), pairs, read, remembers=True),
+        }
 
     def head_VD(self):
         return head_table(self.embed, self.head, self.policy.compute)
@@ -265,24 +295,33 @@ class TransformerScan(Model):
         y_RTD, _ = self.aggregator(x_RTD, None, inside)
         return dropout(y_RTD, self.config.output_dropout, inside.key_of("output"))[:, C:]
 
-    def _whole(self, tokens_BT, scope):
-        (B, T), C, D = tokens_BT.shape, self.config.chunk, self.config.width
+    def _whole(self, tokens_BT: jax.Array, scope: Scope) -> jax.Array:
+        (B, T), C = tokens_BT.shape, self.config.chunk
         rows = self.config.rows(T)
-        x_BTD, leaves_BTD = self._embedded(tokens_BT, jnp.arange(T)[None] % C, scope)
-        chunks_BRCD, leaves_BRCD = (_cut(x, rows, C) for x in (x_BTD, leaves_BTD))
-        prefixes_BRCD = scope.tap("prefixes", self._prefixes(leaves_BRCD[:, :-1], scope / "aggregator"))
-        z_PTD = jnp.concatenate([prefixes_BRCD, chunks_BRCD], axis=2).reshape(B * rows, 2 * C, D)
-        # The first chunk has no prefix: what stands in its place is another text.
-        alone_RT = (jnp.arange(rows)[:, None] == 0) & (jnp.arange(2 * C) < C)
-        inside = (scope / "reader").replace(
-            positions_BT=jnp.arange(2 * C)[None], segments_BT=jnp.tile(1 - alone_RT, (B, 1))
-        )
-        y_PTD, _ = self.reader(z_PTD, None, inside)
-        y_BRTD = dropout(y_PTD, self.config.output_dropout, inside.key_of("output")).reshape(B, rows, 2 * C, D)
+        chunks_BRCD, leaves_BRCD = self._chunks(tokens_BT, scope)
+        prefixes_BRCD = scope.tap("prefixes", self._prefixes(leaves_BRCD, scope / "aggregator"))
+        y_BRTD = self._read_all(jnp.concatenate([prefixes_BRCD, chunks_BRCD], axis=2), scope / "reader")
         if self.config.boundary == "prefix":
             # The last vector of a prefix gives what the token before the chunk is to give.
-            return y_BRTD[:, :, C - 1 : -1].reshape(B, rows * C, D)[:, 1 : T + 1], None
-        return y_BRTD[:, :, C:].reshape(B, rows * C, D)[:, :T], None
+            return y_BRTD[:, :, C - 1 : -1].reshape(B, rows * C, -1)[:, 1 : T + 1]
+        return y_BRTD[:, :, C:].reshape(B, rows * C, -1)[:, :T]
+
+    def _chunks(self, tokens_BT: jax.Array, scope: Scope) -> tuple[jax.Array, jax.Array]:
+        """The chunks that are read (B, R, C, D), and all but the last as they are aggregated."""
+        T, C = tokens_BT.shape[1], self.config.chunk
+        embedded = self._embedded(tokens_BT, jnp.arange(T)[None] % C, scope)
+        chunks_BRCD, leaves_BRCD = (_cut(x, self.config.rows(T), C) for x in embedded)
+        return chunks_BRCD, leaves_BRCD[:, :-1]
+
+    def _read_all(self, z_BRTD: jax.Array, scope: Scope) -> jax.Array:
+        """The reader's outputs for all prefixes and chunks, as rows of one call."""
+        B, rows, length, D = z_BRTD.shape
+        # The first chunk has no prefix: what stands in its place is another text.
+        alone_RT = (jnp.arange(rows)[:, None] == 0) & (jnp.arange(length) < length // 2)
+        inside = scope.replace(positions_BT=jnp.arange(length)[None], segments_BT=jnp.tile(1 - alone_RT, (B, 1)))
+        y_PTD, _ = self.reader(z_BRTD.reshape(B * rows, length, D), None, inside)
+        y_PTD = dropout(y_PTD, self.config.output_dropout, scope.key_of("output"))
+        return y_PTD.reshape(B, rows, length, D)
 
     def _prefixes(self, leaves_BRCD: jax.Array, scope: Scope) -> jax.Array:
         """The prefix in front of every chunk and of the next one, (B, R + 1, C, D)."""

@@ -363,6 +363,8 @@ def _introduce(
         f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens",
     )
     say("\n".join(filter(None, lines)))
+    if config.model.remark:
+        say(f"warning: {config.model.remark}")
     known = config.data.vocab_size()
     if config.model.vocab_size > 2 * known:
         say(

@@ -36,6 +36,7 @@ class CrossEntropyConfig(ObjectiveConfig):
     def sums_of(self, model: ModelConfig, found: Hidden, targets_BT: jax.Array, *, errors: bool) -> Sums:
         """The sums of a forward pass."""
         dtypes = policy(model.execution.policy)
+        targets_BT = self.counted(model, targets_BT)
         hidden_BTD = found.hidden_BTD.astype(dtypes.compute)
         options = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}
         with jax.default_matmul_precision(dtypes.precision):

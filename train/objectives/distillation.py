@@ -156,9 +156,9 @@ class DistillationConfig(CrossEntropyConfig):
             compared = self._states(found, 0, batch_sharding, dtypes), self._states(goal, 1, batch_sharding, dtypes)
             pieces = found, jax.lax.stop_gradient(goal), jax.lax.stop_gradient(compared[1]), compared[0]
             if self.form == "original":
-                sums = self._published(*pieces, batch["targets"], dtypes)
+                sums = self._published(*pieces, self.counted(model, batch["targets"]), dtypes)
             else:
-                sums = self._sums(*pieces, own, batch["targets"], weights, dtypes)
+                sums = self._sums(*pieces, own, self.counted(model, batch["targets"]), weights, dtypes)
         return sums, found.penalties
 
     def _taps(self, model: ModelConfig) -> tuple[str, ...]:

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Annotated, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import tyro
 
 from mhc_jax.config import Config, ConfigError
 from mhc_jax.functional import ParamInfo, Params
 from mhc_jax.nn.model import ModelConfig
+from mhc_jax.ops.loss import IGNORE
 from mhc_jax.registry import required
 
 Batch = Mapping[str, jax.Array]
@@ -136,6 +138,12 @@ class ObjectiveConfig(Config):
     def without_teacher(self) -> "ObjectiveConfig":
         """What a student without a teacher minimises."""
         return self
+
+    @staticmethod
+    def counted(model: ModelConfig, targets_BT: jax.Array) -> jax.Array:
+        """The targets, none at tokens whose outputs do not count."""
+        scored_T = model.scored_T(targets_BT.shape[1])
+        return targets_BT if scored_T is None else jnp.where(scored_T, targets_BT, IGNORE)
 
     @property
     def description(self) -> str:
