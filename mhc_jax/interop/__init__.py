@@ -9,6 +9,7 @@ from mhc_jax.interop import (
     mamba,  # noqa: F401  registers the system
     mhc_ssm,  # noqa: F401  registers the system
     nanogpt,  # noqa: F401  registers the system
+    transformer_scan,  # noqa: F401  registers the system
 )
 from mhc_jax.interop.huggingface import load_huggingface, save_huggingface
 from mhc_jax.interop.keys import InteropError

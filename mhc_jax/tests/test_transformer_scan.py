@@ -1,0 +1,261 @@
+"""TransformerScan: what it sees and what it does not, its forms, streams of any length, published sizes and names."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mhc_jax
+from mhc_jax import decode, interop
+from mhc_jax.config import ConfigError
+from mhc_jax.functional import parameter_count
+from mhc_jax.models import gpt2, transformer_scan, with_topology
+from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.stack import Execution
+from mhc_jax.nn.transformer_scan import gpt2_backbone
+from train.objectives.cross_entropy import CrossEntropyConfig
+
+VOCAB, CHUNK, LENGTH = 13, 3, 29
+DOUBLE = Execution(policy="float64")
+
+
+def small(**changes):
+    """Two layers that read chunks of three tokens."""
+    networks = {"aggregator": gpt2_backbone(8, 1, 2, causal=False), "reader": gpt2_backbone(8, 2, 2)}
+    sizes = {"vocab_size": VOCAB, "max_len": 48, "chunk": CHUNK, **networks}
+    return transformer_scan("tiny", **(sizes | changes))
+
+
+def loud(config, seed=0):
+    """Parameters that all act."""
+    params = mhc_jax.init(config, jax.random.key(seed))
+    return jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape, x.dtype), params)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return loud(small())
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jax.random.randint(jax.random.key(2), (2, LENGTH), 0, VOCAB)
+
+
+@functools.cache
+def forward(config):
+    return jax.jit(lambda params, tokens: mhc_jax.apply(config, params, tokens).logits_BTV)
+
+
+def test_tokens_see_all_chunks_before_them_and_nothing_later(params, tokens):
+    logits = forward(small())
+    healthy = logits(params, tokens)
+    for place in (0, 7, 11):
+        other = logits(params, tokens.at[:, place].add(1) % VOCAB)
+        changed_T = (healthy != other).any(axis=(0, 2))
+        assert not changed_T[:place].any()
+        assert changed_T[place:].all()
+
+
+@pytest.mark.parametrize("scan", ["blelloch", "sequential"])
+def test_forms_of_the_scan_are_one_function(params, tokens, scan):
+    """Of 1, 3 and 8 chunks, logits and gradients."""
+
+    def loss(params, scan):
+        logits = [mhc_jax.apply(small(scan=scan), params, tokens[:, :n]).logits_BTV for n in (2, 9, 24)]
+        return sum(jnp.sum(jnp.sin(x)) for x in logits), logits
+
+    run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    one, other = run(params, "parallel"), run(params, scan)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other)
+
+
+def test_the_direction_of_the_aggregator_matters_in_chunks_of_several_tokens(tokens):
+    for chunk, same in ((1, True), (3, False)):
+        config = small(chunk=chunk)
+        params = loud(config)
+        causal = config.aggregator.replace(mixer=config.aggregator.mixer.replace(causal=True))
+        one, other = (forward(c)(params, tokens[:, :12]) for c in (config, config.replace(aggregator=causal)))
+        assert bool(jnp.allclose(one, other, rtol=1e-5, atol=1e-5)) == same
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"side_embedding": True},
+        {"boundary": "token", "positions": "legacy_mixed", "head": "tied"},
+        {"chunk": 1, "positions": "absolute"},
+    ],
+    ids=["prefix", "token", "single tokens"],
+)
+def test_a_stream_equals_the_whole(tokens, changes):
+    """Across a power of two of chunks, in any pieces."""
+    with jax.enable_x64():
+        config = small(execution=DOUBLE, **changes)
+        params = loud(config)
+        whole = forward(config)(params, tokens)
+        extend = jax.jit(functools.partial(decode.extend, config))
+        cache, found = decode.init_cache(config, params, 2), []
+        for piece in jnp.split(tokens, [7, 8, 9, 10, 17, 24], axis=1):
+            logits, cache = extend(params, piece, cache)
+            found.append(logits)
+        np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, rtol=1e-12, atol=1e-12)
+
+
+def test_rows_of_unequal_length_go_on_for_ever(params, tokens):
+    """As they go on alone, also past the longest text."""
+    config, lengths, new = small(max_len=12), [10, 4], 9
+    params = params | {"embed": params["embed"]}
+    found = mhc_jax.generate(config, params, tokens[:, :10], lengths_B=lengths, max_new_tokens=new, temperature=0.0)
+    assert decode.goes_on(config, params)
+    for row, length in enumerate(lengths):
+        text = tokens[row, :length]
+        longer = small(max_len=length + new)
+        for _ in range(new):
+            padded = jnp.pad(text, (0, length + new - len(text)))[None]
+            last = forward(longer)(params, padded)[0, len(text) - 1]
+            text = jnp.append(text, jnp.argmax(last))
+        np.testing.assert_array_equal(found[row, : length + new], text)
+
+
+def test_one_chunk_is_a_gpt2():
+    config = small(chunk=12, max_len=12, boundary="token", head="tied")
+    lm = gpt2(vocab_size=VOCAB, max_len=12, width=8, layers=2, mixer=AttentionConfig(heads=2))
+    params = loud(config)
+    tokens = jax.random.randint(jax.random.key(2), (2, 12), 0, VOCAB)
+    expected = mhc_jax.apply(lm, {"embed": params["embed"], **params["reader"]}, tokens).logits_BTV
+    np.testing.assert_allclose(forward(config)(params, tokens), expected, rtol=1e-5, atol=1e-5)
+    # Read as a prefix, a chunk gives the rest of it to what follows; all but its last token is as before.
+    prefixed = forward(config.replace(boundary="prefix"))(params, tokens)
+    np.testing.assert_allclose(prefixed[:, :-1], expected[:, :-1], rtol=1e-5, atol=1e-5)
+
+
+def test_prefixes_can_be_seen(params, tokens):
+    for boundary, rows in (("prefix", 5), ("token", 4)):
+        taps = mhc_jax.apply(small(boundary=boundary), params, tokens[:, :12], taps=True).taps
+        assert taps["prefixes"].shape == (2, rows, CHUNK, 8)
+        assert not taps["prefixes"][:, 0].any()
+        np.testing.assert_allclose(taps["prefixes"][:, 1], taps["embed"][:, :CHUNK], rtol=1e-6)
+
+
+def test_tokens_that_do_not_count(params, tokens):
+    batch = {"inputs": tokens[:, :12], "targets": tokens[:, 1:13]}
+    config = small(boundary="unscored")
+    sums, _ = CrossEntropyConfig(chunk=12).sums(config, params, batch)
+    assert int(sums["tokens"]) == 2 * 8
+    log_p = jax.nn.log_softmax(forward(config)(params, batch["inputs"]))
+    loss_BT = -jnp.take_along_axis(log_p, batch["targets"][..., None], axis=-1)[..., 0]
+    counted = np.arange(12) % CHUNK != CHUNK - 1
+    np.testing.assert_allclose(sums["loss"], loss_BT[:, counted].sum(), rtol=1e-5)
+    every, _ = CrossEntropyConfig(chunk=12).sums(small(), params, batch)
+    assert int(every["tokens"]) == 2 * 12
+
+
+def test_dropout_is_drawn_in_the_tree_and_in_both_networks(params, tokens):
+    quiet = small()
+    for changes in (
+        {"dropout": 0.5},
+        {"output_dropout": 0.5},
+        {"aggregator": quiet.aggregator.replace(dropout=0.5)},
+        {"reader": quiet.reader.replace(mixer=quiet.reader.mixer.replace(dropout=0.5))},
+    ):
+        run = functools.partial(mhc_jax.apply, small(**changes), params, tokens[:, :12])
+        one, other = (run(key=jax.random.key(seed)).logits_BTV for seed in (0, 1))
+        assert not jnp.allclose(one, other)
+
+
+def test_published_sizes():
+    assert parameter_count(transformer_scan("base", positions="absolute")) == 170_126_592
+    original = transformer_scan("base", "original")
+    assert parameter_count(original) == 170_126_592
+    shapes = {f.name: parameter_count(small(**{f.name: True})) for f in dataclasses.fields(original) if f.type is bool}
+    assert all(count > 0 for count in shapes.values())
+    assert [transformer_scan(size).width for size in ("tiny", "standard", "medium")] == [64, 256, 1024]
+
+
+@pytest.mark.parametrize(
+    ("form", "table", "head", "out"), [("default", 0.02, 0.02, 0.1**0.5), ("original", 1, 0.072, 1)]
+)
+def test_initial_values(form, table, head, out):
+    config = transformer_scan("small", form, vocab_size=500, max_len=256, reader_layers=5, chunk=64)
+    params = mhc_jax.init(config, jax.random.key(0))
+    std = {
+        "table": params["embed"]["tokens"].std(),
+        "positions": params["embed"]["positions"].std(),
+        "head": params["head"]["kernel"].std() * (1 if form == "default" else 128**0.5 / 8),
+        "out": params["reader"]["blocks"]["mixer"]["branch"]["out_proj"]["kernel"].std() / 0.02,
+        "down": params["reader"]["blocks"]["mlp"]["branch"]["down_proj"]["kernel"].std() / 0.02,
+    }
+    expected = {"table": table, "positions": table, "head": head, "out": out, "down": out}
+    assert std == pytest.approx(expected, rel=0.05)
+    assert config.first_logit_std == pytest.approx(0.02 * 128**0.5 if form == "default" else 3**-0.5)
+
+
+def test_what_is_said_of_it():
+    config = small(max_len=12)
+    assert config.description[0] == "TransformerScan: chunks of 3 tokens, 4 aggregations in 12 tokens, scan parallel"
+    assert config.remark == ""
+    assert "12 tokens are 2 chunks of 6" in small(chunk=6, max_len=12).remark
+    assert small(boundary="token", max_len=9).aggregations(9) == 1
+    assert "reader: 2 layers of width 8, residual static_mhc, 4 streams" in str(
+        with_topology(config, "mhc").description
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"chunk": 0}, "chunk must be at least 1"),
+        ({"aggregator": gpt2_backbone(4, 1, 2)}, "one width, got 4, 8"),
+        ({"reader": gpt2_backbone(8, 1, 2, causal=False)}, "reader must be causal"),
+        ({"head": "tied", "outputs": 4}, "need head 'dense'"),
+        ({"scan": "legacy_parallel"}, "no prefix of a whole text"),
+        (
+            {"scan": "legacy_parallel", "boundary": "token", "max_len": 15},
+            "power of two of chunks, and max_len makes 5",
+        ),
+        ({"output_dropout": 1.0}, r"output_dropout must lie in \[0, 1\)"),
+    ],
+)
+def test_contradictions_are_named(changes, fault):
+    with pytest.raises(ConfigError, match=fault):
+        small(**changes).validate()
+
+
+def test_what_it_cannot_do_is_refused(params, tokens):
+    with pytest.raises(ConfigError, match="segments it cannot keep apart"):
+        mhc_jax.apply(small(), params, tokens, segment_ids=tokens)
+    legacy = small(scan="legacy_blelloch", boundary="token", max_len=12)
+    with pytest.raises(ConfigError, match="cannot be extended; 'parallel'"):
+        mhc_jax.generate(legacy, params, tokens[:, :3], max_new_tokens=1, temperature=0.0)
+    with pytest.raises(ConfigError, match="outputs 5 are not the 13 tokens"):
+        small(outputs=5).check_next_token()
+
+
+@pytest.mark.parametrize("mode", ["sequential", "parallel", "blelloch"])
+def test_original_names_there_and_back(mode):
+    config = transformer_scan("tiny", "original", vocab_size=VOCAB, max_len=12, chunk=3)
+    weights = interop.to_original("transformer_scan", config, mhc_jax.init(config, jax.random.key(0)))
+    assert weights["T0.wpe.weight"].shape == (12, 64)
+    assert weights["T1.blocks.0.attn.c_attn.weight"].shape == (64, 192)
+    assert weights["T2.blocks.0.mlp.c_proj.weight"].shape == (256, 64)
+    assert len(weights) == 3 + 2 * (12 + 2)
+    masks = {f"T{i}.blocks.0.attn.bias": np.ones((1, 1, 12, 12), bool) for i in (1, 2)}
+    read, params = interop.from_original("transformer_scan", weights | masks, chunk_size=3, train_mode=mode)
+    if mode == "sequential":
+        assert read == config
+    back = interop.to_original("transformer_scan", read, params)
+    assert back.keys() == weights.keys()
+    for name, x in weights.items():
+        np.testing.assert_array_equal(back[name], x)
+    logits = mhc_jax.apply(read, params, jnp.arange(12)[None] % VOCAB).logits_BTV
+    assert logits.shape == (1, 12, VOCAB)
+
+
+def test_what_the_original_cannot_express_is_named():
+    config = with_topology(small(side_embedding=True), "mhc")
+    with pytest.raises(interop.InteropError, match="side embeddings, residual 'static_mhc' .* in the aggregator"):
+        interop.to_original("transformer_scan", config, mhc_jax.init(config, jax.random.key(0)))
