@@ -140,8 +140,7 @@ class Counter:
     """Prefixes of R rows that grow one element after another, at their own times: a binary counter with folds.
 
     Level k holds the tree over 2^k elements where the number of elements has that digit, and the fold of all trees down
-    to it. Memory is fixed: with more elements than twice the trees of all levels hold, the oldest tree takes in whole
-    trees from its right.
+    to it. Memory is fixed: from ``2 ** (levels + 1)`` elements on the oldest tree takes in others of half its size.
 
     Attributes:
         count_R: elements so far.

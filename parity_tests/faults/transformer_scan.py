@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -118,6 +117,6 @@ def _late(healthy):
 def _stale_chunk(healthy):
     def step(self, state, x_BD, leaf_BD, count_B, scope):
         after, y_BD = healthy(self, state, x_BD, leaf_BD, count_B, scope)
-        return jax.tree.map(lambda x: x, after) | {"chunk": jnp.zeros_like(after["chunk"])}, y_BD
+        return after | {"chunk": jnp.zeros_like(after["chunk"])}, y_BD
 
     return step

@@ -1,4 +1,4 @@
-"""TransformerScan beside GPT-2 of Hugging Face transformers: a text of one chunk is one, and so is an aggregator's stack.
+"""TransformerScan beside GPT-2 of Hugging Face transformers: a text of one chunk, and the blocks of an aggregator.
 
 The blocks see both ways under eager attention without a mask.
 """
