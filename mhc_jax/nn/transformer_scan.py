@@ -104,11 +104,8 @@ class TransformerScanConfig(ModelConfig):
             self.require(whole, f"scan {self.scan!r} needs a power of two of chunks, and max_len makes {chunks}")
 
     def small(self):
-        sizes = {"width": 8, "layers": 1, "mixer": AttentionConfig(heads=2)}
-        aggregator = self.aggregator.replace(**sizes | {"mixer": AttentionConfig(heads=2, causal=False)})
-        return self.replace(
-            vocab_size=61, max_len=24, chunk=3, aggregator=aggregator, reader=self.reader.replace(**sizes), outputs=None
-        )
+        networks = {"aggregator": gpt2_backbone(8, 1, 2, causal=False), "reader": gpt2_backbone(8, 1, 2)}
+        return self.replace(vocab_size=61, max_len=24, chunk=3, outputs=None, **networks)
 
     @property
     def width(self) -> int:
@@ -153,12 +150,10 @@ class TransformerScanConfig(ModelConfig):
         )
 
     def product_flops(self, length):
-        parts = zip(("aggregator", "reader"), self.uses(length))
-        inside = 2 * self.chunk
-        products = {
-            f"{name}.blocks.mixer.branch, products": round(uses * getattr(self, name).products(inside))
-            for name, uses in parts
-        }
+        products = {}
+        for name, uses in zip(("aggregator", "reader"), self.uses(length)):
+            inside = getattr(self, name).products(2 * self.chunk)
+            products[f"{name}.blocks.mixer.branch, products"] = round(uses * inside)
         if self.head == "tied":
             products["head (the token table)"] = 2 * self.vocab_size * self.width
         return {name: flops for name, flops in products.items() if flops}
@@ -250,10 +245,6 @@ class TransformerScan(Model):
         def merge(leaves_BRCD, states, scope):
             return self._prefixes(leaves_BRCD, scope / "aggregator"), states
 
-        def pairs(tokens_BT, scope):
-            chunks_BRCD, leaves_BRCD = self._chunks(tokens_BT, scope)
-            return jnp.concatenate([self._prefixes(leaves_BRCD, scope / "aggregator"), chunks_BRCD], axis=2)
-
         def read(z_BRTD, states, scope):
             if states is None:
                 return self._read_all(z_BRTD, scope / "reader"), None
@@ -264,7 +255,7 @@ class TransformerScan(Model):
         return {
             "embedding": Piece(("embed",), lambda tokens_BT, scope: tokens_BT, embed),
             "aggregator": Piece(("aggregator", "sides"), leaves, merge),
-            "reader": Piece(("reader",), pairs, read, remembers=True),
+            "reader": Piece(("reader",), self._fronted, read, remembers=True),
         }
 
     def head_VD(self):
@@ -298,13 +289,17 @@ class TransformerScan(Model):
     def _whole(self, tokens_BT: jax.Array, scope: Scope) -> jax.Array:
         (B, T), C = tokens_BT.shape, self.config.chunk
         rows = self.config.rows(T)
-        chunks_BRCD, leaves_BRCD = self._chunks(tokens_BT, scope)
-        prefixes_BRCD = scope.tap("prefixes", self._prefixes(leaves_BRCD, scope / "aggregator"))
-        y_BRTD = self._read_all(jnp.concatenate([prefixes_BRCD, chunks_BRCD], axis=2), scope / "reader")
+        y_BRTD = self._read_all(self._fronted(tokens_BT, scope), scope / "reader")
         if self.config.boundary == "prefix":
             # The last vector of a prefix gives what the token before the chunk is to give.
             return y_BRTD[:, :, C - 1 : -1].reshape(B, rows * C, -1)[:, 1 : T + 1]
         return y_BRTD[:, :, C:].reshape(B, rows * C, -1)[:, :T]
+
+    def _fronted(self, tokens_BT: jax.Array, scope: Scope) -> jax.Array:
+        """Every prefix and the chunk behind it, (B, R, 2C, D)."""
+        chunks_BRCD, leaves_BRCD = self._chunks(tokens_BT, scope)
+        prefixes_BRCD = scope.tap("prefixes", self._prefixes(leaves_BRCD, scope / "aggregator"))
+        return jnp.concatenate([prefixes_BRCD, chunks_BRCD], axis=2)
 
     def _chunks(self, tokens_BT: jax.Array, scope: Scope) -> tuple[jax.Array, jax.Array]:
         """The chunks that are read (B, R, C, D), and all but the last as they are aggregated."""

@@ -21,13 +21,14 @@ def mutations() -> Iterator[Mutation]:
     yield Mutation("zeros count as elements", f"{SCAN}np", _all_held, "ops", "prefix_scan.prefixes blelloch")
     swapped = "prefix_scan.prefixes legacy_blelloch"
     yield Mutation("the published sweep repaired", f"{SCAN}_legacy", _not_swapped, "ops", swapped)
-    yield Mutation("the counter forgets its folds", f"{SCAN}Counter.push", _no_folds, "decode", "transformer_scan")
+    counter = "prefix_scan.prefixes sequential"
+    yield Mutation("the counter forgets its folds", f"{SCAN}Counter.push", _no_folds, "ops", counter)
     labels, streams = "transformer_scan, labels", "transformer_scan over streams"
     yield Mutation("the first chunk sees a prefix", f"{MODEL}_read_all", _one_text, "models", labels)
     yield Mutation("the left half is the summary", f"{MODEL}_merged", _left_half, "models", labels)
     yield Mutation("sides swapped", f"{MODEL}_merged", _sides_swapped, "models", streams)
     yield Mutation("prefixes one chunk late", f"{MODEL}_prefixes", _late, "models", labels)
-    yield Mutation("the unfinished chunk is lost", f"{MODEL}_step", _stale_chunk, "decode", "transformer_scan")
+    yield Mutation("the unfinished chunk is lost", f"{MODEL}_step", _stale_chunk, "decode", streams)
 
 
 def _left_fold(healthy):

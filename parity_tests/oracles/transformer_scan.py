@@ -36,7 +36,8 @@ def cases() -> Iterator[Case]:
 
 
 def _published_config() -> GPT2Config:
-    return GPT2Config(**FIELDS, **NO_ENDS, n_layer=2, tie_word_embeddings=False, _attn_implementation="eager")
+    fields = {"n_layer": 2, "tie_word_embeddings": False, "_attn_implementation": "eager"}
+    return GPT2Config(**FIELDS, **NO_ENDS, **fields)
 
 
 @functools.cache
@@ -114,15 +115,15 @@ def _blocks(dtype: DType, sample: int) -> Values:
     with float32_is(getattr(torch, dtype)):
         weights = {name: torch.from_numpy(x.copy()) for name, x in cast(jitter(_weights(), sample), dtype).items()}
         config = _published_config()
-        module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(GPT2Block(config, i) for i in range(2))})
-        module["ln_f"] = torch.nn.LayerNorm(WIDTH, eps=config.layer_norm_epsilon)
+        blocks, norm = [GPT2Block(config, i) for i in range(2)], torch.nn.LayerNorm(WIDTH, eps=1e-5)
+        module = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(blocks), "ln_f": norm})
         module = module.to(getattr(torch, dtype)).eval()
         module.load_state_dict({n.removeprefix("T1."): x for n, x in weights.items() if n.startswith("T1.")})
         h = weights["T0.wte.weight"][torch.from_numpy(_tokens())] + weights["T0.wpe.weight"]
-        for block in module["blocks"]:
+        for block in blocks:
             h = block(h, attention_mask=None)
             h = h[0] if isinstance(h, tuple) else h
-        merged = module["ln_f"](h)[:, CHUNK:]
+        merged = norm(h)[:, CHUNK:]
         parameters = dict(module.named_parameters())
         gradients = torch.autograd.grad(merged.sin().sum(), list(parameters.values()))
     named = {f"gradient T1.{name}": x.numpy() for name, x in zip(parameters, gradients)}
