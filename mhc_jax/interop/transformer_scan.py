@@ -15,6 +15,7 @@ from mhc_jax.interop.original import AXIS, Original, refuse
 from mhc_jax.interop.rules import Rule, read, renamed, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.models import transformer_scan
+from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.transformer_scan import TransformerScanConfig
 from mhc_jax.ops.prefix_scan import ScanForm
 from mhc_jax.registry import register, unknown
@@ -110,13 +111,16 @@ def _config(shapes: Shapes, given: Mapping[str, Any]) -> TransformerScanConfig:
     heads = free["n_head"] or max(1, width // (64 if width >= 768 else 32))
     scan, mode_positions = _MODES[free["train_mode"]]
     original = transformer_scan("base", "original")
+    mlp = original.reader.mlp
+    assert isinstance(mlp, GeluMLPConfig)
+    mlp = mlp.replace(hidden=0 if told["n_inner"] == 4 * width else told["n_inner"])
     networks = {
         name: part.replace(
             width=width,
             layers=told[layers],
             dropout=free["resid_pdrop"],
             mixer=part.mixer.replace(heads=heads, dropout=free["attn_pdrop"], causal=causal),
-            mlp=part.mlp.replace(hidden=0 if told["n_inner"] == 4 * width else told["n_inner"]),
+            mlp=mlp,
         )
         for name, part, layers, causal in (
             ("aggregator", original.aggregator, "t1_layers", free["causal_aggregator"]),

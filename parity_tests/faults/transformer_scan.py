@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 import jax.numpy as jnp
-import numpy as np
 
+from mhc_jax.ops import prefix_scan
 from mhc_jax.ops.prefix_scan import Counter
 from parity_tests.mutations import Mutation, op
 
@@ -18,7 +18,8 @@ def mutations() -> Iterator[Mutation]:
     for name, form in (("_parallel", "parallel"), ("_blelloch", "blelloch"), ("_sequential", "sequential")):
         case = f"prefix_scan.prefixes {form}"
         yield Mutation(f"newer before older, {form}", f"{SCAN}{name}", _swapped, "ops", case)
-    yield Mutation("zeros count as elements", f"{SCAN}np", _all_held, "ops", "prefix_scan.prefixes blelloch")
+    classical = "prefix_scan.prefixes blelloch"
+    yield Mutation("flags lost, zeros merged", f"{SCAN}_blelloch", _published, "ops", classical)
     swapped = "prefix_scan.prefixes legacy_blelloch"
     yield Mutation("the published sweep repaired", f"{SCAN}_legacy", _not_swapped, "ops", swapped)
     counter = "prefix_scan.prefixes sequential"
@@ -49,24 +50,8 @@ def _swapped(healthy):
     return lambda combine, x: healthy(lambda older, newer: combine(newer, older), x)
 
 
-class _AllHeld:
-    """Stands in for NumPy: every place holds an element."""
-
-    def __getattr__(self, name):
-        return getattr(np, name)
-
-    def arange(self, *limits):
-        found = np.arange(*limits)
-        return found.view(_Held) if len(limits) == 1 else found
-
-
-class _Held(np.ndarray):
-    def __lt__(self, other):
-        return np.ones(self.shape, bool)
-
-
-def _all_held(healthy):
-    return _AllHeld()
+def _published(healthy):
+    return lambda combine, x: prefix_scan._legacy(combine, x, swapped=False)
 
 
 def _not_swapped(healthy):
