@@ -328,8 +328,8 @@ class TransformerScan(Model):
 
         def combine(older_MBCD, newer_MBCD):
             # Rows of one text stay together, as the devices of a mesh have them.
-            pairs = (jnp.swapaxes(x, 0, 1).reshape(-1, C, D) for x in (older_MBCD, newer_MBCD))
-            merged = self._merged(*pairs, scope.keyed(str(next(calls))))
+            older, newer = (jnp.swapaxes(x, 0, 1).reshape(-1, C, D) for x in (older_MBCD, newer_MBCD))
+            merged = self._merged(older, newer, scope.keyed(str(next(calls))))
             return jnp.swapaxes(merged.reshape(B, -1, C, D), 0, 1)
 
         found_RBCD = prefixes(combine, jnp.swapaxes(leaves_BRCD, 0, 1), form=self.config.scan)
