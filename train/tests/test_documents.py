@@ -49,6 +49,11 @@ SMALL = {
     "--objective.chunk": "16",
 }
 BYTES = SMALL | {"--data.tokenizer": "bytes"}
+# Of a model of two networks.
+NETWORKS = {
+    f"--model.{name}.{size}": x for name in ("aggregator", "reader") for size, x in (("width", "48"), ("layers", "1"))
+}
+SCANNED = {name: x for name, x in BYTES.items() if not name.startswith("--model")} | NETWORKS | {"--model.chunk": "8"}
 TAUGHT = {"--data.source": "notes.txt", "--run-dir": "runs/taught"}
 # Begins with a space, or it would be a flag itself.
 TRACKED = " --train.steps 2 --data.stage-steps 0 --data.seq-len 4 --data.eval-count 1 --model.width 16 --model.layers 1"
@@ -104,6 +109,7 @@ HERE = {
     "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart@mhc_lite": SMALL | {"--data.source": "notes.txt"},
+    "python -m train transformer_scan": SCANNED,
     "python -m train nanogpt_mhc --data.path": SMALL,
     "python -m train rlm_small --data.path": SMALL,
     "python -m train rlm_small_original --data.path": SMALL,
