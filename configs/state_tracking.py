@@ -1,8 +1,9 @@
 """State tracking and recall: small models of words of S3 and of pairs, and the published settings of words of S5.
 
-The small models are two layers of width 128 that differ in how they carry a state from token to token; the words grow
-from 2 to 12 actions over the first 600 of 1,000 steps. The published runs go through their drawn words 10 times (once
-for GPT-2) and end a stage early once it is learnt; here every word is new, and a stage has the steps of a whole one.
+The small models are two layers of width 128, or one of each network of a TransformerScan, that differ in how they carry
+a state from token to token; the words grow from 2 to 12 actions over the first 600 of 1,000 steps. The published runs
+go through their drawn words 10 times (once for GPT-2) and end a stage early once it is learnt; here every word is new,
+and a stage has the steps of a whole one.
 """
 
 from configs.base import offer
@@ -11,6 +12,7 @@ from mhc_jax.nn.channel import SwiGLUConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig, GatedDeltaConfig, GLAConfig, MixerConfig
 from mhc_jax.nn.model import ModelConfig
+from mhc_jax.nn.transformer_scan import TransformerScanConfig, gpt2_backbone
 from train.config import OptimConfig, RunConfig, TrainConfig
 from train.data.group_words import GroupWordsConfig
 from train.data.mqar import MQARConfig
@@ -30,10 +32,17 @@ def _gpt(**changes) -> LMConfig:
 
 
 def _delta(negative: bool) -> LMConfig:
-    # Words are short. The chunked form solves triangular systems: on a CPU two of jaxlib's solvers of large batches may
-    # wait for each other's threads for good.
-    form = "recurrent"
-    return _recurrent(GatedDeltaConfig(heads=4, head_width=32, expand_v=1.0, form=form, allow_neg_eigval=negative))
+    return _recurrent(GatedDeltaConfig(heads=4, head_width=32, expand_v=1.0, allow_neg_eigval=negative))
+
+
+def _scan(width: int, heads: int) -> TransformerScanConfig:
+    """One layer that merges two actions, or products of actions, and one that reads the product and an action."""
+    networks = {
+        "aggregator": gpt2_backbone(width, 1, heads, causal=False),
+        "reader": gpt2_backbone(width, 1, heads),
+    }
+    sizes = {"vocab_size": None, "max_len": None, "chunk": 1}
+    return TransformerScanConfig(**sizes, **networks, side_embedding=True, boundary="token")
 
 
 # A further architecture is one line here and one in _RECALL.
@@ -43,6 +52,7 @@ _SMALL: dict[str, tuple[str, ModelConfig]] = {
     "gated_delta": ("Gated DeltaNet with negative eigenvalues", _delta(negative=True)),
     "gated_delta_positive": ("Gated DeltaNet with positive eigenvalues alone", _delta(negative=False)),
     "diagonal_ssm": ("diagonal SSM", _recurrent(DiagonalSSMConfig())),
+    "transformer_scan": ("TransformerScan over single actions", _scan(128, 4)),
 }
 # Those of the published comparison have one head.
 _RECALL: dict[str, tuple[str, ModelConfig]] = {
@@ -63,7 +73,7 @@ def _words(name: str, model: ModelConfig) -> RunConfig:
     )
 
 
-def _published(name: str, model: LMConfig, lr: float, stage_steps: int, steps: int) -> RunConfig:
+def _published(name: str, model: ModelConfig, lr: float, stage_steps: int, steps: int) -> RunConfig:
     return RunConfig(
         name=name,
         model=model.replace(vocab_size=None, max_len=None),
@@ -102,4 +112,13 @@ offer(
     gated_deltanet("170M"),
     1e-3,
     *_STAGES,
+)
+offer(
+    "s5_transformer_scan",
+    "Words of S5, 2 to 18 actions: TransformerScan over single actions.",
+    _published,
+    _scan(768, 12),
+    1e-4,
+    3125,
+    17 * 10 * 3125,
 )

@@ -83,7 +83,7 @@ def _chunk(s_BHKV, piece):
     # What a token corrects depends on the corrections before it: (I + L) corrections = beta (v - answers of S).
     system_BHCC = beta_BHC1 * (k_BHCK @ k_BHCK.mT) * decay_BHCC
     asked_BHCV = beta_BHC1 * (v_BHCV - since_BHC1 * (k_BHCK @ s_BHKV))
-    correction_BHCV = unit_lower_inverse(system_BHCC) @ asked_BHCV
+    correction_BHCV = _unit_lower_inverse(system_BHCC) @ asked_BHCV
 
     y_BHCV = since_BHC1 * (q_BHCK @ s_BHKV) + ((q_BHCK @ k_BHCK.mT) * decay_BHCC) @ correction_BHCV
     kept_BHC1 = decay_BHCC[..., -1, :, None]
@@ -91,7 +91,7 @@ def _chunk(s_BHKV, piece):
     return s_BHKV, jnp.swapaxes(y_BHCV, 1, 2)
 
 
-def unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
+def _unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """The inverse of I + L, L being what of the argument lies below its diagonal.
 
     By halves, ``[[A, 0], [M, B]]^-1 = [[A^-1, 0], [-B^-1 M A^-1, B^-1]]``, from blocks of one row up: products alone,

@@ -12,7 +12,7 @@ from mhc_jax.functional import param_shapes
 from mhc_jax.models import gated_deltanet, gla
 from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
 from mhc_jax.ops.chunks import sums_between
-from mhc_jax.ops.delta_rule import gated_delta_rule, unit_lower_inverse
+from mhc_jax.ops.delta_rule import _unit_lower_inverse, gated_delta_rule
 from mhc_jax.ops.gla import gated_linear_attention
 
 # All parameters, and those outside embedding and head, as published.
@@ -150,6 +150,6 @@ def test_unit_lower_triangles_are_inverted(size):
     """Also where powers of the triangle would reach 1e30 and its inverse has entries of 2: equal keys, strength 2."""
     lower = np.random.default_rng(size).normal(0, 0.3, (3, size, size)).astype(np.float32)
     lower[0] = 2
-    found = jax.jit(unit_lower_inverse)(lower)
+    found = jax.jit(_unit_lower_inverse)(lower)
     want = np.linalg.inv(np.eye(size) + np.tril(lower.astype(np.float64), -1))
     np.testing.assert_allclose(found, want, atol=2e-6 * np.abs(want).max())

@@ -23,7 +23,7 @@ def mutations() -> Iterator[Mutation]:
         chunked, recurrent = f"{path} {CHUNKED}", f"{path} recurrent, 7 tokens, chunks of 3"
         yield Mutation(f"{name} loses the state between chunks", f"{ops}:_chunk", _without_past, "ops", chunked)
         yield Mutation(f"{name} reads before it writes", f"{ops}:_step", _read_first, "ops", recurrent)
-    inverse, case = "mhc_jax.ops.delta_rule:unit_lower_inverse", f"delta_rule.gated_delta_rule {CHUNKED}"
+    inverse, case = "mhc_jax.ops.delta_rule:_unit_lower_inverse", f"delta_rule.gated_delta_rule {CHUNKED}"
     yield Mutation("tokens of a chunk do not see corrections", inverse, _unsolved, "ops", case)
     halves = "mhc_jax.ops.gla:_scores"
     yield Mutation("keys decay one token less", halves, _late_decay, "ops", f"gla.gated_linear_attention {CHUNKED}")

@@ -13,6 +13,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.init import normal
 from mhc_jax.nn.model import Model, ModelConfig
+from mhc_jax.nn.transformer_scan import TransformerScanConfig, gpt2_backbone
 from mhc_jax.precision import policy
 from train.config import OptimConfig, RunConfig, TrainConfig
 from train.data.group_words import GroupWordsConfig
@@ -118,3 +119,17 @@ def test_a_model_without_prefixes_is_refused_before_anything_is_trained():
         resolve(config)
     with pytest.raises(ConfigError, match="weight"):
         PrefixesConfig(weight=-1.0).validate()
+
+
+def test_a_scan_over_chunks_has_prefixes_to_teach(known):
+    """Whether or not it has one for the chunk to come, which no target of the row belongs to."""
+    *_, objective, batch = known
+    network = gpt2_backbone(8, 1, 2)
+    losses = []
+    for boundary in ("token", "prefix"):
+        model = TransformerScanConfig(
+            vocab_size=6, max_len=6, chunk=CHUNK, aggregator=network, reader=network, boundary=boundary
+        )
+        own, params = objective.init(model, jax.random.key(0)), mhc_jax.init(model, jax.random.key(0))
+        losses.append(objective.training_sums(model, params, own, None, batch)[1][TAP])
+    np.testing.assert_allclose(*losses, rtol=1e-6)
