@@ -17,7 +17,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params
 from mhc_jax.models import mhc_ssm
 from mhc_jax.nn.model import ModelConfig
-from train.benchmark import cases, models, report, topologies, traffic
+from train.benchmark import cases, inference, models, report, topologies, traffic
 from train.config import OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
@@ -32,17 +32,19 @@ from train.storage.restore import load_run
 from train.terminal import cli
 from train.terminal.table import terminal
 
-What = Literal["train", "decode", "scan", "compile", "topologies", "models", "traffic"]
+What = Literal["train", "decode", "inference", "scan", "compile", "topologies", "models", "traffic"]
 WITH_TORCH = ("train", "decode", "scan")
+PICTURES = {"inference": inference.draw}
 
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Time JAX against PyTorch, in turns and in separate processes; or residual topologies against the plain one.
+    """Time JAX against PyTorch, in turns and in separate processes; or topologies and models against each other.
 
     Attributes:
         name: configuration; python -m train lists them.
-        what: the measurement: whole training steps, greedy decoding, the diagonal recurrence, compilation by depth,
+        what: the measurement: whole training steps, greedy decoding, every token of greedy decoding by its position
+            with the models of several configurations, the diagonal recurrence, compilation by depth,
             training steps with each topology or with the models of other configurations in turns in one process, or
             the memory traffic of each topology.
         rounds: number of turns of each contender.
@@ -51,7 +53,12 @@ class Flags:
         times: sequence lengths of the recurrence (batch 16, width 512).
         depths: layers for compilation.
         topologies: topologies to compare for ``topologies`` and ``traffic``; all if none is given.
-        others: configurations whose models ``models`` compares with the named one.
+        others: configurations whose models ``inference`` and ``models`` compare with the named one, with flags of their
+            own in one argument: "gla_170m --model.width 128"; "LABEL=NAME" gives one another name in the table.
+        prompt: tokens before the first that ``inference`` times.
+        tokens: tokens that it times.
+        piece: tokens of the prompt that it reads at once.
+        bucket: positions in a row of its table, and in a turn of a model.
         streams: numbers of streams, for topologies that accept several.
         checkpoint: run directory or exported folder with the model and its weights; empty for random weights.
         ppl: whether to evaluate the weights on the validation split after timing.
@@ -70,6 +77,10 @@ class Flags:
     depths: tuple[int, ...] = (2, 4, 8, 16)
     topologies: tuple[str, ...] = ()
     others: tuple[str, ...] = ()
+    prompt: int = 64
+    tokens: int = 1984
+    piece: int = 64
+    bucket: int = 256
     streams: tuple[int, ...] = (1, 2, 4, 8)
     checkpoint: str = ""
     ppl: bool = False
@@ -132,6 +143,9 @@ def measure(flags: Flags, config: RunConfig, params: Params | None) -> cases.Tab
         return topologies.table(config, flags.topologies, flags.streams, rounds=flags.rounds, calls=flags.calls)
     if flags.what == "models":
         return models.table(config, flags.others, rounds=flags.rounds, calls=flags.calls)
+    if flags.what == "inference":
+        plan = inference.Plan(flags.prompt, flags.tokens, flags.piece, flags.bucket)
+        return inference.table(config, flags.others, plan)
     if flags.what == "traffic":
         return traffic.table(config, flags.topologies, flags.streams)
     if params is None:
@@ -173,6 +187,11 @@ def main(argv: list[str]) -> None:
         name = f"{flags.what}-{config.name}"
         report.write(Path(flags.out), name, {**about, "config": config.to_dict()}, rows, notes)
         print(f"\nWritten to {Path(flags.out, name)}.md and .json")
+        if draw := PICTURES.get(flags.what):
+            from train.report import figures
+
+            figures.save_png(lambda: draw(rows), Path(flags.out, f"{name}.png"))
+            print(f"Drawn in {Path(flags.out, name)}.png")
 
 
 if __name__ == "__main__":

@@ -8,31 +8,36 @@ from mhc_jax.config import ConfigError
 from train.benchmark.cases import Table
 from train.benchmark.topologies import settings, timed_row, trainer
 from train.config import RunConfig
-from train.loop import named
+from train.loop.typed import typed
 from train.measure.turns import compare, take_turns
 
 
 def contenders(config: RunConfig, others: Sequence[str]) -> dict[str, RunConfig]:
     """The run, and the same run with the models of other configurations, which keep its vocabulary and precision.
 
+    Args:
+        others: see :func:`train.loop.typed.typed`.
+
+    Returns:
+        Runs by label, the named one first.
+
     Raises:
-        ConfigError: no others, an unknown one, one that is there already, or a model that the run's data or length does
-            not fit.
+        ConfigError: an unknown one, one that is there already, or a model that the run's data or length does not fit.
     """
-    if not others:
-        raise ConfigError("name what to compare with: --others NAME NAME ...")
     shared = {name: getattr(config.model, name) for name in ("vocab_size", "max_len", "execution")}
     found = {config.name: config}
-    for name in others:
-        if name in found:
-            raise ConfigError(f"--others names {name} twice; the first contender is the configuration itself")
-        found[name] = config.replace(name=name, model=named.load(name).model.replace(**shared))
-        found[name].validate()
+    for other in map(typed, others):
+        if other.label in found:
+            raise ConfigError(f"{other.label} is there twice; call one of them 'LABEL={other.name}'")
+        found[other.label] = config.replace(name=other.label, model=other.load().model.replace(**shared))
+        found[other.label].validate()
     return found
 
 
 def table(config: RunConfig, others: Sequence[str], *, rounds: int, calls: int) -> Table:
     """Training steps of every model, in turns with each other and with the first once more, which shows the noise."""
+    if not others:
+        raise ConfigError("name what to compare with: --others NAME NAME ...")
     configs = contenders(config, others)
     trainers = {}
     for name, each in configs.items():
