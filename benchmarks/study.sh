@@ -15,5 +15,6 @@ case $text in
   fineweb) size="$size --data.tokenizer bytes"; rates="1e-3 3e-3 1e-2" ;;
   *) echo "expected shakespeare or fineweb, got $text" >&2; exit 2 ;;
 esac
-"$python" -m train.study nanogpt --out "$out" --jobs 2 --rates $rates ${TOPOLOGIES:+--topologies $TOPOLOGIES} \
+"$python" -m train.study nanogpt --out "$out" --jobs 2 --rates $rates \
+    --topologies ${TOPOLOGIES:-plain plain_matched ihc hc mhc_original mhc dynamic_mhc mhc_lite} \
     --train-flags="$size ${EXTRA:-}"

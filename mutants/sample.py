@@ -23,7 +23,7 @@ AREAS = {
     "train/measure/cost.py": "reports",
     "train/measure/streams.py": "reports",
     "train/report/*": "reports",
-    "train/study.py": "reports",
+    "train/study/*": "reports",
     "train/terminal/table.py": "reports",
     "train/*": "loop",
 }

@@ -118,7 +118,7 @@ def launched(kind: type[L], argv: list[str], command: Callable[[list[str], L, li
 
 def _command(argv: list[str], start: Start, rest: list[str]) -> None:
     if not (start.config or start.resume or set(rest) - {"-h", "--help", "--help-all"}):
-        print(f"{USAGE}\n\n{_list()}\n\nFlags of one: {PROG} NAME --help")
+        print(f"{USAGE}\n\n{listing()}\n\nFlags of one: {PROG} NAME --help")
         return
     prog, config, flags = _start(start, rest)
     if cli.HELP & set(flags):
@@ -214,7 +214,8 @@ def typed_before(argv: list[str]) -> list[str]:
     return sys.orig_argv[: -len(argv)] if sys.orig_argv[-len(argv) :] == argv else shlex.split(PROG)
 
 
-def _list() -> str:
+def listing() -> str:
+    """What can be trained by name."""
     lines = [entry(name, named.describe(name)) for name in named.names()]
     over = f"any of these over another residual topology: {', '.join(registry.names('topology'))}"
     return "\n".join([*lines, entry("NAME@TOPOLOGY", over)])
