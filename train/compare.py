@@ -1,6 +1,7 @@
-"""Runs side by side, as a table and one picture of their curves: ``python -m train.compare RUN RUN ...``."""
+"""Runs side by side, as tables and pictures of their curves: ``python -m train.compare RUN RUN ...``."""
 
 import dataclasses
+import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from train.report.history import Points
+
 COLUMNS = {
     "val_loss": "loss",
     "val_ppl": "ppl",
@@ -35,10 +38,16 @@ COLUMNS = {
 def summary_row(run: Path) -> dict[str, Any]:
     """The contents of the run's ``summary.json`` by the titles of :data:`COLUMNS`, and further scores by name.
 
+    Those of a run that has not finished but whose checkpoints were scored are empty.
+
     Raises:
-        ConfigError: not a finished run.
+        ConfigError: neither.
     """
+    from train.report.history import read_results
+
     summary = read_summary(run)
+    if summary is None and read_results(run):
+        summary = {}
     if summary is None:
         file = run / SUMMARY_FILE
         raise ConfigError(f"{file} does not exist: {run} is not a run directory, or its training has not finished")
@@ -132,6 +141,19 @@ def short_names(paths: Sequence[Path]) -> tuple[Path, list[str]]:
     return common, [str(path.relative_to(common)) for path in paths]
 
 
+def experiments(runs: Mapping[str, Path]) -> tuple[list[dict[str, Any]], dict[str, "Points"]]:
+    """The last and the least loss of every run on each of the data that it was scored on, and the losses by step."""
+    from train.report.history import extremes, history
+
+    rows, lines = [], {}
+    for name, run in runs.items():
+        found = history(run, read_config(run))
+        for data, points in found.items():
+            rows.append({"name": name, "path": str(run), "data": data, **extremes(points)})
+            lines[name if len(found) == 1 else f"{name} on {data}"] = points
+    return rows, lines
+
+
 def _without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The table without columns that are empty in all rows."""
     filled = {title for row in rows for title, value in row.items() if value is not None}
@@ -140,11 +162,12 @@ def _without_empty(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Flags:
-    """Compare finished runs.
+    """Compare finished runs, and others whose checkpoints train.evaluate --steps has scored.
 
     Attributes:
         runs: run directories.
-        picture: file of the curves; empty for ``compare.png`` in the folder that holds the runs.
+        picture: file of the curves by tokens; empty for ``compare.png`` in the folder that holds the runs. Loss and
+            perplexity by step are drawn beside it, in ``compare_steps.png``, and summed up in ``compare.json``.
         mean: whether runs of one folder, such as several seeds, make one row of means.
     """
 
@@ -156,7 +179,7 @@ class Flags:
 def main(argv: list[str]) -> None:
     """The command; see :class:`Flags`."""
     flags = cli.parse(Flags, argv, prog="python -m train.compare")
-    from train.report import figures
+    from train.report import figures, history
 
     runs = [Path(run) for run in flags.runs]
     if not runs:
@@ -170,8 +193,17 @@ def main(argv: list[str]) -> None:
     named = dict(zip(names, groups.values()))
     apart = measures({name: [*map(read_config, group)] for name, group in named.items()})
     figures.save_png(lambda: draw_curves(named), picture)
+    scored, lines = experiments(dict(zip(short_names(runs)[1], runs)))
+    by_step, summary = picture.with_name(f"{picture.stem}_steps.png"), picture.with_suffix(".json")
+    if lines:
+        figures.save_png(lambda: history.draw(lines, ""), by_step)
+    summary.write_text(json.dumps({"experiments": scored}, indent=1) + "\n", encoding="utf-8")
     rows = [{"runs" if flags.mean else "run": name, **apart[name], **row} for name, row in zip(names, rows)]
-    print(f"Runs of {folder}", terminal(_without_empty(rows)), f"Curves drawn in {picture}", sep="\n\n")
+    tables = [terminal(_without_empty(rows))]
+    if scored:
+        tables.append(terminal([{key: value for key, value in row.items() if key != "path"} for row in scored]))
+    files = f"Curves drawn in {picture}{f' and {by_step}' if lines else ''}; summary in {summary}"
+    print(f"Runs of {folder}", *tables, files, sep="\n\n")
 
 
 if __name__ == "__main__":

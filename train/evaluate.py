@@ -5,22 +5,24 @@ import importlib.util
 import itertools
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from mhc_jax.config import Config, ConfigError
+from train.config import RunConfig
 from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
 from train.measure.questions import ENDS, Questions
-from train.measure.scores import evaluate_split
+from train.measure.scores import evaluator
 from train.measure.task_data import LocalData
 from train.measure.tasks import Tasks
 from train.measure.text_model import TextModel
 from train.measure.versions import versions
 from train.storage.outputs import check_file
-from train.storage.restore import load_run
+from train.storage.restore import check_steps, load_run
 from train.terminal import cli
 from train.terminal.table import terminal
 
@@ -32,12 +34,15 @@ TASKS = "--tasks"
 class Flags:
     """Score runs on a whole split, one row per run: loss, perplexity and, for text, bits per byte.
 
+    With --steps, score the checkpoints of these steps, whose losses and perplexities stay in each run's folder as
+    eval_results.json and eval_curve.png; train.compare draws them side by side.
     With --tasks, score them on benchmarks or on own questions instead; --tasks --help shows the flags of that.
 
     Attributes:
         runs: run directories or exported folders.
         split: split of the data.
         which: checkpoint of each run directory.
+        steps: checkpoints of each run directory instead, by their steps.
         json: whether to print one JSON object per line instead of a table.
         data: data to score on; by default that of each run.
     """
@@ -45,6 +50,7 @@ class Flags:
     runs: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     split: Literal["validation", "test"] = "validation"
     which: Literal["best", "last"] = "best"
+    steps: tuple[int, ...] = ()
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     data: DataConfig = CorpusConfig()
 
@@ -101,11 +107,14 @@ def main(argv: list[str]) -> None:
 def _score_split(argv: list[str]) -> None:
     flags = cli.parse(Flags, argv, prog=PROG)
     _check_runs(flags.runs)
+    for run in flags.runs if flags.steps else ():
+        check_steps(run, flags.steps)
     rows = []
     for run in flags.runs:
-        rows.append({"run": run, "split": flags.split, **_scores(run, flags, argv)})
-        if flags.json:
-            print(json.dumps(rows[-1]), flush=True)
+        for row in _scores(run, flags, argv):
+            rows.append(row)
+            if flags.json:
+                print(json.dumps(row), flush=True)
     if not flags.json:
         print(terminal(rows))
 
@@ -115,17 +124,34 @@ def _check_runs(runs: tuple[str, ...]) -> None:
         raise ConfigError(f"give at least one run directory or exported folder: {PROG} RUN RUN ...")
 
 
-def _scores(run: str, flags: Flags, argv: list[str]) -> dict[str, float]:
-    config, params = load_run(run, flags.which)
+def _scores(run: str, flags: Flags, argv: list[str]) -> Iterator[dict[str, Any]]:
+    """A row for each checkpoint of a run; those that were named by their steps are kept in its folder."""
+    checkpoints = flags.steps or (flags.which,)
+    config, params = load_run(run, checkpoints[0])
     data = cli.parse(Flags, argv, prog=PROG, default=Flags((run,), data=config.data)).data
-    config = config.replace(data=data)
-    config.validate()
+    asked = config.replace(data=data)
+    asked.validate()
     try:
         opened = data.load((flags.split,))
         opened.check(config.model.vocab_size)
-        return evaluate_split(config, params, opened, flags.split)
+        scores = evaluator(asked, opened, flags.split)
+        for index, checkpoint in enumerate(checkpoints):
+            if index:
+                _, params = load_run(run, checkpoint)
+            found, step = scores(params), {}
+            if isinstance(checkpoint, int):
+                _keep(Path(run), config, data, flags.split, checkpoint, found)
+                step = {"step": checkpoint}
+            yield {"run": run, **step, "split": flags.split, **found}
     except ConfigError as error:  # of several runs, this one
         raise ConfigError(f"{run}: {error}") from None
+
+
+def _keep(run: Path, config: RunConfig, data: DataConfig, split: str, step: int, found: dict[str, float]) -> None:
+    from train.report.history import add_results
+
+    where = {"data": data.label, "split": split, "seq_len": data.seq_len}
+    add_results(run, config, [{"step": step, "val_loss": found["loss"], "val_ppl": found["ppl"], **where}])
 
 
 def _score_tasks(argv: list[str]) -> None:

@@ -58,7 +58,7 @@ class Flags:
         prompt: tokens before the first that ``inference`` times.
         tokens: tokens that it times.
         piece: tokens of the prompt that it reads at once.
-        bucket: positions in a row of its table, and in a turn of a model.
+        bucket: positions in a row of its table.
         streams: numbers of streams, for topologies that accept several.
         checkpoint: run directory or exported folder with the model and its weights; empty for random weights.
         ppl: whether to evaluate the weights on the validation split after timing.

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 # Tokens whose logits are compared, and how far they may be off in narrow floating point, over their root mean square.
 CHECKED, NARROW = 256, 0.1
+# Tokens of one contender before the next has its turn.
+TURN = 32
 # Positions from which on the speed is averaged up to the end, as chunks of a scan may be long.
 SINCE = (32, 64, 128, 256)
 # The least capacity of a cache that grows.
@@ -46,7 +48,7 @@ class Plan:
         prompt: tokens that are there before the first timed one.
         tokens: timed tokens.
         piece: tokens of the prompt that are read at once.
-        bucket: positions that are one row of the table, and one turn of a contender.
+        bucket: positions that are one row of the table.
     """
 
     prompt: int
@@ -71,7 +73,7 @@ class Plan:
         return [self.piece] * whole + [rest] * bool(rest)
 
     @property
-    def turns(self) -> list[tuple[int, int]]:
+    def buckets(self) -> list[tuple[int, int]]:
         """The first and the last position of each bucket, whose borders are multiples of its size."""
         inner = range(self.prompt // self.bucket * self.bucket + self.bucket, self.length, self.bucket)
         borders = [self.prompt, *inner, self.length]
@@ -152,7 +154,7 @@ def _widened(config: ModelConfig, params: Params, cache: decode.Cache, capacity:
 
 
 def table(config: RunConfig, others: Sequence[str], plan: Plan) -> Table:
-    """Seconds of single tokens by position, the contenders in turns bucket by bucket.
+    """Seconds of single tokens by position, the contenders in turns.
 
     Args:
         config: the named run, whose model is the first contender.
@@ -213,13 +215,15 @@ def timed(
     for stream in streams.values():
         stream.prepare()
     token = {name: _prompted(stream, text, plan) for name, stream in streams.items()}
-    for index, (first, last) in enumerate(plan.turns):
-        for name in list(streams)[:: -1 if index % 2 else 1]:
-            for _ in range(first, last):
-                start = time.perf_counter()
-                _, token[name] = streams[name].read(token[name])
-                seconds[name].append(time.perf_counter() - start)
-            sizes[name].append((streams[name].state_bytes, streams[name].scratch_bytes))
+    for first, last in plan.buckets:
+        for turn, begin in enumerate(range(first, last, TURN)):
+            for name in list(streams)[:: -1 if turn % 2 else 1]:
+                for _ in range(begin, min(begin + TURN, last)):
+                    start = time.perf_counter()
+                    _, token[name] = streams[name].read(token[name])
+                    seconds[name].append(time.perf_counter() - start)
+        for name, stream in streams.items():
+            sizes[name].append((stream.state_bytes, stream.scratch_bytes))
         print(f"{last - plan.prompt} of {plan.tokens} tokens", file=sys.stderr, flush=True)
     return seconds, sizes
 
@@ -237,7 +241,7 @@ def rows(
 ) -> list[Row]:
     """One row for each bucket and contender: milliseconds of a token, KiB of cache and of all but parameters."""
     found = []
-    for index, (first, last) in enumerate(plan.turns):
+    for index, (first, last) in enumerate(plan.buckets):
         for name, taken in seconds.items():
             part = 1e3 * np.array(taken[first - plan.prompt : last - plan.prompt])
             state, scratch = sizes[name][index]
@@ -274,7 +278,7 @@ def _note(configs: Mapping[str, ModelConfig], run: RunConfig, plan: Plan) -> str
     return (
         f"Greedy decoding of one text on {jax.devices()[0].device_kind}, random weights, {run.model.execution.policy}, "
         f"vocabulary {run.model.vocab_size}: a prompt of {plan.prompt} tokens in pieces of {plan.piece}, then "
-        f"{plan.tokens} tokens one by one, in turns of {plan.bucket} positions. {models}. median, mean, p99: "
+        f"{plan.tokens} tokens one by one, in turns of {TURN}. {models}. median, mean, p99: "
         "milliseconds of one token, from the call of the compiled step to its ready result. state: KiB of the cache, "
         "which has room for all positions, or is growing: twice as long whenever it is full, whose cost is in the "
         "token that does not fit. peak: KiB of all that the step needs but the parameters. The logits of the first "

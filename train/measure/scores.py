@@ -44,8 +44,17 @@ def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Any]) -> dic
 
 def evaluate_split(config: RunConfig, params: Params, data: Data, split: str = "validation") -> dict[str, float]:
     """All scores of the whole split, see :meth:`train.data.kind.Data.scores`."""
-    eval_step, batches = jax.jit(make_eval_step(config)), data.evaluation(split)
-    rows = f"{config.data.batch_size} x {config.data.seq_len} tokens"
-    with task(f"evaluating {len(batches)} batches of {rows}", len(batches)) as work:
-        sums = evaluate(eval_step, params, work.over(batches))
-    return data.scores(split, sums, thorough=True)
+    return evaluator(config, data, split)(params)
+
+
+def evaluator(config: RunConfig, data: Data, split: str = "validation") -> Callable[[Params], dict[str, float]]:
+    """:func:`evaluate_split` for several parameters of one model, which is compiled once."""
+    eval_step, rows = jax.jit(make_eval_step(config)), f"{config.data.batch_size} x {config.data.seq_len} tokens"
+
+    def scores(params: Params) -> dict[str, float]:
+        batches = data.evaluation(split)
+        with task(f"evaluating {len(batches)} batches of {rows}", len(batches)) as work:
+            sums = evaluate(eval_step, params, work.over(batches))
+        return data.scores(split, sums, thorough=True)
+
+    return scores

@@ -261,8 +261,8 @@ class Checkpoints:
                 if jax.process_index() == 0:
                     manifest.seal(path)
 
-    def restore_params(self, abstract_params: Params, which: Literal["best", "last"]) -> Params:
-        """The parameters alone, of the best or the last good checkpoint; see :meth:`restore`.
+    def restore_params(self, abstract_params: Params, which: Literal["best", "last"] | int) -> Params:
+        """The parameters alone, of the best or the last good checkpoint, or of that step; see :meth:`restore`.
 
         Args:
             abstract_params: shapes; without shardings they come to the first local device.
@@ -274,6 +274,8 @@ class Checkpoints:
             return jax.tree.unflatten(jax.tree.structure(abstract_params), [flat[name] for name in wanted])
 
         self.wait()
+        if isinstance(which, int):
+            return self._first_good(read, [which])
         return self._first_good(read, self._by_metric() if which == "best" else reversed(self.steps()))
 
     def _first_good(self, read: Callable[[Path], Any], candidates: Iterable[int]) -> Any:

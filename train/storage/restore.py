@@ -1,5 +1,6 @@
 """A trained model back from disk: from its run directory, or from an exported folder, ours or Hugging Face's."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -8,18 +9,19 @@ from mhc_jax import interop
 from mhc_jax.config import ConfigError, within
 from mhc_jax.functional import Params, param_shapes
 from mhc_jax.nn.model import ModelConfig
+from mhc_jax.registry import listed
 from train.config import RunConfig, faults_of, recorded
 from train.data.config import CorpusConfig
 
 
-def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple[RunConfig, Params]:
+def load_run(path: str | Path, which: Literal["best", "last"] | int = "best") -> tuple[RunConfig, Params]:
     """Configuration and parameters, on the first local device.
 
     Args:
         path: a run directory, or a folder with ``config.json`` and ``model.safetensors`` (see :mod:`train.export`), or
             one that transformers wrote. Without its ``run.json``, all but the model is at its defaults, except the
             tokenizer if the folder holds one.
-        which: checkpoint of a run directory; an exported folder holds only one.
+        which: checkpoint of a run directory, by its step if it is a number; an exported folder holds only one.
 
     Raises:
         ConfigError: no such folder, or neither of the two.
@@ -38,6 +40,18 @@ def load_run(path: str | Path, which: Literal["best", "last"] = "best") -> tuple
     config = _read_config(path / "config.json")
     checkpoints = Checkpoints(path, config.checkpoint.keep)
     return config, checkpoints.restore_params(param_shapes(config.model), which)
+
+
+def check_steps(path: str | Path, steps: Sequence[int]) -> None:
+    """Raises ConfigError unless the folder is that of a run with checkpoints of these steps."""
+    from train.storage.checkpoint import Checkpoints
+
+    path = Path(path)
+    if not (path / "config.json").is_file() or (path / "model.safetensors").is_file():
+        raise ConfigError(f"{path} is not a run directory, and so holds no checkpoints by step")
+    kept = Checkpoints(path, keep=1).steps()
+    if missing := [step for step in steps if step not in kept]:
+        raise ConfigError(f"{path} has no checkpoint of step {missing[0]}; it has {listed(map(str, kept)) or 'none'}")
 
 
 def _exported(path: Path, model: ModelConfig, params: Params) -> tuple[RunConfig, Params]:

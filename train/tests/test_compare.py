@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 
@@ -6,6 +7,7 @@ from mhc_jax.config import ConfigError
 from train import compare
 from train.config import RunConfig
 from train.data.config import CorpusConfig
+from train.report import history
 
 
 def finished_run(folder, ppl, *, metrics=True, loss=5.0, tokenizer="bytes", source="docstrings"):
@@ -78,6 +80,46 @@ def test_what_runs_share_is_no_column(tmp_path):
     bytes_, gpt2 = (RunConfig(data=CorpusConfig(tokenizer=name)) for name in ("bytes", "gpt2"))
     assert compare.measures({"a": [bytes_], "b": [bytes_]}) == {"a": {}, "b": {}}
     assert compare.measures({"a": [bytes_], "b": [gpt2]}) == {"a": {"tokenizer": "bytes"}, "b": {"tokenizer": "gpt2"}}
+
+
+def test_losses_by_step_are_summed_up_with_those_of_scored_checkpoints(tmp_path, capsys):
+    finished_run(tmp_path / "a", 9.0)
+    finished_run(tmp_path / "b", 9.0, metrics=False)
+    (tmp_path / "b" / "summary.json").unlink()
+    result = {"split": "validation", "seq_len": 8, "data": "docstrings"}
+    scored = [{**result, "step": step, "val_loss": loss, "val_ppl": 1} for step, loss in ((2, 4.0), (4, 3.0), (6, 3.5))]
+    scored.append({**scored[0], "data": "wiki", "split": "test", "val_loss": 7.0})
+    (tmp_path / "b" / "eval_results.json").write_text(json.dumps({"results": scored}))
+    compare.main([str(tmp_path / name) for name in "ab"])
+    found = json.loads((tmp_path / "compare.json").read_text())["experiments"]
+    assert [(row["name"], row["data"]) for row in found] == [
+        ("a", "docstrings"),
+        ("b", "docstrings"),
+        ("b", "wiki (test)"),
+    ]
+    assert found[1] == {
+        "name": "b",
+        "path": str(tmp_path / "b"),
+        "data": "docstrings",
+        "final_step": 6,
+        "final_loss": 3.5,
+        "final_ppl": pytest.approx(math.exp(3.5)),
+        "best_step": 4,
+        "best_loss": 3.0,
+        "best_ppl": pytest.approx(math.exp(3)),
+    }
+    assert (tmp_path / "compare_steps.png").read_bytes().startswith(b"\x89PNG")
+    assert "final_ppl" in capsys.readouterr().out
+    loss, ppl = history.draw({"b": [(2, 4.0), (4, 3.0)]}, "").axes
+    assert loss.lines[0].get_xydata().tolist() == [[2, 4.0], [4, 3.0]]
+    assert ppl.lines[0].get_ydata().tolist() == pytest.approx([math.exp(4), math.exp(3)])
+
+
+def test_damaged_scores_are_named(tmp_path):
+    run = finished_run(tmp_path / "a", 9.0)
+    (tmp_path / "a" / "eval_results.json").write_text('{"results": [{"step": 1}]}')
+    with pytest.raises(ConfigError, match="eval_results.json is damaged"):
+        compare.main([run])
 
 
 @pytest.mark.parametrize("argv", [[], ["{}/nowhere"], ["{}/damaged"]])

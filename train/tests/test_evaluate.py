@@ -2,17 +2,23 @@ import json
 import math
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import mhc_jax
 from mhc_jax.config import ConfigError
 from train import evaluate
-from train.config import RunConfig
+from train.config import RunConfig, TrainConfig
 from train.data import load_corpus, load_tokenizer
 from train.data.text_data import word_ppl
 from train.measure import scores
+from train.report import history
+from train.storage.checkpoint import Checkpoints
 from train.tests.tiny import tiny_export
+from train.update.optimizer import make_optimizer
+from train.update.state import trained_info
+from train.update.step import init_state
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +136,66 @@ def test_missing_run_is_one_line(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
+
+
+STEPS = (3, 10)
+
+
+@pytest.fixture(scope="module")
+def kept(tiny, tmp_path_factory):
+    """A run with two checkpoints, and the parameters of both."""
+    config, _, _ = tiny
+    folder = tmp_path_factory.mktemp("kept") / "run"
+    folder.mkdir()
+    (folder / "config.json").write_text(config.to_json())
+    (folder / "metrics.jsonl").write_text('{"step": 3, "val_loss": 9.0}\n{"step": 5, "val_loss": 8.0}\n')
+    optimizer, saved = make_optimizer(config.optim, 10, trained_info(config)), {}
+    with Checkpoints(folder, keep=2) as checkpoints:
+        for step in STEPS:
+            state = init_state(config.replace(train=TrainConfig(seed=step)), optimizer)
+            checkpoints.save(step, state, {}, {}, metric=None)
+            saved[step] = jax.device_get(state.params)
+    return config, folder, saved
+
+
+def test_chosen_checkpoints_are_scored_and_their_scores_stay_in_the_run(kept, tmp_path, capsys):
+    config, run, saved = kept
+    evaluate.main([str(run), "--steps", "10", "3", "--json"])
+    printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    tokens = np.asarray(load_corpus(config.data).validation)
+    expected = {step: windows_loss(config, params, tokens)[0] for step, params in saved.items()}
+    assert {row["step"]: row["loss"] for row in printed} == pytest.approx(expected, rel=1e-5)
+    assert expected[3] != pytest.approx(expected[10], rel=1e-3)
+    other = tmp_path / "other.txt"
+    other.write_text("something else to read\n" * 200)
+    evaluate.main([str(run), "--steps", "3", "--data.source", str(other)])
+    evaluate.main([str(run), "--steps", "3", "--data.source", str(other)])
+    found = json.loads((run / "eval_results.json").read_text())
+    assert found["model"] == "tiny"
+    expected_keys = [*((config.data.source, step) for step in STEPS), (str(other), 3)]
+    assert [(one["data"], one["step"]) for one in found["results"]] == sorted(expected_keys)
+    for one in found["results"]:
+        assert one["val_ppl"] == pytest.approx(math.exp(one["val_loss"]))
+    assert (run / "eval_curve.png").read_bytes().startswith(b"\x89PNG")
+    lines = history.history(run, config)
+    assert lines[config.data.source] == [(step, pytest.approx(expected[step])) for step in STEPS], "not those logged"
+    assert {*lines} == {config.data.source, str(other)}
+
+
+@pytest.mark.parametrize(
+    ("steps", "fault"),
+    [
+        (["3", "4"], "run has no checkpoint of step 4; it has 3, 10"),
+        (["3", "--data.source", "/nowhere.txt"], "run: .*nowhere"),
+        (["x"], "--steps"),
+    ],
+)
+def test_missing_checkpoints_and_data_are_named_before_anything_is_scored(kept, steps, fault, capsys):
+    with pytest.raises(ConfigError, match=fault):
+        evaluate.main([str(kept[1]), "--steps", *steps])
+    assert capsys.readouterr().out == ""
+
+
+def test_an_export_has_no_steps(tiny):
+    with pytest.raises(ConfigError, match="not a run directory"):
+        evaluate.main([str(tiny[2]), "--steps", "3"])

@@ -31,8 +31,8 @@ def growing(attention):
 
 def test_a_plan_covers_every_position_once():
     assert PLAN.pieces == [3, 2]
-    assert PLAN.turns == [(5, 32), (32, 64), (64, 75)]
-    assert Plan(64, 64, 64, 32).turns == [(64, 96), (96, 128)]
+    assert PLAN.buckets == [(5, 32), (32, 64), (64, 75)]
+    assert Plan(64, 64, 64, 32).buckets == [(64, 96), (96, 128)]
     with pytest.raises(ConfigError, match="bucket must be at least 1"):
         Plan(1, 1, 1, 0)
 
