@@ -218,7 +218,6 @@ def planned(plan: Plan) -> list[Row]:
                     "tokens": steps * per_step or None,
                     "parameters": sum(math.prod(info.shape) for info in param_info(config.model).values()),
                     "without embeddings": without_embeddings(config.model),
-                    "folder": str(job.folder(plan.out)),
                     "state": "to do" if plan.summary(job) is None else "finished",
                 }
             )
