@@ -99,7 +99,8 @@ class Stream:
         self.position, self.capacity = 0, self._config.max_len
         if self._grows:
             self.capacity = min(SMALLEST, self.capacity)
-        self._cache = decode.init_cache(self._config, self._params, 1, max_len=self.capacity)
+        empty = decode.init_cache(self._config, self._params, 1, max_len=self.capacity)
+        self._cache = jax.tree.map(jnp.copy, empty)  # steps donate it, and a state may begin with one array in two places
 
     def prepare(self) -> None:
         """Reads one token with a cache of every capacity, so that nothing is done for the first time later."""

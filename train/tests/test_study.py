@@ -147,6 +147,9 @@ def test_dry_run_says_what_each_run_is_and_starts_none(tmp_path, capsys, monkeyp
     assert f"python -m train {command} --data.seed 0 --train.resume\n" in said
     assert "4 runs, 192 tokens; 4 to do; then 2 more seeds for the best rate of 2 rows" in said
     assert not (tmp_path / "out").exists()
+    study.main([*argv, f"--train-flags={FLAGS}", "--dry-run", "--launch", "slurm", "--slurm.mem", "8G"])
+    assert capsys.readouterr().out.endswith(f"Written to {tmp_path / 'out' / slurm.SCRIPT_FILE}, not submitted\n")
+    assert "#SBATCH --mem=8G" in (tmp_path / "out" / slurm.SCRIPT_FILE).read_text().splitlines()
     study.main(["--list"])
     assert {"nanogpt", "gla_170m", "NAME@TOPOLOGY"} <= {*capsys.readouterr().out.split()}
 
