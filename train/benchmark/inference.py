@@ -100,7 +100,8 @@ class Stream:
         if self._grows:
             self.capacity = min(SMALLEST, self.capacity)
         empty = decode.init_cache(self._config, self._params, 1, max_len=self.capacity)
-        self._cache = jax.tree.map(jnp.copy, empty)  # steps donate it, and a state may begin with one array in two places
+        # Steps donate it, and a state may begin with one array in two places.
+        self._cache = jax.tree.map(jnp.copy, empty)
 
     def prepare(self) -> None:
         """Reads one token with a cache of every capacity, so that nothing is done for the first time later."""

@@ -24,9 +24,12 @@ class Slurm(Config):
 
     Attributes:
         profile: TOML file with values of the other fields; a flag that is given counts more.
-        account, partition, time, mem: as of ``sbatch``: ``time="12:00:00"``, ``mem="64G"``.
+        account: who pays.
+        partition: which nodes.
+        time: longest time of a run, as 12:00:00.
         gpus: of each run, on one node.
         cpus: of each run.
+        mem: memory of each run, as 64G.
         at_once: largest number of runs at a time; 0 for no limit.
         env: line of shell before the run, such as ``source .venv/bin/activate``; its ``python`` then trains.
     """
