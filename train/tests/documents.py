@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from train.study.plan import MATCHED
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -60,6 +62,6 @@ def calls(script: list[str], environment: dict[str, str], folder: Path) -> Itera
         # A study passes flags on, to a run of each of its rows.
         for flags in (word.removeprefix("--train-flags=") for word in words if word.startswith("--train-flags=")):
             start = [*words, "--topologies"].index("--topologies") + 1
-            rows = [*itertools.takewhile(lambda word: word[:2] != "--", words[start:])] or ["plain"]
-            yield from (f"python -m train {words[2]}@{row} {flags}" for row in rows)
+            rows = {*itertools.takewhile(lambda word: word[:2] != "--", words[start:])} - {MATCHED}
+            yield from (f"python -m train {words[2]}@{row} {flags}" for row in sorted(rows))
     log.unlink()
