@@ -41,29 +41,24 @@ def _quiet_log():
 _trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)  # glibc's
 
 
-# A process may have 65,530 memory maps, of which a compiled program takes some: one that keeps all ends in a crash.
-MOST_MAPS = 30_000
-# Workers that never forget were seen to hold 5 GB.
-MOST_BYTES = 2.5 * 2**30
+# Compiled programs take 10 MB and 90 memory maps each, of which a process may have 65,530: a worker that keeps them all
+# grows to 5 GB, or ends in a crash. To forget them takes time, and so does what modules share and then compile anew.
+MOST_BYTES = {"module": 1.5 * 2**30, "test": 2.5 * 2**30}
 
 
 @pytest.fixture(autouse=True)
 def _a_worker_stays_small():
     yield
-    if psutil.Process().memory_info().rss > MOST_BYTES:
-        _forget_programs()
+    _forget_programs("test")
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _a_worker_has_few_maps():
-    """Forgetting after every module took a twentieth of the suite's time, and what modules share was compiled anew."""
+def _a_worker_becomes_small():
     yield
-    maps = Path("/proc/self/maps")
-    if not maps.exists() or maps.read_bytes().count(b"\n") > MOST_MAPS:
-        _forget_programs()
+    _forget_programs("module")
 
 
-def _forget_programs() -> None:
-    if "jax" in sys.modules:
+def _forget_programs(after: str) -> None:
+    if "jax" in sys.modules and psutil.Process().memory_info().rss > MOST_BYTES[after]:
         sys.modules["jax"].clear_caches()
-    _trim(0)
+        _trim(0)
