@@ -148,7 +148,7 @@ HELPED = (
     "train.__main__ quickstart --help-all",
     *(
         f"train.{name} --help"
-        for name in ("evaluate", "sample", "export", "compare", "study", "prepare_fineweb", "rlm_demo")
+        for name in ("evaluate", "sample", "export", "compare", "study.__main__", "prepare_fineweb", "rlm_demo")
     ),
     "train.evaluate --tasks --help",
     "train.inspect --help",
@@ -203,7 +203,7 @@ def test_help_all_shows_every_flag_with_its_type(name, monkeypatch, capsys):
     assert call(monkeypatch, name, "--help-all") == 0
     out = capsys.readouterr().out
     for flag in (
-        "--model.width INT",
+        "--model.reader.width INT" if "transformer_scan" in name else "--model.width INT",
         "--optim.lr FLOAT",
         "--train.resume, --train.no-resume",
         "--optim.decay {matrices,kernels,all}",
