@@ -151,7 +151,7 @@ def _keep(run: Path, config: RunConfig, data: DataConfig, split: str, step: int,
     from train.report.history import add_results
 
     where = {"data": data.label, "split": split, "seq_len": data.seq_len}
-    add_results(run, config, [{"step": step, "val_loss": found["loss"], "val_ppl": found["ppl"], **where}])
+    add_results(run, config, [{"step": step, "val_loss": found["loss"], "val_ppl": found.get("ppl"), **where}])
 
 
 def _score_tasks(argv: list[str]) -> None:

@@ -19,8 +19,8 @@ RESULTS_FILE, PICTURE_FILE = "eval_results.json", "eval_curve.png"
 KEY = ("data", "split", "seq_len", "step")
 
 Result = dict[str, Any]
-# Step and loss in nats per token.
-Points = list[tuple[int, float]]
+# Step, loss in nats per token, and perplexity where the data has one.
+Points = list[tuple[int, float, float | None]]
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -56,7 +56,7 @@ def add_results(folder: Path, config: RunConfig, results: Iterable[Result]) -> N
 def history(folder: Path, config: RunConfig) -> dict[str, Points]:
     """Losses by the data they were measured on: those logged in training, unless its data was scored as a whole."""
     lines = read_metrics(folder / METRICS_FILE)
-    own = [(line["step"], line["val_loss"]) for line in lines if line.get("val_loss") is not None]
+    own = [_point(line) for line in lines if line.get("val_loss") is not None]
     return ({config.data.label: own} if own else {}) | _by_data(read_results(folder))
 
 
@@ -64,40 +64,38 @@ def _by_data(results: Sequence[Result]) -> dict[str, Points]:
     found: dict[str, Points] = {}
     for result in results:
         suffix = "" if result["split"] == "validation" else f" ({result['split']})"
-        found.setdefault(f"{result['data']}{suffix}", []).append((result["step"], result["val_loss"]))
-    return {data: sorted(points) for data, points in found.items()}
+        found.setdefault(f"{result['data']}{suffix}", []).append(_point(result))
+    return {data: sorted(points, key=lambda point: point[0]) for data, points in found.items()}
+
+
+def _point(result: Mapping[str, Any]) -> tuple[int, float, float | None]:
+    return result["step"], result["val_loss"], result.get("val_ppl")
 
 
 def draw(lines: Mapping[str, Points], title: str) -> Figure:
-    """Loss and perplexity by step, a line each."""
-    figure = figures.new_figure(12, 5)
+    """Loss by step, a line each, and perplexity where there is one."""
+    with_ppl = any(ppl is not None for points in lines.values() for _, _, ppl in points)
+    figure = figures.new_figure(12 if with_ppl else 6, 5)
     figure.suptitle(title)
-    loss, ppl = figure.subplots(1, 2)
+    loss, *others = figure.subplots(1, 1 + with_ppl, squeeze=False)[0]
     for index, (label, points) in enumerate(lines.items()):
-        steps, losses = zip(*points)
+        steps, losses, ppls = zip(*points)
         style: dict[str, Any] = {"color": f"C{index % 10}", "marker": "o", "label": label}
         loss.plot(steps, losses, **style)
-        ppl.plot(steps, [_ppl(one) for one in losses], **style)
+        for ppl in others:
+            ppl.plot(steps, [math.nan if one is None else one for one in ppls], **style)
     loss.set(xlabel="step", ylabel="validation loss (nats per token)")
-    ppl.set(xlabel="step", ylabel="validation perplexity", yscale="log")
-    for axes in (loss, ppl):
+    for ppl in others:
+        ppl.set(xlabel="step", ylabel="validation perplexity", yscale="log")
+    for axes in (loss, *others):
         axes.xaxis.set_major_formatter(figures.COUNTS)
         axes.legend()
     return figure
 
 
 def extremes(points: Points) -> dict[str, float]:
-    """The last and the least loss, with their steps and perplexities."""
-    (final_step, final), (best_step, best) = points[-1], min(points, key=lambda point: point[1])
-    return {
-        "final_step": final_step,
-        "final_loss": final,
-        "final_ppl": _ppl(final),
-        "best_step": best_step,
-        "best_loss": best,
-        "best_ppl": _ppl(best),
-    }
-
-
-def _ppl(loss: float) -> float:
-    return math.exp(loss) if loss < 700 else math.inf
+    """The last and the least loss, with their steps and their perplexities, if any."""
+    found = {}
+    for name, (step, loss, ppl) in {"final": points[-1], "best": min(points, key=lambda point: point[1])}.items():
+        found |= {f"{name}_step": step, f"{name}_loss": loss} | ({} if ppl is None else {f"{name}_ppl": ppl})
+    return found

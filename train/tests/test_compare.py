@@ -87,7 +87,10 @@ def test_losses_by_step_are_summed_up_with_those_of_scored_checkpoints(tmp_path,
     finished_run(tmp_path / "b", 9.0, metrics=False)
     (tmp_path / "b" / "summary.json").unlink()
     result = {"split": "validation", "seq_len": 8, "data": "docstrings"}
-    scored = [{**result, "step": step, "val_loss": loss, "val_ppl": 1} for step, loss in ((2, 4.0), (4, 3.0), (6, 3.5))]
+    scored = [
+        {**result, "step": step, "val_loss": loss, "val_ppl": math.exp(loss)}
+        for step, loss in ((2, 4.0), (4, 3.0), (6, 3.5))
+    ]
     scored.append({**scored[0], "data": "wiki", "split": "test", "val_loss": 7.0})
     (tmp_path / "b" / "eval_results.json").write_text(json.dumps({"results": scored}))
     compare.main([str(tmp_path / name) for name in "ab"])
@@ -110,9 +113,10 @@ def test_losses_by_step_are_summed_up_with_those_of_scored_checkpoints(tmp_path,
     }
     assert (tmp_path / "compare_steps.png").read_bytes().startswith(b"\x89PNG")
     assert "final_ppl" in capsys.readouterr().out
-    loss, ppl = history.draw({"b": [(2, 4.0), (4, 3.0)]}, "").axes
+    loss, ppl = history.draw({"b": [(2, 4.0, 50.0), (4, 3.0, 20.0)]}, "").axes
     assert loss.lines[0].get_xydata().tolist() == [[2, 4.0], [4, 3.0]]
-    assert ppl.lines[0].get_ydata().tolist() == pytest.approx([math.exp(4), math.exp(3)])
+    assert ppl.lines[0].get_ydata().tolist() == [50, 20]
+    assert len(history.draw({"error of a task": [(2, 4.0, None)]}, "").axes) == 1
 
 
 def test_damaged_scores_are_named(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mhc_jax.models import mhc_ssm
-from train import study
+from train.study.local import Children
 from train.terminal import interrupt
 from train.terminal.interrupt import Interrupted
 from train.tests.runs import measured, offer, tiny_run
@@ -104,7 +104,7 @@ def test_a_noted_signal_is_asked_for_between_batches():
 
 
 def test_children_end_and_no_more_are_started():
-    children, ended = study.Children(), []
+    children, ended = Children(), []
     sleep = [sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"]
     thread = threading.Thread(target=lambda: ended.append(children.run(sleep)))
     thread.start()
