@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -81,14 +82,22 @@ def _chunk(s_BHKV, piece):
     beta_BHC1 = beta_BHC[..., None]
 
     # What a token corrects depends on the corrections before it: (I + L) corrections = beta (v - answers of S).
-    system_BHCC = beta_BHC1 * (k_BHCK @ k_BHCK.mT) * decay_BHCC
+    lower_BHCC = jnp.tril(beta_BHC1 * (k_BHCK @ k_BHCK.mT) * decay_BHCC, -1)
     asked_BHCV = beta_BHC1 * (v_BHCV - since_BHC1 * (k_BHCK @ s_BHKV))
-    correction_BHCV = _unit_lower_inverse(system_BHCC) @ asked_BHCV
+    correction_BHCV = _unit_lower_solve(lower_BHCC, asked_BHCV)
 
     y_BHCV = since_BHC1 * (q_BHCK @ s_BHKV) + ((q_BHCK @ k_BHCK.mT) * decay_BHCC) @ correction_BHCV
     kept_BHC1 = decay_BHCC[..., -1, :, None]
     s_BHKV = since_BHC1[..., -1:, :] * s_BHKV + (kept_BHC1 * k_BHCK).mT @ correction_BHCV
     return s_BHKV, jnp.swapaxes(y_BHCV, 1, 2)
+
+
+def _unit_lower_solve(l_CC: Float[Array, "*B C C"], b_CV: Float[Array, "*B C V"]) -> Float[Array, "*B C V"]:
+    """``(I + L)^-1 B`` for L with nothing on and above its diagonal; derivatives are solutions with the same matrix."""
+    inverse_CC = _unit_lower_inverse(jax.lax.stop_gradient(l_CC))
+    return jax.lax.custom_linear_solve(
+        lambda x_CV: x_CV + l_CC @ x_CV, b_CV, lambda _, b_CV: inverse_CC @ b_CV, lambda _, b_CV: inverse_CC.mT @ b_CV
+    )
 
 
 def _unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
