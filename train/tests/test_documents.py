@@ -109,6 +109,7 @@ HERE = {
     "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
     "python -m train quickstart@mhc_lite": SMALL | {"--data.source": "notes.txt"},
+    "python -m train words_transformer_scan": {"--train.steps": "2", "--data.eval-count": "1", "--data.seq-len": "4"},
     "python -m train transformer_scan_quickstart": SCANNED,
     "python -m train transformer_scan@mhc": SCANNED,
     "python -m train transformer_scan_170m_c64_original": SCANNED,
