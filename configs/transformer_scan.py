@@ -6,12 +6,12 @@ that attends to the previous chunk.
 """
 
 from configs.base import offer
+from configs.mhc_ssm import quickstart
 from mhc_jax.models import transformer_scan
 from mhc_jax.models.transformer_scan import Form
 from mhc_jax.nn.transformer_scan import TransformerScanConfig
 from train.config import CheckpointConfig, LogConfig, OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
-from train.objectives.cross_entropy import CrossEntropyConfig
 
 CHUNKS = (32, 64, 128, 256, 512)
 _FORMS: dict[Form, tuple[str, str]] = {"default": ("", ""), "original": ("_original", ", exactly as published")}
@@ -51,16 +51,9 @@ def _wikitext2(name: str) -> RunConfig:
 
 
 def _docstrings(name: str) -> RunConfig:
-    return RunConfig(
-        name=name,
-        model=transformer_scan("tiny", reader_layers=2, chunk=32, **_FROM_DATA),
-        data=CorpusConfig(tokenizer="bytes", seq_len=256, batch_size=8, sample_tokens=250),
-        objective=CrossEntropyConfig(chunk=256),
-        optim=OptimConfig(lr=4e-3, warmup_steps=50, beta2=0.99),
-        train=TrainConfig(steps=800, eval_every=200, eval_batches=20),
-        checkpoint=CheckpointConfig(every=400),
-        log=LogConfig(every=20),
-    )
+    """The recipe of the quick start."""
+    model = transformer_scan("tiny", reader_layers=2, chunk=32, **_FROM_DATA)
+    return quickstart().replace(name=name, model=model)
 
 
 offer("transformer_scan", "TransformerScan, four layers that read chunks of 32 tokens, on WikiText-2.", _wikitext2)

@@ -12,9 +12,8 @@ from mhc_jax.config import ConfigError, read_json
 from train.config import RunConfig
 from train.data.files import replacing
 from train.report import figures
-from train.storage.folder import METRICS_FILE, read_metrics
+from train.storage.folder import CURVE_FILE, METRICS_FILE, RESULTS_FILE, read_metrics
 
-RESULTS_FILE, PICTURE_FILE = "eval_results.json", "eval_curve.png"
 # Of a score, what it is a score of; a new one of the same takes its place.
 KEY = ("data", "split", "seq_len", "step")
 
@@ -50,7 +49,7 @@ def add_results(folder: Path, config: RunConfig, results: Iterable[Result]) -> N
     found = {"model": config.name, "config": config.to_dict(), "results": kept}
     with replacing(folder / RESULTS_FILE) as file:
         file.write(f"{json.dumps(found, indent=1)}\n".encode())
-    figures.save_png(lambda: draw(_by_data(kept), config.name), folder / PICTURE_FILE)
+    figures.save_png(lambda: draw(_by_data(kept), config.name), folder / CURVE_FILE)
 
 
 def history(folder: Path, config: RunConfig) -> dict[str, Points]:

@@ -9,6 +9,10 @@ from mhc_jax.config import ConfigError
 CONFIG_FILE, RUN_FILE = "config.json", "run.json"
 METRICS_FILE, SUMMARY_FILE = "metrics.jsonl", "summary.json"
 EPILOGUE_FILE, DISTILLATION_FILE = "sample.txt", "distillation.json"
+# Scores of chosen checkpoints, and their curve.
+RESULTS_FILE, CURVE_FILE = "eval_results.json", "eval_curve.png"
+# An empty file: the loss was no longer finite, at the learning rate that a study tried.
+DIVERGED_FILE = "diverged"
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

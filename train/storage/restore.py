@@ -12,6 +12,7 @@ from mhc_jax.nn.model import ModelConfig
 from mhc_jax.registry import listed
 from train.config import RunConfig, faults_of, recorded
 from train.data.config import CorpusConfig
+from train.storage.folder import CONFIG_FILE, RUN_FILE
 
 
 def load_run(path: str | Path, which: Literal["best", "last"] | int = "best") -> tuple[RunConfig, Params]:
@@ -32,12 +33,12 @@ def load_run(path: str | Path, which: Literal["best", "last"] | int = "best") ->
         return _exported(path, *interop.load_huggingface(path))
     if (path / "model.safetensors").is_file():
         return _exported(path, *mhc_jax.load(path))
-    if not (path / "config.json").is_file():
+    if not (path / CONFIG_FILE).is_file():
         problem = "has neither a run's config.json nor a model.safetensors" if path.is_dir() else "does not exist"
         raise ConfigError(f"{path} {problem}; give a run directory or an exported folder")
     from train.storage.checkpoint import Checkpoints
 
-    config = _read_config(path / "config.json")
+    config = _read_config(path / CONFIG_FILE)
     checkpoints = Checkpoints(path, config.checkpoint.keep)
     return config, checkpoints.restore_params(param_shapes(config.model), which)
 
@@ -47,7 +48,7 @@ def check_steps(path: str | Path, steps: Sequence[int]) -> None:
     from train.storage.checkpoint import Checkpoints
 
     path = Path(path)
-    if not (path / "config.json").is_file() or (path / "model.safetensors").is_file():
+    if not (path / CONFIG_FILE).is_file() or (path / "model.safetensors").is_file():
         raise ConfigError(f"{path} is not a run directory, and so holds no checkpoints by step")
     kept = Checkpoints(path, keep=1).steps()
     if missing := [step for step in steps if step not in kept]:
@@ -55,8 +56,8 @@ def check_steps(path: str | Path, steps: Sequence[int]) -> None:
 
 
 def _exported(path: Path, model: ModelConfig, params: Params) -> tuple[RunConfig, Params]:
-    if (path / "run.json").is_file():
-        return _read_config(path / "run.json").replace(model=model), params
+    if (path / RUN_FILE).is_file():
+        return _read_config(path / RUN_FILE).replace(model=model), params
     data = CorpusConfig(seq_len=model.max_len)
     if (path / "tokenizer.json").is_file():
         data = data.replace(tokenizer=str(path.absolute()))

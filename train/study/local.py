@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from mhc_jax.config import ConfigError
-from train.study.plan import DIVERGED, Job, Plan
+from train.storage.folder import DIVERGED_FILE
+from train.study.plan import Job, Plan
 from train.terminal.console import say
 
 
@@ -56,7 +57,7 @@ def train(job: Job, plan: Plan, children: Children) -> None:
     folder = job.folder(plan.out)
     status, said = children.run([sys.executable, *plan.command(job)])
     if status == 3:
-        (folder / DIVERGED).touch()
+        (folder / DIVERGED_FILE).touch()
     elif status:
         raise ConfigError(f"{folder}: {(said.strip().splitlines() or [f'exit status {status}'])[-1]}")
 

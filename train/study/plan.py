@@ -12,13 +12,11 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import parameter_count
 from train.config import RunConfig
 from train.loop.typed import Typed, typed
-from train.storage.folder import read_metrics, read_summary
+from train.storage.folder import DIVERGED_FILE, METRICS_FILE, read_metrics, read_summary
 from train.terminal import cli
 
 # In the place of a topology: the plain model as large as the largest row with the same name.
 MATCHED = "plain_matched"
-# In the folder of a run whose loss was no longer finite: its rate is too high for this row.
-DIVERGED = "diverged"
 
 
 def rows_of(names: Sequence[str], topologies: Sequence[str]) -> tuple[Typed, ...]:
@@ -149,7 +147,7 @@ class Plan:
     def summary(self, job: Job) -> dict[str, Any] | None:
         """What a finished run has found; its loss is infinite if it diverged."""
         folder = job.folder(self.out)
-        return {"val_loss": math.inf} if (folder / DIVERGED).exists() else read_summary(folder)
+        return {"val_loss": math.inf} if (folder / DIVERGED_FILE).exists() else read_summary(folder)
 
     def command(self, job: Job) -> list[str]:
         """The arguments of ``python -m train`` that train the run, or continue it."""
@@ -178,7 +176,7 @@ class Plan:
 
     def metrics(self, job: Job) -> list[dict[str, Any]]:
         """What the run has logged."""
-        return read_metrics(job.folder(self.out) / "metrics.jsonl")
+        return read_metrics(job.folder(self.out) / METRICS_FILE)
 
 
 def matched_hidden(config: RunConfig, target: int) -> int:

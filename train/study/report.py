@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mhc_jax.functional import param_info
+from mhc_jax.functional import param_info, parameter_count
 from mhc_jax.nn.model import ModelConfig
 from train.study.plan import Job, Plan
 
@@ -216,7 +216,7 @@ def planned(plan: Plan) -> list[Row]:
                     "seed": job.seed,
                     "steps": steps or f"{config.train.epochs} epochs",
                     "tokens": steps * per_step or None,
-                    "parameters": sum(math.prod(info.shape) for info in param_info(config.model).values()),
+                    "parameters": parameter_count(config.model),
                     "without embeddings": without_embeddings(config.model),
                     "state": "to do" if plan.summary(job) is None else "finished",
                 }

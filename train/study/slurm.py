@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mhc_jax.config import Config, ConfigError, within
-from train.study.plan import DIVERGED, Job, Plan
+from train.storage.folder import DIVERGED_FILE
+from train.study.plan import Job, Plan
 
 SCRIPT_FILE, LOGS = "study.sbatch", "slurm"
 # The flag of sbatch for each field of a profile.
@@ -99,7 +100,7 @@ def script(plan: Plan, jobs: Sequence[Job], slurm: Slurm) -> str:
             *(_case(index, python, plan, job) for index, job in enumerate(jobs)),
             "esac",
             "status=$?",
-            f'[ "$status" = 3 ] && touch "$folder/{DIVERGED}"  # its loss was no longer finite',
+            f'[ "$status" = 3 ] && touch "$folder/{DIVERGED_FILE}"  # its loss was no longer finite',
             'exit "$status"',
             "",
         ]

@@ -10,9 +10,10 @@ import pytest
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import parameter_count
 from mhc_jax.models import with_topology
+from train.storage.folder import DIVERGED_FILE
 from train.study import __main__ as study
 from train.study import local, report, slurm
-from train.study.plan import DIVERGED, MATCHED, Job, Plan, rows_of
+from train.study.plan import MATCHED, Job, Plan, rows_of
 from train.tests.runs import WORDS
 
 FLAGS = "--data.tokenizer bytes --data.seq-len 8 --data.batch-size 2 --model.width 12 --model.layers 1"
@@ -26,7 +27,7 @@ def finish(job, out, loss, **more):
     folder = job.folder(out)
     folder.mkdir(parents=True, exist_ok=True)
     if loss == math.inf:
-        (folder / DIVERGED).touch()
+        (folder / DIVERGED_FILE).touch()
         return
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "val_loss": loss, "tokens": 5}) + "\n")
     summary = {"val_loss": loss, "params": 10, "tokens": 24, "tokens_per_second": 7.0, "seconds": 1.0, "steps": 4}
