@@ -25,7 +25,7 @@ from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.tree import flatten
 from parity_tests.cases.decode import decoding
 from parity_tests.compare import Case, Row, failures, judge
-from parity_tests.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, batch, split, weights
+from parity_tests.systems import BATCH, LAYERS, POSITIONS, TIME, VOCAB, System, Weights, batch, split
 from parity_tests.taps import build_twin, run_jax, run_torch
 from train.checks.mirror import differences
 from train.config import OptimConfig, RunConfig
@@ -122,7 +122,7 @@ def check_twins(wanted: Collection[tuple[str, str]]) -> None:
 def walk(topology_name: str, mixer: str) -> Cell:
     """Builds, trains one step, decodes, converts and compares one cell; every parameter has to get a gradient."""
     config = tiny(topology_name, mixer)
-    if unlike := differences(weights(config), build_twin(config).state_dict()):
+    if unlike := differences(Weights(config), build_twin(config).state_dict()):
         return Cell(topology_name, mixer, 0.0, tuple(unlike))
     faults = [*_trains(config), *_converts(config)]
     cases = list(parity_cases(topology_name, mixer))
@@ -137,7 +137,7 @@ def parity_cases(topology_name: str, mixer: str) -> Iterator[Case]:
     """Activations, cotangents and gradients; and decoding against the whole sequence."""
     config, name = tiny(topology_name, mixer), f"{topology_name}, {mixer}"
     data = batch(config)
-    arguments = config, weights(config), data
+    arguments = config, Weights(config), data
 
     def run(function, dtype, *sample):
         return split(function(*arguments, dtype, *sample), "forward", "backward", "gradient")
@@ -150,7 +150,7 @@ def parity_cases(topology_name: str, mixer: str) -> Iterator[Case]:
         dtypes=("float32",),
         covers=System(name, config).covers,
     )
-    case = decoding("matrix", f"{name}, decoding", config, weights(config), data["tokens"])
+    case = decoding("matrix", f"{name}, decoding", config, Weights(config), data["tokens"])
     yield dataclasses.replace(case, dtypes=("float32",))
 
 

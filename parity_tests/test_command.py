@@ -11,7 +11,7 @@ from mhc_jax.config import ConfigError
 from parity_tests.__main__ import main
 from parity_tests.faults import mutations
 from parity_tests.mutations import seeded
-from parity_tests.systems import SYSTEMS, weights
+from parity_tests.systems import SYSTEMS, Weights
 from torch_ref import config as torch_config
 
 
@@ -19,7 +19,7 @@ from torch_ref import config as torch_config
 def exported(tmp_path_factory):
     config = SYSTEMS["mhc 4, original, rms"].config
     folder = tmp_path_factory.mktemp("exported") / "model"
-    mhc_jax.save(folder, config, interop.from_torch(config, weights(config)))
+    mhc_jax.save(folder, config, interop.from_torch(config, Weights(config)))
     return folder
 
 

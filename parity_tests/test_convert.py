@@ -11,7 +11,7 @@ from mhc_jax import interop
 from mhc_jax.tree import flatten
 from parity_tests.compare import error
 from parity_tests.replays import mhc_ssm as replay
-from parity_tests.systems import SYSTEMS, batch, weights
+from parity_tests.systems import SYSTEMS, Weights, batch
 
 systems = pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
 
@@ -27,7 +27,7 @@ def assert_bitwise(left, right):
 @systems
 def test_jax_to_mirror_to_jax_is_bitwise(system):
     config = system.config
-    params = interop.from_torch(config, weights(config))
+    params = interop.from_torch(config, Weights(config))
     module = torch_ref.build(config)
     state_dict = {name: torch.from_numpy(x) for name, x in interop.to_torch(config, params).items()}
     module.load_state_dict(state_dict, strict=True)
@@ -44,7 +44,7 @@ def test_mirror_initialises_what_jax_expects(system):
 
 def test_bfloat16_tensors_are_kept():
     config = SYSTEMS["mhc 2, ln, chunked"].config
-    tensors = {name: torch.from_numpy(x).bfloat16() for name, x in weights(config).items()}
+    tensors = {name: torch.from_numpy(x).bfloat16() for name, x in Weights(config).items()}
     params = interop.from_torch(config, tensors)
     assert {leaf.dtype for leaf in flatten(params).values()} == {jnp.dtype(jnp.bfloat16)}
     for name, x in interop.to_torch(config, params).items():
@@ -53,7 +53,7 @@ def test_bfloat16_tensors_are_kept():
 
 def test_published_checkpoint_enters_both_frameworks():
     config = SYSTEMS["adapters 2, original, ln"].config.replace(stream_diversity=0.0)  # of training alone
-    filled = interop.to_original("mhc_ssm", config, interop.from_torch(config, weights(config)))
+    filled = interop.to_original("mhc_ssm", config, interop.from_torch(config, Weights(config)))
     checkpoint = {
         "arch": "mhc",
         "model": {f"_orig_mod.{name}": torch.from_numpy(replay.fill(name, x.shape)) for name, x in filled.items()},

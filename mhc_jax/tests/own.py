@@ -16,6 +16,11 @@ def own(axis):
 ONE_OF_EACH_KIND = {topologies.topology(name).residual.kind: name for name in registry.names("topology")}.values()
 
 
+def slow_unless(quick, values):
+    """Parameters of a test that is slow but for those values that ``quick`` holds."""
+    return [pytest.param(value, marks=[] if value in quick else pytest.mark.slow) for value in values]
+
+
 def quickly(*values, topology):
     """Parameters of a test that is slow unless its topology is the one of its kind."""
     return pytest.param(*values, marks=[] if topology in ONE_OF_EACH_KIND else pytest.mark.slow)

@@ -14,6 +14,7 @@ from mhc_jax.models import mhc_ssm, nanogpt
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.sampling import sample_token
+from mhc_jax.tests.own import slow_unless
 
 LOGITS = jnp.array([1.0, 3.0, 2.0, 3.0, 0.0])
 MODELS = {
@@ -99,7 +100,7 @@ def continued_from_the_last_tokens(model, params, tokens, count):
     return tokens
 
 
-@pytest.mark.parametrize("prompt", [7, 11])
+@pytest.mark.parametrize("prompt", slow_unless({11}, [7, 11]))
 def test_where_positions_fill_the_window_slides(prompt):
     model = MODELS["positions are learned"]
     params = mhc_jax.init(model.replace(embed_std=1.0), jax.random.key(1))
@@ -122,7 +123,7 @@ def test_a_state_of_one_size_goes_on(prompt):
     np.testing.assert_array_equal(found[:, prompt:], jnp.argmax(logits, axis=-1)[:, prompt - 1 : -1])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_unless({"state of one size"}, MODELS))
 def test_a_stream_gives_the_tokens_of_generate_one_by_one(name):
     model = MODELS[name]
     params = mhc_jax.init(model, jax.random.key(1))
@@ -148,9 +149,7 @@ UNEQUAL = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name not in MODELS else []) for name in UNEQUAL]
-)
+@pytest.mark.parametrize("name", slow_unless({"state of one size"}, UNEQUAL))
 def test_prompts_of_unequal_length_give_what_each_gives_alone(name):
     """Also past the longest sequence, where a window slides over some rows sooner than over others."""
     model, lengths, new = UNEQUAL[name], [5, 1, 3], 9
@@ -202,7 +201,7 @@ def test_tokens_too_unlikely_beside_the_likeliest_are_dropped(share, ids):
     assert drawn(logits * 2, temperature=2.0, min_p=share) == ids
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", slow_unless({"state of one size"}, MODELS))
 def test_a_repetition_penalty_weighs_what_the_text_holds(name):
     """Written out with whole passes, row by row, also past the longest sequence."""
     model, lengths, new, penalty = UNEQUAL[name], [5, 2], 8, 3.0
@@ -230,6 +229,7 @@ def test_a_repetition_penalty_weighs_what_the_text_holds(name):
     assert (plain != found).any()
 
 
+@pytest.mark.slow
 def test_a_head_of_other_things_than_tokens_continues_no_text():
     model = MODELS["positions are learned"].replace(head="dense", outputs=23)
     params = mhc_jax.init(model, jax.random.key(0))

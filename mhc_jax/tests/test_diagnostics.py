@@ -213,6 +213,7 @@ def test_every_topology_is_understood(topology):
         assert x.ndim == 1 or name in (*diagnostics.COEFFICIENTS, "component_share", "rank_share")
 
 
+@pytest.mark.slow
 def test_dynamic_signed_mixing_token_by_token():
     config = with_topology(model(), "hc")
     params = mhc_jax.init(config, jax.random.key(0))

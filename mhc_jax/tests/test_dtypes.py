@@ -166,6 +166,7 @@ def test_policies(name, compute, accumulate, precision):
     assert (jnp.dtype(found.compute), jnp.dtype(found.accumulate), found.precision) == (compute, accumulate, precision)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", ["scan", "unroll"])
 def test_a_probe_of_a_wider_dtype_leaves_the_carried_one(layers):
     config = cell("mhc_ssm_adapters", "attention")

@@ -12,6 +12,7 @@ from mhc_jax import decode
 from mhc_jax.functional import bind, hidden, param_shapes
 from mhc_jax.models import gpt2, mhc_ssm, nanogpt
 from mhc_jax.nn.stack import Execution
+from mhc_jax.tests.own import slow_unless
 
 CONFIG = mhc_ssm("mhc", vocab_size=11, max_len=7, width=4, layers=2)
 TOKENS = np.arange(10).reshape(2, 5)
@@ -204,7 +205,7 @@ def test_shapes_stand_in_for_parameters_nowhere():
         bind(CONFIG, param_shapes(CONFIG))
 
 
-@pytest.mark.parametrize("layers", ["scan", "unroll"])
+@pytest.mark.parametrize("layers", slow_unless({"scan"}, ["scan", "unroll"]))
 def test_a_sharding_of_the_batch_changes_no_value_also_under_vmap_and_differentiation(layers, params):
     config = CONFIG.replace(execution=Execution(layers=layers, remat="block"))
     mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:1])

@@ -17,6 +17,7 @@ from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.residual import HyperConnectionsConfig, StaticMHCConfig
 from mhc_jax.ops.loss import cross_entropy
 from mhc_jax.ops.projections import SCHEDULE
+from mhc_jax.tests.own import slow_unless
 from mhc_jax.tree import flatten
 
 SIZE = {"vocab_size": 11, "max_len": 8, "width": 8, "layers": 2, "heads": 2}
@@ -123,7 +124,7 @@ def _site(streams, own, mhc):
     return found
 
 
-@pytest.mark.parametrize("name", GOLDEN)
+@pytest.mark.parametrize("name", slow_unless({"mhc_ortho"}, GOLDEN))
 def test_published_numbers(name):
     fields, golden = GOLDEN[name]
     hints = {field: value for field, value in fields.items() if field.startswith(("mhc_", "sinkhorn"))}

@@ -8,6 +8,7 @@ import pytest
 import mhc_jax
 from mhc_jax import decode
 from mhc_jax.models import mhc_ssm, nanogpt
+from mhc_jax.tests.own import slow_unless
 
 SIZE = {"vocab_size": 11, "max_len": 40, "width": 4, "layers": 1, "embed_std": 1.0}
 MODELS = {"state of one size": mhc_ssm("mhc", **SIZE), "cache": nanogpt("plain", heads=2, **SIZE)}
@@ -31,7 +32,7 @@ def test_prompts_of_all_lengths_share_their_programs(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("length", [1, 16, 35])
+@pytest.mark.parametrize("length", slow_unless({35}, [1, 16, 35]))
 def test_what_follows_the_pieces_is_what_follows_the_whole(name, length):
     model, prompt = MODELS[name], text(length)
     params = mhc_jax.init(model, jax.random.key(1))

@@ -127,6 +127,7 @@ def test_all_layers_mix_in_one_program():
     assert "length=20" not in after
 
 
+@pytest.mark.slow
 def test_recomputation_changes_nothing_though_it_drops():
     config, key = tiny(dropout=0.3, layers=2), jax.random.key(3)
 

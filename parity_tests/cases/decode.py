@@ -12,7 +12,7 @@ import mhc_jax
 from mhc_jax import decode
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, jax_precision, jit, jitter
-from parity_tests.systems import SYSTEMS, System, batch, weights
+from parity_tests.systems import SYSTEMS, System, Weights, batch
 from parity_tests.taps import in_dtype, to_module, to_params
 
 PROMPT = 3
@@ -20,7 +20,7 @@ PROMPT = 3
 
 def cases() -> Iterator[Case]:
     for system in (system for system in SYSTEMS.values() if system.decoded):
-        yield decoding("decode", system.name, system.config, weights(system.config), batch(system.config)["tokens"])
+        yield decoding("decode", system.name, system.config, Weights(system.config), batch(system.config)["tokens"])
 
 
 def decoding(tier: str, name: str, config, weights: Arrays, tokens: np.ndarray) -> Case:

@@ -16,7 +16,7 @@ from parity_tests.cases.ops import B, D, T, draw, op
 from parity_tests.cases.training import STEPS, batches_of
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import jax_precision, jit, jitter
-from parity_tests.systems import SYSTEMS, System, kinds_of, weights
+from parity_tests.systems import SYSTEMS, System, Weights, kinds_of
 from parity_tests.taps import in_dtype, to_module, to_params
 from torch_ref import train as torch_train
 from torch_ref.distillation import Distillation
@@ -100,10 +100,10 @@ def _train_jax(run: RunConfig, dtype: DType) -> Values:
         _, rows, length = found["tokens"].shape
         data = CorpusConfig(seq_len=length, batch_size=rows)
         run = run.replace(model=model, objective=objective, data=data)
-        params, own = to_params(model, weights(model), dtype), {PROJECTIONS: jnp.asarray(_projections(run), dtype)}
+        params, own = to_params(model, Weights(model), dtype), {PROJECTIONS: jnp.asarray(_projections(run), dtype)}
         adamw = train.update.optimizer.make_optimizer(run.optim, STEPS, trained_info(run))
         step = train.update.step.make_train_step(run, adamw, total_steps=STEPS)
-        taught = to_params(teacher, weights(teacher), dtype)
+        taught = to_params(teacher, Weights(teacher), dtype)
         zero = jnp.zeros((), jnp.int32)
         state = TrainState(zero, params, adamw.init(joined(params, own)), zero, zero, objective=own)
         inputs = {("inputs" if name == "tokens" else name): jnp.asarray(x, jnp.int32) for name, x in found.items()}
@@ -117,7 +117,7 @@ def _train_jax(run: RunConfig, dtype: DType) -> Values:
 
 def _train_torch(run: RunConfig, dtype: DType, sample: int) -> Values:
     student, teacher = (
-        to_module(model, jitter(weights(model), sample), dtype) for model in (run.model, _teacher(run).known)
+        to_module(model, jitter(Weights(model), sample), dtype) for model in (run.model, _teacher(run).known)
     )
     module = Distillation(student, teacher, run.objective, run.objective.pairs).to(getattr(torch, dtype))
     projections: Any = module.projections

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterator
 
 from parity_tests.compare import Case, DType, Values
-from parity_tests.systems import SYSTEMS, System, batch, split, weights
+from parity_tests.systems import SYSTEMS, System, Weights, batch, split
 from parity_tests.taps import run_jax, run_torch
 
 # The modes run the same mathematics, so one model and one dtype each will do.
@@ -27,7 +27,7 @@ def cases() -> Iterator[Case]:
 
 def forward(system: System) -> Case:
     """Every activation, the logits and the loss."""
-    arguments = system.config, weights(system.config), batch(system.config)
+    arguments = system.config, Weights(system.config), batch(system.config)
     return Case(
         tier="models",
         name=system.name,
@@ -40,7 +40,7 @@ def forward(system: System) -> Case:
 def gradients(system: System, mode: str = "", dtypes: tuple[DType, ...] = ("float64", "float32"), **execution) -> Case:
     """Every cotangent, from the last to the first, and every parameter's gradient."""
     config = system.config.replace(execution=system.config.execution.replace(**execution))
-    arguments = config, weights(config), batch(config)
+    arguments = config, Weights(config), batch(config)
     groups = ("backward", "gradient")
     return Case(
         tier="gradients",

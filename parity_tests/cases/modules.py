@@ -21,7 +21,7 @@ from mhc_jax.ops.streams import Streams
 from parity_tests.cases.ops import draw
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter, weighted_sum_jax, weighted_sum_torch
-from parity_tests.systems import BATCH, SYSTEMS, TIME, WIDTH, System, weights
+from parity_tests.systems import BATCH, SYSTEMS, TIME, WIDTH, System, Weights
 from parity_tests.systems.gpt import tiny_gpt
 from parity_tests.systems.mhc_ssm import tiny
 from parity_tests.taps import in_dtype, to_module, to_params
@@ -76,7 +76,7 @@ ENDS = {
 
 def part(name: str, system: System, inputs: Arrays, jax_part: Part, torch_part: Part) -> Case:
     """Outputs of a part, and their weighted sum's gradient by its inputs and the parameters."""
-    arguments = system.config, weights(system.config), inputs
+    arguments = system.config, Weights(system.config), inputs
     return Case(
         tier="modules",
         name=name,

@@ -15,7 +15,7 @@ from mhc_jax import interop
 from mhc_jax.functional import param_info
 from parity_tests.compare import Case, DType, Values
 from parity_tests.frameworks import Arrays, cast, jax_precision, jit, jitter
-from parity_tests.systems import SYSTEMS, System, batch, kinds_of, weights
+from parity_tests.systems import SYSTEMS, System, Weights, batch, kinds_of
 from parity_tests.taps import in_dtype, to_module, to_params
 from torch_ref import train as torch_train
 from train.config import OptimConfig, RunConfig, TrainConfig
@@ -47,7 +47,7 @@ def cases() -> Iterator[Case]:
 
 def optimizer(name: str, system: System, optim: OptimConfig) -> Case:
     """First moments, second moments and parameters after every one of a few updates with random gradients."""
-    arguments = system.config, weights(system.config), optim
+    arguments = system.config, Weights(system.config), optim
     return Case(
         tier="optimizer",
         name=name,
@@ -123,7 +123,7 @@ def trajectory(
     Args:
         data: kind of the data; one whose batches have segments gets some.
     """
-    arguments = system.config, weights(system.config), optim, settings, data
+    arguments = system.config, Weights(system.config), optim, settings, data
     return Case(
         tier="trajectory",
         name=name,

@@ -13,7 +13,7 @@ from parity_tests.cases.decode import decoding
 from parity_tests.cases.models import forward, gradients
 from parity_tests.cases.ops import draw, op
 from parity_tests.compare import Case
-from parity_tests.systems import VOCAB, System, batch, weights
+from parity_tests.systems import VOCAB, System, Weights, batch
 from parity_tests.systems.gpt import tiny_gpt
 from torch_ref.ops.prefix_scan import prefixes
 
@@ -32,7 +32,7 @@ def cases() -> Iterator[Case]:
         yield forward(system)
         yield gradients(system)
     for name, config in DECODED.items():
-        yield decoding("decode", name, config, weights(config), batch(config, time=11)["tokens"])
+        yield decoding("decode", name, config, Weights(config), batch(config, time=11)["tokens"])
 
 
 def _uneven(a, b):

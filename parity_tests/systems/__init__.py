@@ -11,10 +11,10 @@ from parity_tests.systems.base import (
     VOCAB,
     WIDTH,
     System,
+    Weights,
     batch,
     kinds_of,
     split,
-    weights,
 )
 
 SYSTEMS = {
@@ -36,5 +36,5 @@ __all__ = [
     "batch",
     "kinds_of",
     "split",
-    "weights",
+    "Weights",
 ]

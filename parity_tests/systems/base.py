@@ -1,7 +1,8 @@
 """A system that cases run: a tiny model under a name, its weights and its batch."""
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -37,10 +38,28 @@ def kinds_of(config: Config) -> frozenset[str]:
     return frozenset(f"{part.axis}:{part.kind}" for part in config.parts() if part.axis and part.kind)
 
 
-def weights(config: ModelConfig) -> Arrays:
-    """Random values everywhere, so that no part is inert, symmetric or an identity; by the mirror's names."""
-    rng = np.random.default_rng(1)
-    return {name: _draw(rng, name, shape) for name, shape in torch_shapes(config).items()}
+@dataclasses.dataclass(frozen=True)
+class Weights(Mapping[str, np.ndarray]):
+    """Random values everywhere, so that no part is inert, symmetric or an identity; by the mirror's names.
+
+    They are drawn when first read: the catalogue of cases names hundreds of models and builds none.
+    """
+
+    config: ModelConfig
+
+    @functools.cached_property
+    def _drawn(self) -> Arrays:
+        rng = np.random.default_rng(1)
+        return {name: _draw(rng, name, shape) for name, shape in torch_shapes(self.config).items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._drawn[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._drawn)
+
+    def __len__(self) -> int:
+        return len(self._drawn)
 
 
 def _draw(rng: np.random.Generator, name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -25,12 +25,12 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for name, text in FENCED.findall(page.read_text(encoding="utf-8")) if name == language]
 
 
-def sessions(page: Path) -> list[list[str]]:
+def sessions(page: Path, *, fenced_only: bool = False) -> list[list[str]]:
     """What a reader types, without comments: the lines of each block of commands, and each command in the text."""
-    text = FENCED.sub("", page.read_text(encoding="utf-8"))
-    shown = [block.splitlines() for block in blocks(page, "")] + [
-        [" ".join(found.split())] for found in INLINE.findall(text)
-    ]
+    shown = [block.splitlines() for block in blocks(page, "")]
+    if not fenced_only:
+        text = FENCED.sub("", page.read_text(encoding="utf-8"))
+        shown += [[" ".join(found.split())] for found in INLINE.findall(text)]
     return [[shlex.join(shlex.split(line, comments=True)) for line in lines if line.strip()] for lines in shown]
 
 

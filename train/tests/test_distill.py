@@ -140,6 +140,7 @@ def test_what_is_finished_is_scored_again(done, place, capsys):
     assert (folder / "distillation.json").is_file()
 
 
+@pytest.mark.slow
 def test_an_interrupted_student_goes_on_bitwise_with_its_projections(done, place, monkeypatch, capsys):
     whole, _ = done
     argv = [str(place / "teacher"), "tiny", "--run-dir", str(place / "stopped")]

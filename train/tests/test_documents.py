@@ -1,6 +1,6 @@
 """Every command and every Python block of the README and of docs/: what can run does, the rest is parsed.
 
-The commands of docs/ run among the slow tests, and are parsed among the quick ones.
+The quick tests run the blocks of commands of the README and parse all others; the slow ones run those.
 
 A block of commands runs from its first line to its last in one folder, as a reader would type it; the blocks of Python
 of a page share their names.
@@ -264,9 +264,9 @@ def stopping(parse):
     return parse_and_stop
 
 
-def commands(page, known):
+def commands(page, known, **which):
     """Each command of the page that is not known already."""
-    for command in itertools.chain.from_iterable(sessions(page)):
+    for command in itertools.chain.from_iterable(sessions(page, **which)):
         if command not in known:
             known.add(command)
             yield command, *split(command)
@@ -284,15 +284,18 @@ def test_the_commands_of_a_page_are_known(page, reader, seen, tmp_path):
             execute(command, parse_only=True)
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, marks=[] if page.name == "README.md" else pytest.mark.slow, id=name_of(page))
-        for page in PAGES
-    ],
-)
+def test_the_blocks_of_commands_of_the_readme_run(reader, done):
+    run_commands(PAGES[0], done, fenced_only=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_the_commands_of_a_page_run(page, reader, done):
-    for command, environment, words in commands(page, done):
+    run_commands(page, done)
+
+
+def run_commands(page, done, **which):
+    for command, environment, words in commands(page, done, **which):
         # More devices than one take a process of their own.
         if words[0] == "python" and "XLA_FLAGS" not in environment:
             execute(command)

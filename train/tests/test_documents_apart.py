@@ -43,7 +43,11 @@ def test_batches_have_the_arrays_that_the_record_says(windows):
     assert next(train_batches(TOKENS, joined, end=END)).keys() == joined.arrays().keys() == {"inputs", "targets"}
 
 
-@pytest.mark.parametrize("mixer", registry.names("mixer"))
+# Models keep segments apart for every mixer; what is seen here is that batches have them.
+@pytest.mark.parametrize(
+    "mixer",
+    [pytest.param(name, marks=[] if name == "diagonal_ssm" else pytest.mark.slow) for name in registry.names("mixer")],
+)
 def test_a_document_scores_what_it_scores_alone(mixer):
     part = registry.get("mixer", mixer)().small()
     model = mhc_ssm("mhc", vocab_size=END + 1, max_len=8, width=8, layers=2).replace(mixer=part, embed_std=1.0)

@@ -46,6 +46,7 @@ def run(tmp_path, *argv):
     )
 
 
+@pytest.mark.slow
 def test_a_topology_outside_the_repository_trains(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("streams carry state through depth\n" * 60)

@@ -62,6 +62,7 @@ def test_it_learns_and_reports_its_error_rate(done):
     assert not (folder / "sample.txt").exists()
 
 
+@pytest.mark.slow
 def test_it_resumes_bitwise(small, done, tmp_path):
     parts = small.replace(run_dir=str(tmp_path / "parts"))
     run(parts.replace(train=parts.train.replace(steps=83)))

@@ -80,6 +80,7 @@ def test_rows_and_speeds_are_those_of_the_seconds():
     assert state.lines[0].get_ydata().tolist() == [1024, 2048, 2048]
 
 
+@pytest.mark.slow
 def test_command_times_every_model_and_leaves_out_what_disagrees(tmp_path, capsys, monkeypatch):
     flags = ["--data.tokenizer", "bytes", "--model.width", "8", "--model.layers", "1"]
     sizes = "--model.width 8 --model.layers 1"

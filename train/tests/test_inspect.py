@@ -44,6 +44,7 @@ def test_command_on_an_export_prints_draws_and_reports(tiny, tmp_path, capsys):
     assert all(len(line) <= 80 for line in printed.splitlines() if line.startswith("|"))
 
 
+@pytest.mark.slow
 def test_command_on_a_run_with_both_sites_shows_its_training(tmp_path, capsys):
     config = streamed(tmp_path)
     run(config.replace(model=config.model.replace(mlp=GeluMLPConfig())))
@@ -56,6 +57,7 @@ def test_command_on_a_run_with_both_sites_shows_its_training(tmp_path, capsys):
     assert "<dt>streams_every</dt><dd>3</dd>" in report
 
 
+@pytest.mark.slow
 def test_without_a_corpus_a_few_tokens_serve(tiny, tmp_path, capsys):
     config, params, _ = tiny
     lost = config.replace(data=config.data.replace(source=str(tmp_path / "gone.txt")))
@@ -78,6 +80,7 @@ def test_matrices_are_those_of_the_parameters(tiny):
     assert recorded["h_res"] == streams.record({"h": taps["blocks.mixer.residual.h_res"]})["h"]
 
 
+@pytest.mark.slow
 def test_command_on_the_published_shc(tmp_path, capsys):
     sizes = {"width": 8, "layers": 2, "heads": 2, "hidden": 8, "max-len": 16}
     flags = [text for name, size in sizes.items() for text in (f"--model.{name}", str(size))]
