@@ -20,6 +20,7 @@ from mhc_jax.nn.mixers import AttentionConfig, DiagonalSSMConfig
 from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.projections import PermutationsConfig
 from mhc_jax.nn.residual import PlainConfig
+from mhc_jax.tests.own import slow_unless
 
 VOCAB = 64
 BASE = LMConfig(
@@ -99,14 +100,7 @@ def test_published_mhc_cannot_learn_its_mixing_and_the_default_does():
 
 @pytest.mark.parametrize(
     "topology",
-    [
-        "dynamic_mhc",
-        "hc",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("mhc_orthostochastic", "mhc_identity_mix", "mhc_lite", "shc")
-        ),
-    ],
+    slow_unless({"hc"}, ["dynamic_mhc", "hc", "mhc_orthostochastic", "mhc_identity_mix", "mhc_lite", "shc"]),
 )
 def test_mixing_of_the_defaults_learns(topology):
     config, start, end = trained(topology)

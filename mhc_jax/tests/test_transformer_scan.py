@@ -64,7 +64,8 @@ def test_tokens_see_all_chunks_before_them_and_nothing_later(params, tokens):
         assert changed_T[place:].all()
 
 
-@pytest.mark.parametrize("scan", [pytest.param("blelloch", marks=pytest.mark.slow), "sequential"])
+@pytest.mark.slow
+@pytest.mark.parametrize("scan", ["blelloch", "sequential"])
 def test_forms_of_the_scan_are_one_function(params, tokens, scan):
     """Of seven chunks and the one to come, logits and gradients."""
 
@@ -77,6 +78,7 @@ def test_forms_of_the_scan_are_one_function(params, tokens, scan):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), one, other)
 
 
+@pytest.mark.slow
 def test_the_direction_of_the_aggregator_matters_in_chunks_of_several_tokens(tokens):
     for chunk, same in ((1, True), (3, False)):
         config = small(chunk=chunk)
@@ -109,6 +111,7 @@ def test_a_stream_equals_the_whole(tokens, changes):
         np.testing.assert_allclose(jnp.concatenate(found, axis=1), whole, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_rows_of_unequal_length_go_on_for_ever(params, tokens):
     """As they go on alone, also past the longest text."""
     config, lengths, new = small(max_len=12), [10, 4], 9

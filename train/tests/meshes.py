@@ -54,12 +54,7 @@ MODELS = {
     ),
 }
 # Model by model the meshes that every run of the tests tries; the slow ones try all.
-QUICK = {
-    "gpt2": ("data", "fsdp"),
-    "mhc": ("fsdp",),
-    "dynamic_mhc": ("mix",),
-    "mhc_ssm": ("data", "mix"),
-}
+QUICK = {"mhc": ("fsdp",), "mhc_ssm": ("data", "mix")}
 ALL = {model: tuple(MESHES) for model in MODELS}
 
 

@@ -30,6 +30,7 @@ def test_published_sizes():
     assert cost.parameter_rows(shapes)[-1]["count"] == 33_791_684
 
 
+@pytest.mark.slow
 def test_operations_do_not_depend_on_how_loops_are_run(tiny):
     config = tiny[0]
     other = config.replace(train=config.train.replace(accumulate=2), objective=config.objective.replace(chunk=4))

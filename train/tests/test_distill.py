@@ -162,6 +162,7 @@ def test_an_interrupted_student_goes_on_bitwise_with_its_projections(done, place
     assert not np.array_equal(begun, state.objective[PROJECTIONS])  # they are trained
 
 
+@pytest.mark.slow
 def test_another_teacher_is_refused_wherever_it_is_named(done, place):
     folder, _ = done
     other = student(place, "elsewhere").replace(model=GPT, run_dir=str(place / "other"))
@@ -228,7 +229,8 @@ def test_words_that_are_missing_and_help(place, monkeypatch, capsys):
         assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("system", ["gpt2", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["gpt2", "llama"])
 def test_a_folder_of_transformers_teaches(system, place, capsys):
     """The student is a transformer over streams, whose last layer is compared with the teacher's."""
     model = GPT.replace(vocab_size=257, max_len=16)

@@ -58,13 +58,14 @@ def test_a_topology_outside_the_repository_trains(tmp_path):
     assert '"kind": "layer_scale"' in (tmp_path / "run" / "config.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "topology", "mixer"),
     [
-        pytest.param("layer_scale", "layer_scale", "attention", marks=pytest.mark.slow),
+        ("layer_scale", "layer_scale", "attention"),
         ("decaying_average", "mhc", "decaying_average"),
-        pytest.param("lazy_walk", "lazy_walk", "attention", marks=pytest.mark.slow),
-        pytest.param("rolled_ends", "rolled", "attention", marks=pytest.mark.slow),
+        ("lazy_walk", "lazy_walk", "attention"),
+        ("rolled_ends", "rolled", "attention"),
     ],
 )
 def test_it_agrees_with_its_twin(name, topology, mixer, tmp_path):

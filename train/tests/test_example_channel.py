@@ -34,7 +34,7 @@ def part():
         registry._REGISTRY[axis].pop("squared_relu")
 
 
-@pytest.mark.parametrize("case", [forward, gradients])
+@pytest.mark.parametrize("case", [forward, pytest.param(gradients, marks=pytest.mark.slow)])
 def test_it_agrees_with_its_twin(part, case):
     found = judge(case(System("squared ReLU", tiny_gpt("mhc", mlp=part))))
     assert not failures(found)
@@ -55,6 +55,7 @@ def test_its_loss_is_logged_and_lowers_what_it_weighs(part, tmp_path):
     assert 0 < activity[1] < activity[0] / 3
 
 
+@pytest.mark.slow
 def test_evaluation_leaves_it_out(part):
     config = tiny_gpt("mhc", mlp=part)
     params = mhc_jax.init(config, jax.random.key(0))

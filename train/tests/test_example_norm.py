@@ -37,6 +37,7 @@ def system(norm):
     return System("dynamic tanh", config.replace(adapters=config.adapters.replace(rank=3)))
 
 
+@pytest.mark.slow
 def test_it_agrees_with_its_twin_in_every_place(system):
     found = judge(gradients(system, dtypes=("float32",)))
     assert not failures(found)

@@ -32,6 +32,7 @@ def objective():
     registry._REGISTRY["objective"].pop("z_loss")
 
 
+@pytest.mark.slow
 def test_sums_and_gradients_are_those_of_whole_logits(objective):
     params = mhc_jax.init(MODEL, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 8), 0, 11)

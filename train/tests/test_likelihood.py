@@ -94,6 +94,7 @@ def test_nothing_is_asked(model):
     assert likelihood.log_likelihoods(*model, [], batch=4) == []
 
 
+@pytest.mark.slow
 def test_each_prompt_is_continued_as_if_alone(model):
     prompts = tokens(3, 1, 20)
     sampling = Sampling(max_new_tokens=8, temperature=0)

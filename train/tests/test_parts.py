@@ -87,7 +87,8 @@ def test_every_topology_has_pieces_that_run(topology):
 OTHERS = ("selective_ssm", "diagonal_ssm", "published")
 
 
-@pytest.mark.parametrize("name", ["attention", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["attention", *OTHERS])
 def test_pieces_need_no_parameters_but_their_own(name):
     """Those of others are NaN."""
     model = PUBLISHED if name == "published" else with_topology(MODELS[name], "shc")
@@ -114,6 +115,7 @@ def test_the_pieces_in_order_are_the_model():
     assert jnp.abs(doubled - 2 * embedded).max() < 1e-6  # x + x: its branch gives back what it reads
 
 
+@pytest.mark.slow
 def test_a_profile_has_a_time_for_every_part(tmp_path):
     config = tiny_config(tmp_path)
     config = config.replace(train=config.train.replace(accumulate=2))

@@ -60,6 +60,7 @@ def headings(page):
     return re.findall("<h2>(.*?)</h2>", page)
 
 
+@pytest.mark.slow
 def test_every_part_is_there_and_nothing_is_fetched(tmp_path, monkeypatch):
     sizes, new_figure = [], figures.new_figure
     monkeypatch.setattr(figures, "new_figure", lambda *size: sizes.append(size) or new_figure(*size))
