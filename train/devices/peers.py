@@ -3,6 +3,7 @@
 They talk through the key-value store of JAX's coordinator, which needs no device and which nothing else can block.
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -36,6 +37,7 @@ class Peers:
         self._fault_known = threading.Event()
         self._ending = threading.Lock()
         self._answers = 0  # of the coordinator to this process
+        self._uses: collections.Counter[str] = collections.Counter()
         self._watching = threading.Thread(target=self._watch, name="watch-peers", daemon=True)
         self._watching.start()
         if index:
@@ -52,6 +54,11 @@ class Peers:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # not yet there
                 return json.loads(self.client.blocking_key_value_get(f"mhc_jax/{key}", int(1000 * min(left, BEAT))))
         return None
+
+    def use(self, name: str) -> str:
+        """The key of this use of a name: a process that trains twice comes to the same places again."""
+        self._uses[name] += 1
+        return f"{name}/{self._uses[name]}"
 
     def meet(self, name: str, patience: float = float("inf")) -> bool:
         """Waits until all processes are here; whether they came."""
@@ -149,7 +156,7 @@ def agree(name: str, mine: Mapping[str, Any]) -> None:
     """Waits for the others and compares what all must have alike.
 
     Args:
-        name: name of this comparison; each is made once.
+        name: name of this comparison; all processes make their comparisons in the same order.
         mine: JSON-compatible values by the names used in messages.
 
     Raises:
@@ -157,7 +164,7 @@ def agree(name: str, mine: Mapping[str, Any]) -> None:
     """
     if _peers is None:
         return
-    mine = json.loads(json.dumps(mine))
+    name, mine = _peers.use(name), json.loads(json.dumps(mine))
     if _peers.index == 0:
         _peers.put(name, mine)
     first = _peers.get(name)
@@ -172,9 +179,10 @@ def agree(name: str, mine: Mapping[str, Any]) -> None:
 
 
 def follow(name: str) -> None:
-    """Waits until process 0 has come this far."""
+    """Waits until process 0 has come this far, as often as it has."""
     if _peers is None:
         return
+    name = _peers.use(name)
     if _peers.index == 0:
         _peers.put(name, True)
     _peers.get(name)

@@ -61,8 +61,8 @@ def store(monkeypatch, ended):
     return Store()
 
 
-def agree(store, monkeypatch, values):
-    """What each process raised, or None, when each came with one of ``values``."""
+def agree(store, monkeypatch, values, *later):
+    """What each process raised, or None, when each came with one of ``values``, and again with each of ``later``."""
     here = threading.local()
     monkeypatch.setattr(peers, "_peers", None)
     found = [None] * len(values)
@@ -75,7 +75,8 @@ def agree(store, monkeypatch, values):
     def process(index):
         here.peers = everyone[index]
         try:
-            peers.agree("start", values[index])
+            for one in (values, *later):
+                peers.agree("start", one[index])
         except ConfigError as error:
             found[index] = str(error)
             store.closed = True  # the others would wait for ever
@@ -104,6 +105,34 @@ def test_the_first_difference_is_named_with_both_values(store, monkeypatch):
     assert fault == (
         "processes 0 and 2 of this run differ in --train.seed: 0 and 7 (and in 1 more); start all of them alike"
     )
+
+
+def test_a_second_run_of_the_same_processes_is_compared_by_itself(store, monkeypatch):
+    assert agree(store, monkeypatch, [{"kind": "distillation"}] * 2, [{"kind": "cross_entropy"}] * 2) == [None] * 2
+
+
+def test_process_0_is_waited_for_each_time(store, monkeypatch):
+    first, second = (peers.Peers(store, index, 2) for index in range(2))
+    followed = []
+
+    def follow():
+        for _ in range(2):
+            peers.follow("sealed/4")
+            followed.append(True)
+
+    monkeypatch.setattr(peers, "_peers", first)
+    peers.follow("sealed/4")
+    monkeypatch.setattr(peers, "_peers", second)
+    thread = threading.Thread(target=follow)
+    thread.start()
+    thread.join(0.5)
+    assert len(followed) == 1
+    monkeypatch.setattr(peers, "_peers", first)
+    peers.follow("sealed/4")
+    thread.join(10)
+    for process in (first, second):
+        process._leaving.set()
+    assert len(followed) == 2
 
 
 def test_what_a_host_may_have_of_its_own(tmp_path):
