@@ -99,6 +99,8 @@ def _command(argv: list[str], _: Launch, rest: list[str]) -> None:
     config = flags.run
     if config.objective.teacher is None:
         raise ConfigError(f"--objective {config.objective.kind} has no teacher; leave it out")
+    if config.objective.teacher.path != teacher:
+        raise ConfigError(f"--objective.teacher.path is given by TEACHER, {teacher}; leave the flag out")
     use_compile_cache()
     resume = [] if config.train.resume else ["--train.resume"]
     resume_command = shlex.join([*typed_before(argv), *argv, *resume])
@@ -107,7 +109,7 @@ def _command(argv: list[str], _: Launch, rest: list[str]) -> None:
     if flags.baseline:
         run_to_end(baseline(config), resume_command)
     with interrupt.advising(f"interrupted: what was trained is saved; score it with: {resume_command}"):
-        say(_scored(run_folder(config)))
+        say(_scored(run_folder(config), teacher))
 
 
 def _help(words: list[str]) -> str:
@@ -139,8 +141,12 @@ def baseline(config: RunConfig) -> RunConfig:
     )
 
 
-def _scored(folder: Path) -> str:
-    """The scores of all models as a table, and where they are written. All processes of a run read the checkpoints."""
+def _scored(folder: Path, path: str) -> str:
+    """The scores of all models as a table, and where they are written. All processes of a run read the checkpoints.
+
+    Args:
+        path: of the teacher, which may have moved since the run recorded it.
+    """
     from train.storage.restore import load_run
 
     config, params = load_run(folder)
@@ -148,13 +154,13 @@ def _scored(folder: Path) -> str:
     assert teacher is not None  # its run has recorded it
     data = config.data.load(("validation",))
     models: dict[str, tuple[RunConfig, Params]] = {
-        "teacher": (config.replace(model=teacher.known), load_run(Path(teacher.path).expanduser())[1]),
+        "teacher": (config.replace(model=teacher.known), load_run(Path(path).expanduser())[1]),
         "distilled": (config, params),
     }
     if (folder / "baseline" / CONFIG_FILE).is_file():
         models["from scratch"] = load_run(folder / "baseline")
     rows = {name: _scores(*found, data) for name, found in models.items()}
-    record = {"teacher": teacher.path, "digest": teacher.digest, "length": config.data.seq_len, "models": rows}
+    record = {"teacher": path, "digest": teacher.digest, "length": config.data.seq_len, "models": rows}
     if jax.process_index() == 0:
         with replacing(folder / DISTILLATION_FILE) as file:
             file.write(f"{json.dumps(record, indent=2)}\n".encode())

@@ -38,7 +38,7 @@ def with_teacher(config: RunConfig) -> tuple[RunConfig, Params | None]:
     if not asked.path:
         raise ConfigError(f"{TEACHER} is missing: run directory, exported folder or Hugging Face folder of the teacher")
     with task("reading the teacher", quiet=True):
-        run, params = load_run(Path(asked.path).expanduser())
+        run, params = _read(asked)
     _check_tokens(run, config, asked.path)
     _check_model(run, config, asked.path)
     params = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
@@ -46,6 +46,14 @@ def with_teacher(config: RunConfig) -> tuple[RunConfig, Params | None]:
     peers.agree("teacher", {"the digest of the teacher": found.digest})
     found.check_begun(asked)
     return config.replace(objective=config.objective.taught(config.model, found)), params
+
+
+def _read(asked: TeacherConfig) -> tuple[RunConfig, Params]:
+    try:
+        return load_run(Path(asked.path).expanduser())
+    except ConfigError as error:
+        moved = f"; if it has moved, give {TEACHER}" if asked.digest else ""
+        raise ConfigError(f"the teacher {error}{moved}") from None
 
 
 def place(params: Params, teacher: TeacherConfig, mesh: Mesh) -> Params:

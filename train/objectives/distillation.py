@@ -24,6 +24,7 @@ from train.objectives.kind import TeacherConfig
 
 PROJECTIONS = "projections"
 PAIRS = "--objective.layers"
+NUMBER = "(0|[1-9][0-9]{0,8})"  # each has one spelling, so that equal pairs are equal texts
 
 
 @register("objective", "distillation")
@@ -73,7 +74,7 @@ class DistillationConfig(CrossEntropyConfig):
         staged = (self.hidden_until, self.kl_from, self.cross_entropy_from) != (1, 0, 0)
         self.require(not (staged and self.form == "original"), "form 'original' has no stages; leave them out")
         for pair in self.layers:
-            matched = re.fullmatch(r"\d{1,9}:\d{1,9}", pair)
+            matched = re.fullmatch(rf"{NUMBER}:{NUMBER}", pair)
             self.require(matched is not None, f"layers must be pairs STUDENT:TEACHER such as 0:1, got {pair!r}")
         self.require(len({*self.layers}) == len(self.layers), "layers must not hold a pair twice")
 

@@ -46,9 +46,10 @@ class TeacherConfig(Config):
     def check_begun(self, begun: Self) -> None:
         """Raises ConfigError if a run has recorded ``begun``, and that is another teacher than this one."""
         if begun.digest not in ("", self.digest):
+            place = "" if begun.path == self.path else f", {begun.path}"
             raise ConfigError(
-                f"the teacher {self.path} (SHA-256 {self.digest[:12]}) is not the one that the run began with, "
-                f"{begun.path} (SHA-256 {begun.digest[:12]}); give that one, or choose another --run-dir"
+                f"the teacher {self.path} (SHA-256 {self.digest[:12]}) is not the one that the run began with{place} "
+                f"(SHA-256 {begun.digest[:12]}); give that one, or choose another --run-dir"
             )
 
 

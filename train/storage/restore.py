@@ -34,7 +34,8 @@ def load_run(path: str | Path, which: Literal["best", "last"] | int = "best") ->
     if (path / "model.safetensors").is_file():
         return _exported(path, *mhc_jax.load(path))
     if not (path / CONFIG_FILE).is_file():
-        problem = "has neither a run's config.json nor a model.safetensors" if path.is_dir() else "does not exist"
+        found = "is a file" if path.is_file() else "does not exist"
+        problem = "has neither a run's config.json nor a model.safetensors" if path.is_dir() else found
         raise ConfigError(f"{path} {problem}; give a run directory or an exported folder")
     from train.storage.checkpoint import Checkpoints
 

@@ -132,10 +132,14 @@ def test_a_run_records_its_teacher_and_the_map_but_not_its_parameters(done, plac
 
 
 @pytest.mark.slow
-def test_what_is_finished_is_scored_again(done, place, capsys):
+def test_what_is_finished_is_scored_again_beside_a_teacher_that_has_moved(done, place, capsys):
     folder, _ = done
     (folder / "distillation.json").unlink()
-    distill.main([str(place / "teacher"), "tiny", "--run-dir", str(folder), "--baseline", "--train.resume"])
+    (place / "teacher").rename(place / "moved-teacher")
+    try:
+        distill.main([str(place / "moved-teacher"), "tiny", "--run-dir", str(folder), "--baseline", "--train.resume"])
+    finally:
+        (place / "moved-teacher").rename(place / "teacher")
     assert capsys.readouterr().out.count("is finished") == 2
     assert (folder / "distillation.json").is_file()
 
@@ -177,9 +181,11 @@ def test_another_teacher_is_refused_wherever_it_is_named(done, place):
     (place / "teacher").rename(place / "away")
     try:
         (place / "other").rename(place / "teacher")
-        with pytest.raises(ConfigError, match="is not the one that the run began with"):
+        with pytest.raises(ConfigError, match=r"is not the one that the run began with \(SHA-256 "):
             run(resumed)
         (place / "teacher").rename(place / "other")
+        with pytest.raises(ConfigError, match="teacher does not exist; .*; if it has moved, give --objective.teacher"):
+            run(resumed)
     finally:
         (place / "away").rename(place / "teacher")
     (place / "moved").symlink_to(place / "teacher")  # the same teacher under another name is none
@@ -194,7 +200,10 @@ def exported(folder, name, model):
 @pytest.mark.parametrize(
     ("teacher", "flags", "fault"),
     [
-        ("nowhere", [], "nowhere does not exist; give a run directory or an exported folder"),
+        ("nowhere", [], "the teacher {}/nowhere does not exist; give a run directory or an exported folder"),
+        ("corpus.txt", [], "the teacher {}/corpus.txt is a file; give a run directory or an exported folder"),
+        ("teacher", ["--objective.teacher.path", "x"], "--objective.teacher.path is given by TEACHER, {}/teacher;"),
+        ("teacher", ["--objective.layers", "0:1", "00:1"], "layers must be pairs STUDENT:TEACHER such as 0:1, got"),
         ("wide", [], "has a vocabulary of 300, the student of 257; give --model.vocab-size 300"),
         ("short", [], "takes 8 tokens at most, --data.seq-len is 16; give --data.seq-len 8 or less"),
         ("teacher", ["--data.tokenizer", "chars"], "reads tokens of bytes, the data are tokens of chars"),
@@ -212,7 +221,7 @@ def test_a_teacher_that_does_not_fit_is_refused_and_nothing_is_left(place, teach
         exported(place, teacher, GPT.replace(**sizes | {"max_len": 8}))
     with pytest.raises(ConfigError) as caught:
         distill.main([str(place / teacher), "tiny", "--run-dir", str(place / "refused"), *flags])
-    assert fault in str(caught.value)
+    assert fault.format(place) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (place / "refused").exists()
 
