@@ -37,6 +37,9 @@ from train.terminal import cli
 from train.terminal.console import task
 from train.terminal.table import terminal
 
+# What a flag may change of the configuration.
+PARTS = ("model", "data", "objective", "optim", "train", "mesh")
+
 ESTIMATE = """\
 The time is the TPU compiler's own estimate of cycles, from shapes: without
 collectives and Pallas kernels, and nothing has run. Products of matrices are
@@ -104,7 +107,7 @@ def main(argv: list[str]) -> None:
     config, params = load_run(flags.name, flags.which) if _is_run(flags.name) else (named.load(flags.name), None)
     if not machine and flags.mesh != config.mesh:
         raise ConfigError("--mesh.* lays out the devices of --compile.topology; give one, such as v5e:2x2 or h100:8")
-    config = config.replace(model=flags.model, data=flags.data, optim=flags.optim, train=flags.train, mesh=flags.mesh)
+    config = config.replace(**{part: getattr(flags, part) for part in PARTS})
     config = resolve(config)
     if machine:
         _look_ahead(config, machine)
@@ -237,7 +240,7 @@ def _is_run(name: str) -> bool:
 
 def _defaults(name: str) -> Flags:
     config = load_run(name)[0] if _is_run(name) else named.load(name)
-    return Flags(name, model=config.model, data=config.data, optim=config.optim, train=config.train, mesh=config.mesh)
+    return Flags(name, **{part: getattr(config, part) for part in PARTS})
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@ Reader = Callable[[Path, str], Iterator[Row]]
 
 def _mmlu(path: Path, subject: str) -> Iterator[Row]:
     with path.open(newline="", encoding="utf-8") as file:
-        for question, *choices, answer in csv.reader(file):
-            yield {"question": question, "subject": subject, "choices": choices, "answer": "ABCD".index(answer)}
+        for question, a, b, c, d, answer in csv.reader(file):
+            yield {"question": question, "subject": subject, "choices": [a, b, c, d], "answer": [*"ABCD"].index(answer)}
 
 
 def _bbh(path: Path, name: str) -> Iterator[Row]:
@@ -112,8 +112,10 @@ class LocalData:
             if path is not None:
                 try:
                     found[split] = list(reader(path, str(subset)))
-                except (ValueError, KeyError, TypeError, OSError) as error:
+                except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
                     raise ConfigError(f"--data: {path} is not a file of {data_set} ({error})") from None
+                if not found[split]:
+                    raise ConfigError(f"--data: {path} is empty")
         if not found:
             wanted = " or ".join(end.format(subset) for ends in patterns.values() for end in ends)
             raise ConfigError(f"--data {self.folder} holds no {wanted}, the data of {data_set}")

@@ -120,6 +120,7 @@ def test_command_on_a_name_without_streams(tmp_path, capsys):
         (["mhc_sm"], "did you mean 'mhc_ssm'"),
         ([], "NAME is missing"),
         (["quickstart", "--data.batch-size", "0"], "batch_size"),
+        (["quickstart", "--objective.chunk", "0"], "chunk must be at least 1"),
         (["quickstart", "--tokens", "-1"], "tokens must not be negative"),
         (["quickstart", "--policies", "float64"], "policy 'float64' needs 64-bit mode"),
         (["quickstart", "--cache", "9"], "--cache is the length of a decoding step's cache under --profile"),

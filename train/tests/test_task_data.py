@@ -49,11 +49,16 @@ def test_raw_text_of_wikitext_is_read_too(tmp_path):
         ("some/thing", None, "data set some/thing are not known here, only those of mmlu, bbh, "),
         ("openai/gsm8k", "main", r"test\.jsonl is not a file of openai/gsm8k \("),
         ("allenai/ai2_arc", "ARC-Easy", r"ARC-Easy-Test\.jsonl is not a file of allenai/ai2_arc \("),
+        ("cais/mmlu", "answerless", r"answerless_test\.csv is not a file of cais/mmlu \("),
+        ("cais/mmlu", "choiceless", r"choiceless_test\.csv is not a file of cais/mmlu \("),
+        ("cais/mmlu", "virology", r"virology_test\.csv is empty"),
     ],
 )
 def test_what_is_missing_or_damaged_is_named(folder, data_set, subset, fault):
     write(folder / "gsm8k/test.jsonl", "{")
     write(folder / "ARC-Easy/ARC-Easy-Test.jsonl", '{"id": 1}\n')
+    for subject, lines in (("answerless", "What?,1,2,3,4,\n"), ("choiceless", "What?,1,A\n"), ("virology", "")):
+        write(folder / f"test/{subject}_test.csv", lines)
     with pytest.raises(ConfigError, match=fault) as error:
         LocalData(folder).load(data_set, subset)
     assert "\n" not in str(error.value)
