@@ -57,7 +57,8 @@ class DeepseekV3(Llama):
     def _infer(cls, shapes, given):
         system = cls.model_type
         _check_dense(system, shapes, given)
-        queries = "q_b_proj" if "layers.0.self_attn.q_b_proj.weight" in shapes else "q_proj"
+        low = any(f"layers.0.self_attn.{name}.weight" in shapes for name in ("q_a_proj", "q_b_proj"))
+        queries = "q_b_proj" if low else "q_proj"
         (latent,) = shape_of(system, shapes, "layers.0.self_attn.kv_a_layernorm.weight", 1)
         rows = {
             name: _of_attention(system, shapes, name) for name in (queries, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")

@@ -102,7 +102,7 @@ def cayley_transform(entries_K: Float[Array, "*B K"], *, size: int) -> Float[Arr
 
     Every rotation without an eigenvalue of -1. Up to four rows the inverse is a closed form,
     ``((1 + s) I - A + A^2 - p A') / (1 + s + p^2)`` with s the sum of squares, p the Pfaffian (0 below four rows) and
-    A' the dual of A; beyond, it is solved for. Orthogonal to a rounding times the largest entry.
+    A' the dual of A; beyond, it is solved for, and the solution made orthogonal once more.
 
     Args:
         entries_K: K = N (N - 1) / 2. Entries beyond :data:`LARGEST_SKEW` count as that; narrow dtypes are widened to
@@ -114,7 +114,10 @@ def cayley_transform(entries_K: Float[Array, "*B K"], *, size: int) -> Float[Arr
     a_NN = _skew(wide_K, size)
     eye = _eye_like(a_NN)
     if size > 4:
-        return jnp.linalg.solve(eye + a_NN, eye - a_NN).astype(entries_K.dtype)
+        rotation_NN = jnp.linalg.solve(eye + a_NN, eye - a_NN)
+        # A step of Newton and Schulz squares the distance from the rotations, which grows with the entries.
+        square_NN = _product(jnp.swapaxes(rotation_NN, -1, -2), rotation_NN)
+        return (_product(rotation_NN, 3 * eye - square_NN) / 2).astype(entries_K.dtype)
     determinant = 1 + jnp.sum(jnp.square(wide_K), axis=-1)[..., None, None]
     adjugate_NN = determinant * eye - a_NN + _product(a_NN, a_NN)
     if size == 4:

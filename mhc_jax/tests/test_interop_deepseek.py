@@ -151,6 +151,13 @@ def test_tensors_that_do_not_fit_each_other_are_named(v3):
         interop.from_original("deepseek_v3", tensors)
 
 
+def test_the_tensor_that_is_missing_beside_a_latent_of_queries_is_named(v3):
+    tensors = interop.to_original("deepseek_v3", *v3)
+    del tensors["model.layers.0.self_attn.q_b_proj.weight"]
+    with pytest.raises(InteropError, match=r"layers\.0\.self_attn\.q_b_proj\.weight of rank 2 is missing"):
+        interop.from_original("deepseek_v3", tensors)
+
+
 @pytest.mark.parametrize(
     ("system", "change", "fault"),
     [

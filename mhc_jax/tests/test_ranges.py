@@ -8,6 +8,7 @@ from mhc_jax.nn.adapters import StreamAdaptersConfig
 from mhc_jax.tests.own import own
 from mhc_jax.tests.ranges import ANY, COUNT, NATURAL, POSITIVE, RATE, SHARE, check
 
+TEMPERATURE = {"from 1e-6": lambda x: x >= 1e-6}
 LEAN = {"to 1": lambda x: x <= 1}
 DYNAMIC = {
     "streams": COUNT, "alpha": ANY, "phi_std": NATURAL, "norm_eps": NATURAL, "pre_eps": NATURAL,
@@ -25,7 +26,7 @@ PARTS = {
     "shc": {
         "streams": COUNT, "components": {"from top_k": lambda x: x >= 2}, "top_k": {"1 to 4": lambda x: 1 <= x <= 4},
         "balance": NATURAL, "floor": RATE, "identity_bias": ANY, "read_lean": LEAN, "rank_penalty": NATURAL,
-        "temperature": POSITIVE, "final_temperature": POSITIVE,
+        "temperature": TEMPERATURE, "final_temperature": TEMPERATURE,
     },
     "static_mhc": {
         "streams": COUNT, "diagonal_bias": ANY, "res_offset": ANY, "read_bias": ANY, "noise": NATURAL,

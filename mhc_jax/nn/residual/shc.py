@@ -19,6 +19,8 @@ from mhc_jax.registry import register
 # Reads, mixing, writes: each has its own orthogonal matrices and its own weights of them.
 NAMES = ("pre", "res", "post")
 ROUTES = len(NAMES)
+# Logits over a temperature far below it are no longer finite in float32.
+LEAST_TEMPERATURE = 1e-6
 
 
 @register("residual", "shc")
@@ -74,7 +76,10 @@ class SHCConfig(StreamsConfig):
         self.require(0 <= self.floor < 1, f"floor must lie in [0, 1), got {self.floor}")
         self.require(self.read_lean <= 1, f"read_lean must be at most 1, got {self.read_lean}")
         for name in ("temperature", "final_temperature"):
-            self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+            self.require(
+                getattr(self, name) >= LEAST_TEMPERATURE,
+                f"{name} must be at least {LEAST_TEMPERATURE}, got {getattr(self, name)}",
+            )
 
     @property
     def used(self) -> int:
