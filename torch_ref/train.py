@@ -98,6 +98,7 @@ def train_step(
     accumulate: int = 1,
     segment_ids: Tensor | None = None,
     progress: float | None = None,
+    z_weight: float = 0.0,
 ) -> Tensor:
     """One optimizer step; returns the loss before it, without auxiliary losses.
 
@@ -107,6 +108,7 @@ def train_step(
         clip: largest global gradient norm (scaled by ``clip / (norm + 1e-6)``); 0 for no clipping.
         accumulate: micro-batches that the batch is cut into, weighted by their number of targets.
         progress: 0 at the start of training, 1 at its end.
+        z_weight: of the z-loss, see :meth:`torch_ref.nn.lm.LM.loss_terms`.
 
     Raises:
         ValueError: a batch that ``accumulate`` does not divide.
@@ -118,11 +120,12 @@ def train_step(
             group["lr"] = lr * group["lr_scale"]
     optimizer.zero_grad()
     targets = (targets_BT != IGNORE).sum()
+    options = {"progress": progress} | ({"z_weight": z_weight} if z_weight else {})
     segments = [None] * accumulate if segment_ids is None else segment_ids.chunk(accumulate)
     loss = torch.zeros((), dtype=next(model.parameters()).dtype, device=tokens_BT.device)
     for tokens, labels, ids in zip(tokens_BT.chunk(accumulate), targets_BT.chunk(accumulate), segments, strict=True):
         penalties: dict[str, list[Tensor]] = {}
-        total, count = model.loss_terms(tokens, labels, segment_ids=ids, progress=progress, penalties=penalties)
+        total, count = model.loss_terms(tokens, labels, segment_ids=ids, penalties=penalties, **options)
         part = total / targets
         (part + count * total_penalty(penalties) / targets).backward()
         loss += part.detach()

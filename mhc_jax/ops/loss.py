@@ -1,4 +1,4 @@
-"""Losses as (sum, count): cross-entropy and distillation, whole or chunked so that full logits never exist."""
+"""Losses as (sum, count): cross-entropy, z-loss and distillation, whole or chunked so that full logits never exist."""
 
 from collections.abc import Callable
 from functools import partial
@@ -50,6 +50,40 @@ def chunked_cross_entropy(
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
     total, _ = _summed(partial(_entropy_of_chunk, logits_dtype), chunk, targets_BT, (), hidden_BTD, head_VD)
     return total, count
+
+
+def z_loss(logits_BTV: Float[Array, "*B V"], targets_BT: Int[Array, "*B"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Summed ``log(Z)^2`` where a target counts, and the number of such places; Z is the softmax's denominator.
+
+    The auxiliary loss of PaLM (arXiv 2204.02311, section 5), with a weight of 1e-4: it keeps logits from drifting.
+    """
+    valid = targets_BT != IGNORE
+    squares_BT = jnp.where(valid, jnp.square(jax.nn.logsumexp(logits_BTV, axis=-1)), 0)
+    return jnp.sum(squares_BT), jnp.sum(valid, dtype=squares_BT.dtype)
+
+
+def chunked_cross_entropy_and_z_loss(
+    hidden_BTD: Float[Array, "B T D"],
+    head_VD: Float[Array, "V D"],
+    targets_BT: Int[Array, "B T"],
+    weight: Float[Array, ""] | float,
+    *,
+    chunk: int,
+    logits_dtype: jnp.dtype = jnp.float32,
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Sum of :func:`cross_entropy` and the weighted :func:`z_loss`, at the price of :func:`chunked_cross_entropy`.
+
+    Args:
+        weight: of the z-loss, a constant of differentiation; the others are those of :func:`chunked_cross_entropy`.
+
+    Returns:
+        The weighted sum; the two sums, without weight or derivatives, to be reported; the number of targets.
+    """
+    targets_BT, hidden_BTD = _padded(chunk, targets_BT, hidden_BTD)
+    count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
+    fixed = targets_BT, jax.lax.stop_gradient(jnp.asarray(weight, logits_dtype))
+    total, (entropy, squares) = _summed(partial(_z_loss_of_chunk, logits_dtype), chunk, *fixed, hidden_BTD, head_VD)
+    return total, entropy, squares, count
 
 
 def prefix_cross_entropy(
@@ -167,6 +201,12 @@ def _logits(dtype, hidden_BKD, head_VD):
 
 def _entropy_of_chunk(dtype, targets_BK, _, hidden_BKD, head_VD):
     return cross_entropy(_logits(dtype, hidden_BKD, head_VD), targets_BK)[0], ()
+
+
+def _z_loss_of_chunk(dtype, targets_BK, weight, hidden_BKD, head_VD):
+    logits_BKV = _logits(dtype, hidden_BKD, head_VD)
+    entropy, squares = (loss(logits_BKV, targets_BK)[0] for loss in (cross_entropy, z_loss))
+    return entropy + weight * squares, (entropy, squares)
 
 
 def _distillation_of_chunk(temperature, dtype, sliced, whole, hidden_BKD, head_VD):

@@ -21,6 +21,7 @@ from torch_ref import train as torch_train
 from train.config import OptimConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.data.kind import DataConfig
+from train.objectives.cross_entropy import CrossEntropyConfig
 from train.update.state import TrainState
 
 UPDATES, STEPS = 5, 100
@@ -42,7 +43,8 @@ def cases() -> Iterator[Case]:
     yield trajectory("mhc, original settings", SYSTEMS["mhc 4, original, rms"], ORIGINAL, TrainConfig())
     system = SYSTEMS["adapters 4, rms"]
     diverse = System(system.name, system.config.replace(stream_diversity=0.1))
-    yield trajectory("adapters, default settings", diverse, OptimConfig(lr=1e-2), TrainConfig(accumulate=2))
+    settings = OptimConfig(lr=1e-2), TrainConfig(accumulate=2)
+    yield trajectory("adapters, default settings", diverse, *settings, objective=CrossEntropyConfig(z_loss=1e-2))
 
 
 def optimizer(name: str, system: System, optim: OptimConfig) -> Case:
@@ -114,7 +116,12 @@ def _updates_torch(config, weights: Arrays, optim: OptimConfig, dtype: DType, sa
 
 
 def trajectory(
-    name: str, system: System, optim: OptimConfig, settings: TrainConfig, data: DataConfig = CorpusConfig()
+    name: str,
+    system: System,
+    optim: OptimConfig,
+    settings: TrainConfig,
+    data: DataConfig = CorpusConfig(),
+    objective: CrossEntropyConfig = CrossEntropyConfig(),
 ) -> Case:
     """The loss of every step of a training run, and the parameters at its end.
 
@@ -123,14 +130,15 @@ def trajectory(
     Args:
         data: kind of the data; one whose batches have segments gets some.
     """
-    arguments = system.config, Weights(system.config), optim, settings, data
+    run = RunConfig(model=system.config, data=data, optim=optim, train=settings, objective=objective)
+    arguments = run, Weights(system.config)
     return Case(
         tier="trajectory",
         name=name,
         jax=functools.partial(_train_jax, *arguments),
         torch=functools.cache(functools.partial(_train_torch, *arguments)),
         dtypes=("float64",),
-        covers=kinds_of(RunConfig(model=system.config, data=data)),
+        covers=kinds_of(run),
     )
 
 
@@ -144,15 +152,13 @@ def batches_of(config, data: DataConfig) -> Arrays:
     return found
 
 
-def _train_jax(
-    config, weights: Arrays, optim: OptimConfig, settings: TrainConfig, data: DataConfig, dtype: DType
-) -> Values:
+def _train_jax(run: RunConfig, weights: Arrays, dtype: DType) -> Values:
     with jax_precision(dtype):
-        config = in_dtype(config, dtype)
-        batches = batches_of(config, data)
+        config = in_dtype(run.model, dtype)
+        batches = batches_of(config, run.data)
         _, rows, length = batches["tokens"].shape
-        run = RunConfig(model=config, data=data.replace(seq_len=length, batch_size=rows), optim=optim, train=settings)
-        adamw = train.update.optimizer.make_optimizer(optim, STEPS, param_info(config))
+        run = run.replace(model=config, data=run.data.replace(seq_len=length, batch_size=rows))
+        adamw = train.update.optimizer.make_optimizer(run.optim, STEPS, param_info(config))
         params = to_params(config, weights, dtype)
         zero = jnp.zeros((), jnp.int32)
         step = train.update.step.make_train_step(run, adamw)
@@ -164,19 +170,11 @@ def _train_jax(
         return {"loss of every step": np.asarray(metrics["loss"]), **values}
 
 
-def _train_torch(
-    config,
-    weights: Arrays,
-    optim: OptimConfig,
-    settings: TrainConfig,
-    data: DataConfig,
-    dtype: DType,
-    sample: int,
-) -> Values:
-    module = to_module(config, jitter(weights, sample), dtype).train()
-    adamw = torch_train.make_optimizer(module, optim)
+def _train_torch(run: RunConfig, weights: Arrays, dtype: DType, sample: int) -> Values:
+    module = to_module(run.model, jitter(weights, sample), dtype).train()
+    adamw = torch_train.make_optimizer(module, run.optim)
     losses = []
-    batches = {name: torch.from_numpy(x) for name, x in batches_of(config, data).items()}
+    batches = {name: torch.from_numpy(x) for name, x in batches_of(run.model, run.data).items()}
     for index in range(STEPS):
         one = {name: x[index] for name, x in batches.items()}
         loss = torch_train.train_step(
@@ -185,9 +183,10 @@ def _train_torch(
             one["tokens"],
             one["targets"],
             segment_ids=one.get("segments"),
-            lr=torch_train.learning_rate(optim, index, STEPS),
-            clip=optim.clip,
-            accumulate=settings.accumulate,
+            lr=torch_train.learning_rate(run.optim, index, STEPS),
+            clip=run.optim.clip,
+            accumulate=run.train.accumulate,
+            z_weight=getattr(run.objective, "z_loss", 0.0),
         )
         losses.append(float(loss))
     values = {f"params {name}": x.detach().numpy() for name, x in module.named_parameters()}

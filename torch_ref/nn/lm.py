@@ -10,7 +10,7 @@ from torch_ref.config import as_record, implementation, one_of, register
 from torch_ref.nn.backbone import Backbone
 from torch_ref.nn.layers import linear
 from torch_ref.nn.scope import Scope
-from torch_ref.ops.loss import cross_entropy
+from torch_ref.ops.loss import cross_entropy, z_loss
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -89,17 +89,23 @@ class LM(Backbone):
         *,
         segment_ids: Tensor | None = None,
         progress: float | None = None,
+        z_weight: float = 0.0,
         penalties: dict[str, list[Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy, and the number of targets that count.
 
         Args:
             progress: 0 at the start of training, 1 at its end.
+            z_weight: weight of the mean :func:`torch_ref.ops.loss.z_loss` among the auxiliary losses.
             penalties: filled with the auxiliary losses of the parts; see :func:`total_penalty`.
         """
         scope = self._scope(tokens_BT, None, segment_ids, progress=progress, penalties=penalties)
         hidden_BTD, _ = self._hidden(tokens_BT, None, scope)
-        return cross_entropy(self._head(hidden_BTD, scope), targets_BT)
+        logits_BTV = self._head(hidden_BTD, scope)
+        if z_weight and penalties is not None:
+            squares, count = z_loss(logits_BTV, targets_BT)
+            penalties["z_loss"] = [z_weight * squares / count.clamp(min=1)]
+        return cross_entropy(logits_BTV, targets_BT)
 
     def loss(
         self,
@@ -108,11 +114,12 @@ class LM(Backbone):
         *,
         segment_ids: Tensor | None = None,
         progress: float | None = None,
+        z_weight: float = 0.0,
     ) -> Tensor:
         """Mean cross-entropy over targets other than -100, plus the auxiliary losses."""
         penalties: dict[str, list[Tensor]] = {}
         total, count = self.loss_terms(
-            tokens_BT, targets_BT, segment_ids=segment_ids, progress=progress, penalties=penalties
+            tokens_BT, targets_BT, segment_ids=segment_ids, progress=progress, z_weight=z_weight, penalties=penalties
         )
         return total / count + total_penalty(penalties)
 

@@ -1,4 +1,4 @@
-"""Losses as (sum, count): next-token cross-entropy and distillation."""
+"""Losses as (sum, count): next-token cross-entropy, z-loss and distillation."""
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,12 @@ def cross_entropy(logits_BTV: Tensor, targets_BT: Tensor, *, ignore: int = IGNOR
     """
     total = F.cross_entropy(logits_BTV.flatten(0, -2), targets_BT.flatten(), ignore_index=ignore, reduction="sum")
     return total, (targets_BT != ignore).sum()
+
+
+def z_loss(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed squared logarithm of the softmax's denominator where a target counts, and the number of such places."""
+    counts = targets_BT != IGNORE
+    return logits_BTV[counts].logsumexp(-1).square().sum(), counts.sum()
 
 
 def prefix_cross_entropy(prefixes_BNCD: Tensor, head_VCD: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mhc_jax.functional import Hidden, hidden
 from mhc_jax.nn.model import ModelConfig
-from mhc_jax.ops.loss import IGNORE, chunked_cross_entropy
+from mhc_jax.ops.loss import IGNORE, chunked_cross_entropy, chunked_cross_entropy_and_z_loss
 from mhc_jax.precision import policy
 from mhc_jax.registry import register
 from train.data.kind import places
@@ -21,9 +21,16 @@ class CrossEntropyConfig(ObjectiveConfig):
 
     Attributes:
         errors: evaluation also counts targets that are not the likeliest token, as ``error``.
+        z_loss: weight of the auxiliary loss ``z_loss``, the mean of ``log(Z)^2`` where Z is the softmax's denominator
+            (PaLM, arXiv 2204.02311: 1e-4), which keeps logits from drifting; 0 for none.
     """
 
     errors: bool = False
+    z_loss: float = 0.0
+
+    def validate(self):
+        super().validate()
+        self.require_not_negative("z_loss")
 
     def check(self, model):
         model.check_next_token()
@@ -31,20 +38,31 @@ class CrossEntropyConfig(ObjectiveConfig):
     def sums(self, model, params, batch, *, key=None, progress=None, batch_sharding=None):
         called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
         found = hidden(model, params, batch["inputs"], **places(batch), **called)
-        return self.sums_of(model, found, batch["targets"], errors=self.errors and key is None), found.penalties
+        sums, penalties = self.sums_of(model, found, batch["targets"], errors=self.errors and key is None)
+        return sums, found.penalties | penalties
 
-    def sums_of(self, model: ModelConfig, found: Hidden, targets_BT: jax.Array, *, errors: bool) -> Sums:
-        """The sums of a forward pass."""
+    def sums_of(
+        self, model: ModelConfig, found: Hidden, targets_BT: jax.Array, *, errors: bool
+    ) -> tuple[Sums, dict[str, jax.Array]]:
+        """The sums of a forward pass, and the auxiliary losses of its logits."""
         dtypes = policy(model.execution.policy)
         targets_BT = self.counted(model, targets_BT)
-        hidden_BTD = found.hidden_BTD.astype(dtypes.compute)
+        hidden_BTD, penalties = found.hidden_BTD.astype(dtypes.compute), {}
         options = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}
         with jax.default_matmul_precision(dtypes.precision):
-            loss, count = chunked_cross_entropy(hidden_BTD, found.head_VD, targets_BT, **options)
+            if self.z_loss:
+                total, loss, squares, count = chunked_cross_entropy_and_z_loss(
+                    hidden_BTD, found.head_VD, targets_BT, self.z_loss, **options
+                )
+                # Only their sum is minimised, so the loss carries the derivative of both, formed in one pass.
+                loss += total - jax.lax.stop_gradient(total)
+                penalties["z_loss"] = self.z_loss * squares / jnp.maximum(count, 1)
+            else:
+                loss, count = chunked_cross_entropy(hidden_BTD, found.head_VD, targets_BT, **options)
             sums = {"loss": loss, "tokens": count}
             if errors:
                 sums["error"] = _errors(hidden_BTD, found.head_VD, targets_BT, **options)
-        return sums
+        return sums, penalties
 
 
 def _errors(

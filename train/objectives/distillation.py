@@ -64,6 +64,7 @@ class DistillationConfig(CrossEntropyConfig):
         super().validate()
         self.require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         self.require_not_negative("kl", "hidden", "cross_entropy")
+        self.require(not self.z_loss, "z_loss is not part of distillation; leave it at 0")
         for name in ("hidden_until", "kl_from", "cross_entropy_from"):
             self.require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for at in sorted({0.0, self.hidden_until, self.kl_from, self.cross_entropy_from} - {1.0}):

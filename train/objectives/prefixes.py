@@ -63,7 +63,8 @@ class PrefixesConfig(CrossEntropyConfig):
             loss, count = prefix_cross_entropy(prefixes, classifier, batch["targets"], logits_dtype=dtypes.accumulate)
         # Words no longer than a chunk have no such target.
         penalty = self.weight * loss / jnp.maximum(count, 1)
-        return self.sums_of(model, found, batch["targets"], errors=False), found.penalties | {TAP: penalty}
+        sums, penalties = self.sums_of(model, found, batch["targets"], errors=False)
+        return sums, found.penalties | penalties | {TAP: penalty}
 
 
 @functools.lru_cache

@@ -16,6 +16,7 @@ from mhc_jax.ops.loss import IGNORE, cross_entropy
 from train.config import RunConfig, TrainConfig
 from train.loop.run import run
 from train.objectives.cross_entropy import CrossEntropyConfig
+from train.objectives.distillation import DistillationConfig
 from train.objectives.kind import ObjectiveConfig
 from train.storage.folder import read_metrics
 from train.tests.runs import tiny_run
@@ -54,6 +55,32 @@ def test_errors_are_counted_in_evaluation_alone_and_only_if_asked_for(known):
     training, _ = CrossEntropyConfig(errors=True).sums(MODEL, params, batch, key=jax.random.key(0))
     unasked, _ = CrossEntropyConfig().sums(MODEL, params, batch)
     assert training.keys() == unasked.keys() == {"loss", "tokens"}
+
+
+def test_the_z_loss_is_reported_beside_the_loss_and_only_training_minimises_it(known):
+    params, batch, logits = known
+    objective = CrossEntropyConfig(chunk=3, z_loss=0.5)
+    valid = np.asarray(batch["targets"]) != IGNORE
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+
+    def total(params):
+        sums, penalties = objective.sums(MODEL, params, batch, key=jax.random.key(0))
+        return sums["loss"] / sums["tokens"] + penalties["z_loss"], (sums, penalties)
+
+    def whole(params):
+        found = mhc_jax.apply(MODEL, params, batch["inputs"]).logits_BTV
+        loss, count = cross_entropy(found, batch["targets"])
+        return loss / count + 0.5 * jnp.mean(jax.nn.logsumexp(found, axis=-1)[valid] ** 2)
+
+    gradient, (sums, penalties) = jax.jit(jax.grad(total, has_aux=True))(params)
+    np.testing.assert_allclose(penalties["z_loss"], 0.5 * (log_z[valid] ** 2).mean(), rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], CrossEntropyConfig().sums(MODEL, params, batch)[0]["loss"], rtol=1e-6)
+    expected = jax.jit(jax.grad(whole))(params)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-6), gradient, expected)
+    with pytest.raises(ConfigError, match="z_loss must not be negative"):
+        objective.replace(z_loss=-1.0).validate()
+    with pytest.raises(ConfigError, match="z_loss is not part of distillation"):
+        DistillationConfig(z_loss=1e-4).validate()
 
 
 def test_equal_logits_name_the_first_token_and_what_is_no_number_names_none(known):

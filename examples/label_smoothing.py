@@ -1,4 +1,4 @@
-"""An objective from outside: cross-entropy with the z-loss of PaLM (arXiv 2204.02311), which keeps logits small."""
+"""An objective from outside: cross-entropy with label smoothing (arXiv 1512.00567), against certainty."""
 
 import dataclasses
 
@@ -13,20 +13,20 @@ from train.data.kind import places
 from train.objectives.kind import ObjectiveConfig
 
 
-@register("objective", "z_loss")
+@register("objective", "label_smoothing")
 @dataclasses.dataclass(frozen=True)
-class ZLossConfig(ObjectiveConfig):
-    """Cross-entropy, and the mean of ``weight * log(Z)^2`` as an auxiliary loss; Z is the softmax's denominator.
+class LabelSmoothingConfig(ObjectiveConfig):
+    """Cross-entropy with targets that share ``weight`` among all tokens alike; what that adds is an auxiliary loss.
 
     Attributes:
-        weight: of the z-loss.
+        weight: that is taken from every target.
     """
 
-    weight: float = 1e-4
+    weight: float = 0.1
 
     def validate(self):
         super().validate()
-        self.require_not_negative("weight")
+        self.require(0 <= self.weight < 1, f"weight must lie in [0, 1), got {self.weight}")
 
     def check(self, model):
         model.check_next_token()
@@ -41,12 +41,12 @@ class ZLossConfig(ObjectiveConfig):
             hidden_BKD, dtype = hidden_BKD.astype(dtypes.compute), dtypes.accumulate
             logits_BKV = jnp.einsum("bkd,vd->bkv", hidden_BKD, found.head_VD, preferred_element_type=dtype)
             loss, tokens = cross_entropy(logits_BKV, targets_BK)
-            log_z_BK = jnp.where(targets_BK == IGNORE, 0, jax.nn.logsumexp(logits_BKV, axis=-1))
-            return {"loss": loss, "tokens": tokens, "log_z": log_z_BK.sum(), "squared": jnp.square(log_z_BK).sum()}
+            even_BK = jnp.where(targets_BK == IGNORE, 0, -jax.nn.log_softmax(logits_BKV).mean(-1))
+            return {"loss": loss, "tokens": tokens, "even": even_BK.sum()}
 
         starts = range(0, batch["targets"].shape[1], self.chunk)
         pieces = ([x[:, i : i + self.chunk] for x in (found.hidden_BTD, batch["targets"])] for i in starts)
         with jax.default_matmul_precision(dtypes.precision):
             sums = jax.tree.map(lambda *parts: sum(parts), *(chunk_sums(*piece) for piece in pieces))
-        z_loss = self.weight * sums.pop("squared") / jnp.maximum(sums["tokens"], 1)
-        return sums, found.penalties | {"z_loss": z_loss}
+        smoothing = self.weight * (sums["even"] - sums["loss"]) / jnp.maximum(sums["tokens"], 1)
+        return sums, found.penalties | {"smoothing": smoothing}
