@@ -66,13 +66,15 @@ def learning_rate(config: Any, step: int, total_steps: int) -> float:
     Linear warm-up, ``lr * (step + 1) / warmup_steps`` (``warmup_end="after"`` divides by one more, ``"after_zero"``
     takes ``step / warmup_steps``); then constant, or a decay that ends after ``decay_steps`` steps (0:
     ``total_steps``): a cosine from ``lr`` to ``final_lr * lr``, or a cosine or a line to 0 that stays at
-    ``final_lr * lr`` below that.
+    ``final_lr * lr`` below that. ``"wsd"`` is constant but for the last ``decay_fraction`` of these steps, in which
+    the rate falls to ``final_lr * lr`` by ``decay_shape``.
 
     Args:
-        config: fields lr, schedule, warmup_steps, warmup_end, decay_steps, final_lr.
+        config: fields lr, schedule, warmup_steps, warmup_end, decay_steps, final_lr; for ``"wsd"`` also decay_fraction,
+            decay_shape.
     """
     config = as_record(config)
-    one_of("schedule", config.schedule, ("constant", "cosine", "cosine_floored", "linear_floored"))
+    one_of("schedule", config.schedule, ("constant", "cosine", "cosine_floored", "linear_floored", "wsd"))
     end = one_of("warmup_end", getattr(config, "warmup_end", "last"), ("last", "after", "after_zero"))
     if step < config.warmup_steps:
         done, steps = step if end == "after_zero" else step + 1, config.warmup_steps + (end == "after")
@@ -80,11 +82,27 @@ def learning_rate(config: Any, step: int, total_steps: int) -> float:
     if config.schedule == "constant":
         return config.lr
     end = config.decay_steps or total_steps
+    if config.schedule == "wsd":
+        return config.lr * _stable_then_decayed(config, step, end)
     progress = min(1.0, (step - config.warmup_steps) / max(1, end - config.warmup_steps))
     cosine = (1 + math.cos(math.pi * progress)) / 2
     if config.schedule == "cosine":
         return config.lr * (config.final_lr + (1 - config.final_lr) * cosine)
     return config.lr * max(config.final_lr, cosine if config.schedule == "cosine_floored" else 1 - progress)
+
+
+def _stable_then_decayed(config: Any, step: int, end: int) -> float:
+    """Share of the peak rate after the warm-up of a schedule of ``end`` steps."""
+    begin = max(end - round(config.decay_fraction * end), config.warmup_steps)
+    if step < begin:
+        return 1.0
+    if step >= end:
+        return config.final_lr
+    done = (step - begin) / (end - begin)
+    shape = one_of("decay_shape", config.decay_shape, ("1-sqrt", "linear", "cosine"))
+    cosine = (1 + math.cos(math.pi * done)) / 2
+    left = cosine if shape == "cosine" else 1 - (done if shape == "linear" else math.sqrt(done))
+    return config.final_lr + (1 - config.final_lr) * left
 
 
 def train_step(

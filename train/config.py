@@ -34,11 +34,16 @@ class OptimConfig(Config):
             original mHC-SSM does.
         clip: largest global gradient norm, enforced by a factor of ``clip / (norm + 1e-6)`` as in PyTorch; 0 for none.
         schedule: after a linear warm-up, ``"cosine"`` decays to ``final_lr * lr``; ``"cosine_floored"`` and
-            ``"linear_floored"`` decay to 0, but stop at ``final_lr * lr``, as in RLM-mHC; ``"constant"`` stays.
+            ``"linear_floored"`` decay to 0, but stop at ``final_lr * lr``, as in RLM-mHC; ``"constant"`` stays;
+            ``"wsd"`` (warm-up, stable, decay: MiniCPM, arXiv 2404.06395) stays, and decays to ``final_lr * lr`` at the
+            end alone.
         warmup_steps: optimizer steps of linear warm-up.
         warmup_end: the first step with the full rate: the ``"last"`` of the warm-up; the one ``"after"`` it, as in
             nanoGPT; or ``"after_zero"``, the same with a first step at rate 0, as in RLM-mHC.
         decay_steps: optimizer steps until the end of the decay, including the warm-up; 0 for the whole run.
+        decay_fraction: share of these steps over which ``"wsd"`` decays.
+        decay_shape: what is left of the rate after a share ``p`` of that decay: ``"1-sqrt"`` (arXiv 2405.18392) for
+            ``1 - sqrt(p)``, ``"linear"`` for ``1 - p``, ``"cosine"`` for half a cosine.
         final_lr: fraction of ``lr`` at the end of the decay.
         value_lr: peak learning rate of the value-residual weights, scheduled like ``lr``; 0 for ``lr`` itself.
         residual_lr: the same for all parameters that read, mix and write residual streams.
@@ -51,10 +56,12 @@ class OptimConfig(Config):
     weight_decay: float = 0.1
     decay: Literal["matrices", "kernels", "all"] = "matrices"
     clip: float = 1.0
-    schedule: Literal["cosine", "cosine_floored", "linear_floored", "constant"] = "cosine"
+    schedule: Literal["cosine", "cosine_floored", "linear_floored", "constant", "wsd"] = "cosine"
     warmup_steps: int = 100
     warmup_end: Literal["last", "after", "after_zero"] = "last"
     decay_steps: int = 0
+    decay_fraction: float = 0.2
+    decay_shape: Literal["1-sqrt", "linear", "cosine"] = "1-sqrt"
     final_lr: float = 0.1
     value_lr: float = 0.0
     residual_lr: float = 0.0
@@ -70,6 +77,7 @@ class OptimConfig(Config):
         self.require_not_negative("weight_decay", "clip", "value_lr", "residual_lr")
         for name in ("lr", "value_lr", "residual_lr", "weight_decay", "clip"):
             self.require(getattr(self, name) <= LARGEST, f"{name} must be at most {LARGEST}, got {getattr(self, name)}")
+        self.require(0 < self.decay_fraction <= 1, f"decay_fraction must lie in (0, 1], got {self.decay_fraction}")
         self.require(0 <= self.final_lr <= 1, f"final_lr must lie in [0, 1], got {self.final_lr}")
 
 

@@ -47,6 +47,7 @@ FOREIGN = {
     "dataset-name": "--data.source",
     "dataset-path": "--data.path",
     "decay-lr": "--optim.schedule",
+    "decay-type": "--optim.decay-shape",
     "device": "set JAX_PLATFORMS=cpu, cuda or tpu in the environment",
     "dtype": "--model.execution.policy",
     "eval-interval": "--train.eval-every",

@@ -6,9 +6,11 @@ import numpy as np
 import optax
 import pytest
 import torch
+from transformers import get_wsd_schedule
 
 import torch_ref.train
 from mhc_jax import registry
+from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info, param_shapes
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
@@ -215,6 +217,36 @@ def test_clipping_keeps_what_is_short_and_dtypes():
 def test_schedules(changes, total, rates):
     rate = schedule(OptimConfig(lr=2.0).replace(**changes), total)
     np.testing.assert_allclose([rate(step) for step in rates], list(rates.values()), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", ["1-sqrt", "linear", "cosine"])
+@pytest.mark.parametrize("floor", [0.0, 0.25])
+def test_wsd_is_that_of_transformers_and_of_the_mirror(shape, floor):
+    config = OptimConfig(lr=2.0, schedule="wsd", decay_shape=shape, final_lr=floor, warmup_steps=3)
+    config = config.replace(warmup_end="after_zero")
+    stepped = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    lengths = {"num_warmup_steps": 3, "num_decay_steps": 4, "num_training_steps": 20}
+    theirs = get_wsd_schedule(stepped, **lengths, decay_type=shape, min_lr_ratio=floor)
+    (factor,) = theirs.lr_lambdas
+    steps = range(23)
+    rates = [float(schedule(config, 20)(step)) for step in steps]
+    # Theirs also warms up from the floor.
+    begin = 0 if floor == 0 else 3
+    np.testing.assert_allclose(rates[begin:], [2.0 * factor(step) for step in steps[begin:]], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(rates, [torch_ref.train.learning_rate(config, step, 20) for step in steps], rtol=1e-6)
+    assert rates[3:17] == [2.0] * 14
+    assert rates[17] < 2.0
+
+
+def test_wsd_decays_after_the_warm_up_and_ends_with_decay_steps():
+    config = OptimConfig(lr=2.0, schedule="wsd", decay_shape="linear", final_lr=0.0, warmup_steps=6)
+    rates = {0: 1 / 3, 5: 2.0, 6: 2.0, 7: 1.5, 9: 0.5, 10: 0.0, 15: 0.0}
+    for changes, total in (({"decay_fraction": 0.5}, 10), ({"decay_fraction": 1.0, "decay_steps": 10}, 90)):
+        rate = schedule(config.replace(**changes), total)
+        np.testing.assert_allclose([rate(step) for step in rates], list(rates.values()), rtol=1e-6, atol=1e-7)
+    for changes in ({"decay_fraction": 0.0}, {"decay_fraction": 1.5}, {"decay_shape": "sqrt"}, {"schedule": "wsdd"}):
+        with pytest.raises(ConfigError, match=next(iter(changes))):
+            config.replace(**changes).validate()
 
 
 def test_the_reported_rate_is_that_of_the_first_update_before_it():

@@ -2,19 +2,20 @@
 
 import pytest
 
-from mhc_jax.tests.ranges import COUNT, NATURAL, POSITIVE, RATE, UPPER, check
+from mhc_jax.tests.ranges import COUNT, NATURAL, POSITIVE, RATE, SHARE, UPPER, check
 from train import config
 
 PARTS = {
     "OptimConfig": {
         "lr": POSITIVE, "beta1": RATE, "beta2": RATE, "eps": POSITIVE, "weight_decay": NATURAL, "clip": NATURAL,
         "warmup_steps": NATURAL, "decay_steps": NATURAL, "final_lr": UPPER, "value_lr": NATURAL, "residual_lr": NATURAL,
+        "decay_fraction": SHARE,
     },
     "TrainConfig": {
         "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT,
         "eval_every": NATURAL, "eval_batches": NATURAL, "max_nonfinite": COUNT, "seed": NATURAL,
     },
-    "CrossEntropyConfig": {"chunk": COUNT},
+    "CrossEntropyConfig": {"chunk": COUNT, "z_loss": NATURAL},
     "CorpusConfig": {
         "train_shards": NATURAL, "validation_fraction": {"between 0 and 1": lambda x: 0 < x < 1}, "seq_len": COUNT,
         "batch_size": COUNT, "max_train_tokens": NATURAL, "max_eval_tokens": NATURAL, "seed": NATURAL,

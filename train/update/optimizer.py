@@ -74,15 +74,19 @@ def schedule(config: OptimConfig, total_steps: int) -> optax.Schedule:
     ``lr * (step + 1) / warmup_steps`` while ``step < warmup_steps``, so the last step of the warm-up has
     the full rate (with ``warmup_end="after"`` over ``warmup_steps + 1``, so the next one has; with ``"after_zero"``
     ``step / warmup_steps``, so the first one has none); then the decay of :func:`_decayed`, which ends after
-    ``decay_steps`` (if that is 0, ``total_steps``).
+    ``decay_steps`` (if that is 0, ``total_steps``). With ``"wsd"`` it takes the last ``decay_fraction`` of these steps,
+    or all that follow the warm-up if those are fewer.
     """
     ramp = max(1, config.warmup_steps) + (config.warmup_end == "after")
-    decay_steps = max(1, (config.decay_steps or total_steps) - config.warmup_steps)
+    start, end = config.warmup_steps, config.decay_steps or total_steps
+    if config.schedule == "wsd":
+        start = max(start, end - round(config.decay_fraction * end))
+    decay_steps = max(1, end - start)
 
     def rate(step):
         step = jnp.asarray(step, float)  # float64 where that is switched on; an int32 would divide to float32
         warmup = jnp.where(step < config.warmup_steps, (step + (config.warmup_end != "after_zero")) / ramp, 1)
-        progress = jnp.clip((step - config.warmup_steps) / decay_steps, 0, 1)
+        progress = jnp.clip((step - start) / decay_steps, 0, 1)
         return config.lr * warmup * _decayed(config, progress)
 
     return rate
@@ -93,9 +97,10 @@ def _decayed(config: OptimConfig, progress: jax.Array) -> jax.Array | float:
     if config.schedule == "constant":
         return 1.0
     half_cosine = 0.5 * (1 + jnp.cos(jnp.pi * progress))
-    if config.schedule == "cosine":
-        return config.final_lr + (1 - config.final_lr) * half_cosine
-    return jnp.maximum(config.final_lr, half_cosine if config.schedule == "cosine_floored" else 1 - progress)
+    shapes = {"cosine": half_cosine, "linear": 1 - progress, "1-sqrt": 1 - jnp.sqrt(progress)}
+    name, _, floored = config.schedule.partition("_")
+    left = shapes[config.decay_shape if name == "wsd" else name]
+    return jnp.maximum(config.final_lr, left) if floored else config.final_lr + (1 - config.final_lr) * left
 
 
 # The roles that are decayed.
