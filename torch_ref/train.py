@@ -1,10 +1,11 @@
-"""Training: AdamW and its schedule, one optimizer step, compilation.
+"""Training: AdamW or Muon and their schedule, one optimizer step, compilation.
 
 ``config`` arguments take a ``train`` optimizer record (read by its attributes) or its JSON dict. The
 original's settings are ``decay="all"``, ``schedule="constant"``, ``warmup_steps=0``.
 """
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from torch_ref.config import as_record, one_of
 from torch_ref.distillation import Distillation
+from torch_ref.muon import Muon, Together, hidden_matrices
 from torch_ref.nn.lm import LM, total_penalty
 from torch_ref.ops.loss import IGNORE
 
@@ -35,17 +37,31 @@ def decayed(model: nn.Module, decay: str) -> set[str]:
     return chosen
 
 
-def make_optimizer(model: nn.Module, config: Any) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, config: Any) -> torch.optim.AdamW | Together:
     """AdamW with decoupled weight decay on :func:`decayed` parameters; each group has its ``"lr_scale"``.
 
+    ``name="muon"`` gives :func:`torch_ref.muon.hidden_matrices` to Muon.
+
     Args:
-        config: fields lr, value_lr, residual_lr, beta1, beta2, eps, weight_decay, decay.
+        config: fields lr, value_lr, residual_lr, beta1, beta2, eps, weight_decay, decay; name, and for Muon also
+            muon_lr, muon_weight_decay, muon_momentum, muon_scale.
     """
     config = as_record(config)
+    if one_of("name", getattr(config, "name", "adamw"), ("adamw", "muon")) == "adamw":
+        return _adamw(model, config, frozenset())
+    names, rate = hidden_matrices(model), config.muon_lr or config.lr
+    group = {"params": [x for name, x in model.named_parameters() if name in names], "lr_scale": rate / config.lr}
+    options = {"momentum": config.muon_momentum, "weight_decay": config.muon_weight_decay, "scale": config.muon_scale}
+    return Together(Muon([group], lr=rate, **options), _adamw(model, config, names))
+
+
+def _adamw(model: nn.Module, config: Any, without: Collection[str]) -> torch.optim.AdamW:
     chosen = decayed(model, config.decay)
     value_lr, residual_lr = config.value_lr or config.lr, config.residual_lr or config.lr
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
+        if name in without:
+            continue
         decay = config.weight_decay if name in chosen else 0.0
         rate = value_lr if name.endswith(".lambdas") else residual_lr if ".residual." in name else config.lr
         scale = rate / config.lr
@@ -107,7 +123,7 @@ def _stable_then_decayed(config: Any, step: int, end: int) -> float:
 
 def train_step(
     model: LM | Distillation,  # pyright: ignore[reportGeneralTypeIssues]
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | Together,
     tokens_BT: Tensor,
     targets_BT: Tensor,
     *,

@@ -23,9 +23,10 @@ SMALLEST, LARGEST = 1.2e-38, 3.4e38
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Config):
-    """AdamW, its schedule and its weight decay.
+    """AdamW or Muon, their schedule and their weight decay.
 
     Attributes:
+        name: ``"adamw"`` for all, or ``"muon"`` for the matrices of hidden layers and AdamW for all else.
         lr: peak learning rate.
         beta1, beta2, eps: decay rates of Adam's moments, and the constant in its denominator.
         weight_decay: coefficient of the decoupled weight decay.
@@ -47,8 +48,14 @@ class OptimConfig(Config):
         final_lr: fraction of ``lr`` at the end of the decay.
         value_lr: peak learning rate of the value-residual weights, scheduled like ``lr``; 0 for ``lr`` itself.
         residual_lr: the same for all parameters that read, mix and write residual streams.
+        muon_lr, muon_weight_decay: those of Muon's matrices, scheduled like ``lr``; a rate of 0 for ``lr`` itself.
+        muon_momentum: decay rate of its momentum, which is Nesterov's.
+        muon_scale: factor of an orthogonalised matrix: ``"match_rms_adamw"`` (arXiv 2502.16982), ``0.2 sqrt(max(inputs,
+            outputs))``, suits a rate of AdamW's; ``"original"`` is ``sqrt(max(1, outputs / inputs))``, for rates about
+            0.02. The names are PyTorch's.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-4
     beta1: float = 0.9
     beta2: float = 0.999
@@ -65,17 +72,22 @@ class OptimConfig(Config):
     final_lr: float = 0.1
     value_lr: float = 0.0
     residual_lr: float = 0.0
+    muon_lr: float = 0.0
+    muon_weight_decay: float = 0.1
+    muon_momentum: float = 0.95
+    muon_scale: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
 
     def validate(self):
         super().validate()
         self.require(self.lr > 0, f"lr must be positive, got {self.lr}")
         self.require(self.lr >= SMALLEST, f"lr must be at least {SMALLEST}, or it is 0 in float32; got {self.lr}")
-        for name in ("beta1", "beta2"):
+        for name in ("beta1", "beta2", "muon_momentum"):
             self.require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         self.require(self.eps >= SMALLEST, f"eps must be at least {SMALLEST}, or it is 0 in float32; got {self.eps}")
         self.require_counts(0, "warmup_steps", "decay_steps")
-        self.require_not_negative("weight_decay", "clip", "value_lr", "residual_lr")
-        for name in ("lr", "value_lr", "residual_lr", "weight_decay", "clip"):
+        rates = ("value_lr", "residual_lr", "muon_lr")
+        self.require_not_negative("weight_decay", "muon_weight_decay", "clip", *rates)
+        for name in ("lr", *rates, "weight_decay", "muon_weight_decay", "clip"):
             self.require(getattr(self, name) <= LARGEST, f"{name} must be at most {LARGEST}, got {getattr(self, name)}")
         self.require(0 < self.decay_fraction <= 1, f"decay_fraction must lie in (0, 1], got {self.decay_fraction}")
         self.require(0 <= self.final_lr <= 1, f"final_lr must lie in [0, 1], got {self.final_lr}")

@@ -48,7 +48,7 @@ def cases() -> Iterator[Case]:
 
 
 def optimizer(name: str, system: System, optim: OptimConfig) -> Case:
-    """First moments, second moments and parameters after every one of a few updates with random gradients."""
+    """Parameters, and AdamW's moments if it has all, after every one of a few updates with random gradients."""
     arguments = system.config, Weights(system.config), optim
     return Case(
         tier="optimizer",
@@ -80,7 +80,9 @@ def _updates_jax(config, weights: Arrays, optim: OptimConfig, dtype: DType) -> V
         values: dict[str, np.ndarray] = {}
         for update in range(UPDATES):
             params, state = one(to_params(config, _gradients(weights, update), dtype), state, params)
-            trees = {"m": optax.tree.get(state, "mu"), "v": optax.tree.get(state, "nu"), "params": params}
+            trees = {"params": params}
+            if optim.name == "adamw":
+                trees |= {"m": optax.tree.get(state, "mu"), "v": optax.tree.get(state, "nu")}
             values |= {
                 f"{kind} {update} {name}": x
                 for kind, tree in trees.items()
@@ -102,11 +104,12 @@ def _updates_torch(config, weights: Arrays, optim: OptimConfig, dtype: DType, sa
         if optim.clip > 0:
             torch.nn.utils.clip_grad_norm_(params.values(), optim.clip)
         adamw.step()
-        trees = {
-            "m": {name: adamw.state[x]["exp_avg"] for name, x in params.items()},
-            "v": {name: adamw.state[x]["exp_avg_sq"] for name, x in params.items()},
-            "params": params,
-        }
+        trees = {"params": params}
+        if isinstance(adamw, torch.optim.AdamW):
+            trees |= {
+                kind: {name: adamw.state[x][key] for name, x in params.items()}
+                for kind, key in (("m", "exp_avg"), ("v", "exp_avg_sq"))
+            }
         values |= {
             f"{kind} {update} {name}": x.detach().numpy().copy()
             for kind, tree in trees.items()

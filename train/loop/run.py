@@ -39,7 +39,7 @@ from train.storage.folder import CONFIG_FILE, EPILOGUE_FILE, SUMMARY_FILE
 from train.storage.restore import load_run
 from train.terminal.console import Display, say, task
 from train.terminal.interrupt import Interrupt, Interrupted, advising
-from train.update.optimizer import make_optimizer
+from train.update.optimizer import make_optimizer, muon_share
 from train.update.state import TrainState, trained_info
 from train.update.step import init_state, make_eval_step
 
@@ -360,6 +360,7 @@ def _introduce(
         f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}",
         data.introduction(baselines),
         config.objective.description,
+        _optimizer(config),
         f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens",
     )
     say("\n".join(filter(None, lines)))
@@ -378,6 +379,14 @@ def _introduce(
         )
     if mesh.size > 1:
         say(sharding.table(param_info(config.model), mesh))
+
+
+def _optimizer(config: RunConfig) -> str:
+    """What takes which parameters, unless AdamW takes all."""
+    if config.optim.name == "adamw":
+        return ""
+    taken, total = muon_share(trained_info(config))
+    return f"Muon for {taken:,} of {total:,} trained parameters, the matrices of hidden layers; AdamW for the others"
 
 
 def _finish(config: RunConfig, folder: Path, data: Data, params: Params, summary: dict[str, Any]) -> None:

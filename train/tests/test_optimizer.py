@@ -8,15 +8,18 @@ import pytest
 import torch
 from transformers import get_wsd_schedule
 
+import torch_ref
+import torch_ref.muon
 import torch_ref.train
-from mhc_jax import registry
+from mhc_jax import interop, registry
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info, param_shapes
-from mhc_jax.models import with_topology
+from mhc_jax.models import mhc_ssm, with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
-from mhc_jax.tree import flatten
+from mhc_jax.tree import flatten, unflatten
 from train.config import OptimConfig
+from train.update.muon import is_hidden_matrix
 from train.update.optimizer import clip_by_global_norm, decay_mask, make_optimizer, rate_factors, schedule
 
 torch.set_num_threads(1)
@@ -59,6 +62,66 @@ def test_twenty_steps_equal_torch_in_float64(clip):
             ours = optax.apply_updates(ours, updates)
         for name in start:
             np.testing.assert_allclose(ours[name], theirs[name].detach().numpy(), rtol=1e-13, atol=1e-14)
+
+
+@pytest.mark.parametrize("scale", ["original", "match_rms_adamw"])
+def test_muon_equals_torch_layer_by_layer_in_float64(scale, monkeypatch):
+    """PyTorch's, which would round to bfloat16, is kept from it."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
+    config = CONSTANT.replace(name="muon", muon_lr=0.02, muon_weight_decay=0.3, muon_scale=scale, clip=0.0)
+    rng = np.random.default_rng(0)
+    shapes = {"wide": (2, 3, 5), "tall": (2, 7, 4), "experts": (2, 3, 4, 6), "head": (2, 3)}
+    axes = dict.fromkeys(("wide", "tall"), ("layer", "embed", "mlp"))
+    axes |= {"experts": ("layer", "expert", "embed", "mlp"), "head": ("embed", "vocab")}
+    infos = {name: ParamInfo(shape, np.dtype("float64"), "kernel", axes[name], 1.0) for name, shape in shapes.items()}
+    start, *gradients = ({name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(6))
+    theirs = {
+        (name, *at): torch.nn.Parameter(torch.tensor(value[at].T))
+        for name, value in start.items()
+        if name != "head"
+        for at in np.ndindex(value.shape[:-2])
+    }
+    options = {"momentum": 0.95, "adjust_lr_fn": scale, "eps": 1e-20}
+    muon = torch.optim.Muon(theirs.values(), lr=0.02, weight_decay=0.3, **options)
+    head = torch.nn.Parameter(torch.tensor(start["head"]))
+    adamw = torch.optim.AdamW([head], lr=config.lr, weight_decay=0.1)
+    for gradient in gradients:
+        for (name, *at), parameter in theirs.items():
+            parameter.grad = torch.tensor(gradient[name][*at].T.copy())
+        head.grad = torch.tensor(gradient["head"])
+        muon.step()
+        adamw.step()
+
+    with jax.enable_x64(True):
+        optimizer = make_optimizer(config, 5, infos)
+        ours = jax.tree.map(jnp.asarray, start)
+        state = optimizer.init(ours)
+        update = jax.jit(optimizer.update)
+        for gradient in gradients:
+            updates, state = update(jax.tree.map(jnp.asarray, gradient), state, ours)
+            ours = optax.apply_updates(ours, updates)
+        np.testing.assert_allclose(ours["head"], head.detach().numpy(), rtol=1e-12)
+        for (name, *at), parameter in theirs.items():
+            np.testing.assert_allclose(ours[name][*at].T, parameter.detach().numpy(), rtol=1e-7, atol=1e-9)
+
+
+def test_muon_takes_the_matrices_of_hidden_layers_in_both_frameworks():
+    taken = {
+        "mhc_ssm": {"mixer.branch.in_proj", "mixer.branch.out_proj"},
+        "gpt": {f"mixer.branch.{name}_proj" for name in ("q", "k", "v", "out")}
+        | {f"mlp.branch.{name}_proj" for name in ("up", "down")},
+    }
+    models = {"mhc_ssm": mhc_ssm("adapters", vocab_size=11, max_len=8, width=8, layers=2)}
+    models["gpt"] = model_of("dynamic_mhc", "attention")
+    for name, model in models.items():
+        infos = param_info(model)
+        found = {path for path, info in infos.items() if is_hidden_matrix(info)}
+        assert found == {f"blocks.{part}.kernel" for part in taken[name]}
+        mask = {path: jnp.full(info.shape, path in found) for path, info in infos.items()}
+        chosen = {path for path, x in interop.to_torch(model, unflatten(mask)).items() if x.all()}
+        assert chosen == torch_ref.muon.hidden_matrices(torch_ref.build(model))
+    with pytest.raises(ConfigError, match="no matrix of a hidden layer"):
+        make_optimizer(OptimConfig(name="muon"), 1, infos_of({"kernel": jnp.zeros((2, 2))}, kernel="kernel"))
 
 
 def test_schedule_warms_up_linearly_then_follows_half_a_cosine():

@@ -9,7 +9,7 @@ PARTS = {
     "OptimConfig": {
         "lr": POSITIVE, "beta1": RATE, "beta2": RATE, "eps": POSITIVE, "weight_decay": NATURAL, "clip": NATURAL,
         "warmup_steps": NATURAL, "decay_steps": NATURAL, "final_lr": UPPER, "value_lr": NATURAL, "residual_lr": NATURAL,
-        "decay_fraction": SHARE,
+        "decay_fraction": SHARE, "muon_lr": NATURAL, "muon_weight_decay": NATURAL, "muon_momentum": RATE,
     },
     "TrainConfig": {
         "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT,

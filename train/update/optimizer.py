@@ -1,6 +1,7 @@
-"""AdamW as in PyTorch, its schedule, and its weight decay."""
+"""AdamW and Muon as in PyTorch, their schedule, and their weight decay."""
 
 import itertools
+import math
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, NamedTuple, get_args
@@ -9,27 +10,56 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mhc_jax.config import ConfigError
 from mhc_jax.functional import Infos
 from mhc_jax.nn.init import Role
 from mhc_jax.tree import dotted
 from train.config import OptimConfig
+from train.update.muon import is_hidden_matrix, muon
 
 
 def make_optimizer(config: OptimConfig, total_steps: int, infos: Infos) -> optax.GradientTransformation:
-    """Clipping, AdamW and schedule; equal to ``clip_grad_norm_`` and ``torch.optim.AdamW`` of PyTorch.
+    """Clipping, AdamW, or Muon with AdamW for all that is no matrix of a hidden layer, and schedule.
 
-    The rate of the latest update can be read with ``optax.tree.get(opt_state, "learning_rate")``.
+    Equal to ``clip_grad_norm_``, ``torch.optim.AdamW`` and ``torch.optim.Muon`` of PyTorch. The rate of the latest
+    update can be read with ``optax.tree.get(opt_state, "learning_rate")``.
 
     Args:
         infos: descriptions of the parameters, from :func:`mhc_jax.functional.param_info`.
+
+    Raises:
+        ConfigError: Muon is asked for, and the model has no matrix that it takes.
     """
     clip = [clip_by_global_norm(config.clip)] if config.clip > 0 else []
-    return optax.chain(
-        *clip,
+    directions = [
         optax.scale_by_adam(config.beta1, config.beta2, config.eps),
         optax.add_decayed_weights(config.weight_decay, mask=partial(decay_mask, config, infos)),
-        _scale_by_rate(schedule(config, total_steps), partial(rate_factors, config)),
-    )
+    ]
+    if config.name == "muon":
+        muon_share(infos)
+        parts = {"adamw": optax.chain(*directions), "muon": muon(config)}
+        directions = [optax.partition(parts, partial(_optimizer_names, infos))]
+    return optax.chain(*clip, *directions, _scale_by_rate(schedule(config, total_steps), partial(rate_factors, config)))
+
+
+def muon_share(infos: Infos) -> tuple[int, int]:
+    """Numbers of parameters that Muon takes, and of all.
+
+    Raises:
+        ConfigError: it takes none.
+    """
+    sizes = {name: math.prod(info.shape) for name, info in infos.items()}
+    taken = sum(size for name, size in sizes.items() if is_hidden_matrix(infos[name]))
+    if not taken:
+        raise ConfigError("--optim.name muon: the model has no matrix of a hidden layer; take adamw")
+    return taken, sum(sizes.values())
+
+
+def _optimizer_names(infos: Infos, params: Any) -> Any:
+    def name(path, _):
+        return "muon" if is_hidden_matrix(infos[dotted(path)]) else "adamw"
+
+    return jax.tree_util.tree_map_with_path(name, params)
 
 
 class RateState(NamedTuple):
