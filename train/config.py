@@ -23,7 +23,7 @@ SMALLEST, LARGEST = 1.2e-38, 3.4e38
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Config):
-    """AdamW or Muon, their schedule and their weight decay.
+    """AdamW or Muon, their schedule and their weight decay, and an average of the parameters.
 
     Attributes:
         name: ``"adamw"`` for all, or ``"muon"`` for the matrices of hidden layers and AdamW for all else.
@@ -48,6 +48,7 @@ class OptimConfig(Config):
         final_lr: fraction of ``lr`` at the end of the decay.
         value_lr: peak learning rate of the value-residual weights, scheduled like ``lr``; 0 for ``lr`` itself.
         residual_lr: the same for all parameters that read, mix and write residual streams.
+        ema: share of an exponential moving average of the parameters that a step keeps; 0 for no average.
         muon_lr, muon_weight_decay: those of Muon's matrices, scheduled like ``lr``; a rate of 0 for ``lr`` itself.
         muon_momentum: decay rate of its momentum, which is Nesterov's.
         muon_scale: factor of an orthogonalised matrix: ``"match_rms_adamw"`` (arXiv 2502.16982), ``0.2 sqrt(max(inputs,
@@ -72,6 +73,7 @@ class OptimConfig(Config):
     final_lr: float = 0.1
     value_lr: float = 0.0
     residual_lr: float = 0.0
+    ema: float = 0.0
     muon_lr: float = 0.0
     muon_weight_decay: float = 0.1
     muon_momentum: float = 0.95
@@ -81,7 +83,7 @@ class OptimConfig(Config):
         super().validate()
         self.require(self.lr > 0, f"lr must be positive, got {self.lr}")
         self.require(self.lr >= SMALLEST, f"lr must be at least {SMALLEST}, or it is 0 in float32; got {self.lr}")
-        for name in ("beta1", "beta2", "muon_momentum"):
+        for name in ("beta1", "beta2", "muon_momentum", "ema"):
             self.require(0 <= getattr(self, name) < 1, f"{name} must lie in [0, 1), got {getattr(self, name)}")
         self.require(self.eps >= SMALLEST, f"eps must be at least {SMALLEST}, or it is 0 in float32; got {self.eps}")
         self.require_counts(0, "warmup_steps", "decay_steps")

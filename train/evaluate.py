@@ -43,6 +43,7 @@ class Flags:
         split: split of the data.
         which: checkpoint of each run directory.
         steps: checkpoints of each run directory instead, by their steps.
+        ema: the moving averages of the parameters instead, of runs with --optim.ema.
         json: whether to print one JSON object per line instead of a table.
         data: data to score on; by default that of each run.
     """
@@ -51,6 +52,7 @@ class Flags:
     split: Literal["validation", "test"] = "validation"
     which: Literal["best", "last"] = "best"
     steps: tuple[int, ...] = ()
+    ema: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     data: DataConfig = CorpusConfig()
 
@@ -70,6 +72,7 @@ class TaskFlags(Config):
         max_gen_toks: largest number of new tokens of an answer; 0 for as many as the task says.
         samples: file that receives every prompt and answer, one JSON object per line.
         which: checkpoint of each run directory.
+        ema: the moving averages of the parameters instead, of runs with --optim.ema.
         json: whether to print one JSON object per run instead of a table.
     """
 
@@ -82,6 +85,7 @@ class TaskFlags(Config):
     max_gen_toks: int = 0
     samples: str = ""
     which: Literal["best", "last"] = "best"
+    ema: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     json: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
 
     def validate(self):
@@ -127,7 +131,7 @@ def _check_runs(runs: tuple[str, ...]) -> None:
 def _scores(run: str, flags: Flags, argv: list[str]) -> Iterator[dict[str, Any]]:
     """A row for each checkpoint of a run; those that were named by their steps are kept in its folder."""
     checkpoints = flags.steps or (flags.which,)
-    config, params = load_run(run, checkpoints[0])
+    config, params = load_run(run, checkpoints[0], ema=flags.ema)
     data = cli.parse(Flags, argv, prog=PROG, default=Flags((run,), data=config.data)).data
     asked = config.replace(data=data)
     asked.validate()
@@ -137,10 +141,11 @@ def _scores(run: str, flags: Flags, argv: list[str]) -> Iterator[dict[str, Any]]
         scores = evaluator(asked, opened, flags.split)
         for index, checkpoint in enumerate(checkpoints):
             if index:
-                _, params = load_run(run, checkpoint)
+                _, params = load_run(run, checkpoint, ema=flags.ema)
             found, step = scores(params), {}
             if isinstance(checkpoint, int):
-                _keep(Path(run), config, data, flags.split, checkpoint, found)
+                if not flags.ema:
+                    _keep(Path(run), config, data, flags.split, checkpoint, found)
                 step = {"step": checkpoint}
             yield {"run": run, **step, "split": flags.split, **found}
     except ConfigError as error:  # of several runs, this one
@@ -161,7 +166,7 @@ def _score_tasks(argv: list[str]) -> None:
     _check_runs(flags.runs)
     samples = check_file("--samples", flags.samples) if flags.samples else None
     tasks = _tasks(flags)
-    models = {run: load_run(run, flags.which) for run in flags.runs}
+    models = {run: load_run(run, flags.which, ema=flags.ema) for run in flags.runs}
     for run, (config, _) in models.items():
         try:
             config.model.check_next_token()

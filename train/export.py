@@ -90,12 +90,14 @@ class Flags:
         run: run directory or exported folder.
         out: folder to create.
         which: checkpoint of the run directory.
+        ema: the moving average of the parameters instead, of a run with --optim.ema.
         format: the format of this project, or of Hugging Face transformers, with the model's code where need be.
     """
 
     run: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")]
     out: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
     which: Literal["best", "last"] = "best"
+    ema: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     format: Format = "mhc_jax"
 
 
@@ -104,7 +106,7 @@ def main(argv: list[str]) -> None:
     flags = cli.parse(Flags, argv, prog="python -m train.export")
     out = check_folder("OUT", flags.out)
     _check_new(out)
-    how = export(*load_run(flags.run, flags.which), out, flags.format)
+    how = export(*load_run(flags.run, flags.which, ema=flags.ema), out, flags.format)
     print(*filter(None, (f"{out} written.", how, f"Next: python -m parity_tests --checkpoint {out}")))
 
 

@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
         return
     for policy in flags.policies:
         check_policy(_under(config, policy).model)
-    check_memory(config.model, TRAINING if flags.compile or flags.profile else 1)
+    check_memory(config.model, TRAINING + (config.optim.ema > 0) if flags.compile or flags.profile else 1)
     shapes = param_shapes(config.model)
     if params is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, shapes):
         raise ConfigError(f"the model flags do not fit the parameters of {flags.name}; leave them out")

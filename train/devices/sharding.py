@@ -176,9 +176,9 @@ def state_shardings(state: Any, infos: Infos, mesh: Mesh) -> Any:
     """A pytree of NamedSharding like ``state``.
 
     Args:
-        state: a :class:`train.update.state.TrainState` of arrays or shapes. Parameters follow :data:`SLICES`; leaves of
-            the optimizer state that are named and shaped like a parameter (its moments) follow that parameter;
-            everything else is held whole by every device.
+        state: a :class:`train.update.state.TrainState` of arrays or shapes. Parameters and their
+            average follow :data:`SLICES`; leaves of the optimizer state that are named and shaped like a parameter (its
+            moments) follow that parameter; everything else is held whole by every device.
         infos: as in :func:`param_specs`.
 
     Raises:
@@ -199,6 +199,7 @@ def state_shardings(state: Any, infos: Infos, mesh: Mesh) -> Any:
         params=jax.tree_util.tree_map_with_path(like_param, state.params),
         objective=jax.tree_util.tree_map_with_path(like_param, {"objective": state.objective})["objective"],
         opt_state=jax.tree_util.tree_map_with_path(like_param, state.opt_state),
+        ema=jax.tree_util.tree_map_with_path(like_param, state.ema),
     )
 
 

@@ -17,12 +17,13 @@ from jax.sharding import Mesh
 
 from mhc_jax import accounting
 from mhc_jax.config import ConfigError
-from mhc_jax.functional import Params, param_info, parameter_count
+from mhc_jax.functional import Params, parameter_count
 from train.config import RunConfig
 from train.data.files import replacing
 from train.data.kind import Data
 from train.devices import peers, sharding
 from train.devices.memory import TRAINING, check_memory, most_used
+from train.loop.introduction import introduce
 from train.loop.resolve import check_resumes, finished, must_agree, refuse_overwrite, resolve, run_folder
 from train.loop.teacher import place, with_teacher
 from train.measure import streams
@@ -39,7 +40,7 @@ from train.storage.folder import CONFIG_FILE, EPILOGUE_FILE, SUMMARY_FILE
 from train.storage.restore import load_run
 from train.terminal.console import Display, say, task
 from train.terminal.interrupt import Interrupt, Interrupted, advising
-from train.update.optimizer import make_optimizer, muon_share
+from train.update.optimizer import make_optimizer
 from train.update.state import TrainState, trained_info
 from train.update.step import init_state, make_eval_step
 
@@ -55,10 +56,12 @@ class Result:
     Attributes:
         params: trained parameters, on the devices of the run.
         summary: contents of ``summary.json``.
+        ema: their moving average; None under an ``optim.ema`` of 0.
     """
 
     params: Params
     summary: dict[str, Any]
+    ema: Params | None = None
 
 
 def run(
@@ -88,7 +91,7 @@ def run(
     lock.refuse_held(run_folder(config))
     check_sinks(config.log)
     config, teacher = with_teacher(resolve(config))
-    check_memory(config.model, TRAINING)
+    check_memory(config.model, TRAINING + (config.optim.ema > 0))
     check_resumes(config)
     streams.check(config)
     mesh = sharding.make_mesh(config.mesh)
@@ -112,7 +115,7 @@ def run(
     optimizer = make_optimizer(config.optim, total_steps, trained_info(config))
     abstract = abstract_state(config, optimizer, mesh)
     parameters = parameter_count(config.model)
-    _introduce(config, data, mesh, parameters, total_steps, baselines)
+    introduce(config, data, mesh, parameters, total_steps, baselines)
 
     with _claim(config) as folder, Checkpoints(folder, config.checkpoint.keep) as checkpoints:
         checkpoints.check_way()
@@ -159,16 +162,28 @@ def run(
         def seconds() -> float:
             return seconds_before + time.monotonic() - started
 
-        def validate(state: TrainState, name: str, count: int) -> dict[str, float]:
-            """Scores on some batches of the validation split, under names that begin with ``name``."""
+        def scores_of(state: TrainState, params: Params, count: int) -> dict[str, float]:
             some = (sharding.global_batch(batch, mesh) for batch in itertools.islice(validation, count))
             with task(f"evaluating {count} validation batches", count, quiet=int(state.step) < total_steps) as work:
-                sums = evaluate(eval_step, state.params, work.over(interrupt.between(some)))
+                sums = evaluate(eval_step, params, work.over(interrupt.between(some)))
             scores = data.scores("validation", sums)
             del scores["tokens"]
+            return scores
+
+        def validate(state: TrainState, name: str, count: int) -> dict[str, float]:
+            """Scores on some batches of the validation split, under names that begin with ``name``.
+
+            Those of the average follow, as ``ema_loss`` and so on.
+            """
+            scores = scores_of(state, state.params, count)
+            shown = data.shown(scores)
+            if state.ema is not None:
+                averaged = scores_of(state, state.ema, count)
+                scores |= {f"ema_{score}": value for score, value in averaged.items()}
+                shown += f"  val_ema_loss {averaged['loss']:.4f}"
             log.write(int(state.step), {f"{name}_{score}": value for score, value in scores.items()})
             part = "whole split" if count == len(validation) else f"{count} batch{'es' * (count > 1)}"
-            say(f"step {int(state.step)}  {data.shown(scores)}  ({part})")
+            say(f"step {int(state.step)}  {shown}  ({part})")
             return scores
 
         def look_at_streams(state: TrainState) -> None:
@@ -297,7 +312,7 @@ def run(
     with advising(f"interrupted: step {total_steps} is saved {resumes}"):
         draw()
         _finish(config, folder, data, state.params, summary)
-    return Result(state.params, summary)
+    return Result(state.params, summary, state.ema)
 
 
 def _nothing_left(config: RunConfig, summary: dict[str, Any]) -> Result:
@@ -305,7 +320,9 @@ def _nothing_left(config: RunConfig, summary: dict[str, Any]) -> Result:
         f"{run_folder(config)} is finished: {summary['steps']:,} steps, validation loss {summary['val_loss']:.4f}; "
         "to go on, give more --train.steps"
     )
-    return Result(load_run(run_folder(config), "last")[1], summary)
+    folder = run_folder(config)
+    ema = load_run(folder, "last", ema=True)[1] if config.optim.ema else None
+    return Result(load_run(folder, "last")[1], summary, ema)
 
 
 def _flops_per_token(config: RunConfig) -> int:
@@ -349,44 +366,6 @@ def _claim(config: RunConfig) -> Iterator[Path]:
             except OSError as error:
                 raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another --run-dir") from error
         yield folder
-
-
-def _introduce(
-    config: RunConfig, data: Data, mesh: Mesh, parameters: int, total_steps: int, baselines: dict[str, float]
-) -> None:
-    """Announces the run before anything is compiled."""
-    devices = f"{mesh.size} x {jax.devices()[0].device_kind}"
-    lines = (
-        f"{config.name}: {parameters:,} parameters, {config.model.execution.policy}, on {devices}",
-        data.introduction(baselines),
-        config.objective.description,
-        _optimizer(config),
-        f"{total_steps:,} steps of {config.data.batch_size} x {config.data.seq_len} tokens",
-    )
-    say("\n".join(filter(None, lines)))
-    if config.model.remark:
-        say(f"warning: {config.model.remark}")
-    known = config.data.vocab_size()
-    if config.model.vocab_size > 2 * known:
-        say(
-            f"warning: the model has a vocabulary of {config.model.vocab_size:,}, the data of {known:,}; to follow it, "
-            "give --model.vocab-size None"
-        )
-    if config.optim.warmup_steps >= total_steps:
-        say(
-            f"warning: --optim.warmup-steps {config.optim.warmup_steps} covers all {total_steps} steps of the run, so "
-            "the learning rate never decays; use fewer"
-        )
-    if mesh.size > 1:
-        say(sharding.table(param_info(config.model), mesh))
-
-
-def _optimizer(config: RunConfig) -> str:
-    """What takes which parameters, unless AdamW takes all."""
-    if config.optim.name == "adamw":
-        return ""
-    taken, total = muon_share(trained_info(config))
-    return f"Muon for {taken:,} of {total:,} trained parameters, the matrices of hidden layers; AdamW for the others"
 
 
 def _finish(config: RunConfig, folder: Path, data: Data, params: Params, summary: dict[str, Any]) -> None:

@@ -46,7 +46,7 @@ def cost_rows(config: RunConfig) -> list[Row]:
     gflop = step_flops(config) / 1e9
     mib = {
         "parameters": _mib(state.params),
-        "optimizer state": _mib(state.opt_state),
+        "optimizer state": _mib((state.opt_state, state.ema)),
         "activations, gradients and scratch": scratch,
     }
     quantities = {
@@ -87,7 +87,7 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
     cost = hlo.cost(text)
     quantities = {
         "parameters": (_mib(state.params), "MiB"),
-        "optimizer state": (_mib(state.opt_state), "MiB"),
+        "optimizer state": (_mib((state.opt_state, state.ema)), "MiB"),
         "temporaries": (memory.temp_size_in_bytes / 2**20, "MiB"),
         "output": (memory.output_size_in_bytes / 2**20, "MiB"),
         "of that in place of input": (memory.alias_size_in_bytes / 2**20, "MiB"),

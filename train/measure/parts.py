@@ -132,7 +132,7 @@ def _rows(
 
 def _memory(config: RunConfig, scratch: float | None, cache: int | None) -> list[Row]:
     state = jax.eval_shape(lambda: init_state(config, make_optimizer(config.optim, 1, trained_info(config))))
-    bytes_ = {"parameters": _bytes(state.params), "optimizer state": _bytes(state.opt_state)}
+    bytes_ = {"parameters": _bytes(state.params), "optimizer state": _bytes((state.opt_state, state.ema))}
     bytes_["temporaries of a training step"] = scratch
     if cache is not None:
         bytes_[f"decoding state of one row, {cache:,} tokens"] = state_bytes(config.model, cache)

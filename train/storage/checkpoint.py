@@ -261,17 +261,18 @@ class Checkpoints:
                 if jax.process_index() == 0:
                     manifest.seal(path)
 
-    def restore_params(self, abstract_params: Params, which: Literal["best", "last"] | int) -> Params:
+    def restore_params(self, shapes: Params, which: Literal["best", "last"] | int, tree: str = "params") -> Params:
         """The parameters alone, of the best or the last good checkpoint, or of that step; see :meth:`restore`.
 
         Args:
-            abstract_params: shapes; without shardings they come to the first local device.
+            shapes: abstract parameters; without shardings they come to the first local device.
+            tree: ``"ema"`` for their moving average.
         """
 
         def read(path: Path) -> Params:
-            wanted = _flat({"params": abstract_params})
-            flat = _read_arrays(path / "state", wanted, only="params.")
-            return jax.tree.unflatten(jax.tree.structure(abstract_params), [flat[name] for name in wanted])
+            wanted = _flat({tree: shapes})
+            flat = _read_arrays(path / "state", wanted, only=f"{tree}.")
+            return jax.tree.unflatten(jax.tree.structure(shapes), [flat[name] for name in wanted])
 
         self.wait()
         if isinstance(which, int):

@@ -15,7 +15,9 @@ from train.data.config import CorpusConfig
 from train.storage.folder import CONFIG_FILE, RUN_FILE
 
 
-def load_run(path: str | Path, which: Literal["best", "last"] | int = "best") -> tuple[RunConfig, Params]:
+def load_run(
+    path: str | Path, which: Literal["best", "last"] | int = "best", *, ema: bool = False
+) -> tuple[RunConfig, Params]:
     """Configuration and parameters, on the first local device.
 
     Args:
@@ -23,12 +25,15 @@ def load_run(path: str | Path, which: Literal["best", "last"] | int = "best") ->
             one that transformers wrote. Without its ``run.json``, all but the model is at its defaults, except the
             tokenizer if the folder holds one.
         which: checkpoint of a run directory, by its step if it is a number; an exported folder holds only one.
+        ema: the moving average of the parameters, which a run with ``optim.ema`` keeps.
 
     Raises:
-        ConfigError: no such folder, or neither of the two.
+        ConfigError: no such folder, or neither of the two, or no average where one is asked for.
         CheckpointError: no good checkpoint, or one that does not fit ``config.json``.
     """
     path = Path(path)
+    if ema and (interop.is_huggingface(path) or (path / "model.safetensors").is_file()):
+        raise ConfigError(f"--ema: {path} is an exported folder, which holds one set of parameters; give a run")
     if interop.is_huggingface(path):
         return _exported(path, *interop.load_huggingface(path))
     if (path / "model.safetensors").is_file():
@@ -40,8 +45,10 @@ def load_run(path: str | Path, which: Literal["best", "last"] | int = "best") ->
     from train.storage.checkpoint import Checkpoints
 
     config = _read_config(path / CONFIG_FILE)
+    if ema and not config.optim.ema:
+        raise ConfigError(f"--ema: {path} was trained without an average of its parameters; leave it out")
     checkpoints = Checkpoints(path, config.checkpoint.keep)
-    return config, checkpoints.restore_params(param_shapes(config.model), which)
+    return config, checkpoints.restore_params(param_shapes(config.model), which, "ema" if ema else "params")
 
 
 def check_steps(path: str | Path, steps: Sequence[int]) -> None:

@@ -10,6 +10,7 @@ PARTS = {
         "lr": POSITIVE, "beta1": RATE, "beta2": RATE, "eps": POSITIVE, "weight_decay": NATURAL, "clip": NATURAL,
         "warmup_steps": NATURAL, "decay_steps": NATURAL, "final_lr": UPPER, "value_lr": NATURAL, "residual_lr": NATURAL,
         "decay_fraction": SHARE, "muon_lr": NATURAL, "muon_weight_decay": NATURAL, "muon_momentum": RATE,
+        "ema": RATE,
     },
     "TrainConfig": {
         "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT,

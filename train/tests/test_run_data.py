@@ -16,8 +16,9 @@ from train.data.config import CorpusConfig
 from train.data.fineweb import shard_name
 from train.data.shards import write_shard
 from train.devices.sharding import make_mesh
+from train.loop.introduction import introduce
 from train.loop.resolve import resolve
-from train.loop.run import _introduce, run
+from train.loop.run import run
 from train.objectives.cross_entropy import CrossEntropyConfig
 from train.storage.folder import read_metrics
 from train.storage.restore import load_run
@@ -47,7 +48,7 @@ def on_shards(tmp_path):
 def test_a_warm_up_as_long_as_the_run_is_pointed_out(tmp_path, capsys):
     config, data = resolve(tiny_run(tmp_path)), SimpleNamespace(introduction=lambda baselines: "data")
     for steps, warned in ((5, True), (6, False)):
-        _introduce(config, data, make_mesh(config.mesh), 1, steps, {})
+        introduce(config, data, make_mesh(config.mesh), 1, steps, {})
         assert ("--optim.warmup-steps 5 covers all 5 steps of the run" in capsys.readouterr().out) == warned
 
 

@@ -15,6 +15,7 @@ from mhc_jax.config import ConfigError
 from mhc_jax.functional import ParamInfo, param_info
 from mhc_jax.models import gpt2, mhc_ssm, with_topology
 from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig, LatentAttentionConfig
+from mhc_jax.tree import dotted
 from train.config import MeshConfig, RunConfig, TrainConfig
 from train.data.config import CorpusConfig
 from train.devices import sharding
@@ -99,6 +100,22 @@ def test_optimizer_moments_follow_their_parameters():
         assert jax.tree.leaves(moments) == jax.tree.leaves(found.params)
     assert found.step == NamedSharding(mesh, P())
     assert optax.tree.get(found.opt_state, "learning_rate") == NamedSharding(mesh, P())
+
+
+def flat(shardings):
+    return {dotted(path): its for path, its in jax.tree_util.tree_leaves_with_path(shardings)}
+
+
+def test_momentum_of_muon_and_averages_follow_their_parameters():
+    config = with_model(small())
+    config = config.replace(optim=config.optim.replace(name="muon", ema=0.9))
+    infos, mesh = param_info(config.model), mesh_of(2, 2, 2)
+    optimizer = make_optimizer(config.optim, 10, infos)
+    found = sharding.state_shardings(jax.eval_shape(lambda: init_state(config, optimizer)), infos, mesh)
+    assert jax.tree.leaves(found.ema) == jax.tree.leaves(found.params)
+    trace, first = (flat(optax.tree.get(found.opt_state, name)) for name in ("trace", "mu"))
+    assert trace.keys() == {f"blocks.mixer.branch.{name}_proj.kernel" for name in ("in", "out")}
+    assert trace | first == flat(found.params)
 
 
 def test_an_axis_that_no_table_names_is_held_whole_and_printed_so(monkeypatch):

@@ -24,6 +24,7 @@ class TrainState:
             that a smaller loss scale may mend.
         loss_scale: what keeps the gradients inside the range of float16; None under other policies.
         objective: the objective's own parameters, float32; most objectives have none.
+        ema: exponential moving average of ``params``, float32; None under an ``optim.ema`` of 0.
     """
 
     step: jax.Array
@@ -33,6 +34,7 @@ class TrainState:
     consecutive_skipped: jax.Array
     loss_scale: LossScale | None = None
     objective: Params = dataclasses.field(default_factory=dict)
+    ema: Params | None = None
 
     @property
     def trained(self) -> Params:

@@ -43,7 +43,8 @@ def init_state(config: RunConfig, optimizer: optax.GradientTransformation, targe
         places = config.data.batch_size * config.data.seq_len / config.train.accumulate
         scale = LossScale.start(places * targets_share)
     opt_state = optimizer.init(joined(params, own))
-    return TrainState(step, params, opt_state, skipped, consecutive, scale, own)
+    ema = jax.tree.map(jnp.copy, params) if config.optim.ema else None
+    return TrainState(step, params, opt_state, skipped, consecutive, scale, own, ema)
 
 
 def make_train_step(
@@ -126,7 +127,13 @@ def make_train_step(
         consecutive = jnp.where(finite, 0, state.consecutive_skipped + fault)
         metrics |= {**norms, "lr": lr, "skipped": skipped, "consecutive_skipped": consecutive}
         params, own = parted(trained)
-        return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale, own), metrics
+        ema = state.ema
+        if ema is not None:
+            # Begins with the parameters after the first update, as PyTorch's does.
+            decay = jnp.where(state.step == state.skipped, 0.0, config.optim.ema)
+            moved = optax.incremental_update(params, ema, 1 - decay)
+            ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old).astype(old.dtype), moved, ema)
+        return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale, own, ema), metrics
 
     return train_step
 
