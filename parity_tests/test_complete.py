@@ -19,6 +19,7 @@ from torch_ref.config import implementation
 TWINS = {
     "norm.inverse_unit_rms": "norm.unit_rms_norm",
     "loss.chunked_cross_entropy": "loss.cross_entropy",
+    "loss.chunked_cross_entropy_and_z_loss": "loss.z_loss",
     "sinkhorn.projection_tangent": "sinkhorn.with_birkhoff_gradient",
     "sinkhorn.solve_laplacian": "sinkhorn.solve_column_potentials",
 }
