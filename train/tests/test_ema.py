@@ -74,6 +74,7 @@ def runs(tmp_path_factory):
     return folder, config, whole, resumed, run(plain)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bitwise_alike(runs):
     _, _, whole, resumed, plain = runs
     for one, other in ((whole.params, resumed.params), (whole.ema, resumed.ema), (whole.params, plain.params)):
@@ -81,6 +82,7 @@ def test_a_resumed_run_ends_bitwise_alike(runs):
     assert plain.ema is None
 
 
+@pytest.mark.slow
 def test_both_scores_are_logged_and_the_average_is_scored_and_exported(runs, capsys):
     folder, _, whole, *_ = runs
     lines = [line for line in read_metrics(folder / "whole" / "metrics.jsonl") if "val_loss" in line]
@@ -95,6 +97,7 @@ def test_both_scores_are_logged_and_the_average_is_scored_and_exported(runs, cap
     jax.tree.map(np.testing.assert_array_equal, params, whole.ema)
 
 
+@pytest.mark.slow
 def test_an_average_that_is_not_there_is_refused(runs):
     folder, config, *_ = runs
     with pytest.raises(ConfigError, match="plain was trained without an average"):
