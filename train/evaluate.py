@@ -198,6 +198,10 @@ def _tasks(flags: TaskFlags) -> list[Tasks]:
     if names:
         data = LocalData(Path(flags.data)) if flags.data else None
         found.append(_harness().HarnessTasks(names, data, flags.shots, flags.limit, flags.max_gen_toks))
+    elif flags.shots is not None or flags.data:
+        raise ConfigError(
+            "--shots and --data belong to tasks of the lm-eval harness, and only files of questions are named"
+        )
     return found
 
 

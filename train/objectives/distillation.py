@@ -62,7 +62,8 @@ class DistillationConfig(CrossEntropyConfig):
 
     def validate(self):
         super().validate()
-        self.require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        # Logits over less are no longer finite in float32.
+        self.require(self.temperature >= 1e-6, f"temperature must be at least 1e-06, got {self.temperature}")
         self.require_not_negative("kl", "hidden", "cross_entropy")
         self.require(not self.z_loss, "z_loss is not part of distillation; leave it at 0")
         for name in ("hidden_until", "kl_from", "cross_entropy_from"):

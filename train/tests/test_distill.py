@@ -210,7 +210,7 @@ def exported(folder, name, model):
         ("teacher", ["--objective.layers", "1:0"], "--objective.layers 1:0: the student has layers 0 to 0, and no 1"),
         ("teacher", ["--objective", "cross_entropy"], "--objective cross_entropy has no teacher"),
         ("teacher", ["--objective.teacher.digest", "0"], "unknown flag --objective.teacher.digest"),
-        ("teacher", ["--objective.temperature", "-1"], "temperature must be positive"),
+        ("teacher", ["--objective.temperature", "-1"], "temperature must be at least"),
     ],
 )
 def test_a_teacher_that_does_not_fit_is_refused_and_nothing_is_left(place, teacher, flags, fault):

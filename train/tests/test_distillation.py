@@ -139,7 +139,7 @@ def test_each_term_counts_in_its_stage(known):
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": 0.0}, "temperature must be at least 1e-06, got 0.0"),
         ({"kl": -1.0}, "kl must not be negative"),
         ({"kl": 0.0, "hidden": 0.0, "cross_entropy": 0.0}, "no term counts from 0% of training on"),
         ({"hidden_until": 0.5, "kl_from": 0.75, "cross_entropy_from": 0.75}, "no term counts from 50% of training on"),

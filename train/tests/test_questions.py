@@ -153,6 +153,12 @@ def test_a_model_that_sees_later_tokens_is_not_asked(run, tmp_path):
         evaluate.main([str(tmp_path / "shc"), "--tasks", str(tmp_path / "q.jsonl"), "--max-gen-toks", "8"])
 
 
+@pytest.mark.parametrize("flag", [["--shots", "2"], ["--data", "folder"]])
+def test_flags_of_the_harness_are_refused_for_questions_alone(run, flag):
+    with pytest.raises(ConfigError, match="--shots and --data belong to tasks of the lm-eval harness"):
+        evaluate.main([str(run[2]), "--tasks", "q.jsonl", *flag])
+
+
 def test_a_missing_file_is_named(run):
     with pytest.raises(ConfigError, match=r"--tasks nothing\.jsonl: no such file"):
         evaluate.main([str(run[2]), "--tasks", "nothing.jsonl"])
