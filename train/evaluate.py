@@ -193,15 +193,15 @@ def _score_tasks(argv: list[str]) -> None:
 def _tasks(flags: TaskFlags) -> list[Tasks]:
     """Files of questions, and the tasks of the harness, if any."""
     files = [name for name in flags.names if name.endswith(ENDS)]
-    found: list[Tasks] = [Questions(Path(name), flags.limit, flags.max_gen_toks) for name in files]
     names = [name for name in flags.names if name not in files]
+    if not names and (flags.shots is not None or flags.data):
+        raise ConfigError(
+            "--shots and --data belong to tasks of the lm-eval harness; only files of questions are named"
+        )
+    found: list[Tasks] = [Questions(Path(name), flags.limit, flags.max_gen_toks) for name in files]
     if names:
         data = LocalData(Path(flags.data)) if flags.data else None
         found.append(_harness().HarnessTasks(names, data, flags.shots, flags.limit, flags.max_gen_toks))
-    elif flags.shots is not None or flags.data:
-        raise ConfigError(
-            "--shots and --data belong to tasks of the lm-eval harness, and only files of questions are named"
-        )
     return found
 
 
