@@ -129,6 +129,7 @@ def test_learns_a_batch_by_heart(variant):
     assert losses[-1] < 0.5 * losses[0]
 
 
+@pytest.mark.slow
 def test_compiling_changes_neither_values_nor_names():
     model, tokens, targets = model_and_batch("mhc", layers=1, stream_diversity=0.1)
     names, logits, loss = list(model.state_dict()), model(tokens), model.loss(tokens, targets)

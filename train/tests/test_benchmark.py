@@ -117,6 +117,7 @@ def test_original_loop_and_forms_agree_in_the_worker():
     torch.testing.assert_close(loop, chunked)
 
 
+@pytest.mark.slow
 def test_command_times_training_and_restores_weights_before_perplexity(tiny, tmp_path, capsys):
     config, params, folder = tiny
     argv = ["quickstart", "--checkpoint", str(folder), "--ppl", "True", "--torch", "False", "--batch-sizes", "2"]

@@ -81,6 +81,7 @@ def test_table_has_a_ratio_for_each_and_the_plain_step_twice(run):
     assert any("kromhc with 3 streams" in note for note in notes)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_into_memory_is_a_note(run, monkeypatch):
     original = topologies.trainer
 
@@ -196,6 +197,7 @@ def test_collectives_count_as_often_as_they_run_and_started_ones_once():
     assert (6, 8) not in hlo.shapes(PROGRAM)
 
 
+@pytest.mark.slow
 def test_command_writes_its_table(run, tmp_path, capsys):
     argv = ["quickstart", "--what", "traffic", "--topologies", "ihc", "--streams", "2", "--out", str(tmp_path)]
     argv += ["--model.width", "8", "--model.layers", "2", "--data.seq-len", "16", "--data.batch-size", "2"]

@@ -73,6 +73,7 @@ def test_a_document_scores_what_it_scores_alone(mixer):
     assert abs(joined - loss) > 0.05
 
 
+@pytest.mark.slow
 def test_a_run_on_documents_apart(tmp_path, capsys):
     config = tiny_run(tmp_path)
     config = config.replace(model=config.model.replace(vocab_size=600))

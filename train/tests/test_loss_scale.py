@@ -61,6 +61,7 @@ def test_the_scale_halves_at_once_and_doubles_with_patience():
         assert bool(LossScale(jnp.float32(value), jnp.int32(0)).can_fall) == (value > LEAST)
 
 
+@pytest.mark.slow
 def test_a_step_is_near_that_of_float32_and_learns(start, step):
     exact = CONFIG.replace(model=CONFIG.model.replace(execution=Execution()))
     ids = np.random.default_rng(0).integers(0, 31, (8, 13)).astype(np.int32)
@@ -78,6 +79,7 @@ def test_a_step_is_near_that_of_float32_and_learns(start, step):
     assert int(state.skipped) == 0
 
 
+@pytest.mark.slow
 def test_an_overflow_skips_the_step_and_halves_the_scale(start, step):
     before = scaled(start, LARGEST)
     after, metrics = step(before)
@@ -89,6 +91,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(start, step):
     assert int(metrics["consecutive_skipped"]) == 0  # expected of a scale that is still to be found
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_no_matter_of_the_scale(start, step):
     broken = jax.tree.map(lambda x: x * jnp.nan, start.params)
     _, metrics = step(dataclasses.replace(start, params=broken))
@@ -100,12 +103,14 @@ def test_the_first_scale_counts_targets_alone():
     assert (float(whole.scale), float(few.scale)) == (512, 4096)
 
 
+@pytest.mark.slow
 def test_without_a_scale_gradients_vanish(start, step):
     _, metrics = step(start)
     _, tiny = step(scaled(start, LEAST))
     assert float(tiny["grad_norm"]) < 0.9 * float(metrics["grad_norm"])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_keeps_the_scale(start, step, tmp_path):
     state, _ = step(scaled(start, 2.0))
     with Checkpoints(tmp_path, keep=1) as checkpoints:

@@ -119,6 +119,7 @@ def squared():
     registry._REGISTRY["objective"] = before
 
 
+@pytest.mark.slow
 def test_another_objective_trains_reports_and_resumes(squared, tmp_path):
     config = tiny_run(tmp_path)
     train = config.train.replace(steps=40, eval_every=20)

@@ -121,6 +121,7 @@ def test_a_model_without_prefixes_is_refused_before_anything_is_trained():
         PrefixesConfig(weight=-1.0).validate()
 
 
+@pytest.mark.slow
 def test_a_scan_over_chunks_has_prefixes_to_teach(known):
     """Whether or not it has one for the chunk to come, which no target of the row belongs to."""
     *_, objective, batch = known
