@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from mhc_jax.registry import unknown
 
@@ -14,6 +14,13 @@ Form = Literal["recurrent", "chunked"]
 
 # The logarithm of a decay that forgets: its exponential is zero in float32 and float64, and sums of it are finite.
 FORGET = -1e4
+
+
+def log_decays(x_BTM: Float[Array, "B T *M"], reset_BT: Bool[Array, "B T"] | None) -> Float[Array, "B T *M"]:
+    """The logarithms, with :data:`FORGET` at resets and for all below it: 0 times minus infinity would be no number."""
+    if reset_BT is not None:
+        x_BTM = jnp.where(reset_BT.reshape(*reset_BT.shape, *(1,) * (x_BTM.ndim - 2)), FORGET, x_BTM)
+    return jnp.maximum(x_BTM, FORGET)
 
 
 @dataclasses.dataclass(frozen=True)

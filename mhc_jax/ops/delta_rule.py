@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.chunks import FORGET, Chunks, Form, Walk, sums_between
+from mhc_jax.ops.chunks import Chunks, Form, Walk, log_decays, sums_between
 
 
 def gated_delta_rule(
@@ -34,7 +34,7 @@ def gated_delta_rule(
         q_BTHK: queries.
         k_BTHK: keys, usually of length 1.
         v_BTHV: values.
-        log_decay_BTH: logarithms of the decays, at most 0.
+        log_decay_BTH: logarithms of the decays, at most 0; -inf is a reset.
         beta_BTH: strength of the correction.
         s0_BHKV: states before the first token; zeros if omitted.
         reset_BT: true where states are forgotten before the token is read.
@@ -50,10 +50,8 @@ def gated_delta_rule(
     """
     Chunks.check(form, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
-    if reset_BT is not None:
-        log_decay_BTH = jnp.where(reset_BT[..., None], FORGET, log_decay_BTH)
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH)]
+    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decays(log_decay_BTH, reset_BT), beta_BTH)]
     inputs[0] /= math.sqrt(K)
     pieces = Chunks(T, min(chunk, T))
     if form == "recurrent" or T == 1:

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.chunks import FORGET, Chunks, Form, Walk
+from mhc_jax.ops.chunks import Chunks, Form, Walk, log_decays
 
 
 def gated_linear_attention(
@@ -27,7 +27,7 @@ def gated_linear_attention(
 
     Args:
         q_BTHK, k_BTHK, v_BTHV: queries, keys, values.
-        log_decay_BTHK: logarithms of the decays of every key channel, at most 0.
+        log_decay_BTHK: logarithms of the decays of every key channel, at most 0; -inf is a reset.
         s0_BHKV: states before the first token; zeros if omitted.
         reset_BT: true where states are forgotten before the token is read.
         form: ``"chunked"`` walks over chunks, with dense products inside each; ``"recurrent"`` walks over the tokens.
@@ -43,10 +43,8 @@ def gated_linear_attention(
     """
     Chunks.check(form, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
-    if reset_BT is not None:
-        log_decay_BTHK = jnp.where(reset_BT[..., None, None], FORGET, log_decay_BTHK)
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decay_BTHK)]
+    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decays(log_decay_BTHK, reset_BT))]
     inputs[0] /= math.sqrt(K)
     size = min(chunk, T)
     if form == "recurrent" or T == 1:

@@ -60,7 +60,7 @@ def inputs(op, T, H=2, K=8, V=6):
 
 
 @pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("gate", [0.0, -5.0, -1e3])
+@pytest.mark.parametrize("gate", [0.0, -5.0, -1e3, -np.inf])
 def test_extreme_gates_neither_overflow_nor_lose_digits(op, gate):
     """Every seventh token has a moderate gate: its digits must not drown among those of -1000."""
     T = 100
