@@ -23,7 +23,7 @@ from train.data.files import replacing
 from train.data.group_words import GroupWordsConfig
 from train.devices.launch import use_compile_cache
 from train.loop.resolve import check_resumes, resolve, run_folder
-from train.loop.typed import Typed
+from train.loop.typed import Typed, flags_in
 from train.measure.versions import versions
 from train.storage.folder import CONFIG_FILE, read_summary
 from train.storage.outputs import check_folder
@@ -166,7 +166,7 @@ def _run(name: str, flags: Flags, out: Path) -> RunConfig:
     elif given.is_dir():
         raise ConfigError(f"{given} holds no run; give a finished run, or the name of a configuration")
     else:
-        run = Typed(name, name).load(shlex.split(flags.train_flags))
+        run = Typed(name, name).load(flags_in(flags.train_flags))
         folder = out / name
         begun = (folder / CONFIG_FILE).is_file()
         run = run.replace(run_dir=str(folder), train=run.train.replace(resume=begun))

@@ -104,25 +104,37 @@ def resolve(config: RunConfig) -> RunConfig:
 
 
 def check_resumes(config: RunConfig) -> None:
-    """Raises ConfigError if the run in the folder differs from ``config`` in a field that decides its numbers.
+    """Raises ConfigError if the run in the folder differs from ``config`` in a field that decides its numbers."""
+    if found := changed(config):
+        raise ConfigError(
+            f"cannot resume {run_folder(config)}: {found}; give the run's own value, or choose another --run-dir"
+        )
+
+
+def changed(config: RunConfig, *also: str) -> str:
+    """How the run in the folder differs from ``config`` in a field that decides its numbers; empty if it does not.
 
     One that was stopped before its first step has none.
+
+    Args:
+        also: fields that a resumed run may change, and here may not.
+
+    Raises:
+        ConfigError: it has learned from another teacher.
     """
     folder = run_folder(config)
     begun = _recorded(folder)
     if begun is None or _stopped_before_its_first_step(folder):
-        return
+        return ""
     if config.objective.teacher and begun.objective.teacher:
         config.objective.teacher.check_begun(begun.objective.teacher)
     before, now = _flat(begun.to_dict()), _flat(config.to_dict())
-    fields = (*FREE_ON_RESUME, *(f"data.{name}" for name in (*config.data.of_a_host, *config.data.free_on_resume)))
+    free = {*FREE_ON_RESUME, *(f"data.{name}" for name in (*config.data.of_a_host, *config.data.free_on_resume))}
     for name in sorted({*before, *now}):
-        free = any(name == field or name.startswith(f"{field}.") for field in fields)
-        if not free and before.get(name) != now.get(name):
-            raise ConfigError(
-                f"cannot resume {folder}: {_flag(name)} was {before.get(name)!r} and is now {now.get(name)!r}; "
-                "give the run's own value, or choose another --run-dir"
-            )
+        fixed = not any(name == field or name.startswith(f"{field}.") for field in free - {*also})
+        if fixed and before.get(name) != now.get(name):
+            return f"{_flag(name)} was {before.get(name)!r} and is now {now.get(name)!r}"
+    return ""
 
 
 def finished(config: RunConfig, total_steps: int = 0) -> dict[str, Any] | None:

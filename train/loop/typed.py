@@ -40,15 +40,26 @@ class Typed:
             raise ConfigError(f"{self.label}: {error}") from None
 
 
+def flags_in(words: str, where: str = "--train-flags") -> tuple[str, ...]:
+    """The flags in one argument.
+
+    Raises:
+        ConfigError: quotes that do not end; the message names ``where`` they are.
+    """
+    try:
+        return tuple(shlex.split(words))
+    except ValueError as error:
+        raise ConfigError(f"{where} cannot be split into words ({error}): {words}") from None
+
+
 def typed(words: str) -> Typed:
     """The parts of such an argument.
 
     Raises:
         ConfigError: it has no name, or quotes that do not end.
     """
-    try:
-        name, *flags = shlex.split(words)
-    except ValueError:
-        raise ConfigError(f"expected the name of a configuration, perhaps with flags, got {words!r}") from None
+    name, *flags = flags_in(words, "NAME") or ("",)
+    if not name or name.startswith("-"):
+        raise ConfigError(f"expected the name of a configuration, perhaps with flags, got {words!r}")
     label, _, name = name.rpartition("=")
     return Typed(label or name, name, tuple(flags))

@@ -15,6 +15,7 @@ import tyro
 
 from mhc_jax.config import ConfigError
 from train.__main__ import listing
+from train.loop.typed import flags_in
 from train.storage.outputs import check_folder
 from train.study import local, report
 from train.study import slurm as array_job
@@ -77,8 +78,7 @@ def plan_of(flags: Flags) -> Plan:
     if not flags.out:
         raise ConfigError("--out is missing: folder of all runs")
     check_folder("--out", flags.out)
-    shared = tuple(shlex.split(flags.train_flags))
-    return Plan(Path(flags.out), rows, flags.rates, flags.seeds, shared, flags.plugins)
+    return Plan(Path(flags.out), rows, flags.rates, flags.seeds, flags_in(flags.train_flags), flags.plugins)
 
 
 def main(argv: list[str]) -> None:
@@ -90,6 +90,7 @@ def main(argv: list[str]) -> None:
         print(listing())
         return
     plan, asked = plan_of(flags), flags.slurm.settled()
+    plan.check_begun()
     if flags.dry_run:
         show(plan, asked if flags.launch == "slurm" else None)
         return

@@ -52,14 +52,15 @@ def train(job: Job, plan: Plan, children: Children) -> None:
     """Trains one run.
 
     Raises:
-        ConfigError: the run failed; the message is its last line.
+        ConfigError: the run failed; the message is its last complaint.
     """
     folder = job.folder(plan.out)
     status, said = children.run([sys.executable, *plan.command(job)])
     if status == 3:
         (folder / DIVERGED_FILE).touch()
     elif status:
-        raise ConfigError(f"{folder}: {(said.strip().splitlines() or [f'exit status {status}'])[-1]}")
+        lines = said.strip().splitlines() if status > 0 else []  # of one that a signal ended, they are of other things
+        raise ConfigError(f"{folder}: {lines[-1].removeprefix('error: ') if lines else f'exit status {status}'}")
 
 
 def train_all(plan: Plan, jobs_at_a_time: int) -> None:

@@ -11,8 +11,9 @@ from typing import Any
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import parameter_count
 from train.config import RunConfig
+from train.loop.resolve import changed, resolve
 from train.loop.typed import Typed, typed
-from train.storage.folder import DIVERGED_FILE, METRICS_FILE, read_metrics, read_summary
+from train.storage.folder import CONFIG_FILE, DIVERGED_FILE, METRICS_FILE, read_metrics, read_summary
 from train.terminal import cli
 
 # In the place of a topology: the plain model as large as the largest row with the same name.
@@ -79,7 +80,7 @@ class Plan:
         plugins: modules that every run imports.
 
     Raises:
-        ConfigError: a row has an unknown name, topology or flag.
+        ConfigError: a row has an unknown name, topology or flag, or a rate or seed is wrong or is there twice.
     """
 
     out: Path
@@ -90,11 +91,36 @@ class Plan:
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self):
-        _ = self._configs  # names, topologies and flags are met before any run
+        """Meets names, topologies, flags, rates and seeds before any run."""
+        for flag, values in (("--rates", [f"{rate:g}" for rate in self.rates]), ("--seeds", self.seeds)):
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise ConfigError(f"{flag} has {twice[0]} twice; each run has a folder of its own")
+        for config in self._configs.values():
+            config.validate()
+        first, *others = (Job(self.rows[0].label, self.rates_of(self.rows[0].label)[0], seed) for seed in self.seeds)
+        for job in [*self.tried(first.row), *others]:
+            self.run(job).validate()
+
+    def check_begun(self) -> None:
+        """Raises ConfigError if a run in the folder has other settings, and so belongs to another study."""
+        labels = (row.label for row in self.rows)
+        jobs = [Job(label, rate, seed) for label in labels for rate in self.rates_of(label) for seed in self.seeds]
+        for job in jobs:
+            folder = job.folder(self.out)
+            begun = (folder / CONFIG_FILE).is_file()
+            if begun and (found := changed(resolve(self.run(job)), "train.steps", "train.epochs")):
+                raise ConfigError(
+                    f"{folder} is of another study: {found}; give the same flags, or choose another --out"
+                )
 
     @functools.cached_property
     def _by_label(self) -> dict[str, Typed]:
         return {row.label: self._matched(row) for row in self.rows}
+
+    def run(self, job: Job) -> RunConfig:
+        """The configuration of a run."""
+        row = self._by_label[job.row]
+        return dataclasses.replace(row, flags=(*row.flags, *self._own(job))).load(self.flags)
 
     def config(self, label: str) -> RunConfig:
         """The configuration of a row, its vocabulary and length open as they are."""
@@ -152,9 +178,12 @@ class Plan:
     def command(self, job: Job) -> list[str]:
         """The arguments of ``python -m train`` that train the run, or continue it."""
         row = self._by_label[job.row]
-        own = ["--run-dir", str(job.folder(self.out)), "--optim.lr", f"{job.rate!r}"]
-        own += ["--train.seed", str(job.seed), "--data.seed", str(job.seed), "--train.resume"]
-        return ["-m", "train", row.name, *cli.importing(self.plugins), *self.flags, *row.flags, *own]
+        return ["-m", "train", row.name, *cli.importing(self.plugins), *self.flags, *row.flags, *self._own(job)]
+
+    def _own(self, job: Job) -> list[str]:
+        """The flags of one run alone."""
+        seeds = ["--train.seed", str(job.seed), "--data.seed", str(job.seed)]
+        return ["--run-dir", str(job.folder(self.out)), "--optim.lr", f"{job.rate!r}", *seeds, "--train.resume"]
 
     def records(self) -> list[dict[str, Any]]:
         """One record a row: the rates tried, the best, and the summaries at that rate by seed."""

@@ -75,6 +75,14 @@ def test_bad_rows_and_rates_are_refused_before_any_run(tmp_path):
         study.main(["nanogpt", "nanogpt --model.width 12", *out])
     with pytest.raises(ConfigError, match="a topology of its own"):
         study.main(["nanogpt@mhc", *out, "--topologies", "plain"])
+    with pytest.raises(ConfigError, match="--train-flags cannot be split into words"):
+        study.main(["nanogpt", *out, "--train-flags=--run-dir 'a"])
+    with pytest.raises(ConfigError, match="lr must be positive"):
+        study.main(["nanogpt", *out, "--rates", "1e-3", "0"])
+    with pytest.raises(ConfigError, match="seed must not be negative"):
+        study.main(["nanogpt", *out, "--seeds", "0", "-1"])
+    with pytest.raises(ConfigError, match="--rates has 0.001 twice"):
+        study.main(["nanogpt", *out, "--rates", "1e-3", "0.001"])
     with pytest.raises(ConfigError, match="--out is missing"):
         study.main(["nanogpt"])
     with pytest.raises(ConfigError, match="name what to compare"):
@@ -213,5 +221,10 @@ def test_a_real_run_is_trained_once(tmp_path):
     stamp = file.stat().st_mtime_ns
     local.train_all(plan, 1)
     assert file.stat().st_mtime_ns == stamp
+    plan.check_begun()
+    for changes, fault in (("--train.steps 4", "train.steps was 3 and is now 4"), ("--model.width 16", "model.width was 12")):
+        other = plan_of(tmp_path / "out", topologies=("plain",), rates=(1e-3,), flags=f"{flags} {changes}")
+        with pytest.raises(ConfigError, match=f"of another study: --{fault}.*another --out"):
+            other.check_begun()
     (record,) = plan.records()
     assert record["seeds"][0]["scored_tokens"] == record["seeds"][0]["tokens"] == 3 * 2 * 8
