@@ -192,10 +192,13 @@ def _check_curriculum(name: str, run: RunConfig) -> None:
 
 
 def _lengths(flags: Flags, runs: Mapping[str, RunConfig]) -> list[int]:
-    for name in ("lengths", "words"):
-        values = getattr(flags, name)
-        if min(values if name == "lengths" else (values,), default=1) < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {values}")
+    for name, values, least in (
+        ("lengths", flags.lengths, 1),
+        ("words", (flags.words,), 1),
+        ("seed", (flags.seed,), 0),
+    ):
+        if low := [value for value in values if value < least]:
+            raise ConfigError(f"--{name} must be at least {least}, got {low[0]}")
     longest = max(run.data.seq_len for run in runs.values())
     return sorted({*flags.lengths} or {max(round(share * longest), 1) for share in SHARES})
 

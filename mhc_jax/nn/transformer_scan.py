@@ -98,14 +98,21 @@ class TransformerScanConfig(ModelConfig):
         self.require(self.reader.mixer.causal, "the reader must be causal; set reader.mixer.causal")
         check_outputs(self)
         if self.scan in LEGACY:
-            chunks = self.rows(self.max_len)
-            whole = chunks & (chunks - 1) == 0
             self.require(self.boundary != "prefix", f"scan {self.scan!r} has no prefix of a whole text; see boundary")
-            self.require(whole, f"scan {self.scan!r} needs a power of two of chunks, and max_len makes {chunks}")
+            self.check_length(self.max_len)
 
     def small(self):
         networks = {"aggregator": gpt2_backbone(8, 1, 2, causal=False), "reader": gpt2_backbone(8, 1, 2)}
         return self.replace(vocab_size=61, max_len=24, chunk=3, outputs=None, **networks)
+
+    def check_length(self, length: int) -> None:
+        """Raises ConfigError if the form of the scan takes no text of that length."""
+        chunks = self.rows(length)
+        whole = self.scan not in LEGACY or chunks.bit_count() == 1
+        fix = f"cut texts and max_len to 1, 2, 4, ... chunks of {self.chunk}, or take scan 'parallel'"
+        self.require(
+            whole, f"scan {self.scan!r} needs a power of two of chunks, and {length} tokens make {chunks}; {fix}"
+        )
 
     @property
     def width(self) -> int:
@@ -231,6 +238,7 @@ class TransformerScan(Model):
                 "give each text a row of its own"
             )
         if state is None:
+            self.config.check_length(tokens_BT.shape[1])
             return scope.tap("hidden", self._whole(tokens_BT, scope)), None
         hidden_BTD, state = self._further(tokens_BT, state, scope)
         return scope.tap("hidden", hidden_BTD), state

@@ -144,6 +144,8 @@ def test_learned_positions_are_as_many_as_the_longest_word(done):
         (["quickstart"], "quickstart is trained on docstrings, not on words of a group"),
         (["tiny_ssm", "--lengths", "4", "0"], "--lengths must be at least 1"),
         (["tiny_ssm", "--words", "0"], "--words must be at least 1"),
+        (["tiny_ssm", "--seed=-1"], "--seed must be at least 0, got -1"),
+        (["tiny_ssm", "--train-flags='"], "--train-flags cannot be split"),
         (["tiny_ssm", "--train-flags=--data.group s4"], "s4|group"),
         (["tiny_ssm", "--train-flags=--data.seq-len 0"], "seq_len must be at least 1"),
         (

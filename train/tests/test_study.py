@@ -222,7 +222,10 @@ def test_a_real_run_is_trained_once(tmp_path):
     local.train_all(plan, 1)
     assert file.stat().st_mtime_ns == stamp
     plan.check_begun()
-    for changes, fault in (("--train.steps 4", "train.steps was 3 and is now 4"), ("--model.width 16", "model.width was 12")):
+    for changes, fault in (
+        ("--train.steps 4", "train.steps was 3 and is now 4"),
+        ("--model.width 16", "model.width was 12"),
+    ):
         other = plan_of(tmp_path / "out", topologies=("plain",), rates=(1e-3,), flags=f"{flags} {changes}")
         with pytest.raises(ConfigError, match=f"of another study: --{fault}.*another --out"):
             other.check_begun()
