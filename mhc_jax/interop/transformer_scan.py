@@ -108,7 +108,7 @@ def _config(shapes: Shapes, given: Mapping[str, Any]) -> TransformerScanConfig:
     free = settle(system, given, told=told, free=_FREE)
     if free["train_mode"] not in _MODES:
         raise InteropError(f"{system}: {unknown('train_mode', free['train_mode'], _MODES)}")
-    heads = free["n_head"] or max(1, width // (64 if width >= 768 else 32))
+    heads = max(1, width // (64 if width >= 768 else 32)) if free["n_head"] is None else free["n_head"]
     scan, mode_positions = _MODES[free["train_mode"]]
     original = transformer_scan("base", "original")
     mlp = original.reader.mlp

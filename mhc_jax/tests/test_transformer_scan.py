@@ -252,6 +252,8 @@ def test_original_names_there_and_back():
         assert (other.scan, other.positions) == (f"legacy_{mode}", "absolute")
     with pytest.raises(interop.InteropError, match="did you mean 'parallel'"):
         interop.from_original("transformer_scan", weights, train_mode="paralel")
+    with pytest.raises(ConfigError, match="heads must be at least 1, got 0"):
+        interop.from_original("transformer_scan", weights, n_head=0)
     back = interop.to_original("transformer_scan", read, params)
     assert back.keys() == weights.keys()
     for name, x in weights.items():
