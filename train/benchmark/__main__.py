@@ -103,7 +103,7 @@ def parse(argv: list[str]) -> tuple[Flags, RunConfig, Params | None]:
     flags = cli.parse_named(Flags, argv, prog="python -m train.benchmark", default=_defaults)
     for field in ("rounds", "calls"):
         if getattr(flags, field) < 1:
-            raise ConfigError(f"{field} must be at least 1, got {getattr(flags, field)}")
+            raise ConfigError(f"--{field} must be at least 1, got {getattr(flags, field)}")
     if flags.torch and flags.what in WITH_TORCH:
         _check_torch(flags.torch_python)
     model, params = flags.model, None

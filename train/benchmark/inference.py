@@ -59,7 +59,7 @@ class Plan:
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
             if value < 1:
-                raise ConfigError(f"{name} must be at least 1, got {value}")
+                raise ConfigError(f"--{name} must be at least 1, got {value}")
 
     @property
     def length(self) -> int:

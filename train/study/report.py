@@ -45,8 +45,8 @@ def table(plan: Plan, records: Sequence[Record]) -> list[Row]:
                 "tokens/s": statistics.median(speeds) if speeds else None,
                 **({"peak MiB": max(peaks) / 2**20} if peaks else {}),
                 "lr": f"{record['rate']:g}{' (edge of the grid)' if edge else ''}",
-                "validation loss": f"{_mean(record):.4f} ± {_spread(losses):.4f}",
-                "minus the first row": f"{_mean(record) - reference:+.4f}",
+                "validation loss": _loss(losses),
+                "minus the first row": f"{lead:+.4f}" if math.isfinite(lead := _mean(record) - reference) else None,
             }
         )
     return rows
@@ -56,8 +56,12 @@ def _mean(record: Record) -> float:
     return statistics.fmean(summary["val_loss"] for summary in record["seeds"].values())
 
 
-def _spread(losses: Sequence[float]) -> float:
-    return statistics.stdev(losses) if len(losses) > 1 and all(map(math.isfinite, losses)) else 0
+def _loss(losses: Sequence[float]) -> str:
+    """Mean and spread over seeds, or how many of them diverged."""
+    finite = sum(map(math.isfinite, losses))
+    if finite < len(losses):
+        return f"diverged with {len(losses) - finite} of {len(losses)} seeds"
+    return f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses) if len(losses) > 1 else 0:.4f}"
 
 
 def remarks(plan: Plan, rows: Sequence[Row]) -> list[str]:
@@ -119,7 +123,8 @@ def draw_curves(plan: Plan, records: Sequence[Record], title: str, *, narrow: bo
             axes.plot(tokens, losses.mean(0), color=colour, marker="o", markersize=3, label=record["row"])
     axes.set(xlabel="training tokens", ylabel="validation loss (nats per token)", title=title)
     axes.xaxis.set_major_formatter(figures.COUNTS)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     return figure
 
 

@@ -146,6 +146,17 @@ def test_different_models_keep_their_own_rates_and_what_does_not_compare_is_said
     assert [line.get_xydata().tolist() for line in axes.lines] == [[[16, 2.0]], [[32, 3.0]]]
 
 
+def test_rows_that_diverged_are_called_so(tmp_path, recwarn):
+    plan = plan_of(tmp_path, ["nanogpt", "b=nanogpt --optim.lr 1"], seeds=(0, 1))
+    for job in plan.due():
+        finish(job, tmp_path, math.inf if job.row == "b" and job.seed else 2.0)
+    records = plan.records()
+    rows = [(row["validation loss"], row["minus the first row"]) for row in report.table(plan, records)]
+    assert rows == [("2.0000 ± 0.0000", "+0.0000"), ("diverged with 1 of 2 seeds", None)]
+    report.draw_curves(plan, records[1:], "")
+    assert not recwarn.list
+
+
 def test_dry_run_says_what_each_run_is_and_starts_none(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(local, "train", None)
     argv = ["nanogpt", "--topologies", "plain", "mhc", "--rates", "1e-3", "1e-2", "--out", str(tmp_path / "out")]
