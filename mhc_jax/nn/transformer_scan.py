@@ -99,20 +99,11 @@ class TransformerScanConfig(ModelConfig):
         check_outputs(self)
         if self.scan in LEGACY:
             self.require(self.boundary != "prefix", f"scan {self.scan!r} has no prefix of a whole text; see boundary")
-            self.check_length(self.max_len)
+            self.rows(self.max_len)
 
     def small(self):
         networks = {"aggregator": gpt2_backbone(8, 1, 2, causal=False), "reader": gpt2_backbone(8, 1, 2)}
         return self.replace(vocab_size=61, max_len=24, chunk=3, outputs=None, **networks)
-
-    def check_length(self, length: int) -> None:
-        """Raises ConfigError if the form of the scan takes no text of that length."""
-        chunks = self.rows(length)
-        whole = self.scan not in LEGACY or chunks.bit_count() == 1
-        fix = f"cut texts and max_len to 1, 2, 4, ... chunks of {self.chunk}, or take scan 'parallel'"
-        self.require(
-            whole, f"scan {self.scan!r} needs a power of two of chunks, and {length} tokens make {chunks}; {fix}"
-        )
 
     @property
     def width(self) -> int:
@@ -125,8 +116,11 @@ class TransformerScanConfig(ModelConfig):
         return self.reader.layers
 
     def rows(self, length: int) -> int:
-        """Chunks that the reader reads for a text; with ``boundary`` ``"prefix"`` the one to come is among them."""
-        return length // self.chunk + 1 if self.boundary == "prefix" else -(-length // self.chunk)
+        """Chunks that the reader reads, the next too if ``boundary`` is ``"prefix"``; ConfigError if it cannot."""
+        count = length // self.chunk + 1 if self.boundary == "prefix" else -(-length // self.chunk)
+        fault = f"scan {self.scan!r} needs a power of two of chunks, not the {count} of {length} tokens"
+        self.require(self.scan not in LEGACY or count.bit_count() == 1, f"{fault}; see scan 'parallel'")
+        return count
 
     def aggregations(self, length: int) -> int:
         """Pairs of summaries that are merged for a text: those of its trees, and those of their folds."""
@@ -238,7 +232,6 @@ class TransformerScan(Model):
                 "give each text a row of its own"
             )
         if state is None:
-            self.config.check_length(tokens_BT.shape[1])
             return scope.tap("hidden", self._whole(tokens_BT, scope)), None
         hidden_BTD, state = self._further(tokens_BT, state, scope)
         return scope.tap("hidden", hidden_BTD), state
@@ -296,12 +289,11 @@ class TransformerScan(Model):
 
     def _whole(self, tokens_BT: jax.Array, scope: Scope) -> jax.Array:
         (B, T), C = tokens_BT.shape, self.config.chunk
-        rows = self.config.rows(T)
         y_BRTD = self._read_all(self._fronted(tokens_BT, scope), scope / "reader")
         if self.config.boundary == "prefix":
             # The last vector of a prefix gives what the token before the chunk is to give.
-            return y_BRTD[:, :, C - 1 : -1].reshape(B, rows * C, -1)[:, 1 : T + 1]
-        return y_BRTD[:, :, C:].reshape(B, rows * C, -1)[:, :T]
+            return y_BRTD[:, :, C - 1 : -1].reshape(B, -1, y_BRTD.shape[-1])[:, 1 : T + 1]
+        return y_BRTD[:, :, C:].reshape(B, -1, y_BRTD.shape[-1])[:, :T]
 
     def _fronted(self, tokens_BT: jax.Array, scope: Scope) -> jax.Array:
         """Every prefix and the chunk behind it, (B, R, 2C, D)."""

@@ -214,7 +214,7 @@ def test_what_is_said_of_it():
         ({"scan": "legacy_parallel"}, "no prefix of a whole text"),
         (
             {"scan": "legacy_parallel", "boundary": "token", "max_len": 15},
-            "power of two of chunks, and 15 tokens make 5; cut texts and max_len",
+            "power of two of chunks, not the 5 of 15 tokens",
         ),
         ({"output_dropout": 1.0}, r"output_dropout must lie in \[0, 1\)"),
     ],
@@ -230,7 +230,7 @@ def test_what_it_cannot_do_is_refused(params, tokens):
     legacy = small(scan="legacy_blelloch", boundary="token", max_len=12)
     with pytest.raises(ConfigError, match="cannot be extended; 'parallel'"):
         mhc_jax.generate(legacy, params, tokens[:, :3], max_new_tokens=1, temperature=0.0)
-    with pytest.raises(ConfigError, match="needs a power of two of chunks, and 7 tokens make 3"):
+    with pytest.raises(ConfigError, match="needs a power of two of chunks, not the 3 of 7 tokens"):
         mhc_jax.apply(legacy, params, tokens[:, :7])
     with pytest.raises(ConfigError, match="outputs 5 are not the 13 tokens"):
         small(outputs=5).check_next_token()

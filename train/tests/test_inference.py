@@ -111,7 +111,7 @@ def test_faults_are_named_before_anything_is_compiled():
         (["--others", "quickstart"], "quickstart is there twice; call one of them 'LABEL=quickstart'"),
         (["--others", "nanogptt"], "did you mean 'nanogpt'"),
         (["--others", "b=nanogpt --model.widht 3"], "b: .*did you mean --model.width"),
-        (["--others", "nanogpt 'x"], "expected the name of a configuration"),
+        (["--others", "nanogpt 'x"], "NAME cannot be split into words"),
     ):
         with pytest.raises(ConfigError, match=fault):
             benchmark.main([*quick, *more])
