@@ -16,13 +16,6 @@ Form = Literal["recurrent", "chunked"]
 FORGET = -1e4
 
 
-def log_decays(x_BTM: Float[Array, "B T *M"], reset_BT: Bool[Array, "B T"] | None) -> Float[Array, "B T *M"]:
-    """The logarithms, with :data:`FORGET` at resets and for all below it: 0 times minus infinity would be no number."""
-    if reset_BT is not None:
-        x_BTM = jnp.where(reset_BT.reshape(*reset_BT.shape, *(1,) * (x_BTM.ndim - 2)), FORGET, x_BTM)
-    return jnp.maximum(x_BTM, FORGET)
-
-
 @dataclasses.dataclass(frozen=True)
 class Chunks:
     """``length`` tokens in pieces of ``size``, the last of them filled up with zeros."""
@@ -38,6 +31,13 @@ class Chunks:
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
+
+    @staticmethod
+    def log_decays(x_BTM: Float[Array, "B T *M"], reset_BT: Bool[Array, "B T"] | None) -> Float[Array, "B T *M"]:
+        """With :data:`FORGET` at resets and for all below it: 0 times minus infinity would be no number."""
+        if reset_BT is not None:
+            x_BTM = jnp.where(reset_BT.reshape(*reset_BT.shape, *(1,) * (x_BTM.ndim - 2)), FORGET, x_BTM)
+        return jnp.maximum(x_BTM, FORGET)
 
     @property
     def count(self) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.chunks import Chunks, Form, Walk, log_decays, sums_between
+from mhc_jax.ops.chunks import Chunks, Form, Walk, sums_between
 
 
 def gated_delta_rule(
@@ -51,7 +51,7 @@ def gated_delta_rule(
     Chunks.check(form, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decays(log_decay_BTH, reset_BT), beta_BTH)]
+    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)]
     inputs[0] /= math.sqrt(K)
     pieces = Chunks(T, min(chunk, T))
     if form == "recurrent" or T == 1:

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.chunks import Chunks, Form, Walk, log_decays
+from mhc_jax.ops.chunks import Chunks, Form, Walk
 
 
 def gated_linear_attention(
@@ -44,7 +44,7 @@ def gated_linear_attention(
     Chunks.check(form, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, log_decays(log_decay_BTHK, reset_BT))]
+    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTHK, reset_BT))]
     inputs[0] /= math.sqrt(K)
     size = min(chunk, T)
     if form == "recurrent" or T == 1:
