@@ -189,6 +189,8 @@ def main(argv: list[str]) -> None:
         groups.setdefault(run.parent if flags.mean else run, []).append(run)
     folder, names = short_names(list(groups))
     picture = check_file("--picture", flags.picture or folder / "compare.png")
+    if picture.suffix == ".json":
+        raise ConfigError(f"--picture {picture} is the name of its summary; call it {picture.with_suffix('.png')}")
     rows = [mean_row(group) if flags.mean else summary_row(run) for run, group in groups.items()]
     named = dict(zip(names, groups.values()))
     apart = measures({name: [*map(read_config, group)] for name, group in named.items()})

@@ -18,6 +18,8 @@ from train.terminal import cli
 
 # In the place of a topology: the plain model as large as the largest row with the same name.
 MATCHED = "plain_matched"
+# Flags of a run that the study gives.
+OWN = ("--run-dir", "--train.seed", "--data.seed")
 
 
 def rows_of(names: Sequence[str], topologies: Sequence[str]) -> tuple[Typed, ...]:
@@ -92,6 +94,9 @@ class Plan:
 
     def __post_init__(self):
         """Meets names, topologies, flags, rates and seeds before any run."""
+        for flag in (*self.flags, *(flag for row in self.rows for flag in row.flags)):
+            if (name := flag.partition("=")[0]) in OWN:
+                raise ConfigError(f"{name} differs from run to run, and the study gives it; leave it out")
         for flag, values in (("--rates", [f"{rate:g}" for rate in self.rates]), ("--seeds", self.seeds)):
             if twice := [value for value in values if values.count(value) > 1]:
                 raise ConfigError(f"{flag} has {twice[0]} twice; each run has a folder of its own")

@@ -76,6 +76,12 @@ def test_runs_on_different_corpora_stand_apart(tmp_path, capsys):
     assert [row.split()[3] for row in rows[:3]] == ["x", "y", "x"]
 
 
+def test_a_picture_is_no_summary(tmp_path):
+    with pytest.raises(ConfigError, match=r"curves\.json is the name of its summary; call it .*curves\.png"):
+        compare.main([finished_run(tmp_path / "a", 9.0), "--picture", str(tmp_path / "curves.json")])
+    assert not (tmp_path / "curves.json").exists()
+
+
 def test_what_runs_share_is_no_column(tmp_path):
     bytes_, gpt2 = (RunConfig(data=CorpusConfig(tokenizer=name)) for name in ("bytes", "gpt2"))
     assert compare.measures({"a": [bytes_], "b": [bytes_]}) == {"a": {}, "b": {}}

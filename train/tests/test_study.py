@@ -81,6 +81,9 @@ def test_bad_rows_and_rates_are_refused_before_any_run(tmp_path):
         study.main(["nanogpt", *out, "--rates", "1e-3", "0"])
     with pytest.raises(ConfigError, match="seed must not be negative"):
         study.main(["nanogpt", *out, "--seeds", "0", "-1"])
+    for words in (["nanogpt --run-dir runs/mine"], ["nanogpt", "--train-flags=--train.seed=3"]):
+        with pytest.raises(ConfigError, match="differs from run to run, and the study gives it; leave it out"):
+            study.main([*words, *out])
     with pytest.raises(ConfigError, match="--rates has 0.001 twice"):
         study.main(["nanogpt", *out, "--rates", "1e-3", "0.001"])
     with pytest.raises(ConfigError, match="--out is missing"):
