@@ -1,7 +1,9 @@
-"""Layers with parameters stacked on a leading axis, walked by ``jax.lax.scan`` or unrolled."""
+"""Layers with parameters stacked on a leading axis, walked by ``jax.lax.scan``, singly or in groups, or unrolled."""
 
 import collections
 import dataclasses
+import functools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -15,7 +17,6 @@ from mhc_jax.nn.scope import Scope
 from mhc_jax.precision import PolicyName
 from mhc_jax.registry import required
 
-LayersName = Literal["scan", "unroll"]
 RematName = Literal["none", "block", "dots"]
 
 _REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
@@ -27,14 +28,25 @@ class Execution(Config):
 
     Attributes:
         policy: dtypes; see :mod:`mhc_jax.precision`.
-        layers: ``"scan"`` over stacked layers (compile time constant in depth) or ``"unroll"``.
+        layers: ``"scan"`` over stacked layers (compile time constant in depth), ``"unroll"``, or ``"groups:K"``: a scan
+            over groups of K layers (compile time as of K), the last perhaps smaller.
         remat: recomputation in the backward pass: ``"none"`` recomputes nothing, ``"block"`` everything inside a
             layer, ``"dots"`` all but the matrix products.
     """
 
     policy: PolicyName = "float32"
-    layers: LayersName = "scan"
+    layers: str = "scan"
     remat: RematName = "none"
+
+    def validate(self):
+        super().validate()
+        known = self.layers in ("scan", "unroll") or re.fullmatch("groups:[1-9][0-9]{0,3}", self.layers)
+        self.require(bool(known), f"layers must be scan, unroll or groups:K such as groups:4, got {self.layers!r}")
+
+    @property
+    def group(self) -> int:
+        """Layers in one step of the scan."""
+        return int(self.layers.partition(":")[2] or 1)
 
 
 def build_stack(build: Callable[[Init], nnx.Module], layers: int, init: Init) -> nnx.Module:
@@ -134,13 +146,20 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
         values = {} if recorded is None else recorded.values
         return sliced(carry, scope.batch_sharding), (state, values, inside.mean_penalties())
 
+    layers = len(jax.tree.leaves(params)[0])
+    group = min(execution.group, layers)
     if execution.remat != "none":
         # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
-        prevent_cse = execution.layers == "unroll"
+        prevent_cse = execution.layers != "scan"
         step = jax.checkpoint(step, policy=_REMAT_POLICIES[execution.remat], prevent_cse=prevent_cse)
-    layers = len(jax.tree.leaves(params)[0])
     xs = params, jnp.arange(layers), states, {} if taps is None else taps.probes_inside(layers)
-    carry, (states, values, penalties) = _walk(step, carry, xs, layers, execution.layers)
+    if execution.layers == "unroll":
+        carry, outputs = _unrolled(step, carry, xs)
+    elif group == 1:
+        carry, outputs = jax.lax.scan(step, carry, xs)
+    else:
+        carry, outputs = _in_groups(functools.partial(_unrolled, step), carry, xs, layers, group)
+    states, values, penalties = outputs
     if taps is not None:
         taps.record(values)
     for name, of_layers in penalties.items():
@@ -148,12 +167,22 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
     return carry, states
 
 
-def _walk(step: Callable, carry: Any, xs: Any, layers: int, how: LayersName) -> tuple[Any, Any]:
-    """``jax.lax.scan(step, carry, xs)``, or the same unrolled."""
-    if how == "scan":
-        return jax.lax.scan(step, carry, xs)
+def _unrolled(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
+    """``jax.lax.scan(step, carry, xs)`` without a loop."""
     outputs = []
-    for layer in range(layers):
+    for layer in range(len(jax.tree.leaves(xs)[0])):
         carry, out = step(carry, jax.tree.map(lambda x, layer=layer: x[layer], xs))
         outputs.append(out)
     return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)
+
+
+def _in_groups(step: Callable, carry: Any, xs: Any, layers: int, group: int) -> tuple[Any, Any]:
+    """A scan of ``step``, which takes several layers, over groups; those that are left make one more step."""
+    whole = layers - layers % group
+    grouped = jax.tree.map(lambda x: x[:whole].reshape(-1, group, *x.shape[1:]), xs)
+    carry, outputs = jax.lax.scan(step, carry, grouped)
+    outputs = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), outputs)
+    if whole == layers:
+        return carry, outputs
+    carry, last = step(carry, jax.tree.map(lambda x: x[whole:], xs))
+    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), outputs, last)

@@ -179,7 +179,7 @@ def test_execution_modes_agree(variant, form, tokens):
         return lambda params: jnp.mean(jnp.sin(forward(run, params, tokens).logits_BTV))
 
     want, grads = jax.jit(jax.value_and_grad(loss(Execution())))(params)
-    for layers, remat in (("unroll", "none"), ("scan", "block"), ("unroll", "dots")):
+    for layers, remat in (("unroll", "none"), ("scan", "block"), ("unroll", "dots"), ("groups:2", "block")):
         got, other = jax.jit(jax.value_and_grad(loss(Execution(layers=layers, remat=remat))))(params)
         # A mean of numbers up to 1 that cancel.
         np.testing.assert_allclose(got, want, atol=1e-6)
@@ -308,6 +308,7 @@ def test_probes_read_cotangents(tokens):
         ({"ends": IdentityEndsConfig()}, "a residual of 4 streams needs ends that expand"),
         ({"residual": StaticMHCConfig(projection=SinkhornConfig(iters=0))}, "sinkhorn: iters must be at least 1"),
         ({"residual": StaticMHCConfig(projection=SinkhornConfig(temperature=0.0))}, "temperature must be positive"),
+        ({"execution": Execution(layers="groups:0")}, "layers must be scan, unroll or groups:K such as groups:4"),
     ],
 )
 def test_contradictions_are_refused(change, message):
