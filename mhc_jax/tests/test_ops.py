@@ -221,6 +221,7 @@ OMITTED = {
     "hyper.dynamic_weights": {"gamma_D": None},
     "loss.cross_entropy": {"ignore": -100},
     "loss.chunked_cross_entropy": {"logits_dtype": jnp.float32},
+    "loss.chunked_cross_entropy_and_z_loss": {"logits_dtype": jnp.float32},
     "loss.chunked_distillation": {"logits_dtype": jnp.float32, "temperature": 1.0},
     "loss.kl_divergence": {"temperature": 1.0},
     "loss.prefix_cross_entropy": {"logits_dtype": None},

@@ -58,6 +58,8 @@ def calls(script: list[str], environment: dict[str, str], folder: Path) -> Itera
     subprocess.run(["bash", str(ROOT / script[0]), *script[1:]], env=settings, cwd=folder, check=True, timeout=60)
     for call in log.read_text().split(f"{END}\0")[:-1]:
         words = call.split("\0")[:-1]
+        if words[0] != "-m":  # a script of benchmarks/, which reads what the commands before it have written
+            continue
         yield shlex.join(["python", *words])
         # A study passes flags on, to a run of each of its rows.
         for flags in (word.removeprefix("--train-flags=") for word in words if word.startswith("--train-flags=")):
