@@ -26,6 +26,16 @@ torch.set_num_threads(1)
 CONSTANT = OptimConfig(lr=3e-3, decay="all", schedule="constant", warmup_steps=0)
 
 
+def stepped(optimizer, params, gradients):
+    """The parameters after an update for each of the gradients."""
+    params = jax.tree.map(jnp.asarray, params)
+    state, update = optimizer.init(params), jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, state = update(jax.tree.map(jnp.asarray, gradient), state, params)
+        params = optax.apply_updates(params, updates)
+    return params
+
+
 def infos_of(params, **roles):
     """Of ad-hoc parameters; vectors, unless the role is given by the name of the leaf."""
     return {
@@ -53,13 +63,7 @@ def test_twenty_steps_equal_torch_in_float64(clip):
         adamw.step()
 
     with jax.enable_x64(True):
-        optimizer = make_optimizer(config, 20, infos_of(start))
-        ours = jax.tree.map(jnp.asarray, start)
-        state = optimizer.init(ours)
-        update = jax.jit(optimizer.update)
-        for gradient in gradients:
-            updates, state = update(jax.tree.map(jnp.asarray, gradient), state, ours)
-            ours = optax.apply_updates(ours, updates)
+        ours = stepped(make_optimizer(config, 20, infos_of(start)), start, gradients)
         for name in start:
             np.testing.assert_allclose(ours[name], theirs[name].detach().numpy(), rtol=1e-13, atol=1e-14)
 
@@ -93,13 +97,7 @@ def test_muon_equals_torch_layer_by_layer_in_float64(scale, monkeypatch):
         adamw.step()
 
     with jax.enable_x64(True):
-        optimizer = make_optimizer(config, 5, infos)
-        ours = jax.tree.map(jnp.asarray, start)
-        state = optimizer.init(ours)
-        update = jax.jit(optimizer.update)
-        for gradient in gradients:
-            updates, state = update(jax.tree.map(jnp.asarray, gradient), state, ours)
-            ours = optax.apply_updates(ours, updates)
+        ours = stepped(make_optimizer(config, 5, infos), start, gradients)
         np.testing.assert_allclose(ours["head"], head.detach().numpy(), rtol=1e-12)
         for (name, *at), parameter in theirs.items():
             np.testing.assert_allclose(ours[name][*at].T, parameter.detach().numpy(), rtol=1e-7, atol=1e-9)
