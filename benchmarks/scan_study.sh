@@ -8,7 +8,7 @@ data=$1 out=${2:-runs/scan-study} jobs=${3:-2} python=${PYTHON:-.venv/bin/python
 flags="--data.source wikitext-2-v1 --data.path $data --data.tokenizer bytes --data.seq-len 128 --data.batch-size 8
        --data.windows packed --data.max-eval-tokens 40000 --data.sample-tokens 0 --objective.chunk 128
        --model.vocab-size None --model.max-len None --model.execution.policy float32 --model.execution.remat none
-       --train.accumulate 1 --train.steps 600 --train.eval-every 100 --train.eval-batches 20 --optim.warmup-steps 50
+       --train.accumulate 1 --train.steps 300 --train.eval-every 50 --train.eval-batches 20 --optim.warmup-steps 50
        --optim.beta2 0.99 --optim.eps 1e-8 --optim.decay kernels --optim.weight-decay 0.1 --optim.final-lr 0.1
        --checkpoint.every 0 --log.every 25"
 rows=()
