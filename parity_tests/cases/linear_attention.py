@@ -1,4 +1,4 @@
-"""Linear attention with a matrix state: starts, resets, extreme gates, lengths beside the chunk's; and its mixers."""
+"""Linear attention with a matrix state: forms, starts, resets, extreme gates, lengths beside chunks; and its mixers."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,6 @@ from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
 from parity_tests.cases.modules import mixer_in_segments
 from parity_tests.cases.ops import draw, op
 from parity_tests.compare import Case
-from torch_ref.ops import delta_rule, gla
 
 B, H, K, V = 2, 2, 3, 4
 
@@ -23,20 +22,14 @@ def cases() -> Iterator[Case]:
     ):
         what = f"{form}, {length} tokens, chunks of {chunk}"
         options = {"form": form, "chunk": chunk}
-        yield op("gla.gated_linear_attention", what, gla_inputs(length), torch=_gla_mirror, **options)
-        yield op("delta_rule.gated_delta_rule", what, delta_inputs(length), torch=_delta_mirror, **options)
+        yield op("gla.gated_linear_attention", what, gla_inputs(length), **options)
+        yield op("delta_rule.gated_delta_rule", what, delta_inputs(length), **options)
+    for path, inputs in (("gla.gated_linear_attention", gla_inputs), ("delta_rule.gated_delta_rule", delta_inputs)):
+        yield op(path, "chunked beside recurrent, 11 tokens", inputs(11), mirror_options={"form": "recurrent"}, chunk=4)
     gla_mixer, delta_mixer = GLAConfig(conv_kernel=4).small(), GatedDeltaConfig().small()
     for form in ("recurrent", "chunked"):
         yield mixer_in_segments(f"gla, {form}", gla_mixer.replace(form=form))
         yield mixer_in_segments(f"gated_delta, {form}", delta_mixer.replace(form=form))
-
-
-def _mirror(function):
-    """The mirror has one form."""
-    return lambda arrays: function(**arrays)
-
-
-_delta_mirror, _gla_mirror = _mirror(delta_rule.gated_delta_rule), _mirror(gla.gated_linear_attention)
 
 
 def gla_inputs(length: int) -> dict[str, np.ndarray]:

@@ -42,4 +42,5 @@ class GatedDelta(LinearAttention):
         beta_BTH = self.strongest * torch.sigmoid(self.b_proj(u_BTD))
         q_BTHK, k_BTHK = (x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt() for x in (q_BTHK, k_BTHK))
         log_decay_BTH, beta_BTH = scope.tap("log_decay", log_decay_BTH), scope.tap("beta", beta_BTH)
-        return gated_delta_rule(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, matrix_BHKV, reset_BT=resets(scope))
+        options = {"reset_BT": resets(scope), "form": self.form, "chunk": self.chunk}
+        return gated_delta_rule(q_BTHK, k_BTHK, v_BTHV, log_decay_BTH, beta_BTH, matrix_BHKV, **options)

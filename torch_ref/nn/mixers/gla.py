@@ -35,4 +35,5 @@ class GLA(LinearAttention):
         log_decay_BTM = scope.tap("log_decay", log_decay_BTM)
         decays_BTHK = self._by_head(log_decay_BTM.unflatten(-1, self.shapes[1]))
         q_BTHK, k_BTHK = self.feature(q_BTHK), self.feature(k_BTHK)
-        return gated_linear_attention(q_BTHK, k_BTHK, v_BTHV, decays_BTHK, matrix_BHKV, reset_BT=resets(scope))
+        options = {"reset_BT": resets(scope), "form": self.form, "chunk": self.chunk}
+        return gated_linear_attention(q_BTHK, k_BTHK, v_BTHV, decays_BTHK, matrix_BHKV, **options)

@@ -32,7 +32,7 @@ class LinearAttention(Mixer):
 
     def __init__(self, config, width: int, sites: int, heads: tuple[int, int, int], key_width: int, value_width: int):
         super().__init__()
-        one_of("form", config.form, ("chunked", "recurrent"))
+        self.form, self.chunk = one_of("form", config.form, ("chunked", "recurrent")), config.chunk
         if config.chunk < 1 or (config.conv_kernel is not None and config.conv_kernel < 1):
             raise ValueError(f"conv_kernel {config.conv_kernel} and chunk {config.chunk} must be at least 1")
         std, self.rate, self.out_heads = config.init_std, config.dropout, max(heads)
