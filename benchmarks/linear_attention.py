@@ -1,4 +1,4 @@
-"""The gated delta rule and gated linear attention on one core: both forms, and transformers' chunked delta rule.
+"""The gated delta rule and gated linear attention on one core: both forms, and chunked ones in eager PyTorch.
 
 ``python benchmarks/linear_attention.py --out benchmarks/results/linear_attention``. Contenders take turns on the same
 inputs, one thread each. Outputs and gradients are compared before anything is timed; times are of the processor, so
@@ -26,9 +26,16 @@ from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated
 
 from mhc_jax.ops.delta_rule import gated_delta_rule
 from mhc_jax.ops.gla import gated_linear_attention
+from torch_ref.ops import delta_rule as mirror_delta
+from torch_ref.ops import gla as mirror_gla
 
 B, H, K, V = 2, 4, 64, 64
 OPS = {"delta": gated_delta_rule, "gla": gated_linear_attention}
+# Chunked, in PyTorch; the delta rule of transformers beside those of the mirror.
+EAGER = {
+    "delta": {"transformers": torch_chunk_gated_delta_rule, "torch_ref": mirror_delta.gated_delta_rule},
+    "gla": {"torch_ref": mirror_gla.gated_linear_attention},
+}
 
 
 def inputs(op: str, length: int) -> list[np.ndarray]:
@@ -56,14 +63,14 @@ def ours(op: str, form: str, arrays: list[np.ndarray], weight: np.ndarray, backw
     return lambda: jax.block_until_ready(run(*held))
 
 
-def theirs(arrays: list[np.ndarray], weight: np.ndarray, backward: bool) -> Callable[[], Any]:
-    """The chunked rule of transformers in eager PyTorch."""
+def eager(rule: Callable, arrays: list[np.ndarray], weight: np.ndarray, backward: bool) -> Callable[[], Any]:
+    """The same of a rule in PyTorch."""
     held = [torch.from_numpy(x).requires_grad_(backward) for x in arrays]
     by = torch.from_numpy(weight)
 
     def run():
         with torch.set_grad_enabled(backward):
-            y = torch_chunk_gated_delta_rule(*held)[0]
+            y = rule(*held)[0]
         return torch.autograd.grad(y, held, by) if backward else y
 
     return run
@@ -76,8 +83,7 @@ def contenders(length: int, backward: bool) -> dict[str, Callable[[], Any]]:
     for op in OPS:
         arrays = inputs(op, length)
         runs = {f"{op} {form}": ours(op, form, arrays, weight, backward) for form in ("chunked", "recurrent")}
-        if op == "delta":
-            runs["delta transformers"] = theirs(arrays, weight, backward)
+        runs |= {f"{op} {name}": eager(rule, arrays, weight, backward) for name, rule in EAGER[op].items()}
         first, *others = (list(map(_array, _leaves(run()))) for run in runs.values())
         for x, y in ((x, y) for other in others for x, y in zip(first, other, strict=True)):
             np.testing.assert_allclose(x, y, rtol=1e-3, atol=1e-4 * np.abs(y).max())
