@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +43,9 @@ def load_huggingface(directory: str | os.PathLike[str], **hints: Any) -> tuple[L
 def save_huggingface(directory: str | os.PathLike[str], config: ModelConfig, params: Params) -> None:
     """Writes a folder that ``transformers`` loads by ``from_pretrained``; it appears whole or not at all.
 
-    Of the types that express the model it is the first one. Biases that GPT-2 has and the model lacks are written as
-    zeros, and so are read back as parameters.
+    Of the types that express the model it is the first one; ``gla`` and ``gated_deltanet`` take an ``import fla``
+    (flash-linear-attention) before. Biases that GPT-2 has and the model lacks are written as zeros, and so are read
+    back as parameters.
 
     Raises:
         ConfigError: ``params`` are not those of ``config``, a model that no type of transformers expresses, or a
@@ -51,20 +53,27 @@ def save_huggingface(directory: str | os.PathLike[str], config: ModelConfig, par
     """
     config.validate()
     check_language_model(config)
-    model_type, refused = native_type(config)
+    types = _types()
+    model_type, refused = _first(types, config)
     if model_type is None:
         raise InteropError(f"transformers cannot express this model: {refused}; {INSTEAD}")
-    original: type[Original] = registry.get(AXIS, _types()[model_type])
+    original: type[Original] = registry.get(AXIS, types[model_type])
     fields, tensors = original.huggingface(config, params)
     write_folder(directory, tensors, json.dumps(fields, indent=2) + "\n", ours=is_huggingface)
 
 
 def native_type(config: ModelConfig) -> tuple[str | None, str]:
-    """The first ``model_type`` of transformers that expresses the model; or None, and for each type shortly why not."""
+    """The first type of transformers itself that expresses the model; or None, and for each type shortly why not."""
+    own = {model_type: name for model_type, name in _types().items() if registry.get(AXIS, name).package is None}
+    return _first(own, config)
+
+
+def _first(types: Mapping[str, str], config: ModelConfig) -> tuple[str | None, str]:
+    """The first of these types that expresses the model; or None, and for each type shortly why not."""
     if not isinstance(config, LMConfig):
         return None, "it is no language model of one stack"
     refused = []
-    for model_type, name in _types().items():
+    for model_type, name in types.items():
         faults = registry.get(AXIS, name).faults(config)
         named = [fault for fault, applies in faults.items() if applies]
         if not named:

@@ -1,7 +1,10 @@
 """What the tensors of a published checkpoint show of its model."""
 
 import re
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
 
 from mhc_jax.config import ConfigError
 from mhc_jax.interop.keys import InteropError
@@ -21,6 +24,21 @@ def shape_of(system: str, shapes: Shapes, name: str, rank: int = 2) -> tuple[int
     if len(found) != rank or 0 in found:
         raise InteropError(f"not {system} weights: {name} of rank {rank} is missing or empty")
     return found
+
+
+def is_tied(arrays: Mapping[str, np.ndarray], given: Mapping[str, Any], *, tokens: str, head: str) -> bool:
+    """Whether the head is the token table: as ``tie_word_embeddings`` states, where the two are equal.
+
+    Args:
+        arrays: the tensors by name.
+        given: fields of the configuration.
+        tokens, head: names of the two tensors.
+    """
+    if head not in arrays or tokens not in arrays:
+        return True
+    if not np.array_equal(arrays[head], arrays[tokens], equal_nan=True):
+        return False
+    return given.get("tie_word_embeddings") is not False
 
 
 def layer_count(shapes: Shapes, prefix: str = "layers") -> int:

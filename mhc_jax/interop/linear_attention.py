@@ -1,4 +1,7 @@
-"""Checkpoints of gated linear attention and of Gated DeltaNet as flash-linear-attention writes them."""
+"""Checkpoints of gated linear attention and of Gated DeltaNet as flash-linear-attention writes them.
+
+``GLAForCausalLM`` and ``GatedDeltaNetForCausalLM``, which transformers knows once ``fla`` is imported.
+"""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,7 +11,7 @@ import numpy as np
 
 from mhc_jax.interop.gpt import without_prefix
 from mhc_jax.interop.hints import fields, settle
-from mhc_jax.interop.infer import layer_count, shape_of, validated
+from mhc_jax.interop.infer import is_tied, layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original, plain_faults, refuse
@@ -41,25 +44,33 @@ class _Decoder(Original):
     A whole checkpoint is ``{"model": state_dict, "config": the contents of config.json}``. Hints are its fields.
 
     Attributes:
-        system: the name in messages.
+        system: the name in messages, and the ``model_type``.
+        architecture: the class of the package.
         mixer: the kind of its mixers.
         norm: published name of the norm of a head's output.
         free: fields that the tensors do not show.
+        fixed: fields of which the model here can have one value. What is named nowhere changes nothing.
     """
 
+    package = "fla"
     system: ClassVar[str]
+    architecture: ClassVar[str]
     mixer: ClassVar[type[LinearAttentionConfig]]
     norm: ClassVar[str]
     free: ClassVar[dict[str, Any]] = {"norm_eps": 1e-6, "initializer_range": 0.02, "max_position_embeddings": 2048}
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "swish", "attn": None}
+    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "swish", "attn": None, "quantization_config": None}
 
     @classmethod
     def read(cls, state_dict, hints):
         stored = {}
         if isinstance(state_dict.get("model"), Mapping):
             stored, state_dict = fields(cls.system, "config", state_dict.get("config")), state_dict["model"]
+        given = {name: value for name, value in {**stored, **hints}.items() if value is not None}
+        # First of all, lest the tensors of another model be found wanting.
+        stated = {name: given[name] for name in cls.fixed if name in given}
+        settle(cls.system, stated, told={}, free={}, fixed=cls.fixed)
         arrays = cls._plain_names(without_prefix(cls.system, as_numpy(state_dict), [BODY]))
-        tied = HEAD not in arrays or np.array_equal(arrays[HEAD], arrays.get(TOKENS, ()), equal_nan=True)
+        tied = is_tied(arrays, given, tokens=TOKENS, head=HEAD)
         config = cls._config({name: x.shape for name, x in arrays.items()}, stored, hints, tied=tied)
         if tied:
             arrays.pop(HEAD, None)
@@ -73,6 +84,37 @@ class _Decoder(Original):
         found = write(cls._rules(tensors), tensors)
         head = found.pop(HEAD, found[TOKENS])
         return {BODY + cls._published_name(name, config): x for name, x in found.items()} | {HEAD: head}
+
+    @classmethod
+    def huggingface(cls, config, params):
+        """A tied head is left out, as transformers does."""
+        tensors = cls.write(config, params)
+        if config.head == "tied":
+            del tensors[HEAD]
+        mixer, mlp, norm = config.mixer, config.mlp, config.norm
+        assert isinstance(mixer, LinearAttentionConfig)  # see faults
+        assert isinstance(mlp, SwiGLUConfig)
+        assert isinstance(norm, RMSNormConfig)
+        taps = {} if mixer.conv_kernel is None else {"conv_size": mixer.conv_kernel}
+        return {
+            "model_type": cls.model_type,
+            "architectures": [cls.architecture],
+            "vocab_size": config.vocab_size,
+            "max_position_embeddings": config.max_len,
+            "hidden_size": config.width,
+            "num_hidden_layers": config.layers,
+            "intermediate_size": mlp.hidden_width(config.width),
+            "hidden_act": "swish",
+            "norm_eps": norm.eps,
+            "fuse_norm": True,  # which decides on the names of norms
+            "use_short_conv": mixer.conv_kernel is not None,
+            **taps,
+            **cls._fields(config, mixer),
+            "initializer_range": config.embed_std,
+            "tie_word_embeddings": config.head == "tied",
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }, tensors
 
     @classmethod
     def faults(cls, config):
@@ -144,6 +186,11 @@ class _Decoder(Original):
 
     @classmethod
     @required
+    def _fields(cls, config: LMConfig, mixer: Any) -> dict[str, Any]:
+        """The published fields of a mixer, but for its convolutions and its norm."""
+
+    @classmethod
+    @required
     def _settled(cls, mixer: Any, settled: Mapping[str, Any]) -> Any:
         """The mixer with the fields that the tensors do not show."""
 
@@ -173,11 +220,13 @@ class _Decoder(Original):
 class GLA(_Decoder):
     """Gated linear attention. The norm of a head's output has two names; with a gate the fused one is written."""
 
-    system = "gla"
+    system = model_type = "gla"
+    architecture = "GLAForCausalLM"
     mixer = GLAConfig
     norm = "g_norm"
     # No floor is one at minus infinity.
     free: ClassVar[dict[str, Any]] = {**_Decoder.free, "clamp_min": -math.inf, "feature_map": "none"}
+    fixed: ClassVar[dict[str, Any]] = {**_Decoder.fixed, "elementwise_affine": True}
     fused: ClassVar[str] = "g_norm_swish_gate"
 
     @classmethod
@@ -187,6 +236,7 @@ class GLA(_Decoder):
         return super().faults(config) | {
             "a gate that is no SiLU": own and mixer.output_gate == "sigmoid",
             "gate_normalizer other than 16": own and mixer.gate_normalizer != 16,
+            "gate_rank other than 16": own and mixer.gate_rank != 16,
         }
 
     @classmethod
@@ -226,6 +276,19 @@ class GLA(_Decoder):
         return told, mixer
 
     @classmethod
+    def _fields(cls, config, mixer):
+        heads = mixer.shape(config.width)
+        return {
+            "num_heads": heads.queries,
+            "num_kv_heads": heads.keys,
+            "expand_k": heads.queries * heads.K / config.width,
+            "expand_v": heads.out * heads.V / config.width,
+            "feature_map": None if mixer.feature_map == "none" else mixer.feature_map,
+            "clamp_min": mixer.gate_floor,
+            "use_output_gate": mixer.output_gate is not None,
+        }
+
+    @classmethod
     def _settled(cls, mixer, settled):
         floor, feature_map = settled["clamp_min"], settled["feature_map"]
         return mixer.replace(
@@ -238,10 +301,12 @@ class GLA(_Decoder):
 class GatedDeltaNet(_Decoder):
     """Gated DeltaNet. ``allow_neg_eigval`` does not show; with more value heads ``num_heads`` must be given, too."""
 
-    system = "gated_deltanet"
+    system = model_type = "gated_deltanet"
+    architecture = "GatedDeltaNetForCausalLM"
     mixer = GatedDeltaConfig
     norm = "o_norm"
     free: ClassVar[dict[str, Any]] = {**_Decoder.free, "allow_neg_eigval": False}
+    fixed: ClassVar[dict[str, Any]] = {**_Decoder.fixed, "output_gate_activation": "swish"}
 
     @classmethod
     def faults(cls, config):
@@ -276,6 +341,18 @@ class GatedDeltaNet(_Decoder):
             output_gate="silu" if told["use_gate"] else None,
         )
         return told, mixer
+
+    @classmethod
+    def _fields(cls, config, mixer):
+        heads = mixer.shape(config.width)
+        return {
+            "num_heads": heads.queries,
+            "num_v_heads": heads.values,
+            "head_dim": heads.K,
+            "expand_v": heads.V / heads.K,
+            "allow_neg_eigval": mixer.allow_neg_eigval,
+            "use_gate": mixer.output_gate is not None,
+        }
 
     @classmethod
     def _settled(cls, mixer, settled):

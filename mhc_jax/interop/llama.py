@@ -12,11 +12,11 @@ import numpy as np
 from mhc_jax.interop import rope
 from mhc_jax.interop.gpt import without_prefix
 from mhc_jax.interop.hints import fields, settle
-from mhc_jax.interop.infer import layer_count, shape_of, validated
+from mhc_jax.interop.infer import is_tied, layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original, plain_faults, refuse
-from mhc_jax.interop.rules import Arrays, Rule, read, renamed, reordered, write
+from mhc_jax.interop.rules import Rule, read, renamed, reordered, write
 from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.nn.channel import SwiGLUConfig
 from mhc_jax.nn.lm import LMConfig
@@ -95,7 +95,7 @@ class Llama(Original):
         arrays = without_prefix(system, as_numpy(state_dict), [BODY])
         arrays = {name: x for name, x in arrays.items() if not _ANGLES.fullmatch(name)}
         shapes = {name: x.shape for name, x in arrays.items()}
-        config = cls._config(shapes, stored, hints, _tied(arrays, {**stored, **hints}))
+        config = cls._config(shapes, stored, hints, is_tied(arrays, {**stored, **hints}, tokens=TOKENS, head=HEAD))
         if config.head == "tied":
             arrays.pop(HEAD, None)
         shapes = torch_shapes(config)
@@ -287,15 +287,6 @@ class Qwen3(Llama):
     def _faults_of_heads(cls, config, mixer):
         without = "queries and keys without the RMSNorm of all other places"
         return {without: isinstance(config.norm, RMSNormConfig) and mixer.qk_norm != config.norm}
-
-
-def _tied(arrays: Arrays, given: Mapping[str, Any]) -> bool:
-    """Whether the head is the token table: as stated, where the two are equal."""
-    if HEAD not in arrays or TOKENS not in arrays:
-        return True
-    if not np.array_equal(arrays[HEAD], arrays[TOKENS], equal_nan=True):
-        return False
-    return given.get("tie_word_embeddings") is not False
 
 
 def _check_layer_types(system: str, kinds: Any) -> None:

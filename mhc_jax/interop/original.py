@@ -20,10 +20,12 @@ class Original:
 
     Attributes:
         model_type: its name in Hugging Face transformers, if it has one; then all four methods must be there.
+        package: what makes that name known to transformers, if transformers does not know it by itself.
         models: the kind of its models.
     """
 
     model_type: str | None = None
+    package: str | None = None
     models: type[ModelConfig] = LMConfig
 
     @classmethod

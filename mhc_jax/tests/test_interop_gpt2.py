@@ -268,7 +268,8 @@ def pickled(folder):
     [
         (
             lambda folder: edit(folder, model_type="mistral"),
-            "'mistral' is not supported; known: deepseek_v2, deepseek_v3, gpt2, llama, mamba, qwen3",
+            "'mistral' is not supported; known: deepseek_v2, deepseek_v3, gated_deltanet, gla, gpt2, "
+            "llama, mamba, qwen3",
         ),
         (lambda folder: edit(folder, scale_attn_by_inverse_layer_idx=True), "inverse_layer_idx=True is not supported"),
         (lambda folder: edit(folder, tie_word_embeddings=False), "tie_word_embeddings=False is not supported"),

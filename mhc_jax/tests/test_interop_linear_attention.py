@@ -1,12 +1,16 @@
 """Checkpoints of gated linear attention and of Gated DeltaNet: names, fields both ways, and what cannot be said."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import mhc_jax
 from mhc_jax import interop
 from mhc_jax.interop import InteropError
+from mhc_jax.interop.huggingface import native_type
 from mhc_jax.models import gated_deltanet, gla
 from mhc_jax.nn.channel import SwiGLUConfig
 from mhc_jax.nn.norms import LayerNormConfig
@@ -19,7 +23,7 @@ def small(model, size, **mixer):
     return config.replace(mixer=config.mixer.replace(**mixer))
 
 
-GLA = small(gla, "170M", heads=2, gate_rank=3)
+GLA = small(gla, "170M", heads=2)
 DELTA = small(gated_deltanet, "170M", heads=2, head_width=3, expand_v=4 / 3)
 # The model, what a checkpoint does not show, and tensors that it has or has not.
 CASES = {
@@ -90,8 +94,107 @@ def test_what_cannot_be_expressed_is_named():
     for config, fault in (
         (GLA.replace(norm=LayerNormConfig()), "norm 'ln'"),
         (GLA.replace(mixer=GLA.mixer.replace(gate_normalizer=8.0)), "gate_normalizer other than 16"),
+        (GLA.replace(mixer=GLA.mixer.replace(gate_rank=8)), "gate_rank other than 16"),
         (GLA.replace(mixer=GLA.mixer.replace(norm_eps=1e-3)), "norms of two epsilons"),
         (DELTA, "mixer 'gated_delta'"),
     ):
         with pytest.raises(InteropError, match=f"gla cannot express this model: it has .*{fault}"):
             interop.to_original("gla", config, params)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Every case as a folder of flash-linear-attention."""
+    place = tmp_path_factory.mktemp("folders")
+    for name, (_, config, *_) in CASES.items():
+        interop.save_huggingface(place / name, config, mhc_jax.init(config, jax.random.key(0)))
+    return place
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_folder_comes_back(name, folders):
+    system, config, *_ = CASES[name]
+    found, read = interop.load_huggingface(folders / name)
+    assert found == config
+    jax.tree.map(np.testing.assert_array_equal, read, mhc_jax.init(config, jax.random.key(0)))
+    written = json.loads((folders / name / "config.json").read_text())
+    assert written["model_type"] == system
+    assert ("lm_head.weight" in load_file(folders / name / "model.safetensors")) == (config.head == "dense")
+
+
+# All fields but those of the size, as the package writes them.
+PUBLISHED = {"hidden_ratio": 4, "intermediate_size": None, "hidden_act": "swish", "norm_eps": 1e-5, "attn": None}
+PUBLISHED |= {"attn_mode": "chunk", "initializer_range": 0.02, "max_position_embeddings": 2048, "use_cache": True}
+PUBLISHED |= {
+    "fuse_norm": False,
+    "fuse_swiglu": True,
+    "fuse_cross_entropy": True,
+    "use_l2warp": False,
+    "dtype": "float32",
+}
+PUBLISHED |= {"bos_token_id": 1, "eos_token_id": 2, "hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 11}
+PUBLISHED |= {"conv_size": 4, "tie_word_embeddings": False, "num_heads": 2, "transformers_version": "5.0.0"}
+PUBLISHED_GLA = {"model_type": "gla", "architectures": ["GLAForCausalLM"], "num_kv_heads": None, "feature_map": None}
+PUBLISHED_GLA |= {"expand_k": 0.5, "expand_v": 1, "clamp_min": None, "elementwise_affine": True, "use_gk": True}
+PUBLISHED_GLA |= {"use_gv": False, "use_output_gate": True, "use_short_conv": False}
+
+
+def published(folders, folder, **changes):
+    """A folder of the package as it was configured without fused norms: these have another name then."""
+    tensors = load_file(folders / "gla" / "model.safetensors")
+    folder.mkdir()
+    save_file({name.replace("norm_swish_gate", "norm"): x for name, x in tensors.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(PUBLISHED | PUBLISHED_GLA | changes))
+    return folder
+
+
+def test_fields_that_the_package_writes_are_understood(folders, tmp_path):
+    config, params = interop.load_huggingface(published(folders, tmp_path / "gla", clamp_min=-0.5, feature_map="swish"))
+    eps = {"norm_eps": 1e-5}
+    mixer = GLA.mixer.replace(gate_floor=-0.5, feature_map="silu", **eps)
+    assert config == GLA.replace(norm=GLA.norm.replace(eps=1e-5), mixer=mixer)
+    jax.tree.map(np.testing.assert_array_equal, params, mhc_jax.init(GLA, jax.random.key(0)))
+
+
+def test_a_separate_head_that_equals_the_table_stays_one(tmp_path):
+    params = mhc_jax.init(DELTA, jax.random.key(0))
+    params["head"]["kernel"] = params["embed"]["tokens"].T
+    interop.save_huggingface(tmp_path / "model", DELTA, params)
+    assert interop.load_huggingface(tmp_path / "model")[0] == DELTA
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"attn": {"layers": [0], "num_heads": 2}}, "attn={'layers': .* is not supported, only None is"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'swish' is"),
+        ({"elementwise_affine": False}, "elementwise_affine=False is not supported, only True is"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported"),
+        ({"num_kv_heads": 1}, "num_kv_heads=1 contradicts the tensors, which say 2"),
+        ({"use_short_conv": True}, "use_short_conv=True contradicts the tensors, which say False"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings=True contradicts the tensors, which say False"),
+        ({"num_hidden_layers": 3}, "num_hidden_layers=3 contradicts the tensors, which say 2"),
+        ({"clamp_min": "low"}, "clamp_min must be a finite number, got 'low'"),
+        ({"feature_map": "elu"}, "feature_map must be one of"),
+        ({"model_type": "gated_deltanet"}, "A_log of rank 1 is missing"),
+    ],
+)
+def test_folders_of_other_models_are_refused(changes, fault, folders, tmp_path):
+    folder = published(folders, tmp_path / "gla", **changes)
+    with pytest.raises(InteropError, match=fault) as error:
+        interop.load_huggingface(folder)
+    assert str(folder) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_every_tensor_of_a_folder_is_accounted_for(folders, tmp_path):
+    folder = published(folders, tmp_path / "gla")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.attn.q_conv1d.bias"] = tensors.pop("model.layers.1.attn.gk_proj.1.bias")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(InteropError, match=r"missing \(1\): .*gk_proj\.1\.bias; unexpected \(1\): .*q_conv1d\.bias"):
+        interop.load_huggingface(folder)
+
+
+def test_transformers_alone_knows_neither():
+    assert native_type(GLA)[0] is native_type(DELTA)[0] is None

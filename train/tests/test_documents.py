@@ -168,6 +168,7 @@ def place(tmp_path_factory):
         model = {name: torch.tensor(value) for name, value in weights.items()}
         torch.save({"model": model, "config": {"n_head": 6}} if system == "nanogpt" else model, folder / file)
     config = small(gla())
+    config = config.replace(mixer=config.mixer.replace(gate_rank=16))  # the one that checkpoints have
     weights = interop.to_original("gla", config, mhc_jax.init(config, jax.random.key(0)))
     torch.save({name: torch.tensor(value) for name, value in weights.items()}, folder / "gla.pt")
     return folder
