@@ -58,7 +58,12 @@ class _Decoder(Original):
     mixer: ClassVar[type[LinearAttentionConfig]]
     norm: ClassVar[str]
     free: ClassVar[dict[str, Any]] = {"norm_eps": 1e-6, "initializer_range": 0.02, "max_position_embeddings": 2048}
-    fixed: ClassVar[dict[str, Any]] = {"hidden_act": "swish", "attn": None, "quantization_config": None}
+    fixed: ClassVar[dict[str, Any]] = {
+        "hidden_act": "swish",
+        "attn": None,
+        "attnres_block_size": None,
+        "quantization_config": None,
+    }
 
     @classmethod
     def read(cls, state_dict, hints):
@@ -290,10 +295,9 @@ class GLA(_Decoder):
 
     @classmethod
     def _settled(cls, mixer, settled):
-        floor, feature_map = settled["clamp_min"], settled["feature_map"]
+        floor = settled["clamp_min"]
         return mixer.replace(
-            gate_floor=None if math.isinf(floor) else floor,
-            feature_map="silu" if feature_map == "swish" else feature_map,
+            gate_floor=None if math.isinf(floor) else floor, feature_map=_activation(settled["feature_map"])
         )
 
 
@@ -305,14 +309,11 @@ class GatedDeltaNet(_Decoder):
     architecture = "GatedDeltaNetForCausalLM"
     mixer = GatedDeltaConfig
     norm = "o_norm"
-    free: ClassVar[dict[str, Any]] = {**_Decoder.free, "allow_neg_eigval": False}
-    fixed: ClassVar[dict[str, Any]] = {**_Decoder.fixed, "output_gate_activation": "swish"}
-
-    @classmethod
-    def faults(cls, config):
-        mixer = config.mixer
-        gate = isinstance(mixer, GatedDeltaConfig) and mixer.output_gate == "sigmoid"
-        return super().faults(config) | {"a gate that is no SiLU": gate}
+    free: ClassVar[dict[str, Any]] = {
+        **_Decoder.free,
+        "allow_neg_eigval": False,
+        "output_gate_activation": "swish",
+    }
 
     @classmethod
     def _infer(cls, shapes, given):
@@ -352,8 +353,15 @@ class GatedDeltaNet(_Decoder):
             "expand_v": heads.V / heads.K,
             "allow_neg_eigval": mixer.allow_neg_eigval,
             "use_gate": mixer.output_gate is not None,
+            "output_gate_activation": mixer.output_gate or "swish",
         }
 
     @classmethod
     def _settled(cls, mixer, settled):
-        return mixer.replace(allow_neg_eigval=settled["allow_neg_eigval"])
+        gate = None if mixer.output_gate is None else _activation(settled["output_gate_activation"])
+        return mixer.replace(allow_neg_eigval=settled["allow_neg_eigval"], output_gate=gate)
+
+
+def _activation(name: str) -> str:
+    """Our name for it."""
+    return "silu" if name == "swish" else name

@@ -51,6 +51,13 @@ CASES = {
         {"A_log"},
         {"q_conv1d.weight", "g_proj.weight"},
     ),
+    "gated_deltanet, sigmoid": (
+        "gated_deltanet",
+        small(gated_deltanet, "170M_fixed", heads=2, head_width=3, output_gate="sigmoid"),
+        {"output_gate_activation": "sigmoid"},
+        {"g_proj.weight"},
+        set(),
+    ),
 }
 
 
@@ -77,6 +84,7 @@ def test_a_checkpoint_comes_back(name):
         (GLA, {"hidden_act": "relu"}, "gla: hidden_act='relu' is not supported, only 'swish' is"),
         (GLA, {"feature_map": "elu"}, "feature_map must be one of 'none', 'relu', 'silu', got 'elu'"),
         (DELTA, {"allow_neg_eigval": 1}, "gated_deltanet: allow_neg_eigval must be true or false, got 1"),
+        (DELTA, {"output_gate_activation": "tanh"}, "output_gate must be one of 'silu', 'sigmoid'.*, got 'tanh'"),
         (DELTA, {"num_heads": 5}, "6 channels of keys are no multiple of num_heads 5"),
         (DELTA, {"num_heads": "2"}, "num_heads must be a positive integer, got '2'"),
         (DELTA, {"head_dimm": 3}, "unknown hint 'head_dimm'; did you mean 'head_dim'"),
@@ -167,6 +175,7 @@ def test_a_separate_head_that_equals_the_table_stays_one(tmp_path):
     ("changes", "fault"),
     [
         ({"attn": {"layers": [0], "num_heads": 2}}, "attn={'layers': .* is not supported, only None is"),
+        ({"attnres_block_size": 4}, "attnres_block_size=4 is not supported, only None is"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported, only 'swish' is"),
         ({"elementwise_affine": False}, "elementwise_affine=False is not supported, only True is"),
         ({"quantization_config": {"bits": 4}}, "quantization_config={'bits': 4} is not supported"),
