@@ -169,7 +169,9 @@ def place(tmp_path_factory):
         torch.save({"model": model, "config": {"n_head": 6}} if system == "nanogpt" else model, folder / file)
     config = small(gla())
     config = config.replace(mixer=config.mixer.replace(gate_rank=16))  # the one that checkpoints have
-    weights = interop.to_original("gla", config, mhc_jax.init(config, jax.random.key(0)))
+    params = mhc_jax.init(config, jax.random.key(0))
+    interop.save_huggingface(folder / "gla_folder", config, params)
+    weights = interop.to_original("gla", config, params)
     torch.save({name: torch.tensor(value) for name, value in weights.items()}, folder / "gla.pt")
     return folder
 
