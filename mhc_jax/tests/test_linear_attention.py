@@ -14,6 +14,7 @@ from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
 from mhc_jax.ops.chunks import sums_between
 from mhc_jax.ops.delta_rule import _unit_lower_inverse, gated_delta_rule
 from mhc_jax.ops.gla import gated_linear_attention
+from mhc_jax.tests.own import slow_unless
 
 # All parameters, and those outside embedding and head, as published.
 COUNTS = {
@@ -63,7 +64,7 @@ def inputs(op, T, H=2, K=8, V=6):
 @pytest.mark.parametrize("gate", [0.0, -5.0, -1e3, -np.inf])
 def test_extreme_gates_neither_overflow_nor_lose_digits(op, gate):
     """Every seventh token has a moderate gate: its digits must not drown among those of -1000."""
-    T = 100
+    T = 256
     q, k, v, gates, *beta = inputs(op, T)
     moderate = jnp.arange(T) % 7 == 3
     gates = jnp.where(moderate.reshape(T, *[1] * (gates.ndim - 2)), gates, gate)
@@ -113,6 +114,22 @@ def test_bfloat16_inputs_are_summed_in_float32(op):
     exact, state = OPS[op](*(x.astype(jnp.float32) for x in arguments), form="recurrent")
     np.testing.assert_allclose(s, state, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(np.abs(y - exact) <= 2**-8 * np.abs(exact) + 1e-5, True)
+
+
+@pytest.mark.parametrize("T", slow_unless({65}, [1, 5, 63, 64, 65, 130, 200]))
+@pytest.mark.parametrize("op", OPS)
+def test_lengths_beside_the_chunk_give_the_recurrence(op, T):
+    """Chunks of 64 tokens, after a state: outputs, states and all gradients."""
+    arguments = (*inputs(op, T), jax.random.normal(jax.random.key(4), (1, 2, 8, 6)))
+
+    def loss(arguments, form):
+        *rest, s0 = arguments
+        y, s = OPS[op](*rest, s0_BHKV=s0, form=form)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(s**2), (y, s)
+
+    run = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    for ours, reference in zip(*(jax.tree.leaves(run(arguments, form)) for form in ("chunked", "recurrent"))):
+        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5 * max(1, np.abs(reference).max()))
 
 
 @pytest.mark.parametrize("op", OPS)

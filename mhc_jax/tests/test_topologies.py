@@ -207,5 +207,6 @@ def test_published_sizes():
         return sum(int(np.prod(x.shape)) for x in jax.tree.leaves(mhc_jax.functional.param_shapes(config)))
 
     assert count(gpt2()) == 124_439_808
+    assert count(gpt2(max_len=512)) == 124_046_592
     assert count(gpt2("355M")) == 354_823_168
     assert gpt2(residual=topologies.topology("mhc_lite").residual).residual.projection == PermutationsConfig()

@@ -169,7 +169,10 @@ def test_dropout_is_drawn_in_the_tree(params, tokens):
 
 
 def test_published_sizes():
-    assert parameter_count(transformer_scan("base", positions="absolute")) == 170_126_592
+    base = transformer_scan("base", positions="absolute")
+    assert parameter_count(base) == 170_126_592
+    parts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in param_shapes(base).items()}
+    assert parts == {"embed": 39_383_808, "aggregator": 7_089_408, "reader": 85_056_000, "head": 38_597_376}
     original = transformer_scan("base", "original")
     assert parameter_count(original) == 170_126_592
     assert parameter_count(small(side_embedding=True)) == parameter_count(small()) + 2 * 8
