@@ -52,10 +52,13 @@ def gpt2_backbone(width: int, layers: int, heads: int, *, causal: bool = True, d
 class TransformerScanConfig(ModelConfig):
     """A model of two backbones, each over any residual topology and with any mixer.
 
+    An auxiliary loss of the aggregator is its mean over all merges of the tree, each taken over all texts; where there
+    is one, merges are computed one after another. A loss of the reader is taken over all chunks at once. Of one that
+    both have, the mean counts.
+
     Attributes:
         aggregator: merges two summaries, the older on the left, into one: the right half of its output. Its attention
-            sees both ways in the paper and was causal in the published runs. Auxiliary losses of its parts do not
-            count.
+            sees both ways in the paper and was causal in the published runs.
         reader: of a prefix and the chunk behind it; causal.
         chunk: C, tokens of a chunk and vectors of a summary.
         positions: ``"local"`` counts a token's position from the start of its chunk, so that texts may be of any
@@ -324,15 +327,35 @@ class TransformerScan(Model):
         before_BRCD = jnp.zeros((B, 1, C, D), leaves_BRCD.dtype)
         if R == 0:
             return before_BRCD
-        calls = itertools.count()
+        leaves_RBCD, calls = jnp.swapaxes(leaves_BRCD, 0, 1), itertools.count()
 
-        def combine(older_MBCD, newer_MBCD):
+        def together(older_MBCD, newer_MBCD):
             # Rows of one text stay together, as the devices of a mesh have them.
             older, newer = (jnp.swapaxes(x, 0, 1).reshape(-1, C, D) for x in (older_MBCD, newer_MBCD))
             merged = self._merged(older, newer, scope.keyed(str(next(calls))))
             return jnp.swapaxes(merged.reshape(B, -1, C, D), 0, 1)
 
-        found_RBCD = prefixes(combine, jnp.swapaxes(leaves_BRCD, 0, 1), form=self.config.scan)
+        def merge(older_BCD, newer_BCD, key):
+            """One place of all texts, and what is tallied: the merge itself, and its auxiliary losses."""
+            inside = scope.replace(key=key, penalties={})
+            return self._merged(older_BCD, newer_BCD, inside), (jnp.ones(()), inside.mean_penalties())
+
+        def in_turn(older, newer):
+            (older_MBCD, _), (newer_MBCD, tally) = older, newer
+            key = scope.key_of(str(next(calls)))
+            keys_M = None if key is None else jax.random.split(key, len(newer_MBCD))
+            merged_MBCD, own = jax.lax.map(lambda pair: merge(*pair), (older_MBCD, newer_MBCD, keys_M))
+            # A prefix tallies the merges that its last chunk made possible: all prefixes together each merge once.
+            return merged_MBCD, jax.tree.map(jnp.add, tally, own)
+
+        _, own = jax.eval_shape(merge, leaves_RBCD[0], leaves_RBCD[0], scope.key)
+        if R == 1 or not own[1]:
+            found_RBCD = prefixes(together, leaves_RBCD, form=self.config.scan)
+        else:
+            tally = jax.tree.map(lambda x: jnp.zeros((R, *x.shape), x.dtype), own)
+            found_RBCD, (merges_R, losses) = prefixes(in_turn, (leaves_RBCD, tally), form=self.config.scan)
+            for name, loss_R in losses.items():
+                scope.penalise(name, loss_R.sum() / merges_R.sum())
         return jnp.concatenate([before_BRCD, jnp.swapaxes(found_RBCD, 0, 1)], axis=1)
 
     def _further(self, tokens_BT, state, scope):
@@ -344,7 +367,7 @@ class TransformerScan(Model):
 
         def step(state, token):
             x_BD, leaf_BD, count_B = token
-            state, y_BD = self._step(state, x_BD, leaf_BD, count_B, _over(1, scope).replace(key=None))
+            state, y_BD = self._step(state, x_BD, leaf_BD, count_B, _over(1, scope).replace(key=None, penalties={}))
             return state, y_BD
 
         by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (x_BTD, leaves_BTD, count_BT))
@@ -386,8 +409,9 @@ class TransformerScan(Model):
 
 
 def _over(length: int, scope: Scope) -> Scope:
-    """The scope of a network inside: without taps, and its auxiliary losses are not counted."""
-    return Scope.over(length, key=scope.key, progress=scope.progress, batch_sharding=scope.batch_sharding)
+    """The scope of a network inside, without taps."""
+    kept = ("key", "progress", "penalties", "batch_sharding")
+    return Scope.over(length, **{name: getattr(scope, name) for name in kept})
 
 
 def _cut(x_BTD: jax.Array, rows: int, chunk: int) -> jax.Array:

@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 import mhc_jax
-from mhc_jax import decode, interop
+from mhc_jax import decode, functional, interop
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_shapes, parameter_count
 from mhc_jax.models import gpt2, transformer_scan, with_topology
+from mhc_jax.nn.channel import MoEConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution
 from mhc_jax.nn.transformer_scan import gpt2_backbone
+from mhc_jax.tests.own import slow_unless
 from train.objectives.cross_entropy import CrossEntropyConfig
 
 VOCAB, CHUNK, LENGTH = 13, 3, 29
@@ -158,6 +161,35 @@ def test_tokens_that_do_not_count(params, tokens):
     np.testing.assert_allclose(sums["loss"], loss_BT[:, counted].sum(), rtol=1e-5)
     every, _ = CrossEntropyConfig(chunk=12).sums(small(), params, batch)
     assert int(every["tokens"]) == 2 * 12
+
+
+@pytest.mark.parametrize("scan", slow_unless({"parallel"}, ["parallel", "blelloch", "sequential"]))
+def test_auxiliary_losses_are_the_mean_over_all_merges(tokens, scan):
+    """Of the tree over five chunks."""
+    experts = gpt2_backbone(8, 1, 2, causal=False).replace(mlp=MoEConfig(experts=3, hidden=4, balance=1.0))
+    config = small(aggregator=experts, boundary="token", scan=scan)
+
+    def measured(params):
+        return mhc_jax.apply(config, params, tokens[:, :18]).penalties["expert_balance"]
+
+    def expected(params):
+        model, found = functional.bind(config, params), []
+        x_BTD = mhc_jax.apply(config, params, tokens[:, :18], taps=True).taps["embed"]
+        a, b, c, d, e, _ = jnp.split(x_BTD, 6, axis=1)
+
+        def merged(older, newer):
+            scope = Scope.over(2 * CHUNK)
+            y_BTD, _ = model.aggregator(jnp.concatenate([older, newer], axis=1), None, scope)
+            found.append(scope.mean_penalties()["expert_balance"])
+            return y_BTD[:, CHUNK:]
+
+        ab = merged(a, b)
+        merged(ab, c)
+        merged(merged(ab, merged(c, d)), e)
+        return sum(found) / 5
+
+    params = loud(config)
+    np.testing.assert_allclose(compiled(measured)(params), compiled(expected)(params), rtol=1e-5)
 
 
 def test_dropout_is_drawn_in_the_tree(params, tokens):

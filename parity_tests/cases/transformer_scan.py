@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import torch
 
 from mhc_jax.models import transformer_scan
+from mhc_jax.nn.channel import MoEConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import DiagonalSSMConfig
 from mhc_jax.nn.transformer_scan import TransformerScanConfig
@@ -65,7 +66,15 @@ def _over_streams() -> TransformerScanConfig:
     return _tiny(side_embedding=True, head="tied").replace(chunk=3, aggregator=aggregator, reader=reader)
 
 
+def _balanced() -> TransformerScanConfig:
+    """Auxiliary losses of both networks, one of a name that they share."""
+    experts = MoEConfig(experts=3, hidden=7, balance=0.5)
+    aggregator = backbone(tiny_gpt("mhc", layers=1, mlp=experts)).replace(stream_diversity=0.5)
+    return _tiny().replace(aggregator=aggregator, reader=backbone(tiny_gpt(layers=1, mlp=experts)))
+
+
 MODELS = {
+    "transformer_scan, auxiliary losses": _balanced(),
     "transformer_scan, labels": _tiny(boundary="token", scan="blelloch", positions="absolute", outputs=VOCAB + 2),
     "transformer_scan over streams": _over_streams(),
     "transformer_scan, published": _tiny(

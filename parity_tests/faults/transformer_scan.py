@@ -29,6 +29,8 @@ def mutations() -> Iterator[Mutation]:
     yield Mutation("the left half is the summary", f"{MODEL}_merged", _left_half, "models", labels)
     yield Mutation("sides swapped", f"{MODEL}_merged", _sides_swapped, "models", streams)
     yield Mutation("prefixes one chunk late", f"{MODEL}_prefixes", _late, "models", labels)
+    losses = "transformer_scan, auxiliary losses"
+    yield Mutation("merges leave no auxiliary losses", f"{MODEL}_prefixes", _unpenalised, "models", losses)
     yield Mutation("the unfinished chunk is lost", f"{MODEL}_step", _stale_chunk, "decode", streams)
 
 
@@ -98,6 +100,10 @@ def _sides_swapped(healthy):
 
 def _late(healthy):
     return lambda self, leaves_BRCD, scope: jnp.roll(healthy(self, leaves_BRCD, scope), 1, axis=1)
+
+
+def _unpenalised(healthy):
+    return lambda self, leaves_BRCD, scope: healthy(self, leaves_BRCD, scope.replace(penalties={}))
 
 
 def _stale_chunk(healthy):

@@ -1,5 +1,6 @@
 """TransformerScan: a reader of chunks behind prefixes, which an aggregator merges from the chunks before."""
 
+import functools
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch_ref.config import one_of, register
 from torch_ref.nn.backbone import Backbone
 from torch_ref.nn.layers import linear
-from torch_ref.nn.lm import Embed
+from torch_ref.nn.lm import Embed, total_penalty
 from torch_ref.nn.scope import Scope
 from torch_ref.ops.loss import cross_entropy
 from torch_ref.ops.prefix_scan import Counter, prefixes
@@ -68,18 +69,24 @@ class TransformerScan(nn.Module):
         after = self.config.boundary == "prefix"
         rows = T // C + 1 if after else math.ceil(T / C)
         fronts = [torch.zeros_like(x_BTD[:, :1]).expand(B, C, -1)]
+        of_merges: dict[str, list[Tensor]] = {}
         if rows > 1:
             # One row after another: elements of the scan are chunks, of all texts.
             leaves = leaves_BTD[:, : (rows - 1) * C].unflatten(1, (rows - 1, C)).transpose(0, 1)
-            fronts += prefixes(self._merged_in_all_texts, leaves, form=self.config.scan).unbind(0)
+            merge = functools.partial(self._merged_in_all_texts, penalties=of_merges)
+            fronts += prefixes(merge, leaves, form=self.config.scan).unbind(0)
         prefixes_BRCD = scope.tap("prefixes", torch.stack(fronts, 1))
         chunks_BRCD = F.pad(x_BTD, (0, 0, 0, rows * C - T)).unflatten(1, (rows, C))
 
         z_PTD = torch.cat([prefixes_BRCD, chunks_BRCD], 2).flatten(0, 1)
         has_prefix_P = torch.arange(rows).repeat(B) > 0
         shown_PT = torch.cat([has_prefix_P[:, None].expand(-1, C), torch.ones(B * rows, C, dtype=torch.bool)], 1)
-        reading = Scope(torch.arange(2 * C).expand(B * rows, -1), shown_PT.long(), taps=taps, penalties=penalties)
+        of_rows: dict[str, list[Tensor]] = {}
+        reading = Scope(torch.arange(2 * C).expand(B * rows, -1), shown_PT.long(), taps=taps, penalties=of_rows)
         y_PTD, _ = self.reader.through(z_PTD, None, reading / "reader")
+        # Of one name the two networks weigh the same, however many calls they have.
+        for name, found in [*of_merges.items(), *of_rows.items()]:
+            scope.penalise(name, torch.stack(found).mean())
         y_BRTD = self._dropped(y_PTD).unflatten(0, (B, rows))
         if after:
             y_BTD = y_BRTD[:, :, C - 1 : 2 * C - 1].flatten(1, 2)[:, 1 : T + 1]
@@ -88,12 +95,13 @@ class TransformerScan(nn.Module):
         return self._logits(y_BTD, scope)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy over targets other than -100, and of tokens that count."""
+        """Mean cross-entropy over targets other than -100, and of tokens that count, and the auxiliary losses."""
         if self.config.boundary == "unscored":
             last_T = torch.arange(1, tokens_BT.shape[1] + 1) % self.config.chunk == 0
             targets_BT = targets_BT.masked_fill(last_T, -100)
-        total, count = cross_entropy(self(tokens_BT), targets_BT)
-        return total / count
+        penalties: dict[str, list[Tensor]] = {}
+        total, count = cross_entropy(self(tokens_BT, penalties=penalties), targets_BT)
+        return total / count + total_penalty(penalties)
 
     def init_cache(self, batch: int, max_len: int | None = None, start_B: Tensor | None = None) -> dict[str, Any]:
         """The decoding state before the first column; see :meth:`torch_ref.LM.init_cache`.
@@ -152,17 +160,21 @@ class TransformerScan(nn.Module):
         x_BTD = scope.tap("embed", embed(place_BT if kind == "local" else positions_BT))
         return [x_BTD, embed(place_BT) if kind == "legacy_mixed" else x_BTD]
 
-    def _merged(self, older_BCD: Tensor, newer_BCD: Tensor) -> Tensor:
+    def _merged(
+        self, older_BCD: Tensor, newer_BCD: Tensor, penalties: dict[str, list[Tensor]] | None = None
+    ) -> Tensor:
         if self.sides is not None:
             left_D, right_D = self.sides["table"]
             older_BCD, newer_BCD = older_BCD + left_D, newer_BCD + right_D
         z_BTD = torch.cat([older_BCD, newer_BCD], 1)
-        scope = Scope(torch.arange(z_BTD.shape[1]).expand(z_BTD.shape[:2]))
+        scope = Scope(torch.arange(z_BTD.shape[1]).expand(z_BTD.shape[:2]), penalties=penalties)
         return self._dropped(self.aggregator.through(z_BTD, None, scope)[0])[:, self.config.chunk :]
 
-    def _merged_in_all_texts(self, older_MBCD: Tensor, newer_MBCD: Tensor) -> Tensor:
-        merged = self._merged(older_MBCD.flatten(0, 1), newer_MBCD.flatten(0, 1))
-        return merged.unflatten(0, older_MBCD.shape[:2])
+    def _merged_in_all_texts(
+        self, older_1BCD: Tensor, newer_1BCD: Tensor, penalties: dict[str, list[Tensor]]
+    ) -> Tensor:
+        """The counter's elements come one by one, so that every merge leaves its own penalties."""
+        return self._merged(older_1BCD[0], newer_1BCD[0], penalties)[None]
 
     def _dropped(self, y_BTD: Tensor) -> Tensor:
         return F.dropout(y_BTD, self.config.output_dropout, self.training)
