@@ -120,6 +120,10 @@ class SHCOriginalConfig(ModelConfig):
             "for training all the same by see_future",
         )
 
+    def check_segments(self):
+        fault = "shc_original takes the mean of a row in its routing, whose segments it cannot keep apart"
+        self.require(self.causal, fault)
+
     def product_flops(self, length):
         products = {"blocks.attention, products": self.layers * self.attention.product_flops(self.width, length)}
         return products | ({"head (the token table)": 2 * self.vocab_size * self.width} if self.tied else {})
@@ -148,8 +152,8 @@ class SHCOriginal(Model):
     def __call__(self, tokens_BT, state, scope):
         if state is not None and not self.config.causal:
             raise ConfigError("shc_original: a text changes what its beginning gives, so that none of it can be kept")
-        if scope.segments_BT is not None and not self.config.causal:
-            raise ConfigError("shc_original: routing takes the mean of a row, whose segments it cannot keep apart")
+        if scope.segments_BT is not None:
+            self.config.check_segments()
         x_BTD = dropout(
             sliced(self._embed(tokens_BT), scope.batch_sharding), self.config.dropout, scope.key_of("dropout")
         )

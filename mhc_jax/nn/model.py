@@ -148,5 +148,8 @@ class ModelConfig(Config):
         """Raises ConfigError unless the logits predict the next token, as training on text and decoding require."""
         self.require(self.causal, "tokens see later ones: it can neither learn nor continue a text")
 
+    def check_segments(self) -> None:
+        """Raises ConfigError if it cannot keep segments of a row apart; by default it can."""
+
     @required
     def build(self, init: Init) -> Model: ...

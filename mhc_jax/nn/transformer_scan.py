@@ -181,6 +181,10 @@ class TransformerScanConfig(ModelConfig):
         super().check_next_token()
         check_outputs_are_tokens(self)
 
+    def check_segments(self):
+        fault = "transformer_scan cuts chunks from the start of a row, whose segments it cannot keep apart"
+        self.require(False, f"{fault}; give each text a row of its own, or join the texts")
+
     def scored_T(self, length):
         if self.boundary != "unscored":
             return None
@@ -230,10 +234,7 @@ class TransformerScan(Model):
 
     def __call__(self, tokens_BT, state, scope):
         if scope.segments_BT is not None:
-            raise ConfigError(
-                "transformer_scan: chunks are cut from the start of a row, whose segments it cannot keep apart; "
-                "give each text a row of its own"
-            )
+            self.config.check_segments()
         if state is None:
             return scope.tap("hidden", self._whole(tokens_BT, scope)), None
         hidden_BTD, state = self._further(tokens_BT, state, scope)

@@ -160,9 +160,7 @@ class TransformerScan(nn.Module):
         x_BTD = scope.tap("embed", embed(place_BT if kind == "local" else positions_BT))
         return [x_BTD, embed(place_BT) if kind == "legacy_mixed" else x_BTD]
 
-    def _merged(
-        self, older_BCD: Tensor, newer_BCD: Tensor, penalties: dict[str, list[Tensor]] | None = None
-    ) -> Tensor:
+    def _merged(self, older_BCD: Tensor, newer_BCD: Tensor, penalties: dict[str, list[Tensor]] | None = None) -> Tensor:
         if self.sides is not None:
             left_D, right_D = self.sides["table"]
             older_BCD, newer_BCD = older_BCD + left_D, newer_BCD + right_D

@@ -100,6 +100,8 @@ def _check_model(run: RunConfig, config: RunConfig, path: str) -> None:
     teacher, student, length = run.model, config.model, config.data.seq_len
     try:
         teacher.check_next_token()
+        if "segments" in config.data.arrays():
+            teacher.check_segments()
     except ConfigError as error:
         raise ConfigError(f"the teacher {path}: {error}") from None
     if teacher.vocab_size != student.vocab_size:

@@ -7,7 +7,8 @@ import pytest
 import mhc_jax
 from mhc_jax import registry
 from mhc_jax.config import ConfigError
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import mhc_ssm, transformer_scan
+from train.config import RunConfig
 from train.data.config import CorpusConfig
 from train.data.loader import Windows, eval_batches, train_batches
 from train.loop.run import run
@@ -74,6 +75,13 @@ def test_a_document_scores_what_it_scores_alone(mixer):
 
 
 @pytest.mark.slow
+def test_a_model_that_cannot_keep_documents_apart_is_refused_before_any_text_is_read():
+    model = transformer_scan("tiny", vocab_size=None, max_len=None, chunk=4)
+    with pytest.raises(ConfigError, match="model.* segments it cannot keep apart; .* or join the texts"):
+        RunConfig(model=model, data=APART.replace(source="/nowhere")).validate()
+    RunConfig(model=model, data=APART.replace(documents="joined")).validate()
+
+
 def test_a_run_on_documents_apart(tmp_path, capsys):
     config = tiny_run(tmp_path)
     config = config.replace(model=config.model.replace(vocab_size=600))
