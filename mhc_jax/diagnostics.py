@@ -29,7 +29,9 @@ def site_names(config: BackboneConfig) -> list[str]:
     return [f"{layer} {kind}" for layer in range(config.layers) for kind in config.sites]
 
 
-def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None = None) -> dict[str, jax.Array]:
+def statistics(
+    taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None = None, *, under: str = ""
+) -> dict[str, jax.Array]:
     """Every quantity by name, site by site: (S,) unless noted.
 
     - ``h_pre``, ``h_post`` (S, ...) and ``h_res`` (S, N, N) as they act, averaged over tokens;
@@ -43,11 +45,14 @@ def statistics(taps: Mapping[str, jax.Array], mask_BT: Bool[Array, "B T"] | None
 
     Args:
         taps: the taps that :func:`mhc_jax.apply` returns with ``taps=True``.
-        mask_BT: true for tokens that count; all tokens if omitted.
+        mask_BT: true for tokens that count, :meth:`mhc_jax.nn.model.ModelConfig.layer_mask` of them where layers run
+            over other rows than the model; all if omitted.
+        under: prefix of the names, ``layers_under`` of the model's configuration.
 
     Returns:
         An empty dict for a plain residual, which has no streams.
     """
+    taps = {name.removeprefix(under): x for name, x in taps.items() if name.startswith(under)}
     coefficients = _coefficients(taps)
     if not coefficients:
         return {}

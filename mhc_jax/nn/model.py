@@ -80,9 +80,11 @@ class ModelConfig(Config):
         vocab_size: V, of ids that go in; in a run, None takes the data's.
         max_len: tokens of the longest sequence; in a run, None takes those of the data's windows.
         execution: settings that change speed and memory, not the model.
+        layers_under: prefix of the names of its layers' activations.
     """
 
     axis: ClassVar[str] = "model"
+    layers_under: ClassVar[str] = ""
 
     vocab_size: Size = None  # pyright: ignore[reportAssignmentType]
     max_len: Size = None  # pyright: ignore[reportAssignmentType]
@@ -129,6 +131,10 @@ class ModelConfig(Config):
         None, by default, for a model whose layers cannot be compared with those of another.
         """
         return None
+
+    def layer_mask(self, mask_BT: jax.Array) -> jax.Array:
+        """Which places of its layers' activations count, given which tokens do: by default the same."""
+        return mask_BT
 
     def scored_T(self, length: int) -> np.ndarray | None:
         """(T,) whether the output at each token counts, in training and in evaluation; None, by default, if all do."""

@@ -6,14 +6,12 @@ the reader, runs over ``[prefix | chunk]``. A stream of any length needs O(log n
 """
 
 import dataclasses
-import itertools
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.backbone import Backbone, BackboneConfig
@@ -21,13 +19,14 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.embed import Embed, check_outputs, check_outputs_are_tokens, dense_head, head_table
 from mhc_jax.nn.init import Init, normal, uniform
 from mhc_jax.nn.layers import dropout
+from mhc_jax.nn.merging import Sides, merged_prefixes
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.norms import LayerNormConfig
 from mhc_jax.nn.pieces import Piece
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import sliced
-from mhc_jax.ops.prefix_scan import LEGACY, Counter, ScanForm, prefixes
+from mhc_jax.ops.prefix_scan import LEGACY, Counter, ScanForm
 from mhc_jax.precision import policy
 from mhc_jax.registry import register
 
@@ -78,6 +77,8 @@ class TransformerScanConfig(ModelConfig):
             tables with one of 1 and a uniform head.
     """
 
+    layers_under: ClassVar[str] = "reader."
+
     aggregator: BackboneConfig = gpt2_backbone(768, 1, 12, causal=False)
     reader: BackboneConfig = gpt2_backbone(768, 12, 12)
     chunk: int = 64
@@ -117,6 +118,19 @@ class TransformerScanConfig(ModelConfig):
     def layers(self) -> int:
         """Layers of the reader."""
         return self.reader.layers
+
+    @property
+    def sites(self) -> dict[str, Any]:
+        """Sites of the reader's blocks."""
+        return self.reader.sites
+
+    def layer_mask(self, mask_BT):
+        """Rows of prefix and chunk: the first of a text has no prefix, the last may be cut short."""
+        B, rows = len(mask_BT), self.rows(mask_BT.shape[1])
+        chunks_BRC = _cut(mask_BT[..., None], rows, self.chunk)[..., 0]
+        prefixed_BR1 = mask_BT.any(axis=1)[:, None, None] & (jnp.arange(rows) > 0)[:, None]
+        both = jnp.broadcast_to(prefixed_BR1, chunks_BRC.shape), chunks_BRC
+        return jnp.concatenate(both, axis=2).reshape(B * rows, -1)
 
     def rows(self, length: int) -> int:
         """Chunks that the reader reads, the next too if ``boundary`` is ``"prefix"``; ConfigError if it cannot."""
@@ -194,13 +208,6 @@ class TransformerScanConfig(ModelConfig):
         return TransformerScan(self, init)
 
 
-class Sides(nnx.Module):
-    """Vectors (2, D) that are added to the older and to the newer summary."""
-
-    def __init__(self, width: int, init: Init):
-        self.table = init("table", normal(0.02), 2, width, role="table", axes=("", "width"))
-
-
 class TransformerScan(Model):
     """Parameters live under ``embed``, ``aggregator``, ``reader``, ``head`` if it is dense, ``sides`` if there are any.
 
@@ -235,9 +242,8 @@ class TransformerScan(Model):
     def __call__(self, tokens_BT, state, scope):
         if scope.segments_BT is not None:
             self.config.check_segments()
-        if state is None:
-            return scope.tap("hidden", self._whole(tokens_BT, scope)), None
-        hidden_BTD, state = self._further(tokens_BT, state, scope)
+        whole = state is None
+        hidden_BTD, state = (self._whole(tokens_BT, scope), None) if whole else self._further(tokens_BT, state, scope)
         return scope.tap("hidden", hidden_BTD), state
 
     def pieces(self):
@@ -324,40 +330,11 @@ class TransformerScan(Model):
 
     def _prefixes(self, leaves_BRCD: jax.Array, scope: Scope) -> jax.Array:
         """The prefix in front of every chunk and of the next one, (B, R + 1, C, D)."""
-        B, R, C, D = leaves_BRCD.shape
-        before_BRCD = jnp.zeros((B, 1, C, D), leaves_BRCD.dtype)
-        if R == 0:
+        before_BRCD = jnp.zeros_like(leaves_BRCD, shape=(len(leaves_BRCD), 1, *leaves_BRCD.shape[2:]))
+        if not leaves_BRCD.shape[1]:
             return before_BRCD
-        leaves_RBCD, calls = jnp.swapaxes(leaves_BRCD, 0, 1), itertools.count()
-
-        def together(older_MBCD, newer_MBCD):
-            # Rows of one text stay together, as the devices of a mesh have them.
-            older, newer = (jnp.swapaxes(x, 0, 1).reshape(-1, C, D) for x in (older_MBCD, newer_MBCD))
-            merged = self._merged(older, newer, scope.keyed(str(next(calls))))
-            return jnp.swapaxes(merged.reshape(B, -1, C, D), 0, 1)
-
-        def merge(older_BCD, newer_BCD, key):
-            """One place of all texts, and what is tallied: the merge itself, and its auxiliary losses."""
-            inside = scope.replace(key=key, penalties={})
-            return self._merged(older_BCD, newer_BCD, inside), (jnp.ones(()), inside.mean_penalties())
-
-        def in_turn(older, newer):
-            (older_MBCD, _), (newer_MBCD, tally) = older, newer
-            key = scope.key_of(str(next(calls)))
-            keys_M = None if key is None else jax.random.split(key, len(newer_MBCD))
-            merged_MBCD, own = jax.lax.map(lambda pair: merge(*pair), (older_MBCD, newer_MBCD, keys_M))
-            # A prefix tallies the merges that its last chunk made possible: all prefixes together each merge once.
-            return merged_MBCD, jax.tree.map(jnp.add, tally, own)
-
-        _, own = jax.eval_shape(merge, leaves_RBCD[0], leaves_RBCD[0], scope.key)
-        if R == 1 or not own[1]:
-            found_RBCD = prefixes(together, leaves_RBCD, form=self.config.scan)
-        else:
-            tally = jax.tree.map(lambda x: jnp.zeros((R, *x.shape), x.dtype), own)
-            found_RBCD, (merges_R, losses) = prefixes(in_turn, (leaves_RBCD, tally), form=self.config.scan)
-            for name, loss_R in losses.items():
-                scope.penalise(name, loss_R.sum() / merges_R.sum())
-        return jnp.concatenate([before_BRCD, jnp.swapaxes(found_RBCD, 0, 1)], axis=1)
+        found_BRCD = merged_prefixes(self._merged, leaves_BRCD, scope, self.config.scan)
+        return jnp.concatenate([before_BRCD, found_BRCD], axis=1)
 
     def _further(self, tokens_BT, state, scope):
         """One token after another; what happens at the end of a chunk is only computed if some row is there."""
@@ -365,14 +342,9 @@ class TransformerScan(Model):
         count_BT = scope.columns(T) - (0 if scope.start_B is None else scope.start_B[:, None])
         count_BT = jnp.broadcast_to(count_BT, tokens_BT.shape)  # of tokens before each; below 0 in padding
         x_BTD, leaves_BTD = self._embedded(tokens_BT, count_BT % C, scope.replace(key=None))
-
-        def step(state, token):
-            x_BD, leaf_BD, count_B = token
-            state, y_BD = self._step(state, x_BD, leaf_BD, count_B, _over(1, scope).replace(key=None, penalties={}))
-            return state, y_BD
-
+        inside = _over(1, scope).replace(key=None, penalties={})
         by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (x_BTD, leaves_BTD, count_BT))
-        state, y_TBD = jax.lax.scan(step, state, by_time)
+        state, y_TBD = jax.lax.scan(lambda state, token: self._step(state, *token, inside), state, by_time)
         return jnp.swapaxes(y_TBD, 0, 1), state
 
     def _step(self, state: Any, x_BD: jax.Array, leaf_BD: jax.Array, count_B: jax.Array, scope: Scope):

@@ -61,7 +61,8 @@ def _statistics(
 ) -> dict[str, jax.Array]:
     options = {"taps": True, "batch_sharding": batch_sharding}
     found = mhc_jax.apply(config.model, params, batch["inputs"], **places(batch), **options)
-    return diagnostics.statistics(found.taps, batch["targets"] != IGNORE if "targets" in batch else None)
+    mask_BT = batch["targets"] != IGNORE if "targets" in batch else jnp.ones(batch["inputs"].shape, bool)
+    return diagnostics.statistics(found.taps, config.model.layer_mask(mask_BT), under=config.model.layers_under)
 
 
 def validation_rows(config: RunConfig, count: int) -> Batch:

@@ -11,7 +11,7 @@ import pytest
 import mhc_jax
 from mhc_jax import diagnostics
 from mhc_jax.config import ConfigError
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import mhc_ssm, transformer_scan, with_topology
 from mhc_jax.nn.residual import Residual
 from mhc_jax.nn.residual.mhc import StreamsConfig
 from train.data import eval_batches
@@ -84,6 +84,25 @@ def test_windows_that_fill_up_the_batch_do_not_count(tmp_path):
     expected = step(params, {name: x[:2] for name, x in batch.items()})
     for name, values in step(params, batch).items():
         np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-6)
+
+
+def test_of_a_scan_the_reader_is_measured_where_it_reads_something(tmp_path):
+    config = streamed(tmp_path)
+    scan = with_topology(transformer_scan("tiny", vocab_size=50, max_len=7, chunk=3, reader_layers=2), "mhc")
+    counts = scan.layer_mask(np.array([[True] * 7, [False] * 7]))
+    rows = [[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]]
+    assert counts.astype(int).tolist() == rows + [[0] * 6] * 3
+
+    params = mhc_jax.init(scan, jax.random.key(0))
+    tokens = np.arange(7)[None]
+    found = streams.measure(config.replace(model=scan), params, {"inputs": tokens})
+    sites = diagnostics.site_names(scan)
+    assert sites == ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
+    assert np.shape(found["h_res"]) == (4, 4, 4)
+    states = mhc_jax.apply(scan, params, tokens, taps=True).taps["reader.blocks.mixer.state"]
+    real = states[:, counts[:3]][:, None]  # one row of the places that count
+    for layer, expected in enumerate(diagnostics.stream_geometry(real)["stream_cosine"]):
+        assert found["stream_cosine"][2 * layer] == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_record_is_short_and_survives_what_is_not_finite(tmp_path):
