@@ -344,7 +344,7 @@ class TransformerScan(Model):
         x_BTD, leaves_BTD = self._embedded(tokens_BT, count_BT % C, scope.replace(key=None))
         inside = _over(1, scope).replace(key=None, penalties={})
         by_time = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (x_BTD, leaves_BTD, count_BT))
-        state, y_TBD = jax.lax.scan(lambda state, token: self._step(state, *token, inside), state, by_time)
+        state, y_TBD = jax.lax.scan(lambda state, token: self._step(state, *token, scope=inside), state, by_time)
         return jnp.swapaxes(y_TBD, 0, 1), state
 
     def _step(self, state: Any, x_BD: jax.Array, leaf_BD: jax.Array, count_B: jax.Array, scope: Scope):
