@@ -8,6 +8,7 @@ SLOW = (
     ", original",
     "rlm, default",
     "transformer_scan over streams",
+    "transformer_scan, auxiliary losses",
     "transformer_scan, published",
     "gpt over deepseek_v4",
 )
