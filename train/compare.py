@@ -1,7 +1,6 @@
 """Runs side by side, as tables and pictures of their curves: ``python -m train.compare RUN RUN ...``."""
 
 import dataclasses
-import json
 import os
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ import tyro
 from mhc_jax.config import ConfigError
 from train.config import RunConfig, recorded
 from train.storage.folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, read_metrics, read_summary
-from train.storage.outputs import check_file
+from train.storage.outputs import check_file, json_text
 from train.terminal import cli
 from train.terminal.table import terminal
 
@@ -199,7 +198,7 @@ def main(argv: list[str]) -> None:
     by_step, summary = picture.with_name(f"{picture.stem}_steps.png"), picture.with_suffix(".json")
     if lines:
         figures.save_png(lambda: history.draw(lines, ""), by_step)
-    summary.write_text(json.dumps({"experiments": scored}, indent=1) + "\n", encoding="utf-8")
+    summary.write_text(json_text({"experiments": scored}), encoding="utf-8")
     rows = [{"runs" if flags.mean else "run": name, **apart[name], **row} for name, row in zip(names, rows)]
     tables = [terminal(_without_empty(rows))]
     if scored:

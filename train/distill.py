@@ -8,7 +8,6 @@ Exit statuses are those of ``python -m train``.
 
 import dataclasses
 import itertools
-import json
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +30,7 @@ from train.loop.resolve import run_folder
 from train.objectives.distillation import DistillationConfig
 from train.objectives.kind import TeacherConfig
 from train.storage.folder import CONFIG_FILE, DISTILLATION_FILE
+from train.storage.outputs import json_text
 from train.terminal import cli, interrupt
 from train.terminal.console import say
 from train.terminal.table import terminal
@@ -163,7 +163,7 @@ def _scored(folder: Path, path: str) -> str:
     record = {"teacher": path, "digest": teacher.digest, "length": config.data.seq_len, "models": rows}
     if jax.process_index() == 0:
         with replacing(folder / DISTILLATION_FILE) as file:
-            file.write(f"{json.dumps(record, indent=2)}\n".encode())
+            file.write(json_text(record).encode())
     return f"{terminal([*_table(rows)])}\nwritten to {folder / DISTILLATION_FILE}"
 
 

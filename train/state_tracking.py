@@ -6,7 +6,6 @@ same command continues after an interruption. Exit statuses are those of ``pytho
 """
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from train.loop.resolve import check_resumes, resolve, run_folder
 from train.loop.typed import Typed, flags_in
 from train.measure.versions import versions
 from train.storage.folder import CONFIG_FILE, read_summary
-from train.storage.outputs import check_folder
+from train.storage.outputs import check_folder, json_text
 from train.terminal import cli, interrupt
 from train.terminal.console import show_log
 from train.terminal.flags import Plugins
@@ -123,7 +122,7 @@ def main(argv: list[str]) -> None:
         told = {"group": task.group, "generators": task.generators, **words, "versions": versions(), "models": records}
         out.mkdir(parents=True, exist_ok=True)
         with replacing(out / "state_tracking.json") as file:
-            file.write(f"{json.dumps(told, indent=2)}\n".encode())
+            file.write(json_text(told).encode())
         from train.report import figures
 
         figures.save_png(lambda: draw(scores, lengths), out / "state_tracking.png")

@@ -1,14 +1,10 @@
 """The numbers of a report as JSON."""
 
-import json
-import math
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 
 from mhc_jax import diagnostics
 from train.report.page import Findings
+from train.storage.outputs import json_text
 
 # Of the layout; a field that goes or changes its meaning raises it, a further one does not.
 VERSION = 1
@@ -41,12 +37,4 @@ def dump(findings: Findings) -> str:
         "profile": findings.profile and findings.profile.to_dict(),
         "streams": streams,
     }
-    return json.dumps(_finite(record), indent=1) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(x) for name, x in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(x) for x in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json_text(record)

@@ -1,8 +1,11 @@
-"""Checks of output paths before the work, so that obstacles are found early."""
+"""Checks of output paths before the work, so that obstacles are found early; and reports that every program reads."""
 
+import json
+import math
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mhc_jax.config import ConfigError
 
@@ -44,6 +47,19 @@ def check_folder(flag: str, path: str | Path, new: Iterable[str] = ()) -> Path:
     if taken:
         raise ConfigError(f"{flag} {path} already holds {' and '.join(taken)}; choose another folder")
     return path
+
+
+def json_text(report: Any) -> str:
+    """JSON as its standard has it, in which a number that is not finite is null."""
+    return json.dumps(_finite(report), indent=1, allow_nan=False) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(x) for name, x in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(x) for x in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _check_holds_files(folder: Path) -> None:

@@ -5,7 +5,6 @@ seed is then trained with the other seeds. Finished runs are kept, so an interru
 """
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import tyro
 from mhc_jax.config import ConfigError
 from train.__main__ import listing
 from train.loop.typed import flags_in
-from train.storage.outputs import check_folder
+from train.storage.outputs import check_folder, json_text
 from train.study import local, report
 from train.study import slurm as array_job
 from train.study.plan import Plan, described, rows_of
@@ -133,7 +132,7 @@ def write(plan: Plan, title: str) -> None:
     rows = report.table(plan, records)
     notes = report.remarks(plan, rows)
     found = {"plan": described(plan), "rows": records, "notes": notes}
-    (out / "study.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    (out / "study.json").write_text(json_text(found), encoding="utf-8")
     (out / "study.md").write_text("\n\n".join([markdown(rows), *notes]) + "\n", encoding="utf-8")
     figures.save_png(lambda: report.draw(plan, records, title), out / "study.png")
     (out / "study.html").write_text(report.page(plan, records, title), encoding="utf-8")

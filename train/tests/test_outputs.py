@@ -1,10 +1,12 @@
 """Where commands write is looked at before their work: one line names the flag, and nothing is left."""
 
+import json
+
 import pytest
 
 from mhc_jax.config import ConfigError
 from train import compare, export, inspect
-from train.storage.outputs import check_file, check_folder
+from train.storage.outputs import check_file, check_folder, json_text
 from train.tests.tiny import tiny_export
 
 
@@ -52,3 +54,11 @@ def test_commands_refuse_before_they_work(tmp_path, exported, monkeypatch):
     ):
         with pytest.raises(ConfigError, match=rf"^{flag} "):
             main(argv)
+
+
+def test_reports_hold_no_numbers_that_json_lacks():
+    report = {"losses": [1.5, float("inf")], "spread": float("nan"), "steps": 3, "sites": ("a", None)}
+    text = json_text(report)
+    assert "Infinity" not in text
+    assert "NaN" not in text
+    assert json.loads(text) == {"losses": [1.5, None], "spread": None, "steps": 3, "sites": ["a", None]}

@@ -111,8 +111,8 @@ def test_the_best_rate_is_trained_with_every_seed_and_what_is_finished_is_kept(t
     assert [row["rate"] for row in found["rows"]] == [1e-2, 1e-2]
     assert found["rows"][0]["seeds"]["1"]["val_loss"] == pytest.approx(2.1)
     assert found["rows"][0]["seeds"]["1"]["scored_tokens"] == 20
-    assert found["rows"][0]["tried"] == {"0.001": 3.0, "0.01": 2.0, "0.1": math.inf}
-    assert found["rows"][1]["tried"] == {"0.001": 4.0, "0.01": 3.0, "0.1": math.inf}
+    assert found["rows"][0]["tried"] == {"0.001": 3.0, "0.01": 2.0, "0.1": None}
+    assert found["rows"][1]["tried"] == {"0.001": 4.0, "0.01": 3.0, "0.1": None}
     assert "+1.0000" in (tmp_path / "study.md").read_text()
     assert (tmp_path / "study.png").stat().st_size > 10_000
     page = (tmp_path / "study.html").read_text()
