@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -18,6 +19,8 @@ from train.terminal import cli
 
 # In the place of a topology: the plain model as large as the largest row with the same name.
 MATCHED = "plain_matched"
+# What SLURM says; a folder of the study, so that no row can be called so.
+LOGS = "slurm"
 # Flags of a run that the study gives.
 OWN = ("--run-dir", "--train.seed", "--data.seed")
 
@@ -45,8 +48,9 @@ def rows_of(names: Sequence[str], topologies: Sequence[str]) -> tuple[Typed, ...
         raise ConfigError("name what to compare: python -m train.study NAME [NAME ...]; --list shows the names")
     if twice := next((row for row in rows if labels.count(row.label) > 1), None):
         raise ConfigError(f"{twice.label} is there twice; call one of them 'LABEL={twice.name}'")
-    if bad := next((label for label in labels if "/" in label or label.startswith(".")), None):
-        raise ConfigError(f"the label {bad!r} cannot be the name of a folder")
+    taken = (label == LOGS or "/" in label or label.startswith((".", "study.")) for label in labels)
+    if bad := next(itertools.compress(labels, taken), None):
+        raise ConfigError(f"the label {bad!r} cannot be the name of a folder of the study")
     return tuple(rows)
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from mhc_jax.config import Config, ConfigError, within
 from train.storage.folder import DIVERGED_FILE
-from train.study.plan import Job, Plan
+from train.study.plan import LOGS, Job, Plan
 
-SCRIPT_FILE, LOGS = "study.sbatch", "slurm"
+SCRIPT_FILE = "study.sbatch"
 # The flag of sbatch for each field of a profile.
 FLAGS = {"account": "account", "partition": "partition", "time": "time", "cpus": "cpus-per-task", "mem": "mem"}
 
@@ -92,7 +92,7 @@ def script(plan: Plan, jobs: Sequence[Job], slurm: Slurm) -> str:
     return "\n".join(
         [
             "#!/bin/bash",
-            *(f"#SBATCH --{option}={value}" for option, value in options.items() if value),
+            *(f"#SBATCH --{option}={shlex.quote(value)}" for option, value in options.items() if value),
             "",
             f"cd {shlex.quote(str(Path.cwd()))} || exit 1",
             *filter(None, [slurm.env]),

@@ -73,6 +73,9 @@ def test_bad_rows_and_rates_are_refused_before_any_run(tmp_path):
         study.main(["nanogpt", *out, "--train-flags=--optim.lrr 1"])
     with pytest.raises(ConfigError, match="call one of them 'LABEL=nanogpt'"):
         study.main(["nanogpt", "nanogpt --model.width 12", *out])
+    for label in ("a/b", ".a", "slurm", "study.json"):
+        with pytest.raises(ConfigError, match=f"'{label}' cannot be the name of a folder"):
+            study.main([f"{label}=nanogpt", *out])
     with pytest.raises(ConfigError, match="a topology of its own"):
         study.main(["nanogpt@mhc", *out, "--topologies", "plain"])
     with pytest.raises(ConfigError, match="--train-flags cannot be split into words"):
@@ -185,7 +188,7 @@ echo "Submitted batch job 7, status $?"
 
 
 def test_an_array_job_runs_what_is_left(tmp_path, capsys, monkeypatch):
-    tools, out = tmp_path / "tools", tmp_path / "out"
+    tools, out = tmp_path / "tools", tmp_path / "the study"
     tools.mkdir()
     argv = ["nanogpt", "--topologies", "plain", "mhc", "--rates", "1e-3", "--seeds", "0", "1", "--out", str(out)]
     argv += ["--launch", "slurm", "--slurm.profile", str(tmp_path / "profile.toml"), "--slurm.time", "9:00"]
@@ -206,10 +209,11 @@ def test_an_array_job_runs_what_is_left(tmp_path, capsys, monkeypatch):
     study.main(argv)
     assert "Submitted batch job 7, status 3: 3 runs" in capsys.readouterr().out
     text = (out / slurm.SCRIPT_FILE).read_text()
-    assert text.startswith("#!/bin/bash\n#SBATCH --job-name=study-out\n#SBATCH --array=0-2\n")
+    assert text.startswith("#!/bin/bash\n#SBATCH --job-name='study-the study'\n#SBATCH --array=0-2\n")
     assert {"#SBATCH --account=lab", "#SBATCH --time=9:00", "#SBATCH --gres=gpu:1"} <= {*text.splitlines()}
+    assert f"#SBATCH --output='{out}/slurm/%A-%a.log'" in text
     assert "--partition" not in text
-    assert (job.folder(out) / "argv").read_text().split() == plan.command(job)
+    assert (job.folder(out) / "argv").read_text().strip() == " ".join(plan.command(job))
     assert job not in plan.due(), "a run that diverged is not tried again"
     subprocess.run(["bash", "-n", str(out / slurm.SCRIPT_FILE)], check=True)
 
