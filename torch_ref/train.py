@@ -25,13 +25,16 @@ def decayed(model: nn.Module, decay: str) -> set[str]:
     """Names of the parameters that weight decay acts on.
 
     Args:
-        decay: ``"kernels"`` for the weights of linear layers, ``"matrices"`` also for those from which dynamic
-            topologies compute their coefficients, ``"all"`` for every parameter.
+        decay: ``"kernels"`` for the weights of linear layers and what else a module lists as its ``kernels``,
+            ``"matrices"`` also for those from which dynamic topologies compute their coefficients, ``"all"`` for every
+            parameter.
     """
     names = {name for name, _ in model.named_parameters()}
     if one_of("decay", decay, ("kernels", "matrices", "all")) == "all":
         return names
     chosen = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    for name, module in model.named_modules():
+        chosen |= {f"{name}.{kernel}" for kernel in getattr(module, "kernels", ())}
     if decay == "matrices":
         chosen |= {name for name in names if name.rpartition(".")[2] in _MAPS}
     return chosen

@@ -13,6 +13,8 @@ from torch_ref.ops import experts, routing
 class MoE(ChannelMixer):
     """``sum_e w_e SwiGLU_e(x)`` with w the softmax of the ``top_k`` largest router logits."""
 
+    kernels = ("gate_proj", "up_proj", "down_proj")
+
     def __init__(self, config, width: int, sites: int):
         super().__init__()
         if not 1 <= config.top_k <= config.experts:
