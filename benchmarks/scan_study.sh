@@ -2,9 +2,10 @@
 # Scan models beside attention and a diagonal SSM, over one stream and over mHC, at a size for two CPU cores: about
 # 250,000 parameters without embeddings, the same bytes of WikiText-2, the best of three learning rates, three seeds.
 # TransformerScan reads its windows of 128 bytes in chunks of 8 or 32.
-# usage: benchmarks/scan_study.sh FOLDER_OF_PARQUET [OUT] [JOBS]     (PYTHON chooses the interpreter)
+# usage: benchmarks/scan_study.sh FOLDER_OF_PARQUET [OUT] [JOBS]     (PYTHON chooses the interpreter, RATES the rates)
 set -euo pipefail
 data=$1 out=${2:-runs/scan-study} jobs=${3:-2} python=${PYTHON:-.venv/bin/python}
+rates=${RATES:-1e-3 3e-3 1e-2}
 flags="--data.source wikitext-2-v1 --data.path $data --data.tokenizer bytes --data.seq-len 128 --data.batch-size 8
        --data.windows packed --data.max-eval-tokens 40000 --data.sample-tokens 0 --objective.chunk 128
        --model.vocab-size None --model.max-len None --model.execution.policy float32 --model.execution.remat none
@@ -23,4 +24,4 @@ for streams in plain mhc; do
          --model.mlp.hidden 110 --model.dropout 0 --model.mixer.dropout 0"
          "ssm-$streams=mhc_ssm@$streams --model.width 142 --model.layers 4")
 done
-"$python" -m train.study "${rows[@]}" --out "$out" --jobs "$jobs" --rates 1e-3 3e-3 1e-2 --train-flags="$flags"
+"$python" -m train.study "${rows[@]}" --out "$out" --jobs "$jobs" --rates $rates --train-flags="$flags"
