@@ -13,6 +13,7 @@ from mhc_jax.interop.gpt import without_prefix
 from mhc_jax.interop.hints import fields, settle
 from mhc_jax.interop.infer import is_tied, layer_count, shape_of, validated
 from mhc_jax.interop.keys import InteropError
+from mhc_jax.interop.llama import outside_fields
 from mhc_jax.interop.names import torch_shapes
 from mhc_jax.interop.original import AXIS, Original, plain_faults, refuse
 from mhc_jax.interop.rules import Rule, read, renamed, write
@@ -96,19 +97,12 @@ class _Decoder(Original):
         tensors = cls.write(config, params)
         if config.head == "tied":
             del tensors[HEAD]
-        mixer, mlp, norm = config.mixer, config.mlp, config.norm
+        mixer, norm = config.mixer, config.norm
         assert isinstance(mixer, LinearAttentionConfig)  # see faults
-        assert isinstance(mlp, SwiGLUConfig)
         assert isinstance(norm, RMSNormConfig)
         taps = {} if mixer.conv_kernel is None else {"conv_size": mixer.conv_kernel}
         return {
-            "model_type": cls.model_type,
-            "architectures": [cls.architecture],
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.max_len,
-            "hidden_size": config.width,
-            "num_hidden_layers": config.layers,
-            "intermediate_size": mlp.hidden_width(config.width),
+            **outside_fields(cls, config),
             "hidden_act": "swish",
             "norm_eps": norm.eps,
             "fuse_norm": True,  # which decides on the names of norms
@@ -116,9 +110,6 @@ class _Decoder(Original):
             **taps,
             **cls._fields(config, mixer),
             "initializer_range": config.embed_std,
-            "tie_word_embeddings": config.head == "tied",
-            "bos_token_id": None,
-            "eos_token_id": None,
         }, tensors
 
     @classmethod

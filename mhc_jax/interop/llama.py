@@ -192,25 +192,15 @@ class Llama(Original):
     def _fields(cls, config: LMConfig) -> dict[str, Any]:
         """The contents of ``config.json``. It leaves open which tokens begin and end a text, as the model does."""
         mixer: Any = config.mixer
-        mlp, norm = config.mlp, config.norm
-        assert isinstance(mlp, SwiGLUConfig)  # see faults
-        assert isinstance(norm, RMSNormConfig)
+        norm = config.norm
+        assert isinstance(norm, RMSNormConfig)  # see faults
         return {
-            "model_type": cls.model_type,
-            "architectures": [cls.architecture],
-            "vocab_size": config.vocab_size,
-            "max_position_embeddings": config.max_len,
-            "hidden_size": config.width,
-            "num_hidden_layers": config.layers,
-            "intermediate_size": mlp.hidden_width(config.width),
+            **outside_fields(cls, config),
             "hidden_act": "silu",
             "attention_bias": mixer.bias,
             "attention_dropout": mixer.dropout,
             "rms_norm_eps": norm.eps,
             "initializer_range": mixer.init_std,
-            "tie_word_embeddings": config.head == "tied",
-            "bos_token_id": None,
-            "eos_token_id": None,
             **cls._fields_of_attention(config, mixer),
         }
 
@@ -304,6 +294,27 @@ def infer_outside(system: str, shapes: Shapes) -> dict[str, Any]:
         "hidden_size": width,
         "num_hidden_layers": layer_count(shapes),
         "intermediate_size": shape_of(system, shapes, "layers.0.mlp.down_proj.weight")[1],
+    }
+
+
+def outside_fields(original: Any, config: LMConfig) -> dict[str, Any]:
+    """What ``config.json`` says of a decoder with gated perceptrons outside its mixers.
+
+    Args:
+        original: of the ``model_type`` and ``architecture``.
+    """
+    assert isinstance(config.mlp, SwiGLUConfig)  # see faults
+    return {
+        "model_type": original.model_type,
+        "architectures": [original.architecture],
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_len,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "intermediate_size": config.mlp.hidden_width(config.width),
+        "tie_word_embeddings": config.head == "tied",
+        "bos_token_id": None,
+        "eos_token_id": None,
     }
 
 

@@ -14,6 +14,7 @@ from mhc_jax.config import ConfigError
 from train.config import LogConfig, RunConfig
 from train.report import quantities
 from train.storage.folder import METRICS_FILE, read_metrics
+from train.storage.outputs import json_text
 
 
 class Mean:
@@ -167,6 +168,5 @@ class MetricsLog:
 
     def _line(self, step: int, values: dict[str, Any]) -> None:
         if self._stream:
-            finite = jax.tree.map(lambda value: value if math.isfinite(value) else None, values)
-            self._stream.write(json.dumps({"step": step, **finite}) + "\n")
+            self._stream.write(json_text({"step": step, **values}, indent=None))
             self._stream.flush()

@@ -49,9 +49,9 @@ def check_folder(flag: str, path: str | Path, new: Iterable[str] = ()) -> Path:
     return path
 
 
-def json_text(report: Any) -> str:
-    """JSON as its standard has it, in which a number that is not finite is null."""
-    return json.dumps(_finite(report), indent=1, allow_nan=False) + "\n"
+def json_text(report: Any, indent: int | None = 1) -> str:
+    """JSON as its standard has it, in which a number that is not finite is null; a line if ``indent`` is None."""
+    return json.dumps(_finite(report), indent=indent, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
