@@ -372,13 +372,18 @@ class TransformerScan(Model):
     def _read(self, x_BTD: jax.Array, states: Any, column_B: jax.Array, first_B: jax.Array, scope: Scope):
         """The reader's outputs and states, every row at a column of its own."""
 
-        def row(x_TD, states, column, first):
+        def row(given):
+            x_TD, states, column, first = given
             positions_BT = (column + jnp.arange(len(x_TD)))[None]
             inside = scope.replace(positions_BT=positions_BT, column=column, start_B=first[None], penalties={})
             y_BTD, states = self.reader(x_TD[None], states, inside)
             return y_BTD[0], states
 
-        return jax.vmap(row)(x_BTD, states, column_B, first_B)
+        rows = x_BTD, states, column_B, first_B
+        try:
+            return jax.vmap(row)(rows)
+        except NotImplementedError:  # vmap has no rule for some operations, such as the products of experts
+            return jax.lax.map(row, rows)
 
 
 def _over(length: int, scope: Scope) -> Scope:

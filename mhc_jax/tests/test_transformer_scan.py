@@ -97,8 +97,9 @@ def test_the_direction_of_the_aggregator_matters_in_chunks_of_several_tokens(tok
         {"side_embedding": True},
         pytest.param({"boundary": "token", "positions": "legacy_mixed", "head": "tied"}, marks=pytest.mark.slow),
         pytest.param({"chunk": 1, "positions": "absolute"}, marks=pytest.mark.slow),
+        {"reader": gpt2_backbone(8, 1, 2).replace(mlp=MoEConfig(experts=3, hidden=4))},
     ],
-    ids=["prefix", "token", "single tokens"],
+    ids=["prefix", "token", "single tokens", "experts that read"],
 )
 def test_a_stream_equals_the_whole(tokens, changes):
     """Across a power of two of chunks, in any pieces."""
