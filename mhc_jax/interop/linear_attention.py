@@ -255,16 +255,16 @@ class GLA(_Decoder):
         told = {
             "num_heads": heads,
             "num_kv_heads": groups,
-            "expand_k": queries / width,
-            "expand_v": outputs / width,
+            "expand_k": _multiple(queries, width, given.get("expand_k")),
+            "expand_v": _multiple(outputs, width, given.get("expand_v")),
             "use_output_gate": "layers.0.attn.g_proj.weight" in shapes,
             **conv,
         }
         mixer = GLAConfig(
             heads=heads,
             kv_heads=None if groups == heads else groups,
-            expand_k=told["expand_k"],
-            expand_v=told["expand_v"],
+            expand_k=queries / width,
+            expand_v=outputs / width,
             gate_rank=cls._rows(shapes, "gk_proj.0.weight"),
             conv_kernel=taps,
             output_gate="silu" if told["use_output_gate"] else None,
@@ -277,8 +277,8 @@ class GLA(_Decoder):
         return {
             "num_heads": heads.queries,
             "num_kv_heads": heads.keys,
-            "expand_k": heads.queries * heads.K / config.width,
-            "expand_v": heads.out * heads.V / config.width,
+            "expand_k": _multiple(heads.queries * heads.K, config.width),
+            "expand_v": _multiple(heads.out * heads.V, config.width),
             "feature_map": None if mixer.feature_map == "none" else mixer.feature_map,
             "clamp_min": mixer.gate_floor,
             "use_output_gate": mixer.output_gate is not None,
@@ -320,7 +320,7 @@ class GatedDeltaNet(_Decoder):
             "num_heads": heads,
             "num_v_heads": values,
             "head_dim": keys // heads,
-            "expand_v": head * heads / keys,
+            "expand_v": _multiple(head, keys // heads, given.get("expand_v")),
             "use_gate": "layers.0.attn.g_proj.weight" in shapes,
             **conv,
         }
@@ -328,7 +328,7 @@ class GatedDeltaNet(_Decoder):
             heads=heads,
             value_heads=None if values == heads else values,
             head_width=told["head_dim"],
-            expand_v=told["expand_v"],
+            expand_v=head * heads / keys,
             conv_kernel=taps,
             output_gate="silu" if told["use_gate"] else None,
         )
@@ -341,7 +341,7 @@ class GatedDeltaNet(_Decoder):
             "num_heads": heads.queries,
             "num_v_heads": heads.values,
             "head_dim": heads.K,
-            "expand_v": heads.V / heads.K,
+            "expand_v": _multiple(heads.V, heads.K),
             "allow_neg_eigval": mixer.allow_neg_eigval,
             "use_gate": mixer.output_gate is not None,
             "output_gate_activation": mixer.output_gate or "swish",
@@ -351,6 +351,17 @@ class GatedDeltaNet(_Decoder):
     def _settled(cls, mixer, settled):
         gate = None if mixer.output_gate is None else _activation(settled["output_gate_activation"])
         return mixer.replace(allow_neg_eigval=settled["allow_neg_eigval"], output_gate=gate)
+
+
+def _multiple(wide: int, narrow: int, stated: Any = None) -> float:
+    """How many times the one width is the other, where the package cuts products to whole numbers.
+
+    Args:
+        stated: the result if its product is cut to ``wide``, too.
+    """
+    ratio = wide / narrow
+    likely = stated if isinstance(stated, int | float) and math.isfinite(stated) else ratio, ratio
+    return next((x for x in likely if int(narrow * x) == wide), math.nextafter(ratio, math.inf))
 
 
 def _activation(name: str) -> str:

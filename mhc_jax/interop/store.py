@@ -114,10 +114,8 @@ def _shards(directory: Path) -> dict[str, np.ndarray]:
         tensors |= read_tensors(directory / file)
     lost = sorted(where.keys() - tensors.keys())
     if lost:
-        raise InteropError(
-            f"{directory / INDEX}: {readable(lost[0])} is not in {where[lost[0]]}, nor are {len(lost) - 1} others in "
-            "theirs"
-        )
+        others = f", nor are {len(lost) - 1} others in theirs" if lost[1:] else ""
+        raise InteropError(f"{directory / INDEX}: {readable(lost[0])} is not in {where[lost[0]]}{others}")
     return tensors
 
 

@@ -130,6 +130,25 @@ def test_a_folder_comes_back(name, folders):
     assert ("lm_head.weight" in load_file(folders / name / "model.safetensors")) == (config.head == "dense")
 
 
+def test_the_package_which_cuts_products_finds_the_same_widths(tmp_path):
+    """49 times 1 / 49 is below 1."""
+    for config, factor, width in (
+        (GLA.replace(width=49, mixer=GLA.mixer.replace(heads=1, expand_k=1 / 49)), "expand_k", "hidden_size"),
+        (DELTA.replace(mixer=DELTA.mixer.replace(head_width=49, expand_v=1 / 49)), "expand_v", "head_dim"),
+    ):
+        folder = tmp_path / factor
+        interop.save_huggingface(folder, config, mhc_jax.init(config, jax.random.key(0)))
+        written = json.loads((folder / "config.json").read_text())
+        assert int(written[width] * written[factor]) == 1
+        assert interop.load_huggingface(folder)[0] == config
+
+
+def test_factors_may_be_cut(folders, tmp_path):
+    """0.53 times 16 are 8 channels."""
+    folder = published(folders, tmp_path / "gla", expand_k=0.53, norm_eps=1e-6)
+    assert interop.load_huggingface(folder)[0] == GLA
+
+
 # All fields but those of the size, as the package writes them.
 PUBLISHED = {"hidden_ratio": 4, "intermediate_size": None, "hidden_act": "swish", "norm_eps": 1e-5, "attn": None}
 PUBLISHED |= {"attn_mode": "chunk", "initializer_range": 0.02, "max_position_embeddings": 2048, "use_cache": True}
