@@ -38,6 +38,11 @@ def introduce(
             f"warning: --optim.warmup-steps {config.optim.warmup_steps} covers all {total_steps} steps of the run, so "
             "the learning rate never decays; use fewer"
         )
+    elif 0 < config.optim.decay_steps <= config.optim.warmup_steps and config.optim.schedule != "constant":
+        say(
+            f"warning: --optim.decay-steps {config.optim.decay_steps} count the {config.optim.warmup_steps} of the "
+            "warm-up, so the learning rate falls to its end at once; give more"
+        )
     if mesh.size > 1:
         say(sharding.table(param_info(config.model), mesh))
 

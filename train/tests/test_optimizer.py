@@ -314,3 +314,14 @@ def test_the_reported_rate_is_that_of_the_first_update_before_it():
     params = {"bias": jnp.zeros(1)}
     optimizer = make_optimizer(OptimConfig(lr=1.0, warmup_steps=4), 10, infos_of(params))
     assert float(optax.tree.get(optimizer.init(params), "learning_rate")) == 0.25
+
+
+def test_numbers_that_float32_rounds_to_one_or_infinity_are_refused():
+    """An average that keeps all of itself, for one, would stay the first parameters."""
+    for changes, fault in (
+        *(({name: 1 - 1e-9}, f"{name} is 1 in float32") for name in ("beta1", "beta2", "muon_momentum", "ema")),
+        ({"eps": 1e39}, "eps must be at most"),
+    ):
+        with pytest.raises(ConfigError, match=fault):
+            OptimConfig(**changes).validate()
+    OptimConfig(ema=1 - 1e-7).validate()

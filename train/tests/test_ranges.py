@@ -1,16 +1,18 @@
 """Which numbers every part of a run takes."""
 
+import numpy as np
 import pytest
 
-from mhc_jax.tests.ranges import COUNT, NATURAL, POSITIVE, RATE, SHARE, UPPER, check
+from mhc_jax.tests.ranges import COUNT, NATURAL, POSITIVE, SHARE, UPPER, check
 from train import config
 
+KEPT = {"from 0, below 1 in float32": lambda x: 0 <= np.float32(x) < 1}
 PARTS = {
     "OptimConfig": {
-        "lr": POSITIVE, "beta1": RATE, "beta2": RATE, "eps": POSITIVE, "weight_decay": NATURAL, "clip": NATURAL,
+        "lr": POSITIVE, "beta1": KEPT, "beta2": KEPT, "eps": POSITIVE, "weight_decay": NATURAL, "clip": NATURAL,
         "warmup_steps": NATURAL, "decay_steps": NATURAL, "final_lr": UPPER, "value_lr": NATURAL, "residual_lr": NATURAL,
-        "decay_fraction": SHARE, "muon_lr": NATURAL, "muon_weight_decay": NATURAL, "muon_momentum": RATE,
-        "ema": RATE,
+        "decay_fraction": SHARE, "muon_lr": NATURAL, "muon_weight_decay": NATURAL, "muon_momentum": KEPT,
+        "ema": KEPT,
     },
     "TrainConfig": {
         "epochs": COUNT, "steps": NATURAL, "accumulate": COUNT,

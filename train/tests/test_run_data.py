@@ -52,6 +52,16 @@ def test_a_warm_up_as_long_as_the_run_is_pointed_out(tmp_path, capsys):
         assert ("--optim.warmup-steps 5 covers all 5 steps of the run" in capsys.readouterr().out) == warned
 
 
+@pytest.mark.parametrize(
+    ("changes", "warned"), [({}, True), ({"decay_steps": 6}, False), ({"schedule": "constant"}, False)]
+)
+def test_a_decay_that_ends_with_the_warm_up_is_pointed_out(changes, warned, tmp_path, capsys):
+    config, data = resolve(tiny_run(tmp_path)), SimpleNamespace(introduction=lambda baselines: "data")
+    optim = config.optim.replace(**({"decay_steps": 5} | changes))
+    introduce(config.replace(optim=optim), data, make_mesh(config.mesh), 1, 10, {})
+    assert ("--optim.decay-steps 5 count the 5 of the warm-up" in capsys.readouterr().out) == warned
+
+
 def test_run_on_shards(on_shards, tmp_path, capsys):
     whole = run(on_shards).summary
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
