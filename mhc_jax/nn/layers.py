@@ -1,6 +1,7 @@
-"""Small pieces that every model uses: dense layers, dropout."""
+"""Small pieces that every model uses: dense layers, dropout, rows apart."""
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,3 +58,14 @@ def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
         return x
     keep = jax.random.bernoulli(key, 1 - rate, x.shape)
     return jnp.where(keep, x / (1 - rate), 0)
+
+
+def by_rows(function: Callable[..., Any], *rows: Any) -> Any:
+    """``function`` of every row of the trees ``rows``, of all at once if ``vmap`` can, otherwise of one after another.
+
+    It has no rule for some operations, such as the products of experts.
+    """
+    try:
+        return jax.vmap(function)(*rows)
+    except NotImplementedError:
+        return jax.lax.map(lambda row: function(*row), rows)

@@ -18,7 +18,7 @@ from mhc_jax.nn.backbone import Backbone, BackboneConfig
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.embed import Embed, check_outputs, check_outputs_are_tokens, dense_head, head_table
 from mhc_jax.nn.init import Init, normal, uniform
-from mhc_jax.nn.layers import dropout
+from mhc_jax.nn.layers import by_rows, dropout
 from mhc_jax.nn.merging import Sides, merged_prefixes
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.model import Model, ModelConfig
@@ -372,18 +372,13 @@ class TransformerScan(Model):
     def _read(self, x_BTD: jax.Array, states: Any, column_B: jax.Array, first_B: jax.Array, scope: Scope):
         """The reader's outputs and states, every row at a column of its own."""
 
-        def row(given):
-            x_TD, states, column, first = given
+        def row(x_TD, states, column, first):
             positions_BT = (column + jnp.arange(len(x_TD)))[None]
             inside = scope.replace(positions_BT=positions_BT, column=column, start_B=first[None], penalties={})
             y_BTD, states = self.reader(x_TD[None], states, inside)
             return y_BTD[0], states
 
-        rows = x_BTD, states, column_B, first_B
-        try:
-            return jax.vmap(row)(rows)
-        except NotImplementedError:  # vmap has no rule for some operations, such as the products of experts
-            return jax.lax.map(row, rows)
+        return by_rows(row, x_BTD, states, column_B, first_B)
 
 
 def _over(length: int, scope: Scope) -> Scope:
