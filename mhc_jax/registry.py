@@ -76,11 +76,15 @@ def names(axis: str) -> list[str]:
     return sorted(_REGISTRY.get(axis, {}))
 
 
+class MissingMethodError(NotImplementedError):
+    """A part that lacks a method of its contract."""
+
+
 def required(method: Method) -> Method:
     """Decorator for a method, or the function of a class method, of a contract that every part must define.
 
     Raises:
-        NotImplementedError: on a call, if the class of the part has none; the message names both.
+        MissingMethodError: on a call, if the class of the part has none; the message names both.
     """
 
     @functools.wraps(method)
@@ -88,7 +92,7 @@ def required(method: Method) -> Method:
         cls = self if isinstance(self, type) else type(self)
         part = f"{cls.__module__}.{cls.__qualname__}"
         contract = f"{method.__module__}.{method.__qualname__}"
-        raise NotImplementedError(f"{part} must define {method.__name__}; see {contract}")
+        raise MissingMethodError(f"{part} must define {method.__name__}; see {contract}")
 
     return missing  # pyright: ignore[reportReturnType]
 

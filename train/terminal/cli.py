@@ -6,7 +6,9 @@ import importlib
 import io
 import os
 import re
+import select
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 import tyro
 
+from mhc_jax import registry
 from mhc_jax.config import ConfigError, FieldError
 from train.terminal import flags, interrupt, loading
 from train.terminal.flags import PLUGIN
@@ -227,7 +230,8 @@ def text(argument: str, flag: str) -> str:
 def run(main: Callable[[list[str]], None]) -> None:
     """Calls ``main`` with the command line and makes one line of what stops it.
 
-    Exit status 2 after a ConfigError or OSError, 130 after SIGINT, 143 after SIGTERM.
+    Exit status 2 after a ConfigError, an OSError or a part without a method, 130 after SIGINT, 143 after SIGTERM, and,
+    in silence, 141 once nobody reads the output, as after ``| head``.
     """
     loading.ends()
     for stream in (sys.stdout, sys.stderr):
@@ -236,11 +240,24 @@ def run(main: Callable[[list[str]], None]) -> None:
     try:
         with interrupt.raising():
             main(sys.argv[1:])
-    except (ConfigError, OSError, UnicodeError) as error:
+            sys.stdout.flush()
+    except (ConfigError, OSError, UnicodeError, registry.MissingMethodError) as error:
+        if isinstance(error, BrokenPipeError) and _unread():
+            sys.exit(128 + signal.SIGPIPE)
         _stop(f"error: {message(error)}", 2)
     except KeyboardInterrupt as stop:
         print(str(stop) or "interrupted", file=sys.stderr)
         loading.leave(interrupt.status(stop))
+
+
+def _unread() -> bool:
+    """Whether nobody reads standard output, rather than another pipe; what is left to write is then dropped."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    closed = bool(poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return closed
 
 
 def _stop(line: str, status: int) -> NoReturn:

@@ -11,6 +11,7 @@ import configs
 import train.__main__ as command
 from mhc_jax import registry
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.residual import ResidualConfig
 from train.devices.launch import DistributedConfig, join
 from train.loop import run as loop
 from train.terminal import cli
@@ -129,6 +130,28 @@ def test_the_real_command_fails_the_same_way(tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr == "error: unknown flag --optim.lrr; did you mean --optim.lr?\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_fault():
+    unread, output = os.pipe()
+    os.close(unread)
+    with os.fdopen(output, "w") as stdout:
+        result = subprocess.run(
+            [sys.executable, "-c", "from train.terminal import cli; cli.run(lambda _: print('a line'))"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_a_part_without_a_method_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(lambda _: ResidualConfig().stream_count)
+    assert stop.value.code == 2
+    assert "ResidualConfig must define stream_count" in capsys.readouterr().err
 
 
 HELP = """
