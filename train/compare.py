@@ -144,12 +144,13 @@ def experiments(runs: Mapping[str, Path]) -> tuple[list[dict[str, Any]], dict[st
     """The last and the least loss of every run on each of the data that it was scored on, and the losses by step."""
     from train.report.history import extremes, history
 
+    scored = {name: history(run, read_config(run)) for name, run in runs.items()}
+    apart = len({data for found in scored.values() for data in found}) > 1
     rows, lines = [], {}
-    for name, run in runs.items():
-        found = history(run, read_config(run))
+    for name, found in scored.items():
         for data, points in found.items():
-            rows.append({"name": name, "path": str(run), "data": data, **extremes(points)})
-            lines[name if len(found) == 1 else f"{name} on {data}"] = points
+            rows.append({"name": name, "path": str(runs[name]), "data": data, **extremes(points)})
+            lines[f"{name} on {data}" if apart else name] = points
     return rows, lines
 
 
@@ -202,6 +203,7 @@ def main(argv: list[str]) -> None:
     rows = [{"runs" if flags.mean else "run": name, **apart[name], **row} for name, row in zip(names, rows)]
     tables = [terminal(_without_empty(rows))]
     if scored:
+        tables.append("By step, as logged in training or scored by train.evaluate --steps")
         tables.append(terminal([{key: value for key, value in row.items() if key != "path"} for row in scored]))
     files = f"Curves drawn in {picture}{f' and {by_step}' if lines else ''}; summary in {summary}"
     print(f"Runs of {folder}", *tables, files, sep="\n\n")

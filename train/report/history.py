@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from mhc_jax.config import ConfigError, read_json
 from train.config import RunConfig
@@ -86,6 +87,7 @@ def draw(lines: Mapping[str, Points], title: str) -> Figure:
     loss.set(xlabel="step", ylabel="validation loss (nats per token)")
     for ppl in others:
         ppl.set(xlabel="step", ylabel="validation perplexity", yscale="log")
+        ppl.yaxis.set(major_formatter=LogFormatter(), minor_formatter=LogFormatter())  # 20, not 2 x 10^1
     for axes in (loss, *others):
         axes.xaxis.set_major_formatter(figures.COUNTS)
         axes.legend()

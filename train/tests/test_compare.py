@@ -74,6 +74,8 @@ def test_runs_on_different_corpora_stand_apart(tmp_path, capsys):
     _, _, header, _, *rows = capsys.readouterr().out.splitlines()
     assert header.split()[1:4:2] == ["run", "data"]
     assert [row.split()[3] for row in rows[:3]] == ["x", "y", "x"]
+    _, lines = compare.experiments({name: tmp_path / name for name in "ab"})
+    assert [*lines] == ["a on x", "b on y"]
 
 
 def test_a_picture_is_no_summary(tmp_path):
@@ -122,6 +124,8 @@ def test_losses_by_step_are_summed_up_with_those_of_scored_checkpoints(tmp_path,
     loss, ppl = history.draw({"b": [(2, 4.0, 50.0), (4, 3.0, 20.0)]}, "").axes
     assert loss.lines[0].get_xydata().tolist() == [[2, 4.0], [4, 3.0]]
     assert ppl.lines[0].get_ydata().tolist() == [50, 20]
+    ppl.figure.draw_without_rendering()
+    assert "20" in [label.get_text() for label in ppl.get_yticklabels(which="both")]
     assert len(history.draw({"error of a task": [(2, 4.0, None)]}, "").axes) == 1
 
 
