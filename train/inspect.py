@@ -239,7 +239,8 @@ def _is_run(name: str) -> bool:
 
 
 def _defaults(name: str) -> Flags:
-    config = load_run(name)[0] if _is_run(name) else named.load(name)
+    # A slash is in no name: of a misspelt path, load_run says so.
+    config = load_run(name)[0] if _is_run(name) or "/" in name else named.load(name)
     return Flags(name, **{part: getattr(config, part) for part in PARTS})
 
 

@@ -118,6 +118,7 @@ def test_command_on_a_name_without_streams(tmp_path, capsys):
     ("argv", "fault"),
     [
         (["mhc_sm"], "did you mean 'mhc_ssm'"),
+        (["runs/quikstart"], "runs/quikstart does not exist; give a run directory"),
         ([], "NAME is missing"),
         (["quickstart", "--data.batch-size", "0"], "batch_size"),
         (["quickstart", "--objective.chunk", "0"], "chunk must be at least 1"),
