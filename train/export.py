@@ -57,9 +57,10 @@ def _save_huggingface(model: ModelConfig, params: Params, out: Path, tokenizer: 
     native, refused = native_type(model)
     if native:
         interop.save_huggingface(out, model, params)
-        return f"transformers loads it as {native}."
+        return f"transformers loads it as {native}"
     save_remote_code(out, model, params, _special_ids(tokenizer))
-    return f"transformers has no architecture for it ({refused}): load it with trust_remote_code=True."
+    reasons = "".join(f"\n  {reason}" for reason in refused.split("; "))
+    return f"transformers has no architecture for it, load it with trust_remote_code=True:{reasons}"
 
 
 def _huggingface_files(model: ModelConfig, tokenizer: "Tokenizer") -> dict[str, str]:
@@ -107,7 +108,7 @@ def main(argv: list[str]) -> None:
     out = check_folder("OUT", flags.out)
     _check_new(out)
     how = export(*load_run(flags.run, flags.which, ema=flags.ema), out, flags.format)
-    print(*filter(None, (f"{out} written.", how, f"Next: python -m parity_tests --checkpoint {out}")))
+    print(*filter(None, (f"{out} written", how, f"next: python -m parity_tests --checkpoint {out}")), sep="\n")
 
 
 if __name__ == "__main__":
