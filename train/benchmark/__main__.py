@@ -86,7 +86,7 @@ class Flags:
     ppl: bool = False
     torch: bool = True
     torch_python: str = sys.executable
-    out: str = "benchmarks/results"
+    out: str = "runs/benchmarks"
     model: ModelConfig = mhc_ssm()
     data: DataConfig = CorpusConfig()
     objective: ObjectiveConfig = CrossEntropyConfig()
