@@ -4,6 +4,7 @@ import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -216,9 +217,7 @@ def planned(plan: Plan) -> list[Row]:
         for job in plan.tried(row.label) + [job for job in due if job.row == row.label and job.seed != plan.seeds[0]]:
             rows.append(
                 {
-                    "row": row.label,
-                    "lr": f"{job.rate:g}",
-                    "seed": job.seed,
+                    "run": str(job.folder(Path())),  # names its row, rate and seed
                     "steps": steps or f"{config.train.epochs} epochs",
                     "tokens": steps * per_step or None,
                     "parameters": parameter_count(config.model),

@@ -171,6 +171,7 @@ def test_dry_run_says_what_each_run_is_and_starts_none(tmp_path, capsys, monkeyp
     job = Job("mhc", 1e-2, 0)
     command = f"nanogpt@mhc {FLAGS} --run-dir {job.folder(tmp_path / 'out')} --optim.lr 0.01 --train.seed 0"
     assert f"python -m train {command} --data.seed 0 --train.resume\n" in said
+    assert "| mhc/lr0.01-seed0 " in said
     assert "4 runs, 192 tokens; 4 to do; then 2 more seeds for the best rate of 2 rows" in said
     assert not (tmp_path / "out").exists()
     study.main([*argv, f"--train-flags={FLAGS}", "--dry-run", "--launch", "slurm", "--slurm.mem", "8G"])
