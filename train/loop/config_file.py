@@ -25,7 +25,8 @@ def read_config(path: str | Path) -> RunConfig:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise ConfigError(f"--config {path}: no such file")
+        advice = f"is a folder; give a file, such as {path / CONFIG_FILE}, or --resume a run" if path.is_dir() else ""
+        raise ConfigError(f"--config {path}: {advice or 'no such file'}")
     given = _read_toml(path) if path.suffix == ".toml" else read_json(path)
     if not isinstance(given, dict):
         raise ConfigError(f"{path}: expected fields with values, as in a run's {CONFIG_FILE}")

@@ -328,6 +328,11 @@ def test_faults_of_a_file_are_named(name, text, says, monkeypatch, tmp_path, sta
     assert started == []
 
 
+def test_a_folder_is_no_configuration(monkeypatch, tmp_path, capsys):
+    assert call(monkeypatch, "--config", str(tmp_path)) == 2
+    assert f"is a folder; give a file, such as {tmp_path / 'config.json'}, or --resume a run" in capsys.readouterr().err
+
+
 def test_a_run_is_resumed_by_its_folder_alone(monkeypatch, tmp_path, tiny, started):
     folder = tmp_path / "moved here"
     folder.mkdir()
