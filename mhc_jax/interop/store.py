@@ -54,7 +54,8 @@ def load(directory: str | os.PathLike[str]) -> tuple[ModelConfig, Params]:
     directory = Path(directory)
     for path in (directory, directory / CONFIG, directory / (INDEX if (directory / INDEX).exists() else WEIGHTS)):
         if not path.exists():
-            raise InteropError(f"{path} does not exist; an exported model is a folder with {CONFIG} and {WEIGHTS}")
+            expected = f"an exported model is a folder with {CONFIG} and {WEIGHTS}, as train.export makes of a run"
+            raise InteropError(f"{path} does not exist; {expected}")
     if is_huggingface(directory):
         raise InteropError(f"{directory} is in the format of transformers; read it by interop.load_huggingface")
     config = _read_config(directory / CONFIG)

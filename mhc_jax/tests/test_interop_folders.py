@@ -174,7 +174,7 @@ def test_sizes_that_no_array_has_are_refused(exported):
 
 
 def test_missing_folder_gives_one_line(tmp_path):
-    with pytest.raises(interop.InteropError, match="does not exist"):
+    with pytest.raises(interop.InteropError, match="does not exist; .*, as train.export makes of a run"):
         mhc_jax.load(tmp_path / "nothing")
 
 
