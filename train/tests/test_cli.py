@@ -11,7 +11,6 @@ import configs
 import train.__main__ as command
 from mhc_jax import registry
 from mhc_jax.nn.mixers import AttentionConfig
-from mhc_jax.nn.residual import ResidualConfig
 from train.devices.launch import DistributedConfig, join
 from train.loop import run as loop
 from train.terminal import cli
@@ -130,28 +129,6 @@ def test_the_real_command_fails_the_same_way(tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr == "error: unknown flag --optim.lrr; did you mean --optim.lr?\n"
-
-
-def test_a_reader_that_has_had_enough_is_no_fault():
-    unread, output = os.pipe()
-    os.close(unread)
-    with os.fdopen(output, "w") as stdout:
-        result = subprocess.run(
-            [sys.executable, "-c", "from train.terminal import cli; cli.run(lambda _: print('a line'))"],
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-            check=False,
-        )
-    assert (result.returncode, result.stderr) == (141, b"")
-
-
-def test_a_part_without_a_method_is_one_line(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["train"])
-    with pytest.raises(SystemExit) as stop:
-        cli.run(lambda _: ResidualConfig().stream_count)
-    assert stop.value.code == 2
-    assert "ResidualConfig must define stream_count" in capsys.readouterr().err
 
 
 HELP = """
@@ -326,11 +303,6 @@ def test_faults_of_a_file_are_named(name, text, says, monkeypatch, tmp_path, sta
     assert says in error
     assert error.count("\n") == 1
     assert started == []
-
-
-def test_a_folder_is_no_configuration(monkeypatch, tmp_path, capsys):
-    assert call(monkeypatch, "--config", str(tmp_path)) == 2
-    assert f"is a folder; give a file, such as {tmp_path / 'config.json'}, or --resume a run" in capsys.readouterr().err
 
 
 def test_a_run_is_resumed_by_its_folder_alone(monkeypatch, tmp_path, tiny, started):
