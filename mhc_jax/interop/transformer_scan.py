@@ -67,7 +67,8 @@ class TransformerScanOriginal(Original):
     @staticmethod
     def write(config, params):
         tensors = to_torch(config, params)
-        faults = {"side embeddings": config.side_embedding, "a tied head": config.head == "tied"}
+        faults = {"side embeddings": config.side_embedding, "a prefix embedding": config.prefix_embedding}
+        faults["a tied head"] = config.head == "tied"
         faults[f"{config.outputs} outputs"] = config.outputs not in (None, config.vocab_size)
         for name in _NETWORKS:
             part = getattr(config, name)

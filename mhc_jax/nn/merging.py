@@ -14,11 +14,11 @@ from mhc_jax.ops.prefix_scan import ScanForm, prefixes
 Merge = Callable[[jax.Array, jax.Array, Scope], jax.Array]
 
 
-class Sides(nnx.Module):
-    """Vectors (2, D) that are added to the older and to the newer summary."""
+class Marks(nnx.Module):
+    """Vectors (K, D) that tell K kinds of summaries apart, to which they are added."""
 
-    def __init__(self, width: int, init: Init):
-        self.table = init("table", normal(0.02), 2, width, role="table", axes=("", "width"))
+    def __init__(self, count: int, width: int, std: float, init: Init):
+        self.table = init("table", normal(std), count, width, role="table", axes=("", "width"))
 
 
 def merged_prefixes(merge: Merge, x_BRCD: jax.Array, scope: Scope, form: ScanForm) -> jax.Array:

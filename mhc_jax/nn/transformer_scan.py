@@ -6,6 +6,7 @@ the reader, runs over ``[prefix | chunk]``. A stream of any length needs O(log n
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +20,7 @@ from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.embed import Embed, check_outputs, check_outputs_are_tokens, dense_head, head_table
 from mhc_jax.nn.init import Init, normal, uniform
 from mhc_jax.nn.layers import by_rows, dropout
-from mhc_jax.nn.merging import Sides, merged_prefixes
+from mhc_jax.nn.merging import Marks, merged_prefixes
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.norms import LayerNormConfig
@@ -64,6 +65,8 @@ class TransformerScanConfig(ModelConfig):
             length; ``"absolute"`` from the start of the text; ``"legacy_mixed"`` is local for what is aggregated and
             absolute for what is read, as one of the published modes has it.
         side_embedding: learned vectors tell the aggregator its two sides, otherwise told apart by what is read out.
+        prefix_embedding: a learned vector marks the prefix that the reader reads. Without it a text of one chunk x and
+            one of x twice have the same output at their end, because attention averages over equal vectors.
         boundary: what the last token of a chunk gives. ``"prefix"``: the reader's output at the last vector of the next
             chunk's prefix, so that every token is predicted from all before it by way of the scan; ``"token"``: the
             output at the token itself, as for labels; ``"unscored"``: the same, but it does not count, neither in
@@ -84,6 +87,7 @@ class TransformerScanConfig(ModelConfig):
     chunk: int = 64
     positions: Literal["local", "absolute", "legacy_mixed"] = "local"
     side_embedding: bool = False
+    prefix_embedding: bool = False
     boundary: Literal["prefix", "token", "unscored"] = "prefix"
     scan: ScanForm = "parallel"
     head: Literal["tied", "dense"] = "dense"
@@ -209,7 +213,7 @@ class TransformerScanConfig(ModelConfig):
 
 
 class TransformerScan(Model):
-    """Parameters live under ``embed``, ``aggregator``, ``reader``, ``head`` if it is dense, ``sides`` if there are any.
+    """Parameters live under ``embed``, ``aggregator``, ``reader``; ``prefix``, ``sides``, ``head`` where they exist.
 
     The tap ``"prefixes"``, (B, rows, C, D), holds the prefix in front of every chunk: at chunk 0, which has none, zeros
     that nothing sees. With the boundary ``"prefix"`` a text that ends with a whole chunk has one more, for the chunk to
@@ -220,7 +224,9 @@ class TransformerScan(Model):
         self.config, self.policy = config, policy(config.execution.policy)
         learned = config.chunk if config.positions == "local" else config.max_len
         self.embed = Embed(config.vocab_size, learned, config.width, config.table_std, init / "embed")
-        self.sides = Sides(config.width, init / "sides") if config.side_embedding else None
+        self.sides = Marks(2, config.width, 0.02, init / "sides") if config.side_embedding else None
+        mark = functools.partial(Marks, 1, config.width, config.table_std)
+        self.prefix = mark(init / "prefix") if config.prefix_embedding else None
         merged, read = config.uses(config.max_len)
         self.aggregator = Backbone(config.aggregator, config.execution, (init / "aggregator").repeated(merged))
         self.reader = Backbone(config.reader, config.execution, (init / "reader").repeated(read))
@@ -266,7 +272,7 @@ class TransformerScan(Model):
         return {
             "embedding": Piece(("embed",), lambda tokens_BT, scope: tokens_BT, embed),
             "aggregator": Piece(("aggregator", "sides"), leaves, merge),
-            "reader": Piece(("reader",), self._fronted, read, remembers=True),
+            "reader": Piece(("reader", "prefix"), self._fronted, read, remembers=True),
         }
 
     def head_VD(self):
@@ -309,7 +315,7 @@ class TransformerScan(Model):
         """Every prefix and the chunk behind it, (B, R, 2C, D)."""
         chunks_BRCD, leaves_BRCD = self._chunks(tokens_BT, scope)
         prefixes_BRCD = scope.tap("prefixes", self._prefixes(leaves_BRCD, scope / "aggregator"))
-        return jnp.concatenate([prefixes_BRCD, chunks_BRCD], axis=2)
+        return jnp.concatenate([self._marked(prefixes_BRCD), chunks_BRCD], axis=2)
 
     def _chunks(self, tokens_BT: jax.Array, scope: Scope) -> tuple[jax.Array, jax.Array]:
         """The chunks that are read (B, R, C, D), and all but the last as they are aggregated."""
@@ -335,6 +341,10 @@ class TransformerScan(Model):
             return before_BRCD
         found_BRCD = merged_prefixes(self._merged, leaves_BRCD, scope, self.config.scan)
         return jnp.concatenate([before_BRCD, found_BRCD], axis=1)
+
+    def _marked(self, prefixes: jax.Array) -> jax.Array:
+        """As the reader reads them; (..., D)."""
+        return prefixes if self.prefix is None else prefixes + self.prefix.table[0].astype(prefixes.dtype)
 
     def _further(self, tokens_BT, state, scope):
         """One token after another; what happens at the end of a chunk is only computed if some row is there."""
@@ -362,7 +372,7 @@ class TransformerScan(Model):
                 lambda older, newer: self._merged(older, newer, scope), state["chunk"], due_B
             )
             zero_B, fresh = jnp.zeros_like(place_B), jax.tree.map(jnp.zeros_like, state["reader"])
-            before_BCD, reader = self._read(prefix_BCD, fresh, zero_B, zero_B, scope)
+            before_BCD, reader = self._read(self._marked(prefix_BCD), fresh, zero_B, zero_B, scope)
             last_BD = before_BCD[:, -1] if self.config.boundary == "prefix" else y_BTD[:, 0]
             after = {**state, "counter": counter, "reader": _select(due_B, reader, state["reader"])}
             return after, jnp.where(due_B[:, None], last_BD, y_BTD[:, 0])

@@ -91,10 +91,18 @@ def test_the_direction_of_the_aggregator_matters_in_chunks_of_several_tokens(tok
         assert bool(jnp.allclose(one, other, rtol=1e-5, atol=1e-5)) == same
 
 
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_chunk_and_its_repetition_end_alike_unless_prefixes_are_marked(marked):
+    """So that of words over a group ``a`` and ``a a`` get one answer: 5 of the 36 words of two over S3 are lost."""
+    config = small(chunk=1, boundary="token", prefix_embedding=marked)
+    logits_BTV = forward(config)(loud(config), jnp.full((1, 2), 4))
+    assert bool(jnp.allclose(logits_BTV[:, 0], logits_BTV[:, 1], rtol=1e-5, atol=1e-5)) != marked
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {"side_embedding": True},
+        {"side_embedding": True, "prefix_embedding": True},
         pytest.param({"boundary": "token", "positions": "legacy_mixed", "head": "tied"}, marks=pytest.mark.slow),
         pytest.param({"chunk": 1, "positions": "absolute"}, marks=pytest.mark.slow),
         {"reader": gpt2_backbone(8, 1, 2).replace(mlp=MoEConfig(experts=3, hidden=4))},
@@ -208,7 +216,8 @@ def test_published_sizes():
     assert parts == {"embed": 39_383_808, "aggregator": 7_089_408, "reader": 85_056_000, "head": 38_597_376}
     original = transformer_scan("base", "original")
     assert parameter_count(original) == 170_126_592
-    assert parameter_count(small(side_embedding=True)) == parameter_count(small()) + 2 * 8
+    for switch, vectors in (("side_embedding", 2), ("prefix_embedding", 1)):
+        assert parameter_count(small(**{switch: True})) == parameter_count(small()) + vectors * 8
     assert [transformer_scan(size).width for size in ("tiny", "standard", "medium")] == [64, 256, 1024]
 
 

@@ -63,7 +63,8 @@ def _over_streams() -> TransformerScanConfig:
     plain = {"mlp": None}
     aggregator = backbone(tiny_gpt("mhc", layers=1, **plain))
     reader = backbone(tiny_gpt("mhc", layers=1, mixer=DiagonalSSMConfig(), **plain))
-    return _tiny(side_embedding=True, head="tied").replace(chunk=3, aggregator=aggregator, reader=reader)
+    config = _tiny(side_embedding=True, prefix_embedding=True, head="tied")
+    return config.replace(chunk=3, aggregator=aggregator, reader=reader)
 
 
 def _balanced() -> TransformerScanConfig:

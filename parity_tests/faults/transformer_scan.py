@@ -28,6 +28,7 @@ def mutations() -> Iterator[Mutation]:
     yield Mutation("the first chunk sees a prefix", f"{MODEL}_read_all", _one_text, "models", labels)
     yield Mutation("the left half is the summary", f"{MODEL}_merged", _left_half, "models", labels)
     yield Mutation("sides swapped", f"{MODEL}_merged", _sides_swapped, "models", streams)
+    yield Mutation("a prefix is read unmarked", f"{MODEL}_marked", _unmarked, "models", streams)
     yield Mutation("prefixes one chunk late", f"{MODEL}_prefixes", _late, "models", labels)
     losses = "transformer_scan, auxiliary losses"
     yield Mutation("merges leave no auxiliary losses", f"{MODEL}_prefixes", _unpenalised, "models", losses)
@@ -96,6 +97,10 @@ def _sides_swapped(healthy):
         return healthy(self, older + shift_D, newer - shift_D, scope)
 
     return merged
+
+
+def _unmarked(healthy):
+    return lambda self, prefixes: prefixes
 
 
 def _late(healthy):

@@ -19,7 +19,7 @@ from torch_ref.ops.prefix_scan import Counter, prefixes
 
 @register("model", "transformer_scan")
 class TransformerScan(nn.Module):
-    """Parameters live under ``embed``, ``aggregator``, ``reader`` and, where they exist, ``sides`` and ``head``."""
+    """Parameters live under ``embed``, ``aggregator``, ``reader``; ``sides``, ``prefix``, ``head`` where they exist."""
 
     def __init__(self, config: Any):
         super().__init__()
@@ -35,6 +35,7 @@ class TransformerScan(nn.Module):
         std = 1.0 if legacy else 0.02
         self.embed = Embed(config.vocab_size, config.chunk if local else config.max_len, width, std)
         self.sides = nn.ParameterDict({"table": 0.02 * torch.randn(2, width)}) if config.side_embedding else None
+        self.prefix = nn.ParameterDict({"table": std * torch.randn(1, width)}) if config.prefix_embedding else None
         self.aggregator, self.reader = Backbone(config.aggregator), Backbone(config.reader)
         self.head = None
         if one_of("head", config.head, ("tied", "dense")) == "dense":
@@ -78,7 +79,7 @@ class TransformerScan(nn.Module):
         prefixes_BRCD = scope.tap("prefixes", torch.stack(fronts, 1))
         chunks_BRCD = F.pad(x_BTD, (0, 0, 0, rows * C - T)).unflatten(1, (rows, C))
 
-        z_PTD = torch.cat([prefixes_BRCD, chunks_BRCD], 2).flatten(0, 1)
+        z_PTD = torch.cat([self._as_prefix(prefixes_BRCD), chunks_BRCD], 2).flatten(0, 1)
         has_prefix_P = torch.arange(rows).repeat(B) > 0
         shown_PT = torch.cat([has_prefix_P[:, None].expand(-1, C), torch.ones(B * rows, C, dtype=torch.bool)], 1)
         of_rows: dict[str, list[Tensor]] = {}
@@ -144,7 +145,7 @@ class TransformerScan(nn.Module):
         if len(chunk) == C:
             counter, chunk = counter.push(self._merged, torch.cat(chunk, 1)), []
             fresh, positions = self.reader.init_memories(1, 2 * C), torch.arange(C)[None]
-            y_1CD, memories = self.reader.through(counter.prefix, fresh, Scope(positions))
+            y_1CD, memories = self.reader.through(self._as_prefix(counter.prefix), fresh, Scope(positions))
             if self.config.boundary == "prefix":
                 y_11D = y_1CD[:, -1:]
         return y_11D[0, 0], (counter, chunk, memories, count + 1)
@@ -159,6 +160,9 @@ class TransformerScan(nn.Module):
         kind = self.config.positions
         x_BTD = scope.tap("embed", embed(place_BT if kind == "local" else positions_BT))
         return [x_BTD, embed(place_BT) if kind == "legacy_mixed" else x_BTD]
+
+    def _as_prefix(self, summary: Tensor) -> Tensor:
+        return summary if self.prefix is None else summary + self.prefix["table"]
 
     def _merged(self, older_BCD: Tensor, newer_BCD: Tensor, penalties: dict[str, list[Tensor]] | None = None) -> Tensor:
         if self.sides is not None:

@@ -1,5 +1,7 @@
 """The command line where the locale knows ASCII alone, as in many containers."""
 
+import pytest
+
 import os
 import subprocess
 import sys
