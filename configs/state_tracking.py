@@ -1,7 +1,7 @@
 """State tracking and recall: small models of words of S3 and of pairs, and the published settings of words of S5.
 
 The small models are two layers of width 128, or one of each network of a TransformerScan, that differ in how they carry
-a state from token to token; the words grow from 2 to 12 actions over the first 600 of 1,000 steps. The published runs
+a state from token to token; the words grow to 12 actions over the first half of 1,000 steps. The published runs
 go through their drawn words 10 times (once for GPT-2) and end a stage early once it is learnt; here every word is new,
 and a stage has the steps of a whole one.
 """
@@ -74,13 +74,15 @@ def _words(name: str, model: ModelConfig) -> RunConfig:
 
 
 def _scanned_words(name: str) -> RunConfig:
-    """With a classifier on the prefixes, without which the scan's operator did not learn the product."""
-    run = _words(name, _scan(128, 4))
+    """With a classifier on the prefixes, without which the scan's operator did not learn the product.
+
+    The reader is told which of its two vectors is the prefix: it could not tell ``a`` from ``a a`` otherwise.
+    """
+    run = _words(name, _scan(128, 4).replace(prefix_embedding=True, init="legacy"))
     return run.replace(
-        data=run.data.replace(stage_steps=150),
+        data=run.data.replace(first_len=4, len_step=2, stage_steps=120),
         objective=PrefixesConfig(errors=True),
         optim=run.optim.replace(lr=1e-3),
-        train=TrainConfig(steps=1900, eval_every=475),
     )
 
 
