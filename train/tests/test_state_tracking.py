@@ -81,6 +81,17 @@ def test_errors_by_length_are_written_drawn_and_printed(done, capsys):
     assert "| a guess  | 0.833 | 0.833 | 0.833 |" in printed
 
 
+@pytest.mark.slow
+def test_a_scan_learns_the_group_and_carries_it_further(tmp_path):
+    """Words of S3, up to 12 actions in training: the tree's operator is the group's table."""
+    state_tracking.main(["words_transformer_scan", "--out", str(tmp_path), "--lengths", "8", "16", "24"])
+    found = json.loads((tmp_path / "state_tracking.json").read_text())["models"]["words_transformer_scan"]
+    trained, beyond, doubled = found["error_rates"]
+    assert trained < 0.01
+    assert beyond < 0.05
+    assert doubled < 0.05
+
+
 def test_a_finished_run_is_scored_by_its_folder(done, tmp_path, capsys):
     state_tracking.main([str(done / "tiny_ssm"), "--out", str(tmp_path / "new"), "--words", "200", "--lengths", "8"])
     again = json.loads((tmp_path / "new" / "state_tracking.json").read_text())["models"]
