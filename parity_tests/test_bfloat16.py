@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextGatedDeltaNet
 
@@ -18,6 +19,7 @@ TIME, DRAWS = 70, 8  # beyond a chunk
 Arrays = Mapping[str, np.ndarray]
 
 
+@pytest.mark.slow
 def test_gated_delta_lies_inside_the_spread_of_transformers():
     """In one draw either may be lucky: the median of several is judged. A convolution in bfloat16 lies outside."""
     layer = Qwen3NextGatedDeltaNet(NEXT, 0)

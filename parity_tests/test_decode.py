@@ -6,7 +6,7 @@ from parity_tests.compare import error
 
 
 # A mixer over streams decodes as it does without them, and each of them does so in other cases.
-@of_tier("decode", slow=lambda name: " over mhc" in name or "transformer_scan over" in name)
+@of_tier("decode", slow=lambda name: " over " in name or name == "rlm, default")
 def test_decode(case):
     check(case)
 

@@ -10,7 +10,14 @@ from parity_tests.compare import failures
 from parity_tests.replays import distillation, hyper_connections, mhc_ssm, rlm, shc, shc_student
 
 
-@pytest.mark.parametrize("case", mhc_ssm.CASES.values(), ids=mhc_ssm.CASES)
+def quickly(cases, *names):
+    """Cases by name, all but ``names`` among the slow tests."""
+    return [pytest.param(x, id=name, marks=[] if name in names else pytest.mark.slow) for name, x in cases.items()]
+
+
+@pytest.mark.parametrize(
+    "case", quickly(mhc_ssm.CASES, "S2_baseline_ln_k4", "S3_static_n4", "S6_adapters_r8_ln_div0.1")
+)
 def test_golden_mhc_ssm(case):
     rows = mhc_ssm.replay(case)
     assert sum(row.tap.startswith("gradient") for row in rows) >= 25
@@ -23,18 +30,13 @@ def test_golden_mhc_ssm_units():
 
 
 SITES = {name: case for name, case in hyper_connections.load()["cases"].items() if "config" in case}
+# One of every kind of site.
+KINDS = "tb/hc", "tb/mhc_sinkhorn_tau1", "tb/mhc_ortho", "luc/mhc_v1_log_domain", "hf/ds4_site", "hf/hy4_site"
 
 
-def two_sources(name):
-    """Whether a second published code base gave the same numbers for the same site."""
-    return name.startswith("luc/") and f"tb/{name.removeprefix('luc/')}" in SITES
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if two_sources(name) else []) for name in SITES]
-)
-def test_golden_sites(name):
-    rows = hyper_connections.replay(name, SITES[name])
+@pytest.mark.parametrize("site", quickly({name: (name, case) for name, case in SITES.items()}, *KINDS))
+def test_golden_sites(site):
+    rows = hyper_connections.replay(*site)
     assert sum(row.tap.startswith("gradient") for row in rows) >= 3
     assert not failures(rows), report.table(failures(rows))
 
@@ -45,7 +47,7 @@ def test_golden_projections():
     assert not failures(rows), report.table(failures(rows))
 
 
-@pytest.mark.parametrize("case", rlm.CASES.values(), ids=rlm.CASES)
+@pytest.mark.parametrize("case", quickly(rlm.CASES, "R1_mhc", "R2_nomhc"))
 def test_golden_rlm(case):
     rows = rlm.replay(case)
     assert case.padded or sum(row.tap.startswith("gradient") for row in rows) >= 14
@@ -58,9 +60,7 @@ def test_golden_rlm_units(replay):
     assert not failures(rows), report.table(failures(rows))
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == "lm_untied" else []) for name in shc.MODELS]
-)
+@pytest.mark.parametrize("name", quickly({name: name for name in shc.MODELS}, "lm_bypass"))
 def test_golden_shc(name):
     rows = shc.replay(name)
     assert sum(row.tap.startswith("gradient") for row in rows) >= 58

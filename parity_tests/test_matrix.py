@@ -41,14 +41,6 @@ def test_table_has_a_row_for_each_topology_and_a_column_for_each_mixer(monkeypat
     assert fault == f"{broken[0]} with {broken[1]}: broken"
 
 
-def test_the_sample_meets_every_kind_of_topology_and_every_mixer():
-    topologies, mixers = map(set, zip(*SAMPLE, strict=True))
-    assert mixers == set(registry.names("mixer"))
-    kinds = {name: type(matrix.tiny(name, "attention").residual) for name in registry.names("topology")}
-    assert {kinds[name] for name in topologies} == set(kinds.values())
-    assert {"mhc_ssm_adapters", "value_residual"} <= topologies
-
-
 def test_a_parameter_without_a_gradient_is_a_fault(monkeypatch):
     topology, mixer = matrix.names(["plain"])[0]
     zeroed = next(iter(matrix.parity_cases(topology, mixer)))

@@ -1,13 +1,19 @@
 """Whole models: every activation, the penalties and the logits."""
 
+from parity_tests import cases
 from parity_tests.cases.models import forward
 from parity_tests.checks import check, of_tier
 from parity_tests.compare import first_divergence, judge
 from parity_tests.systems import SYSTEMS
+from parity_tests.test_gradients import slow
 from torch_ref.nn.scope import Scope
 
 
-@of_tier("models")
+def compared_with_its_gradients(name):
+    return name in cases.of_tier("gradients") and not slow(name)
+
+
+@of_tier("models", slow=compared_with_its_gradients)
 def test_models(case):
     check(case)
 

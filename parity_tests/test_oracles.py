@@ -66,7 +66,12 @@ MUTATIONS = [
 ]
 
 
-@of_tier("oracles")
+def a_variant(name):
+    """Whether it has settings beside those of another case."""
+    return any(name != other and name.startswith(other) for other in cases.of_tier("oracles"))
+
+
+@of_tier("oracles", slow=a_variant)
 def test_oracles(case):
     check(case)
 
@@ -101,6 +106,7 @@ def test_a_missing_package_is_named(monkeypatch):
         list(oracles.cases())
 
 
+@pytest.mark.slow
 def test_a_folder_of_transformers_is_certified(tmp_path, capsys):
     parts = {"mixer": AttentionConfig(heads=2), "mlp": GeluMLPConfig(activation="tanh"), "norm": LayerNormConfig()}
     config = LMConfig(vocab_size=13, max_len=9, width=8, layers=2, **parts)

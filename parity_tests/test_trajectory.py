@@ -4,7 +4,8 @@ from parity_tests.cases.training import STEPS
 from parity_tests.checks import check, of_tier
 
 
-@of_tier("trajectory")
+# The longest; one step of each of them is compared quickly, as the gradients of its model.
+@of_tier("trajectory", slow=lambda name: name != "words of a group")
 def test_trajectory(case):
     losses = case.torch("float64", 0)["loss of every step"]
     assert losses.shape == (STEPS,)

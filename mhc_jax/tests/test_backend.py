@@ -31,6 +31,7 @@ def test_target_is_where_jax_runs_unless_named():
     assert target_backend() == jax.default_backend()
 
 
+@pytest.mark.slow
 def test_both_forms_have_the_same_value_and_gradient_from_one_jitted_function(inputs):
     function = jax.jit(jax.value_and_grad(loss))
     here = function(*inputs)
@@ -40,6 +41,7 @@ def test_both_forms_have_the_same_value_and_gradient_from_one_jitted_function(in
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), here, there)
 
 
+@pytest.mark.slow
 def test_caches_keep_programs_for_two_platforms_apart(inputs):
     function = jax.jit(jax.grad(loss))
     programs = {}

@@ -100,6 +100,7 @@ def continued_from_the_last_tokens(model, params, tokens, count):
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompt", slow_unless({11}, [7, 11]))
 def test_where_positions_fill_the_window_slides(prompt):
     model = MODELS["positions are learned"]
@@ -201,6 +202,7 @@ def test_tokens_too_unlikely_beside_the_likeliest_are_dropped(share, ids):
     assert drawn(logits * 2, temperature=2.0, min_p=share) == ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", slow_unless({"state of one size"}, MODELS))
 def test_a_repetition_penalty_weighs_what_the_text_holds(name):
     """Written out with whole passes, row by row, also past the longest sequence."""

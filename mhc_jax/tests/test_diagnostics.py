@@ -167,6 +167,7 @@ def taps_of(config):
     return forward(config, params, jnp.arange(8)[None], taps=True).taps
 
 
+@pytest.mark.slow
 def test_sites_of_both_kinds_alternate_through_depth():
     config = model(mlp=GeluMLPConfig())
     taps = taps_of(config)
@@ -179,6 +180,7 @@ def test_sites_of_both_kinds_alternate_through_depth():
     assert np.all(np.diff(found["forward_gain"]) < 1e-3)  # doubly stochastic: no amplification
 
 
+@pytest.mark.slow
 def test_coefficients_of_every_token_are_averaged():
     taps = taps_of(model())
     taps["blocks.mixer.residual.h_res"] = jnp.roll(jnp.eye(4), 1, 0) * jnp.ones((2, 1, 1))
@@ -232,6 +234,7 @@ def test_dynamic_signed_mixing_token_by_token():
     assert np.all(found["entropy"] < 1)
 
 
+@pytest.mark.slow
 def test_components_and_ranks_of_shc():
     config = with_topology(model(mlp=GeluMLPConfig()), "shc")
     taps = taps_of(config)

@@ -105,6 +105,7 @@ def test_the_distance_is_a_mean_over_width_and_a_sum_over_places_that_count():
     assert count == 10
 
 
+@pytest.mark.slow
 def test_the_published_divergence_counts_every_place_and_grows_with_the_length():
     states, goals = RNG.standard_normal((2, 3, B, T, 5))
     arrays = [jnp.float32(x) for x in (STUDENT, TEACHER, states, goals)]

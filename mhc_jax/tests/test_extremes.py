@@ -70,6 +70,7 @@ def test_newton_ends_where_weak_links_drown_in_rounding():
     np.testing.assert_allclose(h, [[0, 1, 0], [1, 0, 0], [0, 0, 1]], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 6])
 def test_newton_is_doubly_stochastic_at_any_scale(n):
     draw = np.random.default_rng(0).standard_normal((50, n, n), np.float32)
@@ -80,6 +81,7 @@ def test_newton_is_doubly_stochastic_at_any_scale(n):
     np.testing.assert_allclose(h.sum(-2), 1, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_newton_at_a_thousand_is_the_projection():
     """Float32 gives what float64 gives, and its derivative, where most entries vanish."""
     logits = 1e3 * np.random.default_rng(0).standard_normal((50, 4, 4))

@@ -173,6 +173,7 @@ def test_both_forms_of_mhc_ssm_start_as_documented(form, embed, zero_init):
         np.testing.assert_allclose(spread.std(), 0.02, rtol=0.4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("topology", "diagonal", "other"), [("mhc", 8.0, 0.0), ("mhc_orthostochastic", 0.0, -8.0)])
 def test_published_static_mhc_starts_from_logits_of_eight(topology, diagonal, other):
     found = leaves(nanogpt(topology, "original", vocab_size=11, max_len=4, width=12, layers=2))
@@ -288,6 +289,7 @@ def test_initialisers():
     np.testing.assert_allclose([draw.mean(), draw.std()], [2.0, 0.5], rtol=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("constrained", "weights"), [(False, [0.5, 0.5]), (True, [0.99966, 0.00034])])
 def test_values_start_half_and_half_or_nearly_alone(constrained, weights):
     config = nanogpt(

@@ -158,6 +158,7 @@ def test_the_tensor_that_is_missing_beside_a_latent_of_queries_is_named(v3):
         interop.from_original("deepseek_v3", tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("system", "change", "fault"),
     [

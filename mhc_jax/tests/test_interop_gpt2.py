@@ -180,6 +180,7 @@ def test_hints_are_checked(model, hints, message):
         interop.from_original("gpt2", model.state_dict(), **hints)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

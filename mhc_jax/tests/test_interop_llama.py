@@ -148,6 +148,7 @@ def test_an_equal_head_is_the_token_table_unless_stated():
         assert interop.from_original("llama", model.state_dict(), **hints)[0].head == head
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("form", "qk_norm", "bias"),
     [("plain", None, False), ("original", None, True), ("original", RMSNormConfig(), False)],

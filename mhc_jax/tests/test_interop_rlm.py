@@ -135,6 +135,7 @@ def test_what_the_original_cannot_express_is_named():
         interop.to_original("rlm", config, params)
 
 
+@pytest.mark.slow
 def test_folded_layers_give_the_same_logits_from_an_eighth_of_the_numbers():
     config, params = interop.from_original("rlm", published(), **HINTS)
     want = logits(config, params)

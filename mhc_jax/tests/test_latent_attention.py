@@ -79,6 +79,7 @@ def test_its_cache_is_less_than_a_third_of_that_of_attention_in_every_named_mode
         assert plain.cache_bytes >= 3.3 * mhc_jax.summary(config.replace(mixer=latent)).cache_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotary", ["half", "none"])
 def test_pieces_of_any_length_equal_the_full_pass(rotary):
     """Long pieces form keys and values of what is cached, short ones do not."""

@@ -90,6 +90,7 @@ def test_sums_keep_small_numbers_beside_large_ones():
     np.testing.assert_array_equal(jnp.triu(sums_CC), 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_states_between_chunks_alone_are_kept_for_the_backward_pass(op):
     """One state for each token would take T K V numbers."""
@@ -106,6 +107,7 @@ def test_states_between_chunks_alone_are_kept_for_the_backward_pass(op):
     assert scratch("chunked", 32) < states
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", OPS)
 def test_bfloat16_inputs_are_summed_in_float32(op):
     arguments = [x.astype(jnp.bfloat16) for x in inputs(op, 37)]

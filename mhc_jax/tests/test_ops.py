@@ -180,6 +180,7 @@ def test_diversity_of_known_streams():
     assert np.isfinite(nothing.stack()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 3, 8, 100])
 def test_chunked_loss_equals_the_whole_one(chunk):
     hidden, head = _random(0, 2, 8, 5), _random(1, 11, 5)

@@ -70,6 +70,7 @@ def test_every_length_has_this_bracketing(form):
         np.testing.assert_array_equal(x, expected[:count])
 
 
+@pytest.mark.slow
 def test_associative_scan_of_jax_has_this_bracketing():
     """It promises nothing of operations that are not associative: this says when it changes."""
     counts = (1, 2, 3, 6, 7, 13, 19, 64, 100)
@@ -123,6 +124,7 @@ def test_gradients_agree(count):
             np.testing.assert_allclose(found, grads[0], rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_work(form):
     """Pairs that are combined; the classical sweep also combines blocks that are not complete."""

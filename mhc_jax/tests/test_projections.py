@@ -127,6 +127,7 @@ EXACT_ROWS = {"columns then rows", "Newton", "orthostochastic", "circulant"}
 EXACT_COLUMNS = {"rows then columns", "clamped", "Newton", "circulant"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(STOCHASTIC.keys() - {"permutations"}))
 @given(n=st.integers(1, 5), seed=st.integers(0, 1000))
 @settings(max_examples=12, deadline=None)
@@ -192,6 +193,7 @@ def test_identity_mix_moves_from_the_identity(x64):
         np.testing.assert_allclose(p.identity_mix(h, jnp.array(alpha)), (1 - alpha) * np.eye(4) + alpha * h)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [1, 4, 10])
 @pytest.mark.parametrize("n", [2, 4, 6])
 def test_newton_finds_the_limit_of_sinkhorn(n, std, x64):
@@ -228,6 +230,7 @@ def test_implicit_derivatives_divide_by_the_temperature(x64):
     np.testing.assert_allclose(got, want, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_implicit_derivatives_survive_float32_near_permutations():
     """What links the streams falls to 1e-40 and underflows, but no derivative may overflow."""
     of_newton, of_sinkhorn = (
@@ -340,6 +343,7 @@ def test_contradictions_are_refused(config, streams, message):
         StaticMHCConfig(streams=streams, projection=config).validate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [sinkhorn.sinkhorn_deepseek, sinkhorn.sinkhorn_rows_then_columns])
 def test_derivatives_know_the_epsilon(form, x64):
     """At the published 1e-6 no number shows it; at 0.3 the derivative without it is far off."""

@@ -20,6 +20,7 @@ def text(length):
     return np.asarray(jax.random.randint(jax.random.key(2), (2, length), 0, 11))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_prompts_of_all_lengths_share_their_programs(name):
     model, prompt = MODELS[name], text(40)
@@ -31,6 +32,7 @@ def test_prompts_of_all_lengths_share_their_programs(name):
     assert decode._after._cache_size() == decode._next._cache_size() == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("length", slow_unless({35}, [1, 16, 35]))
 def test_what_follows_the_pieces_is_what_follows_the_whole(name, length):

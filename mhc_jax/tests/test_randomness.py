@@ -93,6 +93,7 @@ def drawn(topology):
     return draws
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("topology", "adapters"), [("plain", False), ("mhc_ssm_adapters", True)])
 def test_every_draw_of_a_model_has_a_key_and_a_rate_of_its_own(topology, adapters):
     """The embedding; in both layers attention's probabilities and two branches; four streams' adapters at both ends."""

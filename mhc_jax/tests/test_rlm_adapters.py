@@ -37,6 +37,7 @@ def user(text):
     return [{"role": "user", "content": text}]
 
 
+@pytest.mark.slow
 def test_a_model_of_this_project_alone_and_in_a_batch(tiny):
     model = adapters.from_generate(*tiny, Bytes(), max_new_tokens=6, temperature=1.0, key=jax.random.key(3))
     prompts = [user("a"), user("a longer prompt"), user("x" * 190)]

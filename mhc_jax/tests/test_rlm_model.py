@@ -63,6 +63,7 @@ def test_none_of_a_part_is_not_the_usual_number(count):
         rlm("small", **{count: 0}).validate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flows", [1, 2, 8])
 @pytest.mark.parametrize("iters", [0, 3])
 def test_one_linear_map_in_both_forms(flows, iters):
@@ -90,6 +91,7 @@ def test_a_projection_without_logits_leaves_the_flows_apart():
     np.testing.assert_allclose(module(x, Scope.over(3)), want, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_flows_without_logits_fold():
     between = LinearMHCConfig(flows=2, projection=IdentityProjectionConfig())
     config = tiny(before_mixer=between, before_mlp=None)
@@ -140,6 +142,7 @@ def test_recomputation_changes_nothing_though_it_drops():
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7), slopes("none"), slopes("block"))
 
 
+@pytest.mark.slow
 def test_one_model_serves_in_bfloat16_then_in_float32_and_learns_after_it_generated():
     """The published one keeps tables of the first call's dtype, and cannot train once it has generated."""
     config = tiny()

@@ -49,6 +49,7 @@ def generate(key=0, **options):
     return np.asarray(mhc_jax.generate(CONFIG, params, prompt, key=jax.random.key(key), max_new_tokens=20, **options))
 
 
+@pytest.mark.slow
 def test_every_row_and_position_has_a_draw_of_its_own():
     first, again, other = generate(0), generate(0), generate(1)
     np.testing.assert_array_equal(first, again)
@@ -75,6 +76,7 @@ def test_a_row_that_has_ended_repeats_its_end():
     assert (new == 5).any()
 
 
+@pytest.mark.slow
 def test_the_likeliest_token_needs_no_key():
     params = mhc_jax.init(CONFIG, jax.random.key(3))
     prompt = jnp.array([[1, 2, 3], [4, 5, 6]])
@@ -167,6 +169,7 @@ def test_decoding_ends_once_all_rows_have(monkeypatch):
     assert steps == [0]
 
 
+@pytest.mark.slow
 def test_a_row_with_a_key_of_its_own_draws_what_it_draws_alone():
     params = mhc_jax.init(CONFIG, jax.random.key(3))
     prompts, keys = jnp.array([[1, 2, 3], [4, 5, 6]]), jax.random.split(jax.random.key(1))

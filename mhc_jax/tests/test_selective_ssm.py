@@ -34,6 +34,7 @@ def inputs(T, E=8, N=5):
     return drawn | {"dt_BTE": jax.nn.softplus(drawn["dt_BTE"])}
 
 
+@pytest.mark.slow
 def test_states_between_chunks_alone_are_kept_for_the_backward_pass():
     """With one state for each token the scratch memory would be N times the input's, twice over."""
     T, E, N = 512, 8, 16

@@ -150,6 +150,7 @@ def test_balance_is_one_for_equal_use_and_the_number_of_components_for_one_alone
         assert routing.load_balance(logits, routing.top_k_softmax(logits, k=1)) == pytest.approx(want, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_only_sparse_weights_are_balanced_and_only_adaptive_ranks_are_penalised():
     for changes, names in (
         ({}, {"routing_balance", "rank"}),
@@ -176,6 +177,7 @@ def site(rank_logits, **changes):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", range(1, N + 1))
 def test_streams_beyond_the_rank_are_left_alone(rank):
     module, taps = site(10 * np.eye(N)[rank - 1]), {}
@@ -189,6 +191,7 @@ def test_streams_beyond_the_rank_are_left_alone(rank):
     np.testing.assert_array_equal(u, other)  # phi is 0, so that no choice depends on the content
 
 
+@pytest.mark.slow
 def test_ranks_are_drawn_in_training_as_their_softmax_says_and_fixed_in_evaluation():
     logits = np.log([0.1, 0.4, 0.2, 0.3])
     h = Streams.unstack(jnp.ones((20, 100, N, WIDTH)))
@@ -199,6 +202,7 @@ def test_ranks_are_drawn_in_training_as_their_softmax_says_and_fixed_in_evaluati
         np.testing.assert_allclose(share, want, atol=0.04)  # four standard errors
 
 
+@pytest.mark.slow
 def test_the_choice_of_a_rank_learns_by_a_temperature_that_falls():
     h, y = (jax.random.normal(jax.random.key(i), (1, 2, *shape, WIDTH)) for i, shape in ((2, (N,)), (3, ())))
 
@@ -235,6 +239,7 @@ def test_sizes_are_as_named_and_those_published_are_theirs():
         shc("500M")
 
 
+@pytest.mark.slow
 def test_an_expert_that_no_token_visits_changes_nothing():
     x, *matrices = (
         jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate(((2, 5, 8), *3 * [(3, 8, 8)]))

@@ -40,6 +40,7 @@ def rotated(config):
     return jax.tree_util.tree_map_with_path(drawn, params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("streams", [1, 4])
 def test_more_than_one_stream_sees_the_future(streams):
     config = SMALL.replace(streams=streams)

@@ -96,6 +96,7 @@ for G, sliced in ((2, P("rows", None, "heads")), (1, P("rows"))):
 """
 
 
+@pytest.mark.slow
 def test_devices_attend_to_their_own_rows_and_heads():
     """Where one head of keys cannot be sliced, every device has all heads of its rows."""
     flags = f"--xla_force_host_platform_device_count=4 {os.environ.get('XLA_FLAGS', '')}"

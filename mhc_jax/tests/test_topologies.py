@@ -98,6 +98,7 @@ def test_published_mhc_cannot_learn_its_mixing_and_the_default_does():
     assert min(moved) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "topology",
     slow_unless({"hc"}, ["dynamic_mhc", "hc", "mhc_orthostochastic", "mhc_identity_mix", "mhc_lite", "shc"]),
@@ -124,6 +125,7 @@ def test_published_hc_never_uses_its_mixing_columns_and_the_paper_does():
         assert jnp.all(jnp.any(site["static_alpha"][..., 1:] != 0, axis=(1, 2)))
 
 
+@pytest.mark.slow
 def test_summing_normalised_streams_starts_with_logits_n_times_too_large():
     """The norm before the sum is why the published example starts far above ln V."""
     spread = {}
@@ -136,6 +138,7 @@ def test_summing_normalised_streams_starts_with_logits_n_times_too_large():
     assert spread["original"] / spread["default"] == pytest.approx(4, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "topology",
     [

@@ -105,7 +105,9 @@ def test_a_chunk_and_its_repetition_end_alike_unless_prefixes_are_marked(marked)
         {"side_embedding": True, "prefix_embedding": True},
         pytest.param({"boundary": "token", "positions": "legacy_mixed", "head": "tied"}, marks=pytest.mark.slow),
         pytest.param({"chunk": 1, "positions": "absolute"}, marks=pytest.mark.slow),
-        {"reader": gpt2_backbone(8, 1, 2).replace(mlp=MoEConfig(experts=3, hidden=4))},
+        pytest.param(
+            {"reader": gpt2_backbone(8, 1, 2).replace(mlp=MoEConfig(experts=3, hidden=4))}, marks=pytest.mark.slow
+        ),
     ],
     ids=["prefix", "token", "single tokens", "experts that read"],
 )
@@ -138,6 +140,7 @@ def test_rows_of_unequal_length_go_on_for_ever(params, tokens):
         np.testing.assert_array_equal(found[row, : length + new], text)
 
 
+@pytest.mark.slow
 def test_one_chunk_is_a_gpt2():
     config = small(chunk=12, max_len=12, boundary="token", head="tied")
     lm = gpt2(vocab_size=VOCAB, max_len=12, width=8, layers=2, mixer=AttentionConfig(heads=2))
@@ -159,6 +162,7 @@ def test_prefixes_can_be_seen(params, tokens):
         np.testing.assert_allclose(taps["prefixes"][:, 1], taps["embed"][:, :CHUNK], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_tokens_that_do_not_count(params, tokens):
     batch = {"inputs": tokens[:, :12], "targets": tokens[:, 1:13]}
     config = small(boundary="unscored")
@@ -201,6 +205,7 @@ def test_auxiliary_losses_are_the_mean_over_all_merges(tokens, scan):
     np.testing.assert_allclose(compiled(measured)(params), compiled(expected)(params), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_drawn_in_the_tree(params, tokens):
     quiet = small()
     for changes in ({"output_dropout": 0.5}, {"aggregator": quiet.aggregator.replace(dropout=0.5)}):
@@ -305,6 +310,7 @@ def test_original_names_there_and_back():
         np.testing.assert_array_equal(back[name], x)
 
 
+@pytest.mark.slow
 def test_what_the_original_cannot_express_is_named():
     config = with_topology(small(side_embedding=True), "mhc")
     with pytest.raises(interop.InteropError, match="side embeddings, residual 'static_mhc' .* in the aggregator"):

@@ -54,7 +54,7 @@ MODELS = {
     ),
 }
 # Model by model the meshes that every run of the tests tries; the slow ones try all.
-QUICK = {"mhc": ("fsdp",), "mhc_ssm": ("mix",)}
+QUICK = {"mhc_ssm": ("mix",)}
 ALL = {model: tuple(MESHES) for model in MODELS}
 
 

@@ -130,7 +130,7 @@ def report_of(model, meshes, checkpoints):
             saved, restored = flat(state), checkpoints.restore(trainer.state)[0]
             found["restored_bitwise"] = all(np.array_equal(x, saved[key]) for key, x in flat(restored).items())
             found["restored_sharded"] = shardings(restored) == shardings(trainer.state)
-        if model == "mhc" and name == "fsdp":
+        if name == "mix":
             found["sizes_for_streams"] = trainer.sizes_for_streams()
         state, found["losses"] = trainer.train(batches(config))
         found["distances"] = distances(flat(state.params), truth)

@@ -50,6 +50,7 @@ def test_comparison_is_of_medians_and_of_single_rounds():
     assert found["least ratio"] == 2
 
 
+@pytest.mark.slow
 def test_variants_are_all_topologies_and_every_possible_number_of_streams():
     found, notes = topologies.variants(MODEL, (), (1, 3))
     assert {variant.topology for variant in found} == set(registry.names("topology")) - {"plain"}
@@ -132,6 +133,7 @@ def compiled(function, *shapes):
     return jax.jit(function).lower(*(jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes)).compile()
 
 
+@pytest.mark.slow
 def test_bytes_are_xlas_own_where_nothing_loops(run):
     model = with_topology(MODEL, "hc").replace(execution=MODEL.execution.replace(layers="unroll"))
     program = traffic._compiled(run, model, backward=True)

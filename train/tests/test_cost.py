@@ -44,6 +44,7 @@ def test_operations_agree_with_the_count_by_hand(tmp_path):
     assert cost.step_flops(wide) / tokens == pytest.approx(flops_per_token(wide.model, config.data.seq_len), rel=0.35)
 
 
+@pytest.mark.slow
 def test_memory_is_in_mebibytes_and_adds_up(tiny):
     config, params = tiny[0], tiny[1]
     rows = {row["one training step"]: (row["value"], row["unit"]) for row in cost.cost_rows(config)}

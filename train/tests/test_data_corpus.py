@@ -170,6 +170,7 @@ def test_blank_split_is_refused(tmp_path):
     refused(config, "the validation split holds no text")
 
 
+@pytest.mark.slow
 def test_two_processes_fill_one_cache(config):
     program = (
         "import sys; from train.data import CorpusConfig, load_corpus; sys.stdin.readline();"

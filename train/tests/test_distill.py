@@ -87,6 +87,7 @@ def done(place):
     return folder, (place / "out").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_scores_teacher_student_and_the_student_alone(done, place):
     folder, out = done
     told = json.loads((folder / "distillation.json").read_text())

@@ -62,6 +62,7 @@ def streams_apart(params):
     return jax.tree.map(lambda x: x + 0.2 * jax.random.normal(key, x.shape), params)
 
 
+@pytest.mark.slow
 def test_the_terms_are_those_of_whole_logits_and_of_activations(known):
     params, own, teacher, batch = known
     params, objective = streams_apart(params), taught(temperature=3.0, layers=("0:2", "1:3", "1:0"))
@@ -173,6 +174,7 @@ def test_layers_are_paired_by_depth_or_as_they_are_given():
         taught(form="original")
 
 
+@pytest.mark.slow
 def test_the_published_form_is_the_published_loss(known):
     *_, teacher, batch = known
     student = gpt2(**SIZES, width=12, layers=2, mixer=AttentionConfig(heads=2))
@@ -187,6 +189,7 @@ def test_the_published_form_is_the_published_loss(known):
     np.testing.assert_allclose([sums[name] / sums["tokens"] for name in names], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_models_of_other_kinds_have_layers_too(known):
     params, _, _, batch = known
     published = SHCOriginalConfig(**SIZES, width=8, layers=2, heads=2, hidden=7, streams=1)
@@ -196,6 +199,7 @@ def test_models_of_other_kinds_have_layers_too(known):
     assert np.isfinite(sums["hidden"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bfloat16", "float16"])
 def test_sums_are_float32_under_every_policy(name, known):
     params, own, teacher, batch = known

@@ -82,6 +82,7 @@ def test_a_model_that_cannot_keep_documents_apart_is_refused_before_any_text_is_
     RunConfig(model=model, data=APART.replace(documents="joined")).validate()
 
 
+@pytest.mark.slow
 def test_a_run_on_documents_apart(tmp_path, capsys):
     config = tiny_run(tmp_path)
     config = config.replace(model=config.model.replace(vocab_size=600))

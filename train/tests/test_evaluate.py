@@ -36,6 +36,7 @@ def windows_loss(config, params, tokens):
     return float(np.mean(np.log(np.exp(logits).sum(-1)) - picked)), count * T
 
 
+@pytest.mark.slow
 def test_every_target_of_the_split_weighs_the_same(tiny):
     config, params, _ = tiny
     corpus = load_corpus(config.data)

@@ -41,6 +41,7 @@ def test_it_agrees_with_its_twin(part, case):
     assert any("mlp.branch.hidden" in row.tap for row in found)
 
 
+@pytest.mark.slow
 def test_its_loss_is_logged_and_lowers_what_it_weighs(part, tmp_path):
     activity = []
     for weight in (1e-6, 1.0):

@@ -52,6 +52,7 @@ def test_the_share_of_its_targets(small):
     assert small.data.load().targets_share() == pytest.approx(10 / 12)  # of 12 places the first 2 have none
 
 
+@pytest.mark.slow
 def test_it_learns_and_reports_its_error_rate(done):
     folder, result = done
     assert result.summary["steps"] == 150  # an epoch
@@ -72,6 +73,7 @@ def test_it_resumes_bitwise(small, done, tmp_path):
     assert whole == again
 
 
+@pytest.mark.slow
 def test_the_commands_score_and_tabulate_it(done, capsys):
     folder, result = done
     evaluate.main([str(folder), "--which", "last", "--json"])

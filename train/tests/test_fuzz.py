@@ -71,6 +71,7 @@ def test_any_configuration_is_read_or_refused(data):
     check_json(data)
 
 
+@pytest.mark.slow
 @fuzz.FEW
 @given(st.data())
 def test_any_flags_are_taken_or_refused(tiny, data):

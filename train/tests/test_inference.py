@@ -37,6 +37,7 @@ def test_a_plan_covers_every_position_once():
         Plan(1, 1, 1, 0)
 
 
+@pytest.mark.slow
 def test_a_growing_cache_gives_the_logits_of_a_whole_pass(attention, growing):
     text = jax.random.randint(jax.random.key(1), (1, 75), 0, 17)
     assert inference.off_a_whole_pass(growing, *attention, text, PLAN) < 1e-5

@@ -30,6 +30,7 @@ def inspected(capsys, name, folder, *flags):
     return capsys.readouterr().out, report.read_text()
 
 
+@pytest.mark.slow
 def test_command_on_an_export_prints_draws_and_reports(tiny, tmp_path, capsys):
     numbers = tmp_path / "made" / "numbers.json"
     printed, report = inspected(capsys, tiny[2], tmp_path, "--json", str(numbers))

@@ -79,6 +79,7 @@ def altered_safetensors(draw, content):
     return with_header(content, header | {name: header[name] | entry})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 @given(data=st.data())
 @FEW
@@ -104,6 +105,7 @@ def test_altered_configurations(kind, folders, tmp_path_factory, data):
 VALUES = JSON_VALUES | INTEGERS | st.sampled_from([object(), np.int64(2), np.float32("nan"), (1, 2), b"x", {1: 2}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", [pytest.param(x, marks=pytest.mark.slow if x == "shc" else []) for x in SYSTEMS])
 @given(data=st.data())
 @FEW

@@ -210,6 +210,7 @@ def test_every_command_ends_in_one_line(folder, argv, place):
     last_line(stopped)
 
 
+@pytest.mark.slow
 def test_a_signal_while_xla_compiles_ends_in_one_line(tmp_path, monkeypatch):
     """A compilation goes on in a thread of XLA when the interpreter has begun to end."""
     (tmp_path / "compiling.py").write_text(

@@ -104,6 +104,7 @@ def test_each_prompt_is_continued_as_if_alone(model):
         assert new == alone[0, len(prompt) :].tolist()
 
 
+@pytest.mark.slow
 def test_a_row_ends_at_its_end_and_all_when_they_are_done(model):
     prompts = tokens(3, 1, 20)
     sampling = Sampling(max_new_tokens=26, temperature=0)
@@ -117,6 +118,7 @@ def test_a_row_ends_at_its_end_and_all_when_they_are_done(model):
     assert looks == [likelihood.PIECE] * 3
 
 
+@pytest.mark.slow
 def test_a_full_prompt_leaves_room_for_what_is_new(model, monkeypatch):
     """Padding must not push the text beyond ``max_len``, where every token is computed anew."""
     monkeypatch.setattr("mhc_jax.decode._slid", None)

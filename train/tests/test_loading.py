@@ -23,6 +23,7 @@ def printed(folder, *argv):
     ).stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [["-m", "train"], ["-mtrain.evaluate", "nowhere"], ["-um", "train.evaluate", "x"]])
 def test_a_command_collects_what_it_leaves_but_not_what_it_loaded(tmp_path, module):
     (tmp_path / "told.py").write_text(PLUGIN)

@@ -1,11 +1,11 @@
 """The command line where the locale knows ASCII alone, as in many containers."""
 
-import pytest
-
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,6 +36,7 @@ for module, *argv in commands:
 """
 
 
+@pytest.mark.slow
 def test_commands_in_an_ascii_locale(tmp_path):
     corpus, run = tmp_path / "Prüfung.txt", tmp_path / "run"
     corpus.write_text("naïve café 日本語\n" * 200, encoding="utf-8")

@@ -29,6 +29,7 @@ def report():
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_it_trains_on_eight_devices_as_on_one(report):
     assert report["losses"][-1] < report["losses"][0]
     assert report["sliced_losses"] == pytest.approx(report["losses"], rel=1e-5)

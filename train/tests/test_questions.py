@@ -107,6 +107,7 @@ def test_a_prompts_last_blanks_belong_to_what_follows(model):
     assert model.pair(" ", "c") == ([256], list(b" c"))
 
 
+@pytest.mark.slow
 def test_the_command_needs_no_harness_for_them(run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "_harness", None)
     for name, rows in (("free", FREE), ("choices", CHOICES)):
@@ -144,6 +145,7 @@ def test_faults_are_named_before_a_model_is_asked(rows, fault, run, tmp_path, mo
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_model_that_sees_later_tokens_is_not_asked(run, tmp_path):
     lines(tmp_path / "q.jsonl", *FREE)
     model = SHCOriginalConfig(vocab_size=257, max_len=32, see_future=True).small().replace(vocab_size=257)

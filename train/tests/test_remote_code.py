@@ -75,6 +75,7 @@ def saved_again(written, tmp_path_factory):
     return [out.with_name(f"{out.name}-again") for out in folders]
 
 
+@pytest.mark.slow
 def test_transformers_computes_and_generates_what_jax_does(saved_again):
     assert all((folder / "config.json").is_file() for folder in saved_again)
 
@@ -90,6 +91,7 @@ def test_both_come_back(written, saved_again):
     assert {name.split(".")[0] for name in load_file(again / "model.safetensors")} == {"lm"}
 
 
+@pytest.mark.slow
 def test_commands_take_such_a_folder(written, capsys):
     _, _, out = written[CELLS[1]]
     sample.main([str(out), "--prompt", "the", "--tokens", "2"])

@@ -101,6 +101,7 @@ def test_bars_of_parts_have_their_names_and_times():
     assert [bar.get_width() for bar in decoding.patches] == [5]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved")
 def test_every_weight_can_be_read(tmp_path):
     one = findings(tmp_path)
@@ -119,6 +120,7 @@ def test_parts_without_content_are_left_out(tmp_path):
     assert "<img" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved")
 def test_a_topology_that_taps_no_read_still_has_its_other_weights(tmp_path):
     gated = {name: values for name, values in recorded().items() if name != "h_pre"}
@@ -127,6 +129,7 @@ def test_a_topology_that_taps_no_read_still_has_its_other_weights(tmp_path):
     assert "H_post: what is written" in page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved")
 def test_records_of_older_code_and_of_other_topologies_lack_quantities(tmp_path):
     newer = recorded()
@@ -161,6 +164,7 @@ def test_json_holds_every_number_and_null_for_what_is_not_finite(tmp_path):
     assert json.loads(dump(findings(tmp_path, streams=None)))["streams"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved")
 def test_numbers_that_are_not_finite_are_drawn_around(tmp_path):
     broken = recorded()
@@ -185,6 +189,7 @@ def test_the_sheet_fits_any_depth(tmp_path, sites, streams_, signed):
     assert drawn.count("<td") == sites * streams_**2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("unsaved")
 def test_rows_of_several_reads_are_named(tmp_path):
     views = {**recorded(), "h_pre": np.arange(24).reshape(2, 3, 4).tolist(), "h_post": np.ones((2, 1, 4)).tolist()}
@@ -218,6 +223,7 @@ def test_pictures_suit_their_page():
     assert markup.picture(draw, "a line", raster=True).count("data:image/png;base64,iVBOR") == 4
 
 
+@pytest.mark.slow
 def test_kinds_of_sites_are_told_apart():
     sites = ["0 mixer", "0 mlp", "1 mixer", "1 mlp"]
     grid = figures.new_figure(9, 9).subplots(3, 3)
@@ -258,6 +264,7 @@ def test_heat_maps_of_the_page_name_their_axes_and_fit_a_narrow_window():
     assert re.findall(r'class="axis[^>]*>([^<]+)<', squares) == ["to stream", "from stream"]
 
 
+@pytest.mark.slow
 def test_the_colour_bars_of_a_sheet_stand_below_each_other():
     with figures.theme("light"):
         # Numbers of other length beside one of them.

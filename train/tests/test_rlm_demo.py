@@ -131,6 +131,7 @@ def export(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("max_len", "ending"), [(1024, "3 turns in a row failed"), (256, "the prompt has")])
 def test_a_model_of_this_project_says_what_it_says(max_len, ending, export, tmp_path, capsys):
     with pytest.raises(SystemExit, match="^1$"):

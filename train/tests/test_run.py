@@ -66,6 +66,7 @@ def extended(done, **changes):
     return done.config.replace(train=done.config.train.replace(resume=True, **changes))
 
 
+@pytest.mark.slow
 def test_loss_falls_below_the_unigram_model(done):
     assert done.summary["val_ppl"] < 0.5 * done.summary["unigram_ppl"]
     losses = [line["loss"] for line in read_metrics(done.folder / "metrics.jsonl") if "loss" in line]
