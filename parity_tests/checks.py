@@ -16,6 +16,12 @@ def of_tier(tier: str, slow: Callable[[str], bool] = lambda name: False) -> pyte
     )
 
 
+def beyond(first: int, tier: str, words: int) -> Callable[[str], bool]:
+    """Whether as many as ``first`` cases of the tier, whose names begin with the same ``words``, come before a case."""
+    group = [(name.split()[:words], name) for name in cases.of_tier(tier)]
+    return lambda name: [n for key, n in group if key == name.split()[:words]].index(name) >= first
+
+
 def check(case: Case) -> None:
     """Fails with the table of the tensors that diverge, the first of them first."""
     rows = judge(case)

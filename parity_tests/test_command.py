@@ -33,6 +33,7 @@ def test_a_good_checkpoint_is_certified(exported, tmp_path, capsys):
     assert {"forward blocks.1.mixer.state", "backward blocks.1.mixer.state", "forward logits by token"} <= taps
 
 
+@pytest.mark.slow
 def test_a_fault_is_named_and_gives_exit_status_1(exported, capsys):
     fault = next(mutation for mutation in mutations() if mutation.fault == "gate SiLU instead of sigmoid")
     with seeded(fault), pytest.raises(SystemExit) as exit:

@@ -41,6 +41,7 @@ def test_table_has_a_row_for_each_topology_and_a_column_for_each_mixer(monkeypat
     assert fault == f"{broken[0]} with {broken[1]}: broken"
 
 
+@pytest.mark.slow
 def test_a_parameter_without_a_gradient_is_a_fault(monkeypatch):
     topology, mixer = matrix.names(["plain"])[0]
     zeroed = next(iter(matrix.parity_cases(topology, mixer)))

@@ -1,8 +1,8 @@
 """Every op, forward and backward."""
 
-from parity_tests.checks import check, of_tier
+from parity_tests.checks import beyond, check, of_tier
 
 
-@of_tier("ops")
+@of_tier("ops", slow=beyond(2, "ops", words=1))
 def test_ops(case):
     check(case)

@@ -16,7 +16,7 @@ from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.norms import LayerNormConfig
 from parity_tests import cases, oracles
 from parity_tests.__main__ import main
-from parity_tests.checks import check, of_tier
+from parity_tests.checks import beyond, check, of_tier
 from parity_tests.mutations import Mutation, options, run
 
 SITE = "transformers DeepseekV4HyperConnection"
@@ -66,12 +66,8 @@ MUTATIONS = [
 ]
 
 
-def a_variant(name):
-    """Whether it has settings beside those of another case."""
-    return any(name != other and name.startswith(other) for other in cases.of_tier("oracles"))
-
-
-@of_tier("oracles", slow=a_variant)
+# Names begin with the package and its class.
+@of_tier("oracles", slow=beyond(1, "oracles", words=2))
 def test_oracles(case):
     check(case)
 

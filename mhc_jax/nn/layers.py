@@ -69,3 +69,8 @@ def by_rows(function: Callable[..., Any], *rows: Any) -> Any:
         return jax.vmap(function)(*rows)
     except NotImplementedError:
         return jax.lax.map(lambda row: function(*row), rows)
+
+
+def where_rows(which_B: jax.Array, new: Any, old: Any) -> Any:
+    """Rows of the tree ``new`` where ``which_B`` says so, otherwise those of ``old``."""
+    return jax.tree.map(lambda n, o: jnp.where(which_B.reshape(-1, *(1,) * (n.ndim - 1)), n, o), new, old)

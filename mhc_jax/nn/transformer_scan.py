@@ -6,7 +6,6 @@ the reader, runs over ``[prefix | chunk]``. A stream of any length needs O(log n
 """
 
 import dataclasses
-import functools
 import math
 from typing import Any, ClassVar, Literal
 
@@ -19,7 +18,7 @@ from mhc_jax.nn.backbone import Backbone, BackboneConfig
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.embed import Embed, check_outputs, check_outputs_are_tokens, dense_head, head_table
 from mhc_jax.nn.init import Init, normal, uniform
-from mhc_jax.nn.layers import by_rows, dropout
+from mhc_jax.nn.layers import by_rows, dropout, where_rows
 from mhc_jax.nn.merging import Marks, merged_prefixes
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.model import Model, ModelConfig
@@ -65,8 +64,7 @@ class TransformerScanConfig(ModelConfig):
             length; ``"absolute"`` from the start of the text; ``"legacy_mixed"`` is local for what is aggregated and
             absolute for what is read, as one of the published modes has it.
         side_embedding: learned vectors tell the aggregator its two sides, otherwise told apart by what is read out.
-        prefix_embedding: a learned vector marks the prefix that the reader reads. Without it a text of one chunk x and
-            one of x twice have the same output at their end, because attention averages over equal vectors.
+        prefix_embedding: a learned vector marks prefixes for the reader, which cannot tell x from x twice otherwise.
         boundary: what the last token of a chunk gives. ``"prefix"``: the reader's output at the last vector of the next
             chunk's prefix, so that every token is predicted from all before it by way of the scan; ``"token"``: the
             output at the token itself, as for labels; ``"unscored"``: the same, but it does not count, neither in
@@ -225,8 +223,7 @@ class TransformerScan(Model):
         learned = config.chunk if config.positions == "local" else config.max_len
         self.embed = Embed(config.vocab_size, learned, config.width, config.table_std, init / "embed")
         self.sides = Marks(2, config.width, 0.02, init / "sides") if config.side_embedding else None
-        mark = functools.partial(Marks, 1, config.width, config.table_std)
-        self.prefix = mark(init / "prefix") if config.prefix_embedding else None
+        self.prefix = Marks(1, config.width, config.table_std, init / "prefix") if config.prefix_embedding else None
         merged, read = config.uses(config.max_len)
         self.aggregator = Backbone(config.aggregator, config.execution, (init / "aggregator").repeated(merged))
         self.reader = Backbone(config.reader, config.execution, (init / "reader").repeated(read))
@@ -364,7 +361,7 @@ class TransformerScan(Model):
         y_BTD, reader = self._read(x_BD[:, None], state["reader"], C + place_B, first_B, scope)
         here_BC = (jnp.arange(C) == place_B[:, None]) & real_B[:, None]
         chunk_BCD = jnp.where(here_BC[..., None], leaf_BD[:, None], state["chunk"])
-        state = {**state, "chunk": chunk_BCD, "reader": _select(real_B, reader, state["reader"])}
+        state = {**state, "chunk": chunk_BCD, "reader": where_rows(real_B, reader, state["reader"])}
         due_B = real_B & (place_B == C - 1)
 
         def boundary(state):
@@ -374,7 +371,7 @@ class TransformerScan(Model):
             zero_B, fresh = jnp.zeros_like(place_B), jax.tree.map(jnp.zeros_like, state["reader"])
             before_BCD, reader = self._read(self._marked(prefix_BCD), fresh, zero_B, zero_B, scope)
             last_BD = before_BCD[:, -1] if self.config.boundary == "prefix" else y_BTD[:, 0]
-            after = {**state, "counter": counter, "reader": _select(due_B, reader, state["reader"])}
+            after = {**state, "counter": counter, "reader": where_rows(due_B, reader, state["reader"])}
             return after, jnp.where(due_B[:, None], last_BD, y_BTD[:, 0])
 
         return jax.lax.cond(due_B.any(), boundary, lambda state: (state, y_BTD[:, 0]), state)
@@ -401,7 +398,3 @@ def _cut(x_BTD: jax.Array, rows: int, chunk: int) -> jax.Array:
     """(B, rows, C, D), filled up with zeros."""
     B, T, D = x_BTD.shape
     return jnp.pad(x_BTD, ((0, 0), (0, rows * chunk - T), (0, 0))).reshape(B, rows, chunk, D)
-
-
-def _select(which_B: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda n, o: jnp.where(which_B.reshape(-1, *(1,) * (n.ndim - 1)), n, o), new, old)

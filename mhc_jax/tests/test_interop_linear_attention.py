@@ -130,6 +130,7 @@ def test_a_folder_comes_back(name, folders):
     assert ("lm_head.weight" in load_file(folders / name / "model.safetensors")) == (config.head == "dense")
 
 
+@pytest.mark.slow
 def test_the_package_which_cuts_products_finds_the_same_widths(tmp_path):
     """49 times 1 / 49 is below 1."""
     for config, factor, width in (

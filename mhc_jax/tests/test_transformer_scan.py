@@ -176,6 +176,7 @@ def test_tokens_that_do_not_count(params, tokens):
     assert int(every["tokens"]) == 2 * 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", slow_unless({"parallel"}, ["parallel", "blelloch", "sequential"]))
 def test_auxiliary_losses_are_the_mean_over_all_merges(tokens, scan):
     """Of the tree over five chunks."""

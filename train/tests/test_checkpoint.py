@@ -300,6 +300,7 @@ def test_parameters_alone(run, capsys):
     assert "checkpoints/30 is damaged" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("delay", slow_unless({0.03}, [0.0, 0.01, 0.03, 0.08, 0.15]))
 def test_kill_during_a_save_leaves_the_steps_before(tmp_path, delay):
     """SIGKILL ``delay`` seconds after the third save began: whatever is committed is whole."""

@@ -107,6 +107,7 @@ def test_the_command_scores_teacher_student_and_the_student_alone(done, place):
     assert distilled["parameters"] == told["models"]["from scratch"]["parameters"]
 
 
+@pytest.mark.slow
 def test_the_student_alone_has_the_same_start_and_the_same_tokens(done):
     folder, _ = done
     (first, *_), (other, *_) = (read_metrics(f / "metrics.jsonl") for f in (folder, folder / "baseline"))
@@ -117,6 +118,7 @@ def test_the_student_alone_has_the_same_start_and_the_same_tokens(done):
     assert [record["train"]["seed"] for record in recorded] == [1337] * 2
 
 
+@pytest.mark.slow
 def test_a_run_records_its_teacher_and_the_map_but_not_its_parameters(done, place):
     folder, out = done
     assert f"teacher: {place / 'teacher'}, " in out

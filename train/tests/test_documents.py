@@ -31,6 +31,7 @@ import train
 from mhc_jax import interop, registry
 from mhc_jax.interop.deepseek_v4 import site_to_deepseek_v4
 from mhc_jax.models import gla, mhc_ssm, nanogpt
+from mhc_jax.tests.own import slow_unless
 from train.checks.subject import small
 from train.measure import target
 from train.report import markup
@@ -310,7 +311,9 @@ def test_the_commands_of_the_makefile_are_known(command, reader):
         execute(command, parse_only=True)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", slow_unless(PAGES[:1], [page for page in PAGES if blocks(page, "python")]), ids=name_of
+)
 def test_the_python_of_a_page(page, reader, monkeypatch):
     monkeypatch.syspath_prepend(str(reader / "examples"))
     site = {"phi": torch.ones(24, 8), "bias": torch.ones(24), "alpha": torch.ones(3)}

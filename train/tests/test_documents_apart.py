@@ -45,10 +45,8 @@ def test_batches_have_the_arrays_that_the_record_says(windows):
 
 
 # Models keep segments apart for every mixer; what is seen here is that batches have them.
-@pytest.mark.parametrize(
-    "mixer",
-    [pytest.param(name, marks=[] if name == "diagonal_ssm" else pytest.mark.slow) for name in registry.names("mixer")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mixer", registry.names("mixer"))
 def test_a_document_scores_what_it_scores_alone(mixer):
     part = registry.get("mixer", mixer)().small()
     model = mhc_ssm("mhc", vocab_size=END + 1, max_len=8, width=8, layers=2).replace(mixer=part, embed_std=1.0)

@@ -59,6 +59,7 @@ def test_sums_and_gradients_are_those_of_whole_logits(objective):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6), others, gradients)
 
 
+@pytest.mark.slow
 def test_it_keeps_a_model_from_certainty_and_is_reported(objective, tmp_path):
     found = []
     for weight in (0.0, 0.5):

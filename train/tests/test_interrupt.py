@@ -73,6 +73,7 @@ def test_a_signal_is_not_lost_where_python_drops_exceptions():
     assert sys.unraisablehook is hook
 
 
+@pytest.mark.slow
 def test_a_command_whose_signal_came_to_a_collector_ends_in_one_line(tmp_path):
     (tmp_path / "dropping.py").write_text(
         "import gc, os, signal, time\n"

@@ -36,17 +36,20 @@ def test_it_trains_on_eight_devices_as_on_one(report):
     assert report["distances"][A_LOG] < 1e-3
 
 
+@pytest.mark.slow
 def test_its_matrix_alone_is_decayed(report):
     assert report["decayed"]["matrices"] == {A_LOG: False, W: True, S: False}
     assert all(report["decayed"]["all"].values())
 
 
+@pytest.mark.slow
 def test_axes_with_known_names_are_sliced_and_others_held_whole(report):
     assert report["specs"][A_LOG] == [None, None, ["tensor", "fsdp"]]
     assert report["specs"][W] == [None, "fsdp", "tensor"]
     assert report["specs"][S] == [None, None]
 
 
+@pytest.mark.slow
 def test_the_table_says_so(report):
     rows = {
         row[0]: row[1:] for line in report["table"].splitlines() for row in [[x.strip() for x in line.split("|")[1:]]]

@@ -80,6 +80,7 @@ def test_transformers_computes_and_generates_what_jax_does(saved_again):
     assert all((folder / "config.json").is_file() for folder in saved_again)
 
 
+@pytest.mark.slow
 def test_both_come_back(written, saved_again):
     for (config, params, out), again in zip(written.values(), saved_again):
         for folder in (out, again):
@@ -98,6 +99,7 @@ def test_commands_take_such_a_folder(written, capsys):
     assert capsys.readouterr().out.startswith("the")
 
 
+@pytest.mark.slow
 def test_shards_come_back(written, tmp_path):
     _, params, out = written[CELLS[0]]
     tensors = load_file(out / "model.safetensors")
@@ -112,6 +114,7 @@ def test_shards_come_back(written, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, mhc_jax.load(tmp_path)[1], params)
 
 
+@pytest.mark.slow
 def test_damage_is_named(written, tmp_path):
     _, _, out = written[CELLS[0]]
     for text, fault in (('{"model_type": "mhc"}', "config.json"), ('{"model_type": "mhc", "mhc": 3}', "config.json")):

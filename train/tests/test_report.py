@@ -173,6 +173,7 @@ def test_numbers_that_are_not_finite_are_drawn_around(tmp_path):
     assert "Streams over training" in headings(render(findings(tmp_path, lines=lines)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sites", "streams_", "signed"),
     [(1, 1, False), *(pytest.param(*wide, marks=pytest.mark.slow) for wide in ((12, 4, True), (96, 2, False)))],

@@ -39,6 +39,7 @@ def final(folder: Path, name: str):
     return Checkpoints(folder / name, 2).restore(abstract, STEPS)
 
 
+@pytest.mark.slow
 def test_killed_and_interrupted_run_equals_the_undisturbed_one_bitwise(folder):
     """However early the kill comes: without a finished checkpoint the run starts again, and says so."""
     kill_at, term_at = random.SystemRandom().randrange(1, 100), random.SystemRandom().randrange(100, 200)

@@ -205,6 +205,7 @@ def test_a_signal_saves_and_a_resumed_run_ends_as_if_nothing_had_happened(done, 
         assert summary[name] == done.summary[name]
 
 
+@pytest.mark.slow
 def test_lines_hold_the_mean_loss_since_the_last_line_also_of_a_resumed_run(tmp_path):
     config = tiny_run(tmp_path)
     config = config.replace(

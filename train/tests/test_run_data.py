@@ -62,6 +62,7 @@ def test_a_decay_that_ends_with_the_warm_up_is_pointed_out(changes, warned, tmp_
     assert ("--optim.decay-steps 5 count the 5 of the warm-up" in capsys.readouterr().out) == warned
 
 
+@pytest.mark.slow
 def test_run_on_shards(on_shards, tmp_path, capsys):
     whole = run(on_shards).summary
     losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]

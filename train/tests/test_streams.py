@@ -76,6 +76,7 @@ def test_two_processes_log_what_one_logs(tmp_path):
             np.testing.assert_allclose(together[step][name], values, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_windows_that_fill_up_the_batch_do_not_count(tmp_path):
     config = resolve(streamed(tmp_path))
     params = mhc_jax.init(config.model, jax.random.key(0))
@@ -86,6 +87,7 @@ def test_windows_that_fill_up_the_batch_do_not_count(tmp_path):
         np.testing.assert_allclose(values, expected[name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_of_a_scan_the_reader_is_measured_where_it_reads_something(tmp_path):
     config = streamed(tmp_path)
     scan = with_topology(transformer_scan("tiny", vocab_size=50, max_len=7, chunk=3, reader_layers=2), "mhc")

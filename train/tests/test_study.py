@@ -229,6 +229,7 @@ def test_a_bad_profile_is_refused(tmp_path):
         study.main([*argv, str(tmp_path / "nowhere")])
 
 
+@pytest.mark.slow
 def test_a_real_run_is_trained_once(tmp_path):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("".join(f"{word} {word}s.\n" for word in WORDS * 40))

@@ -136,6 +136,7 @@ def test_other_failures_of_the_compiler_are_not_taken_for_memory(monkeypatch, tm
         target.compile_step(config, target.find("v5e:1x1"), sharding.make_mesh(config.mesh))
 
 
+@pytest.mark.slow
 def test_figures_of_a_compiled_step(here, tmp_path):
     config = tiny_config(tmp_path)
     state, compiled = target.compile_step(config, target.find("v5e:1x1"), sharding.make_mesh(config.mesh))

@@ -189,6 +189,7 @@ def test_gradients_that_are_not_finite_are_named(sound):
     assert broken.detail.split(", ") == list(flatten(sound.params))
 
 
+@pytest.mark.slow
 def test_a_loss_that_does_not_fall_and_an_overflow_in_bfloat16(monkeypatch):
     monkeypatch.setattr(learning, "RATE", 1e-9)
     monkeypatch.setattr(learning, "STEPS", 2)
