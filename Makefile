@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Bytecode of all that is never imported would take a third of the time.
-PIP := $(BIN)/pip install --quiet --no-compile
+PIP := pip install --quiet --no-compile
 WORKERS ?= 2
 
 .PHONY: help install install-test quickstart test test-all test-aot mutants lint bench clean
@@ -13,20 +13,20 @@ help:  ## list the targets
 $(VENV)/.installed: pyproject.toml
 	@echo "installing JAX, Flax and what else pyproject.toml names into $(VENV): about a minute"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --upgrade pip
-	$(PIP) --editable .
+	$(BIN)/$(PIP) --upgrade pip
+	$(BIN)/$(PIP) --editable .
 	touch $@
 
 # torch comes first and pinned, so that nothing pulls another build of it.
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing PyTorch and what else the tests need into $(VENV): some minutes"
-	$(PIP) torch==2.13.0
-	$(PIP) --editable '.[test]'
+	$(BIN)/$(PIP) torch==2.13.0
+	$(BIN)/$(PIP) --editable '.[test]'
 	touch $@
 
 $(VENV)/.installed-lint: $(VENV)/.installed-test
 	@echo "installing ruff and pyright into $(VENV)"
-	$(PIP) --editable '.[lint]'
+	$(BIN)/$(PIP) --editable '.[lint]'
 	touch $@
 
 install: $(VENV)/.installed  ## environment with the library and the trainer
@@ -46,7 +46,7 @@ test-all: $(VENV)/.installed-test  ## the same with the slow studies
 test-aot:  ## compile a tiny model of each family for TPUs, without one
 	@echo "installing JAX and the compiler of TPUs into $(VENV)-aot: about a minute"
 	$(PYTHON) -m venv $(VENV)-aot
-	$(VENV)-aot/bin/pip install --quiet --no-compile --editable '.[tpu]' pytest
+	$(VENV)-aot/bin/$(PIP) --editable '.[tpu]' pytest
 	$(VENV)-aot/bin/python -m pytest -q -m aot train/tests/test_aot.py
 
 mutants: $(VENV)/.installed-test  ## plant small bugs and report which ones the tests catch: hours, resumable

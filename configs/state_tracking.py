@@ -1,7 +1,7 @@
 """State tracking and recall: small models of words of S3 and of pairs, and the published settings of words of S5.
 
 The small models are two layers of width 128, or one of each network of a TransformerScan, that differ in how they carry
-a state from token to token; the words grow to 12 actions over the first half of 1,000 steps. The published runs
+a state from token to token; the words grow to 12 actions in the first 600, or 480, of 1,000 steps. The published runs
 go through their drawn words 10 times (once for GPT-2) and end a stage early once it is learnt; here every word is new,
 and a stage has the steps of a whole one.
 """

@@ -56,6 +56,8 @@ MODELS = {
 # Model by model the meshes that every run of the tests tries; the slow ones try all.
 QUICK = {"mhc_ssm": ("mix",)}
 ALL = {model: tuple(MESHES) for model in MODELS}
+# Models and meshes whose step that measures streams is compiled, too.
+MEASURED = {("mhc", "fsdp"), ("mhc_ssm", "mix")}
 
 
 def run_config(model: str) -> RunConfig:

@@ -26,7 +26,7 @@ from train.measure import hlo
 from train.measure.lowering import abstract_state, lower_train_step, shardings, whole
 from train.measure.streams import make_stream_step
 from train.storage.checkpoint import Checkpoints
-from train.tests.meshes import ALL, LENGTH, MESHES, QUICK, VOCABULARY, run_config
+from train.tests.meshes import ALL, LENGTH, MEASURED, MESHES, QUICK, VOCABULARY, run_config
 from train.update.optimizer import make_optimizer
 from train.update.step import init_state
 
@@ -130,7 +130,7 @@ def report_of(model, meshes, checkpoints):
             saved, restored = flat(state), checkpoints.restore(trainer.state)[0]
             found["restored_bitwise"] = all(np.array_equal(x, saved[key]) for key, x in flat(restored).items())
             found["restored_sharded"] = shardings(restored) == shardings(trainer.state)
-        if name == "mix":
+        if (model, name) in MEASURED:
             found["sizes_for_streams"] = trainer.sizes_for_streams()
         state, found["losses"] = trainer.train(batches(config))
         found["distances"] = distances(flat(state.params), truth)
