@@ -23,6 +23,7 @@ def exported(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_good_checkpoint_is_certified(exported, tmp_path, capsys):
     main(["--checkpoint", str(exported), "--json", str(tmp_path / "rows.json")])
     out = capsys.readouterr().out

@@ -5,8 +5,8 @@ from parity_tests.checks import check, of_tier
 from parity_tests.compare import error
 
 
-# A mixer over streams decodes as it does without them, and each of them does so in other cases.
-@of_tier("decode", slow=lambda name: " over " in name or name == "rlm, default")
+# A mixer over streams decodes as it does without them, and each mixer and mHC do so in other cases.
+@of_tier("decode", slow=lambda name: " over " in name or name.startswith(("rlm", "adapters", "baseline")))
 def test_decode(case):
     check(case)
 

@@ -19,6 +19,7 @@ SLOW = (
     "rlm, default",
     "transformer_scan over streams",
     "transformer_scan, auxiliary losses",
+    "baseline, ln",
     "transformer_scan, published",
     "gpt over deepseek_v4",
 )

@@ -9,11 +9,12 @@ from parity_tests.test_gradients import slow
 from torch_ref.nn.scope import Scope
 
 
-def compared_with_its_gradients(name):
-    return name in cases.of_tier("gradients") and not slow(name)
+def met_elsewhere(name):
+    """Whether it is compared quickly with its gradients, or its parts are, in other models."""
+    return (name in cases.of_tier("gradients") and not slow(name)) or " over " in name or "auxiliary" in name
 
 
-@of_tier("models", slow=compared_with_its_gradients)
+@of_tier("models", slow=met_elsewhere)
 def test_models(case):
     check(case)
 

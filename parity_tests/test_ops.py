@@ -3,6 +3,6 @@
 from parity_tests.checks import beyond, check, of_tier
 
 
-@of_tier("ops", slow=beyond(2, "ops", words=1))
+@of_tier("ops", slow=beyond(1, "ops", words=1))
 def test_ops(case):
     check(case)

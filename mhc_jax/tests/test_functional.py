@@ -205,6 +205,7 @@ def test_shapes_stand_in_for_parameters_nowhere():
         bind(CONFIG, param_shapes(CONFIG))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", slow_unless({"scan"}, ["scan", "unroll"]))
 def test_a_sharding_of_the_batch_changes_no_value_also_under_vmap_and_differentiation(layers, params):
     config = CONFIG.replace(execution=Execution(layers=layers, remat="block"))

@@ -139,6 +139,7 @@ def test_every_parameter_of_a_model_starts_with_its_spread_and_is_a_draw_of_its_
     assert len({tuple(unit.round(4)) for unit in units}) == len(units)
 
 
+@pytest.mark.slow
 def test_the_output_projection_is_scaled_by_all_sites_of_the_model():
     for layers, mlp, sites in ((2, GeluMLPConfig(), 4), (5, None, 5)):
         found = leaves(BASE.replace(layers=layers, mlp=mlp))["blocks.mixer.branch.out_proj.kernel"]
@@ -256,6 +257,7 @@ def test_every_streamed_topology_has_its_weights_in_the_table():
     assert streamed - set(COEFFICIENTS) == {"hc_views", "hc_fractions", "mhc_ssm_adapters"}
 
 
+@pytest.mark.slow
 def test_sites_take_turns_in_reading_the_streams():
     """Mixer and MLP of layer l are sites 2 l and 2 l + 1; where a layer has one site, it is site l."""
     for mlp, names in ((GeluMLPConfig(hidden=4), ("mixer", "mlp")), (None, ("mixer",))):

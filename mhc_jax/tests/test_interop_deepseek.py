@@ -178,6 +178,7 @@ def test_what_they_cannot_express_is_named(system, change, fault, v3):
         interop.to_original(system, config, mhc_jax.init(config, jax.random.key(0)))
 
 
+@pytest.mark.slow
 def test_halves_apart_are_written_as_deepseek_v3(v3, tmp_path):
     config = v3[0].replace(
         mixer=v3[0].mixer.replace(rotary="half", rotary_scaling=LinearScalingConfig(), mscale_all_dim=0)

@@ -14,6 +14,7 @@ from mhc_jax.interop.huggingface import native_type
 from mhc_jax.models import gated_deltanet, gla
 from mhc_jax.nn.channel import SwiGLUConfig
 from mhc_jax.nn.norms import LayerNormConfig
+from mhc_jax.tests.own import slow_unless
 
 SMALL = {"vocab_size": 11, "width": 16, "layers": 2, "mlp": SwiGLUConfig(hidden=6, scale_output=False)}
 
@@ -61,7 +62,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", slow_unless({"gla", "gated_deltanet"}, CASES))
 def test_a_checkpoint_comes_back(name):
     system, config, hints, there, missing = CASES[name]
     params = mhc_jax.init(config, jax.random.key(0))

@@ -49,6 +49,7 @@ def test_what_follows_the_pieces_is_what_follows_the_whole(name, length):
     np.testing.assert_array_equal(np.where(streamed < 0, 2, streamed), whole[:, length : length + streamed.shape[1]])
 
 
+@pytest.mark.slow
 def test_an_end_in_the_prompt_does_not_end_the_continuation():
     model = MODELS["state of one size"]
     params = mhc_jax.init(model, jax.random.key(1))

@@ -69,6 +69,7 @@ def test_what_sees_the_future_is_neither_trained_nor_decoded_unless_asked_for():
         mhc_jax.apply(SMALL, started(SMALL), TOKENS, segment_ids=jnp.zeros_like(TOKENS))
 
 
+@pytest.mark.slow
 def test_one_stream_decodes_with_a_cache():
     config = SMALL.replace(streams=1)
     config.check_next_token()
@@ -121,6 +122,7 @@ def test_the_code_and_the_selector_learn_nothing_and_recomputation_changes_nothi
         assert all((leaf != 0).any() != dead for leaf in jax.tree.leaves(part)), name
 
 
+@pytest.mark.slow
 def test_sizes_and_lengths():
     whole, untied = (parameter_count(config) for config in (SMALL, SMALL.replace(tied=False)))
     assert untied - whole == 13 * 8

@@ -228,7 +228,8 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize(
-    ("form", "table", "head", "out"), [("default", 0.02, 0.02, 0.1**0.5), ("original", 1, 0.072, 1)]
+    ("form", "table", "head", "out"),
+    [pytest.param("default", 0.02, 0.02, 0.1**0.5, marks=pytest.mark.slow), ("original", 1, 0.072, 1)],
 )
 def test_initial_values(form, table, head, out):
     config = transformer_scan("small", form, vocab_size=500, max_len=256, reader_layers=5, chunk=64)
@@ -287,6 +288,7 @@ def test_what_it_cannot_do_is_refused(params, tokens):
         small(outputs=5).check_next_token()
 
 
+@pytest.mark.slow
 def test_original_names_there_and_back():
     config = transformer_scan("tiny", "original", vocab_size=VOCAB, max_len=12, chunk=3)
     drawn = compiled(functools.partial(mhc_jax.init, config))(jax.random.key(0))

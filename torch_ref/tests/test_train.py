@@ -117,7 +117,10 @@ def test_clipping_bounds_the_global_norm():
     assert norm(2 * whole) == pytest.approx(whole, rel=1e-12)
 
 
-@pytest.mark.parametrize("variant", ["baseline", "mhc", "adapters"])
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param("baseline", marks=pytest.mark.slow), "mhc", pytest.param("adapters", marks=pytest.mark.slow)],
+)
 def test_learns_a_batch_by_heart(variant):
     model, tokens, targets = model_and_batch(variant)
     optimizer = make_optimizer(model, OPTIM)

@@ -218,10 +218,10 @@ def kinds_chosen(record: T, argv: Sequence[str]) -> tuple[T, list[str]]:
     Raises:
         ConfigError: no such kind, or none given.
     """
-    rest, words = [], list(argv)
+    rest, words, parts = [], list(argv), {part.flag: part for part in parts_of(record)}
     while words:
         flag, equals, kind = words[0].partition("=")
-        part = next((part for part in parts_of(record) if part.flag == normal(flag)), None)
+        part = parts.get(normal(flag))
         if part is None:
             rest.append(words.pop(0))
             continue
@@ -235,6 +235,7 @@ def kinds_chosen(record: T, argv: Sequence[str]) -> tuple[T, list[str]]:
         if kind != str(getattr(part.value, "kind", None)):
             chosen = None if kind == "None" else registry.get(part.axis, kind)()
             record = _with_part(record, part.path, chosen)
+            parts = {part.flag: part for part in parts_of(record)}
     return record, rest
 
 

@@ -97,6 +97,7 @@ def test_what_does_not_fit_into_memory_is_a_note(run, monkeypatch):
     assert "ihc with 8 streams is left out: out of memory." in notes
 
 
+@pytest.mark.slow
 def test_mfu_where_the_peak_is_known(run, monkeypatch):
     monkeypatch.setitem(speed.PEAK_FLOPS, jax.devices()[0].device_kind, 1e9)
     rows, _ = topologies.table(run, ("plain",), (), rounds=1, calls=1)

@@ -52,7 +52,7 @@ except CheckpointError as error:
     return subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=120)
 
 
-@pytest.mark.parametrize("body", ["checkpoints.wait()", "pass"])
+@pytest.mark.parametrize("body", [pytest.param("checkpoints.wait()", marks=pytest.mark.slow), "pass"])
 def test_what_the_disk_refuses_is_one_line_and_earlier_steps_survive(run, body):
     """Wherever the late failure of the writing thread surfaces: when waited for, or when the run is left."""
     found = limited(body, run)

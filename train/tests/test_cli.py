@@ -158,6 +158,7 @@ HELPED = (
 )
 
 
+@pytest.mark.slow
 def test_help_loads_nothing_that_only_work_needs():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(

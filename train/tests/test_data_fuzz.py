@@ -159,6 +159,7 @@ JSON = st.recursive(
 NAMES = ["a.txt", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "a.txt.zst"]
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(NAMES), rows=st.lists(JSON, max_size=3), junk=st.binary(max_size=8), place=st.integers(0, 200)
 )

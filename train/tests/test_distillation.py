@@ -90,6 +90,7 @@ def test_the_terms_are_those_of_whole_logits_and_of_activations(known):
     assert count == 12
 
 
+@pytest.mark.slow
 def test_gradients_reach_the_student_and_its_projections_alone(known):
     params, own, teacher, batch = known
 

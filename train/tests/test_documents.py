@@ -30,9 +30,10 @@ import mhc_jax
 import train
 from mhc_jax import interop, registry
 from mhc_jax.interop.deepseek_v4 import site_to_deepseek_v4
-from mhc_jax.models import gla, mhc_ssm, nanogpt
+from mhc_jax.models import gla, mhc_ssm, nanogpt, with_topology
 from mhc_jax.tests.own import slow_unless
 from train.checks.subject import small
+from train.loop import named
 from train.measure import target
 from train.report import markup
 from train.terminal import cli
@@ -145,7 +146,7 @@ class Parsed(Exception):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with all that the pages take for granted."""
+    """A folder with all that the pages take for granted; exported weights stand for what was trained."""
     folder = tmp_path_factory.mktemp("reader")
     text = "".join(f"Line {i} of a small text.\n" for i in range(400))
     for name in ("notes.txt", "input.txt"):
@@ -157,17 +158,18 @@ def place(tmp_path_factory):
     for name in ("train", "validation", "test"):
         rows = datasets.Dataset.from_dict({"text": text.splitlines(keepends=True)})
         rows.to_parquet(folder / "wikitext" / f"{name}-00000-of-00001.parquet")
-    with contextlib.chdir(folder), pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        for name, run in (("gpt2@mhc", "runs/mixed"), ("gpt2", "runs/plain")):
-            execute(f"python -m train {name} --data.source split --run-dir {run}")
-        for run, exported in (("runs/plain", "gpt2_folder"), ("runs/mixed", "mhc_folder")):
-            execute(f"python -m train.export {run} {exported} --format huggingface")
     for system, make, file in (("mhc_ssm", mhc_ssm, "mhc_ssm.pt"), ("nanogpt", nanogpt, "ckpt.pt")):
         config = make(form="original", vocab_size=11, max_len=8, width=12, layers=1)
         weights = interop.to_original(system, config, mhc_jax.init(config, jax.random.key(0)))
         model = {name: torch.tensor(value) for name, value in weights.items()}
         torch.save({"model": model, "config": {"n_head": 6}} if system == "nanogpt" else model, folder / file)
+    tiny = nanogpt(heads=2, vocab_size=257, max_len=32, width=8, layers=1)
+    for run, topology in (("mixed", "mhc"), ("plain", "plain")):
+        config = with_topology(tiny, topology)
+        mhc_jax.save(folder / "runs" / run, config, mhc_jax.init(config, jax.random.key(0)))
+    (folder / "runs" / "notes").mkdir()
+    (folder / "runs" / "notes" / "config.json").write_text(named.load("quickstart").to_json())
+    export(folder)
     config = small(gla())
     config = config.replace(mixer=config.mixer.replace(gate_rank=16))  # the one that checkpoints have
     params = mhc_jax.init(config, jax.random.key(0))
@@ -175,6 +177,25 @@ def place(tmp_path_factory):
     weights = interop.to_original("gla", config, params)
     torch.save({name: torch.tensor(value) for name, value in weights.items()}, folder / "gla.pt")
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(place):
+    """The folder with runs in it, and what is exported from them."""
+    for made in ("runs", "mhc_folder", "gpt2_folder"):
+        shutil.rmtree(place / made)
+    with contextlib.chdir(place), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(place / "cache"))
+        for name, run in (("gpt2@mhc", "runs/mixed"), ("gpt2", "runs/plain")):
+            execute(f"python -m train {name} --data.source split --run-dir {run}")
+    export(place)
+
+
+def export(folder):
+    """Both runs as folders of transformers."""
+    with contextlib.chdir(folder):
+        for run, exported in (("runs/plain", "gpt2_folder"), ("runs/mixed", "mhc_folder")):
+            execute(f"python -m train.export {run} {exported} --format huggingface")
 
 
 @pytest.fixture(scope="module")
@@ -288,13 +309,14 @@ def test_the_commands_of_a_page_are_known(page, reader, seen, tmp_path):
             execute(command, parse_only=True)
 
 
-def test_the_blocks_of_commands_of_the_readme_run(reader, done):
+@pytest.mark.slow
+def test_the_blocks_of_commands_of_the_readme_run(reader, trained, done):
     run_commands(PAGES[0], done, fenced_only=True)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_the_commands_of_a_page_run(page, reader, done):
+def test_the_commands_of_a_page_run(page, reader, trained, done):
     run_commands(page, done)
 
 

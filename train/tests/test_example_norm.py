@@ -46,6 +46,7 @@ def test_it_agrees_with_its_twin_in_every_place(system):
     assert learned >= {"final_norm.alpha", *(f"blocks.0.{place}.alpha" for place in places)}
 
 
+@pytest.mark.slow
 def test_a_wrong_twin_is_found(system, monkeypatch):
     import dynamic_tanh_torch
 

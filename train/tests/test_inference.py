@@ -48,6 +48,7 @@ def test_a_growing_cache_gives_the_logits_of_a_whole_pass(attention, growing):
     assert growing.state_bytes == 32 * keys_and_values
 
 
+@pytest.mark.slow
 def test_what_disagrees_with_a_whole_pass_is_seen(attention, growing, monkeypatch):
     read = Stream.read
 

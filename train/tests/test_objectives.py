@@ -57,6 +57,7 @@ def test_errors_are_counted_in_evaluation_alone_and_only_if_asked_for(known):
     assert training.keys() == unasked.keys() == {"loss", "tokens"}
 
 
+@pytest.mark.slow
 def test_the_z_loss_is_reported_beside_the_loss_and_only_training_minimises_it(known):
     params, batch, logits = known
     objective = CrossEntropyConfig(chunk=3, z_loss=0.5)

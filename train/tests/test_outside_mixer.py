@@ -58,6 +58,7 @@ def test_the_table_says_so(report):
     assert rows[S][:4] == ["vector", "layer -", "2x32", "(-, -)"]
 
 
+@pytest.mark.slow
 def test_its_matrix_is_counted(report):
     width, mlp = SIZES["width"], 8 * SIZES["width"] ** 2
     head = SIZES["vocab_size"] * width

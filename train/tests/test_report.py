@@ -113,6 +113,7 @@ def test_every_weight_can_be_read(tmp_path):
     assert f'title="H_pre of 0 mixer, stream 1: {one.streams["h_pre"][0][1]:.4f}"' in page
 
 
+@pytest.mark.slow
 def test_parts_without_content_are_left_out(tmp_path):
     page = render(findings(tmp_path, streams=None, cost=(), summary={}, lines=()))
     assert headings(page) == ["Streams", "Parameters", "Configuration"]

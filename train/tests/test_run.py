@@ -239,6 +239,7 @@ def test_lines_hold_the_mean_loss_since_the_last_line_also_of_a_resumed_run(tmp_
     assert {step: loss for step, loss in resumed.items() if step in (8, 10)} == {8: mean[8], 10: mean[10]}
 
 
+@pytest.mark.slow
 def test_a_run_killed_before_its_first_checkpoint_starts_again(done, tmp_path, capsys):
     """Such a run leaves its configuration, its metrics, and a checkpoint under the name of an unfinished one."""
     killed = tmp_path / "killed"

@@ -87,6 +87,7 @@ def test_vocabulary_of_the_model_and_of_the_shards(on_shards):
         resolve(on_shards.replace(model=on_shards.model.replace(vocab_size=50_256)))
 
 
+@pytest.mark.slow
 def test_only_the_splits_of_training_are_encoded(tmp_path, monkeypatch, capsys):
     config, folder = tiny_run(tmp_path), tmp_path / "splits"
     folder.mkdir()

@@ -51,6 +51,7 @@ def done(tmp_path_factory):
     return types.SimpleNamespace(config=config, folder=folder / "run", summary=summary, printed=printed.getvalue())
 
 
+@pytest.mark.slow
 def test_scores_say_how_much_of_the_split_they_are_of(done):
     found = re.findall(r"^step (\d+)  val_loss .*\((.*)\)$", done.printed, re.MULTILINE)
     assert found == [("4", "1 batch"), ("8", "1 batch"), ("12", "1 batch"), ("12", "whole split")]
@@ -103,6 +104,7 @@ def test_the_best_is_judged_by_one_measure_and_the_whole_split_stands_apart(done
     assert whole["final_val_loss"] == pytest.approx(scores["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_loss_of_the_whole_split_above_all_others_does_not_change_the_best(done, other, monkeypatch):
     """Each evaluation counts as a call; the fourth is that of the whole split."""
     losses = iter([3.0, 2.0, 1.0, 9.0])
@@ -149,7 +151,7 @@ def test_a_run_killed_while_it_is_scored_has_lost_nothing(done, other, monkeypat
 
 @pytest.mark.parametrize(
     ("evaluation", "step"),
-    [(1, 4), pytest.param(2, 8, marks=pytest.mark.slow), pytest.param(3, 12, marks=pytest.mark.slow), (4, 12)],
+    [(1, 4), *(pytest.param(*ends, marks=pytest.mark.slow) for ends in ((2, 8), (3, 12), (4, 12)))],
 )
 def test_a_signal_during_an_evaluation_saves_and_the_score_is_made_up_for(done, other, monkeypatch, evaluation, step):
     folder = run_module.run_folder(other)
@@ -183,6 +185,7 @@ def test_a_run_has_no_fewer_steps_than_it_has_done(done, monkeypatch):
     assert contents(done.folder) == before
 
 
+@pytest.mark.slow
 def test_a_longer_run_keeps_the_best_of_the_shorter_one(done, other, monkeypatch):
     folder = run_module.run_folder(other)
     shutil.copytree(done.folder, folder)

@@ -50,6 +50,7 @@ def test_end_of_text_ends_the_sample(tiny, monkeypatch):
     assert texts.sample(config.model, params, tokenizer, SHORT, prompt="ab") == "abcd"
 
 
+@pytest.mark.slow
 def test_a_batch_reads_as_each_prompt_alone(tiny, capsys):
     """Prompts of unequal length, drawn, past the longest sequence, with stops that end some sooner than others."""
     config, params, folder = tiny
@@ -121,6 +122,7 @@ def test_samples_stops_and_prompts_one_after_another(tiny, monkeypatch, capsys):
     assert printed("--interactive") == f"{text('b', 0)}\n{text('ü', 0)}\n\n"
 
 
+@pytest.mark.slow
 def test_ids_that_the_tokenizer_lacks_are_never_drawn():
     model = mhc_ssm("baseline", vocab_size=5000, max_len=64, width=8, layers=1)
     params = mhc_jax.init(model, jax.random.key(0))

@@ -113,6 +113,7 @@ def test_every_length_counts_its_own_places():
     np.testing.assert_allclose(scores.error_rates_T[2], errors_T[:3].mean())
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_goes_on_where_it_was(done, tmp_path, monkeypatch):
     """The first model is finished, the second was stopped in its training."""
     out, trained = tmp_path / "out", []

@@ -70,7 +70,7 @@ def after(step, start, batch):
     return step(start, batch)
 
 
-@pytest.mark.parametrize("coefficient", [0.0, 0.5])
+@pytest.mark.parametrize("coefficient", [pytest.param(0.0, marks=pytest.mark.slow), 0.5])
 def test_equals_a_step_written_out_with_whole_logits(coefficient, batch, step, start):
     """Without streams; and with streams and the stream-diversity term, which the reported loss leaves out."""
     config = CONFIG
@@ -153,7 +153,7 @@ def test_dropout_depends_on_seed_and_step_alone_and_evaluation_has_none(batch):
     assert sums["tokens"] == expected_count
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_every_micro_batch_of_every_step_drops_by_a_key_of_its_own(accumulate, batch):
     """The loss written out: the key of part i of step s is that of the seed, folded with s and then with i."""
     config = with_train(accumulate=accumulate, seed=5).replace(model=CONFIG.model.replace(dropout=0.4))

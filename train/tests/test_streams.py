@@ -37,6 +37,7 @@ def logged(folder):
     return {line["step"]: line["streams"] for line in read_metrics(folder / "metrics.jsonl") if "streams" in line}
 
 
+@pytest.mark.slow
 def test_statistics_are_logged_when_due_and_are_those_of_one_micro_batch(tmp_path):
     config = streamed(tmp_path, accumulate=2)
     config = config.replace(checkpoint=config.checkpoint.replace(every=6))

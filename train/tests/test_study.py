@@ -49,6 +49,7 @@ def test_rows_are_names_or_each_name_over_each_topology():
     assert (single.label, single.name) == ("gla_170m@mhc", "gla_170m@mhc")
 
 
+@pytest.mark.slow
 def test_matched_control_has_the_parameters_of_the_largest_row_of_its_name(tmp_path):
     plan = plan_of(tmp_path, ["nanogpt"], ["plain", "mhc", "dynamic_mhc", MATCHED])
     widened, plain = (plan.config(label).sized(1).model for label in (MATCHED, "plain"))

@@ -175,6 +175,7 @@ def test_parameters_without_a_gradient_are_named():
     assert missing.detail == "blocks.mlp.branch.gain"
 
 
+@pytest.mark.slow
 def test_weights_of_a_single_stream_need_no_gradient():
     model = model_with(None, residual=StaticMHCConfig(streams=1), ends=nanogpt("mhc").ends)
     broken, missing = learning.gradients(subject_of(model))
@@ -246,6 +247,7 @@ def test_every_projection_keeps_its_promise_and_other_matrices_do_not(kind):
         assert errors(1.5 * matrices - 0.6 * np.eye(4)[::-1]).max() > bound, name
 
 
+@pytest.mark.slow
 def test_a_model_that_is_never_the_same():
     subject = subject_of(model_with(FaultyConfig("counts")))
     assert failed(storage.saved(subject)) == ["saved, logits"]
