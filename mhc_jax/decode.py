@@ -263,7 +263,9 @@ def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
         return _first(config, params, prompt_BT, start_B, key, config.max_len, sampling)
     prompt_BT = np.asarray(prompt_BT, np.int32)
     B, T = prompt_BT.shape
-    cache, past = init_cache(config, params, B), before_the_first(sampling, prompt_BT, None, config.vocab_size)
+    # Steps write where the cache is, and a state may begin with one array in two places.
+    cache = jax.tree.map(jnp.copy, init_cache(config, params, B))
+    past = before_the_first(sampling, prompt_BT, None, config.vocab_size)
     whole = (T - 1) // PIECE * PIECE
     for start in range(0, whole, PIECE):
         cache = _after(config, params, prompt_BT[:, start : start + PIECE], cache)
@@ -273,13 +275,13 @@ def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
     return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
 def _after(config, params, tokens_BT, cache):
     """The cache after these tokens."""
     return _advance(config, params, tokens_BT, cache)[2]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 7))
+@functools.partial(jax.jit, static_argnums=(0, 7), donate_argnums=3)
 def _next(config, params, token_B, cache, past, key, index, sampling):
     """The token after ``token_B``, the cache after ``token_B``, and the past for the next draw."""
     model, hidden_B1D, cache = _advance(config, params, token_B[:, None], cache)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mhc_jax.config import Config
+from mhc_jax.nn.columns import joined, split
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
 from mhc_jax.precision import PolicyName
@@ -135,16 +136,19 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
         The last carry, and the states after it, stacked.
     """
     graph, params = _prepared(*nnx.split(blocks, nnx.Param))
-    taps = scope.taps
+    taps, (columns, others, kind) = scope.taps, split(states)
 
     def step(carry, xs):
-        layer_params, layer, state, probes = xs
+        (carry, columns), (layer_params, layer, others, probes) = carry, xs
+        state = joined([x.of(layer) for x in columns], others, kind)
         recorded = None if taps is None else taps.inside(probes)
         inside = scope.at(layer).replace(taps=recorded, penalties={})
         block = nnx.merge(graph, layer_params)
         carry, state = block(sliced(carry, scope.batch_sharding), state, inside)
         values = {} if recorded is None else recorded.values
-        return sliced(carry, scope.batch_sharding), (state, values, inside.mean_penalties())
+        columns, others, _ = split(state)
+        carry = sliced(carry, scope.batch_sharding), [x.of(None) for x in columns]
+        return carry, (others, values, inside.mean_penalties())
 
     layers = len(jax.tree.leaves(params)[0])
     group = min(execution.group, layers)
@@ -152,19 +156,20 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
         # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
         prevent_cse = execution.layers != "scan"
         step = jax.checkpoint(step, policy=_REMAT_POLICIES[execution.remat], prevent_cse=prevent_cse)
-    xs = params, jnp.arange(layers), states, {} if taps is None else taps.probes_inside(layers)
+    carry = carry, columns
+    xs = params, jnp.arange(layers), others, {} if taps is None else taps.probes_inside(layers)
     if execution.layers == "unroll":
         carry, outputs = _unrolled(step, carry, xs)
     elif group == 1:
         carry, outputs = jax.lax.scan(step, carry, xs)
     else:
         carry, outputs = _in_groups(functools.partial(_unrolled, step), carry, xs, layers, group)
-    states, values, penalties = outputs
+    (carry, columns), (others, values, penalties) = carry, outputs
     if taps is not None:
         taps.record(values)
     for name, of_layers in penalties.items():
         scope.penalise(name, jnp.mean(of_layers))
-    return carry, states
+    return carry, joined(columns, others, kind)
 
 
 def _unrolled(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

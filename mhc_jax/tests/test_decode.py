@@ -1,5 +1,6 @@
 """Decoding: what may be drawn, and how a text goes on past the longest sequence that the model was trained on."""
 
+import functools
 import itertools
 
 import jax
@@ -11,7 +12,7 @@ import mhc_jax
 from mhc_jax import ConfigError, decode
 from mhc_jax.decode import stream
 from mhc_jax.models import mhc_ssm, nanogpt
-from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.mixers import AttentionConfig, LatentAttentionConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.sampling import sample_token
 from mhc_jax.tests.own import slow_unless
@@ -179,10 +180,23 @@ def test_a_cache_is_as_long_as_asked_and_refuses_more():
     model = MODELS["positions are learned"]
     params = mhc_jax.init(model, jax.random.key(0))
     cache = decode.init_cache(model, params, 1, max_len=3)
-    assert {leaf.shape[2] for leaf in jax.tree.leaves(cache["state"])} == {3}
+    assert {leaf.shape[-1] for leaf in jax.tree.leaves(cache["state"])} == {3}
     _, cache = decode.extend(model, params, jnp.ones((1, 2), int), cache)
     with pytest.raises(ConfigError, match="a cache of 3 tokens cannot hold 4"):
         decode.extend(model, params, jnp.ones((1, 2), int), cache)
+
+
+@pytest.mark.parametrize("mixer", [AttentionConfig(heads=2), LatentAttentionConfig(heads=2)], ids=lambda x: x.kind)
+def test_a_step_does_not_copy_the_cache(mixer):
+    """All layers of a cache are one donated array, which a step writes in place."""
+    model = nanogpt(heads=2, vocab_size=11, max_len=4096, width=8, layers=8).replace(mixer=mixer)
+    params, token = mhc_jax.init(model, jax.random.key(0)), jnp.ones((1, 1), jnp.int32)
+    cache = jax.tree.map(jnp.copy, decode.init_cache(model, params, 1))
+    extend = jax.jit(functools.partial(decode.extend, model), donate_argnums=2)
+    memory = extend.lower(params, token, cache).compile().memory_analysis()
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache["state"]))
+    assert memory.alias_size_in_bytes >= held
+    assert memory.temp_size_in_bytes < held / 2  # one layer at a time, and scores of as many columns
 
 
 def test_options_that_do_not_exist_and_models_that_see_ahead_are_refused():

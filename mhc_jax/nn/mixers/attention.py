@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.nn.columns import Columns
 from mhc_jax.nn.init import Init, normal, zeros
 from mhc_jax.nn.layers import Dense
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
@@ -106,8 +107,8 @@ def _with_qk_norm(data: Any) -> Any:
 
 
 class Attention(Mixer):
-    """``out(softmax(q k' / sqrt(K)) v)``. The state is ``{"k", "v": (B, max_len, G, K)}``, by column of the cache;
-    its keys are turned."""
+    """``out(softmax(q k' / sqrt(K)) v)``. The state is ``{"k", "v"}``, :class:`Columns` (B, G, K, max_len); its
+    keys are turned."""
 
     def __init__(self, config: AttentionConfig, width: int, policy: Policy, init: Init):
         self.config, self.policy, self.views = config, policy, config.views
@@ -129,18 +130,15 @@ class Attention(Mixer):
         )
 
     def init_state(self, batch, max_len):
-        shape = (batch, max_len, self.config.groups, self.head_width)
-        k, v = (jnp.zeros(shape, self.policy.compute) for _ in range(2))
-        return {"k": k, "v": v}
+        shape = batch, self.config.groups, self.head_width, max_len
+        return {name: Columns(jnp.zeros(shape, self.policy.compute)) for name in ("k", "v")}
 
     def __call__(self, u_BTD, state, scope):
         q, k, v = self._project(u_BTD, scope)
         if state is not None:
-            k, v = (
-                jax.lax.dynamic_update_slice_in_dim(state[name], new, scope.column, axis=1)
-                for name, new in (("k", k), ("v", v))
-            )
-            state = {"k": k, "v": v}
+            new = {"k": k, "v": v}
+            state = {name: x.written(new[name], scope.column) for name, x in state.items()}
+            k, v = state["k"].read(), state["v"].read()
         y = causal_attention(
             q,
             k,

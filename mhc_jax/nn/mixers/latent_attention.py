@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.nn.columns import Columns
 from mhc_jax.nn.init import Init, normal, zeros
 from mhc_jax.nn.layers import Dense
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
@@ -129,8 +130,8 @@ class LatentAttentionConfig(MixerConfig):
 class LatentAttention(Mixer):
     """``out(softmax(scale (q' k_up c + q_rope' k_rope)) v_up c)`` with latents ``c = norm(kv_down_proj(u))``.
 
-    The state is ``{"latent": (B, max_len, R), "k_rope": (B, max_len, P)}``, by column of the cache, the latter only
-    with rotary positions: normalised latents, which the value residual mixes, and turned keys.
+    The state is ``{"latent", "k_rope"}``, :class:`Columns` (B, R, max_len) and (B, P, max_len), the latter only with
+    rotary positions: normalised latents, which the value residual mixes, and turned keys.
     """
 
     def __init__(self, config: LatentAttentionConfig, width: int, policy: Policy, init: Init):
@@ -158,7 +159,7 @@ class LatentAttention(Mixer):
 
     def init_state(self, batch, max_len):
         widths = {"latent": self.latent_width, "k_rope": self.rotary_width}
-        return {name: jnp.zeros((batch, max_len, x), self.policy.compute) for name, x in widths.items() if x}
+        return {name: Columns(jnp.zeros((batch, x, max_len), self.policy.compute)) for name, x in widths.items() if x}
 
     def __call__(self, u_BTD, state, scope):
         u_BTD = u_BTD.astype(self.policy.compute)
@@ -171,11 +172,9 @@ class LatentAttention(Mixer):
         if state is None:
             options |= {"implementation": self.config.implementation, "batch_sharding": scope.batch_sharding}
         else:
-            state = {
-                name: jax.lax.dynamic_update_slice_in_dim(held, keys[name], scope.column, axis=1)
-                for name, held in state.items()
-            }
-            keys, options = keys | state, options | {"start": scope.column}
+            state = {name: held.written(keys[name], scope.column) for name, held in state.items()}
+            keys |= {name: held.read() for name, held in state.items()}
+            options |= {"start": scope.column}
         (B, T, H, _), S = q_BTHK.shape, keys["latent"].shape[1]
         absorbs = state is not None and self._absorbs(T)
         attend: Callable[..., jax.Array] = absorbed_latent_attention if absorbs else latent_attention

@@ -1,0 +1,61 @@
+"""What a mixer keeps of every token, by column of the cache, where it is written in place."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Arrays with one entry for each column of the cache.
+
+    A part of a mixer's state that :func:`mhc_jax.nn.stack.run_stack` leaves where it is, in one array of all layers: a
+    step writes its own columns and nothing else. As any other state it would be taken apart and put together again,
+    which copies the cache of every layer several times for every token.
+
+    Attributes:
+        array: (B, ..., S) of one layer, or (L, B, ..., S) of all.
+        layer: which of them is meant; None if ``array`` is of one.
+    """
+
+    array: jax.Array
+    layer: jax.Array | None = None
+
+    def written(self, new_BT: jax.Array, column: jax.Array) -> "Columns":
+        """With ``new_BT`` (B, T, ...) in the columns from ``column`` on."""
+        new, starts = jnp.moveaxis(new_BT, 1, -1).astype(self.array.dtype), [*[0] * (new_BT.ndim - 1), column]
+        if self.layer is not None:
+            new, starts = new[None], [self.layer, *starts]
+        starts = [jnp.asarray(start, jnp.int32) for start in starts]
+        return Columns(jax.lax.dynamic_update_slice(self.array, new, starts), self.layer)
+
+    def read(self) -> jax.Array:
+        """All columns of the layer, (B, S, ...)."""
+        array = self.array
+        if self.layer is not None:
+            array = jax.lax.dynamic_index_in_dim(array, self.layer, keepdims=False)
+        return jnp.moveaxis(array, -1, 1)
+
+    def of(self, layer: jax.Array | None) -> "Columns":
+        """The part of one layer of the array of all; None for the array itself."""
+        return Columns(self.array, layer)
+
+
+def split(states: Any) -> tuple[list[Columns], list[jax.Array], Any]:
+    """The columns of a mixer's state, its other arrays, and what :func:`joined` needs to put them together."""
+    leaves, structure = jax.tree.flatten(states, is_leaf=lambda x: isinstance(x, Columns))
+    return (
+        [x for x in leaves if isinstance(x, Columns)],
+        [x for x in leaves if not isinstance(x, Columns)],
+        (structure, [isinstance(x, Columns) for x in leaves]),
+    )
+
+
+def joined(columns: list[Columns], others: list[jax.Array], kind: Any) -> Any:
+    """What :func:`split` took apart."""
+    structure, which = kind
+    columns_, others_ = iter(columns), iter(others)
+    return jax.tree.unflatten(structure, [next(columns_ if one else others_) for one in which])
