@@ -29,7 +29,7 @@ def test_golden_mhc_ssm_units():
 
 SITES = {name: case for name, case in hyper_connections.load()["cases"].items() if "config" in case}
 # One of every kind of site.
-KINDS = "tb/hc", "tb/mhc_sinkhorn_tau1", "tb/mhc_ortho", "luc/mhc_v1_log_domain", "hf/ds4_site", "hf/hy4_site"
+KINDS = "tb/hc", "tb/mhc_ortho", "luc/mhc_v1_log_domain", "hf/ds4_site", "hf/hy4_site"
 
 
 @pytest.mark.parametrize("site", quickly({name: (name, case) for name, case in SITES.items()}, *KINDS))

@@ -3,7 +3,7 @@
 from parity_tests.checks import check, of_tier
 
 # Further options over streams and published forms, whose values the other tiers compare quickly, are slow, and so are
-# modes of execution, which JAX's own tests compare with each other.
+# modes of execution, which JAX's own tests compare with each other, and mixers whose gradients an oracle has.
 SLOW = (
     "remat",
     "unrolled",
@@ -20,13 +20,17 @@ SLOW = (
     "transformer_scan over streams",
     "transformer_scan, auxiliary losses",
     "baseline, ln",
+    "adapters 4",
     "transformer_scan, published",
     "gpt over deepseek_v4",
 )
 
 
+ORACLES = "gpt", "gla", "gated_delta", "mamba", "latent attention"
+
+
 def slow(name):
-    return any(part in name for part in SLOW)
+    return name in ORACLES or any(part in name for part in SLOW)
 
 
 @of_tier("gradients", slow=slow)

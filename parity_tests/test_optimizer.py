@@ -14,7 +14,7 @@ from train.config import OptimConfig
 from train.update.optimizer import decay_mask
 
 
-@of_tier("optimizer")
+@of_tier("optimizer", slow=lambda name: name == "muon, original scale")
 def test_optimizer(case):
     check(case)
 
@@ -22,7 +22,7 @@ def test_optimizer(case):
 PARTS = [(axis, name) for axis in ("topology", "mixer", "channel") for name in registry.names(axis)]
 
 
-@pytest.mark.parametrize("decay", ["kernels", "matrices"])
+@pytest.mark.parametrize("decay", [pytest.param("kernels", marks=pytest.mark.slow), "matrices"])
 @pytest.mark.parametrize(("axis", "name"), PARTS)
 def test_the_same_parameters_are_decayed(axis, name, decay):
     """Sent to the names of the mirror: parameters of ones where JAX decays, of zeros elsewhere."""

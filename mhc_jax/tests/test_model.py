@@ -220,6 +220,7 @@ def test_original_starts_with_huge_tied_logits_and_the_default_does_not(tokens):
         assert spread["default"] < 0.5
 
 
+@pytest.mark.slow
 def test_dropout_only_acts_with_a_key(tokens):
     config = small("adapters", dropout=0.5, adapters=StreamAdaptersConfig(rank=3, dropout=0.5))
     params = perturbed(config)

@@ -91,7 +91,7 @@ def test_the_direction_of_the_aggregator_matters_in_chunks_of_several_tokens(tok
         assert bool(jnp.allclose(one, other, rtol=1e-5, atol=1e-5)) == same
 
 
-@pytest.mark.parametrize("marked", [False, True])
+@pytest.mark.parametrize("marked", slow_unless({True}, [False, True]))
 def test_a_chunk_and_its_repetition_end_alike_unless_prefixes_are_marked(marked):
     """So that of words over a group ``a`` and ``a a`` get one answer: 5 of the 36 words of two over S3 are lost."""
     config = small(chunk=1, boundary="token", prefix_embedding=marked)

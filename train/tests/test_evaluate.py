@@ -89,6 +89,7 @@ def test_word_perplexity_counts_words_and_rows(rows, words):
     assert word_ppl(0.5, tokens, tokenizer) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_command_prints_the_same_numbers(tiny, capsys):
     config, params, folder = tiny
     evaluate.main([str(folder), "--json"])

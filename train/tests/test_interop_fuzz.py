@@ -91,6 +91,7 @@ def test_altered_safetensors(kind, folders, tmp_path_factory, data):
     works_or_says_why(READERS[kind], folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", READERS)
 @given(data=st.data())
 @FEW

@@ -151,6 +151,7 @@ def test_policies_are_rows_of_extremes():
     assert (row["largest singular"], row["least singular"], row["streams kept"]) == (1.5, 0.25, 2)
 
 
+@pytest.mark.slow
 def test_json_holds_every_number_and_null_for_what_is_not_finite(tmp_path):
     one = findings(tmp_path, policies=policy_rows({"float32": recorded()}))
     one.streams["forward_gain"] = [1.0, math.inf]

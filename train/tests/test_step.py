@@ -137,6 +137,7 @@ def test_update_that_overflows_the_parameters_is_skipped(start, batch):
     jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_seed_and_step_alone_and_evaluation_has_none(batch):
     config = CONFIG.replace(model=CONFIG.model.replace(dropout=0.2))
     start = init_state(config, optimizer_of(config))

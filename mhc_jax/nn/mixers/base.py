@@ -19,8 +19,9 @@ class Mixer(nnx.Module):
     """Maps (B, T, D) to (B, T, D), causally unless its configuration says otherwise.
 
     The state is a pytree of arrays (B, ...) of fixed shapes: the past of a sequence, so that it can be extended in any
-    pieces. What it keeps of every token is in :class:`mhc_jax.nn.columns.Columns`, which are written in place. The values that the mixer carries from token to token, (B, T, :meth:`MixerConfig.value_width`), pass
-    through ``scope.values`` once.
+    pieces. What it keeps of every token is in :class:`mhc_jax.nn.columns.Columns`, which are written in place. The
+    values that the mixer carries from token to token, (B, T, :meth:`MixerConfig.value_width`), pass through
+    ``scope.values`` once.
 
     Attributes:
         views: inputs it takes. With V > 1 the input is (V, B, T, D).
