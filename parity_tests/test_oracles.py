@@ -68,8 +68,8 @@ MUTATIONS = [
 
 # Names begin with the package and its class; HC and mHC are one class of theirs.
 a_variant = beyond(1, "oracles", words=2)
-# A layer whose mixer another oracle has, a model that its next version contains, and parts of a scan that its own golden
-# numbers and forms hold.
+# A layer whose mixer another oracle has, a model that its next version contains, and parts of a scan that its own
+# golden numbers and forms hold.
 MET_ELSEWHERE = "OlmoHybridDecoder", "two summaries merged", "one chunk of a scan", "V2ForCausalLM yarn scaling"
 
 
