@@ -13,6 +13,7 @@ from mhc_jax import decode, registry
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.columns import Columns
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.attention import causal_attention
@@ -113,6 +114,7 @@ def test_parameters_of_another_dtype_are_cast_before_anything_is_computed(topolo
 def test_what_decoding_keeps_has_the_dtype_of_its_kind(mixer):
     config = cell("mhc", mixer)
     cache = jax.eval_shape(lambda params: decode.init_cache(config, params, 2), param_shapes(config))
+    cache = jax.tree.map(lambda x: getattr(x, "array", x), cache, is_leaf=lambda x: isinstance(x, Columns))
     found = {path[-1].key: leaf.dtype for path, leaf in jax.tree_util.tree_leaves_with_path(cache)}
     assert found.pop("column") == found.pop("capacity") == jnp.int32
     assert found == {name: CACHE[name] for name in found}

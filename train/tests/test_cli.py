@@ -161,9 +161,7 @@ HELPED = (
 @pytest.mark.slow
 def test_help_loads_nothing_that_only_work_needs():
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, *HELPED], env=environment, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", HELP, *HELPED], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
