@@ -5,7 +5,7 @@ import math
 
 import jax
 
-from mhc_jax.functional import bind, param_info, param_shapes
+from mhc_jax.functional import bind, check_kind, param_info, param_shapes
 from mhc_jax.nn.model import ModelConfig
 
 
@@ -97,8 +97,9 @@ def summary(config: ModelConfig, length: int | None = None) -> Summary:
         length: tokens in a sequence; ``config.max_len`` if omitted.
 
     Raises:
-        ConfigError: the configuration contradicts itself.
+        ConfigError: ``config`` is not a configuration, or contradicts itself.
     """
+    check_kind(config)
     config.validate()
     length = length or config.max_len
     parts: dict[str, Part] = {}

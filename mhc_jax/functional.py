@@ -73,14 +73,19 @@ def init(config: ModelConfig, key: jax.Array) -> Params:
     """Fresh float32 parameters as a plain nested dict; block parameters are stacked over layers.
 
     Raises:
-        ConfigError: ``config`` is not a configuration, or contradicts itself.
+        ConfigError: ``config`` is not a configuration, or contradicts itself, or ``key`` is not a key.
     """
-    _check_kind(config)
+    check_kind(config)
     config.validate()
+    if not (isinstance(key, jax.Array) and (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or key.dtype == jnp.uint32)):
+        raise ConfigError(
+            f"init needs a key, such as jax.random.key({key if isinstance(key, int) else 0}), not {key!r}"
+        )
     return _init(config, key)
 
 
-def _check_kind(config: ModelConfig) -> None:
+def check_kind(config: ModelConfig) -> None:
+    """Raises ConfigError for what is not a model's configuration."""
     if not isinstance(config, ModelConfig):
         raise ConfigError(f"the model must be a ModelConfig, as from mhc_jax.models, not {type(config).__name__}")
 
@@ -92,7 +97,7 @@ def _init(config: ModelConfig, key: jax.Array) -> Params:
 
 def param_shapes(config: ModelConfig) -> Params:
     """The parameters' shapes and dtypes as a nested dict of ``jax.ShapeDtypeStruct``; allocates nothing."""
-    _check_kind(config)
+    check_kind(config)
     shapes = nnx.to_pure_dict(_abstract(config)[1])
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
 
@@ -124,7 +129,7 @@ def param_info(config: ModelConfig) -> dict[str, ParamInfo]:
     Raises:
         ConfigError: the configuration contradicts itself, or a part has made a parameter without :class:`Init`.
     """
-    _check_kind(config)
+    check_kind(config)
     born = {".".join(map(str, path)): leaf for path, leaf in nnx.to_flat_state(_abstract(config)[1])}
     if bare := [name for name, leaf in born.items() if not leaf.has_metadata("role")]:
         raise ConfigError(f"parameters without a role, which mhc_jax.nn.init.Init gives them: {listed(bare)}")
@@ -297,7 +302,7 @@ def checked_tokens(config: ModelConfig, tokens_BT: ArrayLike) -> Integers:
         ConfigError: they are not (B, T) integers, there are none, they are longer than ``max_len``, or ids whose values
             are known are not in the vocabulary.
     """
-    _check_kind(config)
+    check_kind(config)
     tokens_BT = _integers("tokens", tokens_BT, None, config.vocab_size)
     if 0 in tokens_BT.shape:
         raise ConfigError(f"tokens are empty, of shape {tokens_BT.shape}: at least one token is needed")

@@ -73,7 +73,9 @@ def topology(name: str) -> Topology:
     try:
         return registry.get(AXIS, name)()
     except KeyError as error:
-        raise ConfigError(error.args[0]) from None
+        kind = name in registry.names("residual")
+        more = f"; {name!r} is a residual, which a topology must name before a model can be put over it" if kind else ""
+        raise ConfigError(f"{error.args[0]}{more}") from None
 
 
 def with_topology(config: Model, name: str, *, streams: int | None = None) -> Model:

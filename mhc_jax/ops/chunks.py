@@ -33,6 +33,11 @@ class Chunks:
                 raise ValueError(f"{name} must be at least 1, got {size}")
 
     @staticmethod
+    def fitting(size: int, length: int) -> int:
+        """The size of pieces that are not longer than the sequence; 1 for an empty one."""
+        return max(1, min(size, length))
+
+    @staticmethod
     def log_decays(x_BTM: Float[Array, "B T *M"], reset_BT: Bool[Array, "B T"] | None) -> Float[Array, "B T *M"]:
         """With :data:`FORGET` at resets and for all below it: 0 times minus infinity would be no number."""
         if reset_BT is not None:

@@ -53,7 +53,7 @@ def gated_delta_rule(
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
     inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)]
     inputs[0] /= math.sqrt(K)
-    pieces = Chunks(T, min(chunk, T))
+    pieces = Chunks(T, Chunks.fitting(chunk, T))
     if form == "recurrent" or T == 1:
         s_BHKV, y_BTHV = pieces.scan(Walk(_step), s0_BHKV, inputs)
     else:

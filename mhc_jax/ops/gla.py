@@ -46,7 +46,7 @@ def gated_linear_attention(
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
     inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTHK, reset_BT))]
     inputs[0] /= math.sqrt(K)
-    size = min(chunk, T)
+    size = Chunks.fitting(chunk, T)
     if form == "recurrent" or T == 1:
         s_BHKV, y_BTHV = Chunks(T, size).scan(Walk(_step), s0_BHKV, inputs)
     else:

@@ -143,6 +143,7 @@ def test_a_record_made_in_python_is_checked_as_one_from_json(config, path, messa
         (lambda: nanogpt(value_residual="fre"), "unknown value_residual 'fre'; did you mean 'free'?"),
         (lambda: gpt2("125M"), "unknown size of gpt2 '125M'; did you mean '124M'?"),
         (lambda: with_topology(mhc_ssm(), "mhc_light"), "unknown topology 'mhc_light'; did you mean 'mhc_lite'?"),
+        (lambda: with_topology(mhc_ssm(), "static_mhc"), "'static_mhc' is a residual, which a topology must name"),
         (lambda: policy("float23"), "unknown policy 'float23'; did you mean 'float32'?"),
     ],
 )

@@ -66,12 +66,19 @@ def test_parameters_of_another_model_are_refused(path, leaf, message, call, para
     [
         lambda config, params: mhc_jax.apply(config, params, TOKENS),
         lambda config, params: mhc_jax.init(config, jax.random.key(0)),
+        lambda config, params: mhc_jax.summary(params),
         lambda config, params: mhc_jax.generate(config, params, TOKENS, max_new_tokens=1, temperature=0),
     ],
 )
 def test_what_is_no_model_is_refused(call, config, params):
     with pytest.raises(mhc_jax.ConfigError, match="the model must be a ModelConfig, as from mhc_jax.models, not "):
         call(config, params)
+
+
+@pytest.mark.parametrize("key", [0, None, jnp.zeros(2)])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(mhc_jax.ConfigError, match=r"init needs a key, such as jax.random.key\(0\), not "):
+        mhc_jax.init(CONFIG, key)
 
 
 def test_a_probe_that_names_nothing_is_refused(params):

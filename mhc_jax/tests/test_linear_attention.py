@@ -141,6 +141,15 @@ def test_chunks_of_any_size_give_the_recurrence(op):
         np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", ["chunked", "recurrent"])
+@pytest.mark.parametrize("op", OPS)
+def test_no_tokens_leave_the_states_as_they_are(op, form):
+    s0 = jax.random.normal(jax.random.key(4), (1, 2, 8, 6))
+    y, s = OPS[op](*(x[:, :0] for x in inputs(op, 3)), s0_BHKV=s0, form=form)
+    assert y.shape[1] == 0
+    np.testing.assert_array_equal(s, s0)
+
+
 def test_unknown_forms_and_sizes_are_refused():
     with pytest.raises(ValueError, match="unknown form 'chunkd'; did you mean 'chunked'"):
         gated_delta_rule(*inputs("delta", 3), form="chunkd")
