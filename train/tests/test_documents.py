@@ -116,6 +116,7 @@ HERE = {
     "python -m train transformer_scan@mhc": SCANNED,
     "python -m train transformer_scan_170m_c64_original": SCANNED,
     "python -m train nanogpt_mhc --data.path": SMALL,
+    "python -m train nanogpt_mhc --model.mixer": SMALL | {"--data.source": "notes.txt"},
     "python -m train rlm_small --data.path": SMALL,
     "python -m train rlm_small_original --data.path": SMALL,
     "python -m train rlm_small_plain --data": RECORDS,
