@@ -39,14 +39,15 @@ def init_cache(
             before it are padding that no token sees.
 
     Returns:
-        ``{"state": of the model, "column": of the next token, "capacity": max_len, "start_B": as given}``.
+        ``{"state": of the model, "column": of the next token, "capacity": max_len, "start_B": as given}``, arrays of
+        its own that may be donated to a compiled :func:`extend`, which then writes where they are.
     """
     max_len = config.max_len if max_len is None else max_len
     return {
         "state": bind(config, params).init_state(batch, max_len),
         "column": jnp.zeros((), jnp.int32),
         "capacity": jnp.asarray(max_len, jnp.int32),
-        "start_B": None if start_B is None else jnp.asarray(start_B, jnp.int32),
+        "start_B": None if start_B is None else jnp.array(start_B, jnp.int32),
     }
 
 
@@ -263,9 +264,7 @@ def _first_by_pieces(config, params, prompt_BT, start_B, key, sampling):
         return _first(config, params, prompt_BT, start_B, key, config.max_len, sampling)
     prompt_BT = np.asarray(prompt_BT, np.int32)
     B, T = prompt_BT.shape
-    # Steps write where the cache is, and a state may begin with one array in two places.
-    cache = jax.tree.map(jnp.copy, init_cache(config, params, B))
-    past = before_the_first(sampling, prompt_BT, None, config.vocab_size)
+    cache, past = init_cache(config, params, B), before_the_first(sampling, prompt_BT, None, config.vocab_size)
     whole = (T - 1) // PIECE * PIECE
     for start in range(0, whole, PIECE):
         cache = _after(config, params, prompt_BT[:, start : start + PIECE], cache)

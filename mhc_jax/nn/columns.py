@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.backend import target_backend
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +39,11 @@ class Columns:
         array = self.array
         if self.layer is not None:
             array = jax.lax.dynamic_index_in_dim(array, self.layer, keepdims=False)
-        return jnp.moveaxis(array, -1, 1)
+        columns_BS = jnp.moveaxis(array, -1, 1)
+        if array.dtype == jnp.bfloat16 and target_backend() == "cpu":
+            # XLA makes one product of it and what reads it, which its CPU runtime then lacks for bfloat16.
+            return jax.lax.optimization_barrier(columns_BS)
+        return columns_BS
 
     def of(self, layer: jax.Array | None) -> "Columns":
         """The part of one layer of the array of all; None for the array itself."""

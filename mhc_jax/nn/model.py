@@ -43,7 +43,7 @@ class Model(nnx.Module):
 
     @required
     def init_state(self, batch: int, max_len: int) -> ModelState:
-        """State before the first token, for sequences of at most ``max_len`` tokens: a pytree of arrays."""
+        """State before the first token, for sequences of at most ``max_len`` tokens: a pytree of distinct arrays."""
 
     @required
     def __call__(

@@ -159,8 +159,9 @@ class Counter:
             like: an element for every row, (R, ...).
         """
         levels = max(1, most.bit_length() - 1)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros((levels, *leaf.shape), leaf.dtype), like)
-        return cls(jnp.zeros(_count(like), jnp.int32), zeros, zeros)
+        # Two arrays, not one twice: what is donated to a compiled step must be in one place.
+        trees, folds = (jax.tree.map(lambda x: jnp.zeros((levels, *x.shape), x.dtype), like) for _ in range(2))
+        return cls(jnp.zeros(_count(like), jnp.int32), trees, folds)
 
     def push(self, combine: Combine, x: Elements, due_R: Bool[Array, " R"]) -> tuple[Self, Elements]:
         """The counter with one more element in the rows that are due, and the prefixes of these rows with it."""

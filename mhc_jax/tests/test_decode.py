@@ -11,9 +11,10 @@ import pytest
 import mhc_jax
 from mhc_jax import ConfigError, decode
 from mhc_jax.decode import stream
-from mhc_jax.models import mhc_ssm, nanogpt
+from mhc_jax.models import mhc_ssm, nanogpt, transformer_scan
 from mhc_jax.nn.mixers import AttentionConfig, LatentAttentionConfig
 from mhc_jax.nn.norms import RMSNormConfig
+from mhc_jax.nn.stack import Execution
 from mhc_jax.sampling import sample_token
 from mhc_jax.tests.own import slow_unless
 
@@ -191,12 +192,33 @@ def test_a_step_does_not_copy_the_cache(mixer):
     """All layers of a cache are one donated array, which a step writes in place."""
     model = nanogpt(heads=2, vocab_size=11, max_len=4096, width=8, layers=8).replace(mixer=mixer)
     params, token = mhc_jax.init(model, jax.random.key(0)), jnp.ones((1, 1), jnp.int32)
-    cache = jax.tree.map(jnp.copy, decode.init_cache(model, params, 1))
+    cache = decode.init_cache(model, params, 1)
     extend = jax.jit(functools.partial(decode.extend, model), donate_argnums=2)
     memory = extend.lower(params, token, cache).compile().memory_analysis()
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(cache["state"]))
     assert memory.alias_size_in_bytes >= held
     assert memory.temp_size_in_bytes < held / 2  # one layer at a time, and scores of as many columns
+
+
+@pytest.mark.parametrize(
+    "mixer", [AttentionConfig(heads=4, kv_heads=2), LatentAttentionConfig(heads=2)], ids=lambda x: x.kind
+)
+def test_a_cache_in_bfloat16_is_read(mixer):
+    """By one token of several rows, whose products XLA for CPUs has not in every form."""
+    model = nanogpt(heads=4, vocab_size=17, max_len=16, width=16, layers=1)
+    model = model.replace(mixer=mixer, execution=Execution(policy="bfloat16"))
+    params, tokens = mhc_jax.init(model.replace(embed_std=1.0), jax.random.key(1)), jnp.array([[3], [5]])
+    logits, _ = extend(model, params, tokens, decode.init_cache(model, params, 2))
+    np.testing.assert_allclose(logits, forward(model, params, tokens).logits_BTV, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("model", [MODELS["positions are learned"], transformer_scan("tiny", max_len=8, chunk=2)])
+def test_a_cache_is_its_own_and_no_array_of_it_is_another(model):
+    """So that it can be donated, which leaves the caller what is the caller's."""
+    start_B = jnp.array([0, 1])
+    cache = decode.init_cache(model, mhc_jax.init(model, jax.random.key(0)), 2, start_B=start_B)
+    places = [leaf.unsafe_buffer_pointer() for leaf in [start_B, *jax.tree.leaves(cache)]]
+    assert len({*places}) == len(places)
 
 
 def test_options_that_do_not_exist_and_models_that_see_ahead_are_refused():

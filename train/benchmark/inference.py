@@ -99,9 +99,7 @@ class Stream:
         self.position, self.capacity = 0, self._config.max_len
         if self._grows:
             self.capacity = min(SMALLEST, self.capacity)
-        empty = decode.init_cache(self._config, self._params, 1, max_len=self.capacity)
-        # Steps donate it, and a state may begin with one array in two places.
-        self._cache = jax.tree.map(jnp.copy, empty)
+        self._cache = decode.init_cache(self._config, self._params, 1, max_len=self.capacity)
 
     def prepare(self) -> None:
         """Reads one token with a cache of every capacity, so that nothing is done for the first time later."""
