@@ -41,13 +41,22 @@ def init_cache(
     Returns:
         ``{"state": of the model, "column": of the next token, "capacity": max_len, "start_B": as given}``, arrays of
         its own that may be donated to a compiled :func:`extend`, which then writes where they are.
+
+    Raises:
+        ConfigError: parameters that are not the model's, or sizes or columns that are none.
     """
     max_len = config.max_len if max_len is None else max_len
+    for name, size in (("batch", batch), ("max_len", max_len)):
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise ConfigError(f"{name} must be a whole number, at least 1, got {size!r}")
+    start_B = None if start_B is None else jnp.array(start_B)
+    if start_B is not None and not (start_B.shape == (batch,) and jnp.issubdtype(start_B.dtype, jnp.integer)):
+        raise ConfigError(f"start_B must be {batch} whole numbers, got shape {start_B.shape} and dtype {start_B.dtype}")
     return {
         "state": bind(config, params).init_state(batch, max_len),
         "column": jnp.zeros((), jnp.int32),
         "capacity": jnp.asarray(max_len, jnp.int32),
-        "start_B": None if start_B is None else jnp.array(start_B, jnp.int32),
+        "start_B": None if start_B is None else start_B.astype(jnp.int32),
     }
 
 
@@ -56,7 +65,7 @@ def extend(config: ModelConfig, params: Params, tokens_BT: ArrayLike, cache: Cac
 
     Raises:
         ConfigError: parameters that are not the model's, tokens that are not (B, T) integers inside the vocabulary or
-            longer than ``config.max_len``, or a cache that is known to have no room for them.
+            longer than ``config.max_len``, or a cache of other rows or known to have no room for them.
     """
     tokens_BT = jnp.asarray(checked_tokens(config, tokens_BT))
     end = cache["column"] + tokens_BT.shape[1]

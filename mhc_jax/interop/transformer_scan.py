@@ -17,7 +17,7 @@ from mhc_jax.interop.torch_weights import as_numpy, from_torch, to_torch
 from mhc_jax.models import transformer_scan
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.transformer_scan import TransformerScanConfig
-from mhc_jax.ops.prefix_scan import ScanForm
+from mhc_jax.ops.prefix_scan import LEGACY, ScanForm
 from mhc_jax.registry import register, unknown
 from mhc_jax.tree import Shapes
 
@@ -70,6 +70,10 @@ class TransformerScanOriginal(Original):
         faults = {"side embeddings": config.side_embedding, "a prefix embedding": config.prefix_embedding}
         faults["a tied head"] = config.head == "tied"
         faults[f"{config.outputs} outputs"] = config.outputs not in (None, config.vocab_size)
+        faults["outputs of prefixes at the ends of chunks"] = config.boundary == "prefix"
+        scan = config.scan if config.scan in LEGACY else "parallel"
+        together = (scan, config.positions) in _MODES.values()
+        faults[f"{config.positions} positions with scan {config.scan!r}"] = not together
         for name in _NETWORKS:
             part = getattr(config, name)
             found = gpt.stream_faults(part) | gpt.backbone_faults(part, bias=None)

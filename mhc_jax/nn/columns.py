@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.backend import target_backend
+from mhc_jax.config import ConfigError
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +28,10 @@ class Columns:
     layer: jax.Array | None = None
 
     def written(self, new_BT: jax.Array, column: jax.Array) -> "Columns":
-        """With ``new_BT`` (B, T, ...) in the columns from ``column`` on."""
+        """With ``new_BT`` (B, T, ...) in the columns from ``column`` on; ConfigError if they can be in none."""
+        (B, *_, S), (rows, length) = self.array.shape[self.layer is not None :], new_BT.shape[:2]
+        if rows != B or length > S:
+            raise ConfigError(f"a cache of {B} rows and {S} tokens cannot hold {rows} rows of {length}; see init_cache")
         new, starts = jnp.moveaxis(new_BT, 1, -1).astype(self.array.dtype), [*[0] * (new_BT.ndim - 1), column]
         if self.layer is not None:
             new, starts = new[None], [self.layer, *starts]

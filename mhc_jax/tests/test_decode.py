@@ -187,6 +187,31 @@ def test_a_cache_is_as_long_as_asked_and_refuses_more():
         decode.extend(model, params, jnp.ones((1, 2), int), cache)
 
 
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        ({"max_len": 0}, "max_len must be a whole number, at least 1, got 0"),
+        ({"max_len": 2.5}, "max_len must be a whole number, at least 1, got 2.5"),
+        ({"batch": -1}, "batch must be a whole number, at least 1, got -1"),
+        ({"start_B": [0, 1, 2]}, r"start_B must be 2 whole numbers, got shape \(3,\)"),
+        ({"start_B": [0.5, 1.0]}, "start_B must be 2 whole numbers, .* dtype float32"),
+    ],
+)
+def test_a_cache_of_no_size_is_refused(options, fault):
+    model = MODELS["positions are learned"]
+    with pytest.raises(ConfigError, match=fault):
+        decode.init_cache(model, mhc_jax.init(model, jax.random.key(0)), **{"batch": 2} | options)
+
+
+@pytest.mark.parametrize(("rows", "tokens"), [(2, 4), (1, 1), (3, 1)])
+def test_what_a_cache_can_never_hold_is_refused_while_compiling(rows, tokens):
+    model = MODELS["positions are learned"]
+    params = mhc_jax.init(model, jax.random.key(0))
+    cache = decode.init_cache(model, params, 2, max_len=3)
+    with pytest.raises(ConfigError, match=f"2 rows and 3 tokens cannot hold {rows} rows of {tokens}"):
+        extend(model, params, jnp.ones((rows, tokens), int), cache)
+
+
 @pytest.mark.parametrize("mixer", [AttentionConfig(heads=2), LatentAttentionConfig(heads=2)], ids=lambda x: x.kind)
 def test_a_step_does_not_copy_the_cache(mixer):
     """All layers of a cache are one donated array, which a step writes in place."""

@@ -313,10 +313,19 @@ def test_original_names_there_and_back():
         np.testing.assert_array_equal(back[name], x)
 
 
-@pytest.mark.slow
-def test_what_the_original_cannot_express_is_named():
-    config = with_topology(small(side_embedding=True), "mhc")
-    with pytest.raises(interop.InteropError, match="side embeddings, residual 'static_mhc' .* in the aggregator"):
-        interop.to_original(
-            "transformer_scan", config, jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
-        )
+@pytest.mark.parametrize(
+    ("config", "fault"),
+    [
+        (
+            with_topology(small(side_embedding=True, prefix_embedding=True), "mhc"),
+            "side embeddings, a prefix embedding, .*residual 'static_mhc' .* in the aggregator",
+        ),
+        (small(), "outputs of prefixes at the ends of chunks, local positions with scan 'parallel'$"),
+        (small(boundary="token", positions="absolute"), "absolute positions with scan 'parallel'$"),
+    ],
+    ids=["parts", "as described", "positions"],
+)
+def test_what_the_original_cannot_express_is_named(config, fault):
+    params = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), param_shapes(config))
+    with pytest.raises(interop.InteropError, match=fault):
+        interop.to_original("transformer_scan", config, params)

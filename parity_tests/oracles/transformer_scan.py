@@ -98,15 +98,15 @@ def _gpt2(dtype: DType, sample: int) -> Values:
 def _merged(dtype: DType) -> Values:
     """What stands in front of the third chunk, and what of that the embeddings make."""
     with jax_precision(dtype):
-        config, params = _read(dtype, chunk_size=CHUNK)
-        config = config.replace(boundary="prefix", positions="absolute")
+        published, params = _read(dtype, chunk_size=CHUNK)
+        config = published.replace(boundary="prefix", positions="absolute")
 
         def objective(params):
             taps = mhc_jax.apply(config, params, jnp.asarray(_tokens()), taps=True).taps
             return jnp.sum(jnp.sin(taps["prefixes"][:, 2])), taps["prefixes"][:, 2]
 
         gradients, merged = jit(jax.grad(objective, has_aux=True), dtype)(params)
-        named = interop.to_original("transformer_scan", config, gradients)
+        named = interop.to_original("transformer_scan", published, gradients)
     named = {f"gradient {name}": x for name, x in named.items() if name.startswith("T1.")}
     return {"forward merged": np.asarray(merged)} | named
 
