@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.chunks import Chunks, Form, Walk, sums_between
+from mhc_jax.ops.chunks import Chunks, Form, Walk, borders, by_head, side_by_side, sums_between
+
+# Rows of a triangle that is inverted as a whole matrix under masks: several times the least arithmetic, in few kernels.
+WHOLE = 16
 
 
 def gated_delta_rule(
@@ -51,33 +54,31 @@ def gated_delta_rule(
     Chunks.check(form, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    inputs = [x.astype(dtype) for x in (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)]
+    inputs = (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)
+    inputs = [x.astype(dtype).reshape(B, T, -1) for x in inputs]
     inputs[0] /= math.sqrt(K)
-    pieces = Chunks(T, Chunks.fitting(chunk, T))
-    if form == "recurrent" or T == 1:
-        s_BHKV, y_BTHV = pieces.scan(Walk(_step), s0_BHKV, inputs)
-    else:
-        s_BHKV, y_BTHV = pieces.scan(_chunk, s0_BHKV, inputs)
-    return y_BTHV.astype(v_BTHV.dtype), s_BHKV
+    inside = Walk(_step) if form == "recurrent" or T == 1 else _chunk
+    s_BHKV, y_BTM = Chunks(T, Chunks.fitting(chunk, T)).scan(inside, s0_BHKV, inputs)
+    return y_BTM.reshape(v_BTHV.shape).astype(v_BTHV.dtype), s_BHKV
 
 
 def _step(s_BHKV, token):
     """One token."""
-    q_BHK, k_BHK, v_BHV, log_decay_BH, beta_BH = token
+    *qkv, log_decay_BH, beta_BH = token
+    q_BHK, k_BHK, v_BHV = (x_BM.reshape(*s_BHKV.shape[:2], -1) for x_BM in qkv)
     s_BHKV = jnp.exp(log_decay_BH)[..., None, None] * s_BHKV
     correction_BHV = beta_BH[..., None] * (v_BHV - jnp.einsum("bhkv,bhk->bhv", s_BHKV, k_BHK))
     s_BHKV = s_BHKV + k_BHK[..., None] * correction_BHV[..., None, :]
-    return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK)
+    return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK).reshape(*token[2].shape)
 
 
 def _chunk(s_BHKV, piece):
     """C tokens at once, given the state before them."""
-    q_BHCK, k_BHCK, v_BHCV, log_decay_BHC, beta_BHC = (jnp.swapaxes(x, 1, 2) for x in piece)
-    between_BHCC = sums_between(log_decay_BHC[..., None])[..., 0]
+    q_BHCK, k_BHCK, v_BHCV, log_decay_BHC1, beta_BHC1 = (by_head(x_BCM, s_BHKV.shape[1]) for x_BCM in piece)
+    between_BHCC = sums_between(log_decay_BHC1)[..., 0]
     seen = jnp.tril(jnp.ones(between_BHCC.shape[-2:], bool))
     decay_BHCC = jnp.exp(jnp.where(seen, between_BHCC, -jnp.inf))
-    since_BHC1 = jnp.exp(jnp.cumsum(log_decay_BHC, axis=-1))[..., None]
-    beta_BHC1 = beta_BHC[..., None]
+    since_BHC1 = jnp.exp(jnp.cumsum(log_decay_BHC1, axis=-2))
 
     # What a token corrects depends on the corrections before it: (I + L) corrections = beta (v - answers of S).
     lower_BHCC = jnp.tril(beta_BHC1 * (k_BHCK @ k_BHCK.mT) * decay_BHCC, -1)
@@ -87,7 +88,7 @@ def _chunk(s_BHKV, piece):
     y_BHCV = since_BHC1 * (q_BHCK @ s_BHKV) + ((q_BHCK @ k_BHCK.mT) * decay_BHCC) @ correction_BHCV
     kept_BHC1 = decay_BHCC[..., -1, :, None]
     s_BHKV = since_BHC1[..., -1:, :] * s_BHKV + (kept_BHC1 * k_BHCK).mT @ correction_BHCV
-    return s_BHKV, jnp.swapaxes(y_BHCV, 1, 2)
+    return s_BHKV, side_by_side(y_BHCV)
 
 
 def _unit_lower_solve(l_CC: Float[Array, "*B C C"], b_CV: Float[Array, "*B C V"]) -> Float[Array, "*B C V"]:
@@ -101,19 +102,18 @@ def _unit_lower_solve(l_CC: Float[Array, "*B C C"], b_CV: Float[Array, "*B C V"]
 def _unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """The inverse of I + L, L being what of the argument lies below its diagonal.
 
-    By halves, ``[[A, 0], [M, B]]^-1 = [[A^-1, 0], [-B^-1 M A^-1, B^-1]]``, from blocks of one row up: products alone,
-    which accelerators are made for, and none of powers of L, whose entries would grow where those of the inverse do
-    not. (On CPU, XLA's triangular solves of a batch can also wait for each other forever.)
+    By halves, ``[[A, 0], [M, B]]^-1 = [[A^-1, 0], [-B^-1 M A^-1, B^-1]]``: products alone, which accelerators are made
+    for, and none of powers of L, whose entries would grow where those of the inverse do not. Up to :data:`WHOLE` rows
+    all halves of one size at once. (On CPU, XLA's triangular solves of a batch can also wait for each other forever.)
     """
     C = l_CC.shape[-1]
-    size = 1 << (C - 1).bit_length()
-    l_CC = jnp.pad(l_CC, [(0, 0)] * (l_CC.ndim - 2) + [(0, size - C)] * 2)
-    inverses_NSS = jnp.ones((*l_CC.shape[:-2], size, 1, 1), l_CC.dtype)
-    for s in (1 << level for level in range(size.bit_length() - 1)):
-        halves = l_CC.reshape(*l_CC.shape[:-2], size // (2 * s), 2, s, size // (2 * s), 2, s)
-        below_NSS = jnp.moveaxis(jnp.diagonal(halves[..., :, 1, :, :, 0, :], axis1=-4, axis2=-2), -1, -3)
-        upper_NSS, lower_NSS = inverses_NSS[..., 0::2, :, :], inverses_NSS[..., 1::2, :, :]
-        corner_NSS = -lower_NSS @ below_NSS @ upper_NSS
-        top = jnp.concatenate([upper_NSS, jnp.zeros_like(upper_NSS)], axis=-1)
-        inverses_NSS = jnp.concatenate([top, jnp.concatenate([corner_NSS, lower_NSS], axis=-1)], axis=-2)
-    return inverses_NSS[..., 0, :C, :C]
+    if C <= WHOLE:
+        inverse_CC = jnp.broadcast_to(jnp.eye(C, dtype=l_CC.dtype), l_CC.shape)
+        for s, across_CC in borders(C):
+            below_CC = jnp.where(across_CC, l_CC, 0)
+            inverse_CC -= below_CC if s == 1 else inverse_CC @ below_CC @ inverse_CC
+        return inverse_CC
+    half = C // 2
+    upper, lower = _unit_lower_inverse(l_CC[..., :half, :half]), _unit_lower_inverse(l_CC[..., half:, half:])
+    corner = -lower @ l_CC[..., half:, :half] @ upper
+    return jnp.block([[upper, jnp.zeros_like(corner.mT)], [corner, lower]])

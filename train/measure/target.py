@@ -20,9 +20,12 @@ from train.update.state import TrainState, trained_info
 
 GIB = 2**30
 
+_H100_MEMORY = 84929347584
+_H100_BANDWIDTH = 3352320000000
+
 # XLA's description of an NVIDIA H100 80GB HBM3 (SXM), which it otherwise gets from the driver.
-_H100 = """
-gpu_device_info {
+_H100 = f"""
+gpu_device_info {{
   threads_per_block_limit: 1024
   threads_per_warp: 32
   shared_memory_per_block: 49152
@@ -34,17 +37,17 @@ gpu_device_info {
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000
+  memory_bandwidth: {_H100_BANDWIDTH}
   l2_cache_size: 52428800
   clock_rate_ghz: 1.98
-  device_memory_size: 84929347584
+  device_memory_size: {_H100_MEMORY}
   registers_per_core_limit: 65536
   registers_per_block_limit: 65536
-  cuda_compute_capability { major: 9 minor: 0 }
-}
+  cuda_compute_capability {{ major: 9 minor: 0 }}
+}}
 platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 8 patch: 0 }
-runtime_version { major: 12 minor: 8 patch: 0 }
+dnn_version_info {{ major: 9 minor: 8 patch: 0 }}
+runtime_version {{ major: 12 minor: 8 patch: 0 }}
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 _GPUS_A_HOST = 8
@@ -59,6 +62,7 @@ class Chip:
         platform: name of JAX's compiler, ``"tpu"`` or ``"gpu"``.
         size: size of the machine, as a user writes it.
         memory: bytes of a device that a program may use.
+        bandwidth: bytes a second between a device and its memory, from the maker's data sheet.
         clock: cycles per second of the compiler's estimates; None if it estimates nothing.
         options: options of the compiler's topology.
     """
@@ -66,17 +70,18 @@ class Chip:
     platform: str
     size: str
     memory: float
+    bandwidth: float
     clock: float | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 # Memory as the compilers state it when a program is too large. A chip of v4 and v5p is one device of two cores.
 CHIPS = {
-    "v4": Chip("tpu", "AxBxC", 30.75 * GIB, 1.05e9, {"chip_config_name": "megacore"}),
-    "v5e": Chip("tpu", "AxB", 15.75 * GIB, 1.5e9),
-    "v5p": Chip("tpu", "AxBxC", 95.74 * GIB, 1.75e9),
-    "v6e": Chip("tpu", "AxB", 31.25 * GIB, 1.75e9),
-    "h100": Chip("gpu", "N", 84929347584, options={"target_config": _H100}),
+    "v4": Chip("tpu", "AxBxC", 30.75 * GIB, 1228e9, 1.05e9, {"chip_config_name": "megacore"}),
+    "v5e": Chip("tpu", "AxB", 15.75 * GIB, 819e9, 1.5e9),
+    "v5p": Chip("tpu", "AxBxC", 95.74 * GIB, 2765e9, 1.75e9),
+    "v6e": Chip("tpu", "AxB", 31.25 * GIB, 1640e9, 1.75e9),
+    "h100": Chip("gpu", "N", _H100_MEMORY, _H100_BANDWIDTH, options={"target_config": _H100}),
 }
 
 
@@ -164,19 +169,27 @@ def compile_step(config: RunConfig, target: Target, mesh: Mesh) -> tuple[TrainSt
 
     Raises:
         ConfigError: batch or parameters do not divide by the mesh.
-        DoesNotFit: the compiler reports it. Only the TPU compiler does; that of GPUs also compiles what does not fit.
+        DoesNotFit: see :func:`compiled`.
     """
     sharding.check(config, mesh)
     optimizer = make_optimizer(config.optim, config.train.steps or 1, trained_info(config))
     with compiling_for(target.chip.platform):
         state = abstract_state(config, optimizer, mesh)
-        lowered = lower_train_step(config, optimizer, state, mesh)
-        try:
-            return state, lowered.compile()
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            raise DoesNotFit(needed_bytes(str(error))) from error
+        return state, compiled(lower_train_step(config, optimizer, state, mesh))
+
+
+def compiled(lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """The program for the machine it was lowered for.
+
+    Raises:
+        DoesNotFit: the compiler reports it. Only the TPU compiler does; that of GPUs also compiles what does not fit.
+    """
+    try:
+        return lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise DoesNotFit(needed_bytes(str(error))) from error
 
 
 def needed_bytes(message: str) -> float:

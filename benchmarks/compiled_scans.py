@@ -1,0 +1,186 @@
+"""Recurrences compiled for TPUs and H100s that need not be here, beside the floor of touching every array once.
+
+``python benchmarks/compiled_scans.py v5e:1x1 v5p:1x1x1 v6e:1x1 h100:1 --out benchmarks/results/compiled_scans``, which
+takes the compilers (extras ``tpu`` and ``gpu``) and no device. Rows replace those of the same machine and program in
+the file as they are done; others stay, since the two compilers may be in separate environments.
+
+Arguments are what projections write, (B, T, channels) in bfloat16, and gates in float32; inside, as in the mixers, they
+are split into heads and taken to float32, and the output is rounded. Every number is the compiler's, from shapes.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from mhc_jax.backend import compiling_for
+from mhc_jax.models.linear_attention import GATED_DELTANET_SIZES, GLA_SIZES
+from mhc_jax.ops.delta_rule import gated_delta_rule
+from mhc_jax.ops.diag_ssm import diag_ssm
+from mhc_jax.ops.gla import gated_linear_attention
+from mhc_jax.ops.selective_scan import selective_scan
+from train.measure import hlo, target
+from train.measure.versions import versions
+from train.terminal.table import markdown
+
+COMPILERS = ("libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
+NAMES = ("delta", "gla", "diagonal", "selective")
+WIDTH, STATES = 768, 16
+COLUMNS = ("recurrence", "sizes", "pass", "kernels", "temporaries MiB", "MB", "floor MB", "bytes over floor")
+COLUMNS += ("estimated ms", "floor ms", "ms over floor")
+HOW = """\
+Every number is the compiler's, from shapes; nothing ran on these machines. Kernels and MB: what one run starts, reads
+and writes, loops as often as they run; operands count wherever they are, on a TPU also in the memory of its core.
+Floor: all arguments and results once, at the bandwidth of the data sheet. The compiler for H100s estimates no time."""
+
+
+class Recurrence(NamedTuple):
+    """A recurrence as a function of arrays with these shapes, and its sizes in words."""
+
+    run: Callable[..., jax.Array]
+    arguments: tuple[jax.ShapeDtypeStruct, ...]
+    sizes: str
+
+
+def recurrences(B: int, T: int) -> dict[str, Recurrence]:
+    """By name, at the sizes of the published decoders."""
+
+    def narrow(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+
+    def wide(*shape):
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    def by_head(run: Callable[..., Any], heads: Any, gates: tuple[jax.ShapeDtypeStruct, ...]) -> Recurrence:
+        H, K, V = heads.out, heads.K, heads.V
+
+        def rounded(q, k, v, *rest):
+            split = (x.astype(jnp.float32).reshape(B, T, H, -1) for x in (q, k, v))
+            return run(*split, *rest)[0].reshape(B, T, -1).astype(q.dtype)
+
+        arguments = (narrow(B, T, H * K), narrow(B, T, H * K), narrow(B, T, H * V), *gates)
+        return Recurrence(rounded, arguments, f"H {H}, K {K}, V {V}")
+
+    found: dict[str, Recurrence] = {}
+    for name, size in (("delta", "170M_baseline_shortconv"), ("delta, wide values", "170M")):
+        heads = GATED_DELTANET_SIZES[size].mixer.shape(WIDTH)
+        found[name] = by_head(gated_delta_rule, heads, (wide(B, T, heads.out), wide(B, T, heads.out)))
+    heads = GLA_SIZES["170M_baseline"].mixer.shape(WIDTH)
+    gates = wide(B, T, heads.out, heads.K)
+    found["gla"] = by_head(gated_linear_attention, heads, (gates,))
+    for form in ("sequential", "associative", "chunked"):
+        found[f"diagonal, {form}"] = Recurrence(
+            lambda u, *rest, form=form: diag_ssm(u.astype(jnp.float32), *rest, form=form, chunk=16)[0].astype(u.dtype),
+            (narrow(B, T, WIDTH), *(wide(WIDTH),) * 4),
+            f"D {WIDTH}",
+        )
+    E, N = 2 * WIDTH, STATES
+    for form in ("sequential", "chunked"):
+
+        def selective(u, dt, a_log, into, out, skip, form=form):
+            wide_u, into, out = (x.astype(jnp.float32) for x in (u, into, out))
+            return selective_scan(wide_u, dt, a_log, into, out, skip, form=form)[0].astype(u.dtype)
+
+        arguments = (narrow(B, T, E), wide(B, T, E), wide(E, N), narrow(B, T, N), narrow(B, T, N), wide(E))
+        found[f"selective, {form}"] = Recurrence(selective, arguments, f"E {E}, N {N}")
+    return found
+
+
+def with_gradients(run: Callable[..., jax.Array]) -> Callable[..., Any]:
+    """``run``, and the gradients of all its arguments, of which the first argument is that of the output."""
+
+    def both(dy, *arguments):
+        y, pull = jax.vjp(run, *arguments)
+        return y, pull(dy)
+
+    return both
+
+
+def figures(machine: target.Target, run: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """What the compiler says of a program, and the floor: its arguments read and its results written once."""
+    sharding = SingleDeviceSharding(target.devices(machine)[0])
+    there = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
+    touched = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((there, jax.eval_shape(run, *there))))
+    floor = {"floor MB": touched / 1e6, "floor ms": 1e3 * touched / machine.chip.bandwidth}
+    start = time.perf_counter()
+    with compiling_for(machine.chip.platform):
+        try:
+            program = target.compiled(jax.jit(run).lower(*there))
+        except target.DoesNotFit as fault:
+            return {"temporaries MiB": fault.needed / 2**20, "fits": False, **floor}
+    cost, memory = hlo.cost(program.as_text()), program.memory_analysis()
+    assert memory is not None  # only backends without this analysis return None
+    row = {"kernels": cost.kernels, "MB": cost.bytes / 1e6, "temporaries MiB": memory.temp_size_in_bytes / 2**20}
+    row |= {"fits": True, **floor, "bytes over floor": cost.bytes / touched}
+    if machine.chip.clock:
+        row["estimated ms"] = 1e3 * cost.cycles / machine.chip.clock
+        row["ms over floor"] = row["estimated ms"] / floor["floor ms"]
+    return {**row, "seconds of compiling": time.perf_counter() - start}
+
+
+def programs(B: int, T: int, names: list[str]) -> Iterator[tuple[dict[str, str], Callable[..., Any], tuple[Any, ...]]]:
+    """Each recurrence forward, and with its gradients: what it is, the function and its arguments."""
+    for name, (run, arguments, sizes) in recurrences(B, T).items():
+        if name.partition(",")[0] in names:
+            which, dy = {"recurrence": name, "sizes": sizes}, jax.eval_shape(run, *arguments)
+            yield which | {"pass": "forward"}, run, arguments
+            yield which | {"pass": "forward and backward"}, with_gradients(run), (dy, *arguments)
+
+
+def table(record: dict[str, Any]) -> str:
+    """Markdown: every machine with its versions and its rows."""
+    lines = ["# Recurrences compiled for machines that are not here", "", HOW]
+    for machine, told in record.items():
+        rows = [{column: _short(row.get(column)) for column in COLUMNS if column in row} for row in told["rows"]]
+        names = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+        lines += ["", f"## {machine}", "", f"`{told['command']}`", "", names, "", markdown(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def _short(value: Any) -> Any:
+    return (
+        f"{value:,.3g}"
+        if isinstance(value, float) and value < 100
+        else f"{value:,.0f}"
+        if isinstance(value, float)
+        else value
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("machines", nargs="+", metavar="MACHINE")
+    parser.add_argument("--recurrences", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=2048)
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    target.prepare_environment()
+    for machine in map(target.find, given.machines):
+        rows = []
+        for which, run, arguments in programs(given.batch, given.length, given.recurrences):
+            rows.append(which | {"B": given.batch, "T": given.length} | figures(machine, run, arguments))
+            print(machine.name, rows[-1], flush=True)
+            _keep(given.out, machine.name, rows)
+
+
+def _keep(out: Path, machine: str, rows: list[dict[str, Any]]) -> None:
+    """Writes the rows of a machine in place of those of the same programs, beside all others."""
+    file = out.with_suffix(".json")
+    record = json.loads(file.read_text()) if file.exists() else {}
+    of = {(row["recurrence"], row["pass"]): row for row in [*record.get(machine, {}).get("rows", []), *rows]}
+    command = f"python benchmarks/compiled_scans.py {machine} --out {out}"
+    record[machine] = {"command": command, "versions": versions(*COMPILERS), "rows": list(of.values())}
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    out.with_suffix(".md").write_text(table(record))
+
+
+if __name__ == "__main__":
+    main()
