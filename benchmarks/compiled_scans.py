@@ -31,7 +31,7 @@ from train.measure.versions import versions
 from train.terminal.table import markdown
 
 COMPILERS = ("libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
-NAMES = ("delta", "gla", "diagonal", "selective")
+NAMES = ("delta", "delta of wide values", "gla", "diagonal", "selective")
 WIDTH, STATES = 768, 16
 COLUMNS = ("recurrence", "sizes", "pass", "kernels", "temporaries MiB", "MB", "floor MB", "bytes over floor")
 COLUMNS += ("estimated ms", "floor ms", "ms over floor")
@@ -69,7 +69,7 @@ def recurrences(B: int, T: int) -> dict[str, Recurrence]:
         return Recurrence(rounded, arguments, f"H {H}, K {K}, V {V}")
 
     found: dict[str, Recurrence] = {}
-    for name, size in (("delta", "170M_baseline_shortconv"), ("delta, wide values", "170M")):
+    for name, size in (("delta", "170M_baseline_shortconv"), ("delta of wide values", "170M")):
         heads = GATED_DELTANET_SIZES[size].mixer.shape(WIDTH)
         found[name] = by_head(gated_delta_rule, heads, (wide(B, T, heads.out), wide(B, T, heads.out)))
     heads = GLA_SIZES["170M_baseline"].mixer.shape(WIDTH)

@@ -45,6 +45,37 @@ class Chunks:
             x_BTM = jnp.where(reset_BT.reshape(*reset_BT.shape, *(1,) * (x_BTM.ndim - 2)), FORGET, x_BTM)
         return jnp.maximum(x_BTM, FORGET)
 
+    @staticmethod
+    def by_head(x_BCM: Float[Array, "B C M"], heads: int) -> Float[Array, "B H C K"]:
+        """The channels of every head, which lie side by side.
+
+        Until they are in a piece they should stay so: an accelerator fills an array of heads of 64 up to twice its
+        size, or else turns it about, and then slices of it are slow.
+        """
+        B, C, M = x_BCM.shape
+        return jnp.swapaxes(x_BCM.reshape(B, C, heads, M // heads), 1, 2)
+
+    @staticmethod
+    def side_by_side(x_BHCK: Float[Array, "B H C K"]) -> Float[Array, "B C M"]:
+        """Inverse of :meth:`by_head`."""
+        return jax.lax.collapse(jnp.swapaxes(x_BHCK, 1, 2), 2)
+
+    @staticmethod
+    def borders(size: int) -> Iterator[tuple[int, Bool[np.ndarray, "C C"]]]:
+        """All pairs of a later token ``i`` and an earlier one ``j`` among ``size``, by the border between them.
+
+        Halves of ``s`` = 1, 2, 4 ... tokens meet at borders: the second of two halves looks back at the first. A
+        product of whole matrices with such a mask keeps the shape that accelerators are made for, as small blocks
+        would not.
+
+        Returns:
+            ``s``, and a mask that is true at ``[i, j]``.
+        """
+        half = np.arange(size)
+        for s in (1 << level for level in range((size - 1).bit_length())):
+            second = half // s % 2 == 1
+            yield s, second[:, None] & (half[:, None] // s == half // s + 1)
+
     @property
     def count(self) -> int:
         """Number of pieces."""
@@ -95,34 +126,3 @@ def sums_between(x_CK: Float[Array, "*B C K"]) -> Float[Array, "*B C C K"]:
     ones_CC = jnp.ones((x_CK.shape[-2],) * 2, x_CK.dtype)
     later_CCK = x_CK[..., :, None, :] * jnp.tril(ones_CC, -1)[..., None]
     return jnp.einsum("il,...ljk->...ijk", jnp.tril(ones_CC), later_CCK, precision="highest")
-
-
-def by_head(x_BCM: Float[Array, "B C M"], heads: int) -> Float[Array, "B H C K"]:
-    """The channels of every head, which lie side by side.
-
-    Until they are in a piece they should stay so: an accelerator fills an array of heads of 64 up to twice its size, or
-    else turns it about, and then slices of it are slow.
-    """
-    B, C, _ = x_BCM.shape
-    return jnp.swapaxes(x_BCM.reshape(B, C, heads, -1), 1, 2)
-
-
-def side_by_side(x_BHCK: Float[Array, "B H C K"]) -> Float[Array, "B C M"]:
-    """Inverse of :func:`by_head`."""
-    B, _, C, _ = x_BHCK.shape
-    return jnp.swapaxes(x_BHCK, 1, 2).reshape(B, C, -1)
-
-
-def borders(size: int) -> Iterator[tuple[int, Bool[np.ndarray, "C C"]]]:
-    """All pairs of a later token ``i`` and an earlier one ``j`` among ``size``, each once, by the border between them.
-
-    Halves of ``s`` = 1, 2, 4 ... tokens meet at borders: the second of two halves looks back at the first. A product of
-    whole matrices with such a mask keeps the shape that accelerators are made for, which small blocks would not.
-
-    Returns:
-        ``s``, and a mask that is true at ``[i, j]``.
-    """
-    half = np.arange(size)
-    for s in (1 << level for level in range((size - 1).bit_length())):
-        second = half // s % 2 == 1
-        yield s, second[:, None] & (half[:, None] // s == half // s + 1)

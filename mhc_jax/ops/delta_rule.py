@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.chunks import Chunks, Form, Walk, borders, by_head, side_by_side, sums_between
+from mhc_jax.ops.chunks import Chunks, Form, Walk, sums_between
 
 # Rows of a triangle that is inverted as a whole matrix under masks: several times the least arithmetic, in few kernels.
 WHOLE = 16
@@ -55,7 +55,7 @@ def gated_delta_rule(
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
     inputs = (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)
-    inputs = [x.astype(dtype).reshape(B, T, -1) for x in inputs]
+    inputs = [jax.lax.collapse(x.astype(dtype), 2) for x in inputs]
     inputs[0] /= math.sqrt(K)
     inside = Walk(_step) if form == "recurrent" or T == 1 else _chunk
     s_BHKV, y_BTM = Chunks(T, Chunks.fitting(chunk, T)).scan(inside, s0_BHKV, inputs)
@@ -69,12 +69,12 @@ def _step(s_BHKV, token):
     s_BHKV = jnp.exp(log_decay_BH)[..., None, None] * s_BHKV
     correction_BHV = beta_BH[..., None] * (v_BHV - jnp.einsum("bhkv,bhk->bhv", s_BHKV, k_BHK))
     s_BHKV = s_BHKV + k_BHK[..., None] * correction_BHV[..., None, :]
-    return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK).reshape(*token[2].shape)
+    return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK).reshape(token[2].shape)
 
 
 def _chunk(s_BHKV, piece):
     """C tokens at once, given the state before them."""
-    q_BHCK, k_BHCK, v_BHCV, log_decay_BHC1, beta_BHC1 = (by_head(x_BCM, s_BHKV.shape[1]) for x_BCM in piece)
+    q_BHCK, k_BHCK, v_BHCV, log_decay_BHC1, beta_BHC1 = (Chunks.by_head(x_BCM, s_BHKV.shape[1]) for x_BCM in piece)
     between_BHCC = sums_between(log_decay_BHC1)[..., 0]
     seen = jnp.tril(jnp.ones(between_BHCC.shape[-2:], bool))
     decay_BHCC = jnp.exp(jnp.where(seen, between_BHCC, -jnp.inf))
@@ -88,7 +88,7 @@ def _chunk(s_BHKV, piece):
     y_BHCV = since_BHC1 * (q_BHCK @ s_BHKV) + ((q_BHCK @ k_BHCK.mT) * decay_BHCC) @ correction_BHCV
     kept_BHC1 = decay_BHCC[..., -1, :, None]
     s_BHKV = since_BHC1[..., -1:, :] * s_BHKV + (kept_BHC1 * k_BHCK).mT @ correction_BHCV
-    return s_BHKV, side_by_side(y_BHCV)
+    return s_BHKV, Chunks.side_by_side(y_BHCV)
 
 
 def _unit_lower_solve(l_CC: Float[Array, "*B C C"], b_CV: Float[Array, "*B C V"]) -> Float[Array, "*B C V"]:
@@ -109,7 +109,7 @@ def _unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     C = l_CC.shape[-1]
     if C <= WHOLE:
         inverse_CC = jnp.broadcast_to(jnp.eye(C, dtype=l_CC.dtype), l_CC.shape)
-        for s, across_CC in borders(C):
+        for s, across_CC in Chunks.borders(C):
             below_CC = jnp.where(across_CC, l_CC, 0)
             inverse_CC -= below_CC if s == 1 else inverse_CC @ below_CC @ inverse_CC
         return inverse_CC

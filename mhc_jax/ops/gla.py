@@ -2,12 +2,13 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from mhc_jax.backend import target_backend
-from mhc_jax.ops.chunks import Chunks, Form, Walk, borders, by_head, side_by_side
+from mhc_jax.ops.chunks import Chunks, Form, Walk
 
 
 def gated_linear_attention(
@@ -47,7 +48,7 @@ def gated_linear_attention(
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
     inputs = (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTHK, reset_BT))
-    inputs = [x.astype(dtype).reshape(B, T, -1) for x in inputs]
+    inputs = [jax.lax.collapse(x.astype(dtype), 2) for x in inputs]
     inputs[0] /= math.sqrt(K)
     size = Chunks.fitting(chunk, T)
     if form == "recurrent" or T == 1:
@@ -61,17 +62,17 @@ def _step(s_BHKV, token):
     """One token."""
     q_BHK, k_BHK, v_BHV, log_decay_BHK = (x_BM.reshape(*s_BHKV.shape[:2], -1) for x_BM in token)
     s_BHKV = jnp.exp(log_decay_BHK)[..., None] * s_BHKV + k_BHK[..., None] * v_BHV[..., None, :]
-    return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK).reshape(*token[2].shape)
+    return s_BHKV, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK).reshape(token[2].shape)
 
 
 def _chunk(s_BHKV, piece):
     """C tokens at once, given the state before them; C is a power of two."""
-    q_BHCK, k_BHCK, v_BHCV, log_decay_BHCK = (by_head(x_BCM, s_BHKV.shape[1]) for x_BCM in piece)
+    q_BHCK, k_BHCK, v_BHCV, log_decay_BHCK = (Chunks.by_head(x_BCM, s_BHKV.shape[1]) for x_BCM in piece)
     scores_BHCC, from_start_BHCK, to_end_BHCK = _scores(q_BHCK, k_BHCK, log_decay_BHCK)
     y_BHCV = scores_BHCC @ v_BHCV + (q_BHCK * jnp.exp(from_start_BHCK)) @ s_BHKV
     kept_BHK = jnp.exp(from_start_BHCK[..., -1, :])
     s_BHKV = kept_BHK[..., None] * s_BHKV + (k_BHCK * jnp.exp(to_end_BHCK)).mT @ v_BHCV
-    return s_BHKV, side_by_side(y_BHCV)
+    return s_BHKV, Chunks.side_by_side(y_BHCV)
 
 
 def _scores(q_BHCK, k_BHCK, log_decay_BHCK):
@@ -109,7 +110,7 @@ def _block_scores(q_CK, k_CK, log_decay_CK):
     C = q_CK.shape[-2]
     scores_CC = jnp.eye(C, dtype=q_CK.dtype) * jnp.sum(q_CK * k_CK, axis=-1, keepdims=True)
     i, j = np.ogrid[:C, :C]
-    for s, across_CC in borders(C):
+    for s, across_CC in Chunks.borders(C):
         of_half_CC = (i // s == j // s) & np.where(i // s % 2 == 1, i >= j, i < j)
         decay_CK = jnp.exp(_sums(of_half_CC, log_decay_CK))
         scores_CC += jnp.where(across_CC, (q_CK * decay_CK) @ (k_CK * decay_CK).mT, 0)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from mhc_jax import ConfigError
+from mhc_jax.backend import compiling_for
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import gated_deltanet, gla
 from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
-from mhc_jax.ops.chunks import sums_between
+from mhc_jax.ops.chunks import Chunks, sums_between
 from mhc_jax.ops.delta_rule import _unit_lower_inverse, gated_delta_rule
 from mhc_jax.ops.gla import gated_linear_attention
 from mhc_jax.tests.own import slow_unless
@@ -80,6 +81,28 @@ def test_extreme_gates_neither_overflow_nor_lose_digits(op, gate):
     for ours, reference in zip(*(jax.tree.leaves(results[form]) for form in ("chunked", "recurrent")), strict=True):
         assert np.isfinite(ours).all()
         np.testing.assert_allclose(ours, reference, rtol=2e-4, atol=3e-5 * np.abs(reference).max())
+
+
+def test_blocks_as_accelerators_have_them_give_the_recurrence():
+    """Two blocks of 64 tokens a chunk, with gates that forget beside small ones: outputs, states and all gradients."""
+    *qkv, gates = inputs("gla", 130)
+    arguments = *qkv, jnp.where(jnp.arange(130)[:, None, None] % 7 == 3, -1e3, gates)
+
+    def loss(*arguments, form):
+        y, s = gated_linear_attention(*arguments, form=form, chunk=128)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(s**2), (y, s)
+
+    run = jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True), static_argnames="form")
+    with compiling_for("tpu"):
+        blocks = run(*arguments, form="chunked")
+    for ours, reference in zip(*(jax.tree.leaves(x) for x in (blocks, run(*arguments, form="recurrent"))), strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=2e-4, atol=3e-5 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_every_pair_of_tokens_meets_at_one_border(size):
+    met = sum((across for _, across in Chunks.borders(size)), np.zeros((size, size), int))
+    np.testing.assert_array_equal(met, np.tri(size, k=-1))
 
 
 def test_sums_keep_small_numbers_beside_large_ones():
