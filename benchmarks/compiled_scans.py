@@ -138,20 +138,10 @@ def table(record: dict[str, Any]) -> str:
     """Markdown: every machine with its versions and its rows."""
     lines = ["# Recurrences compiled for machines that are not here", "", HOW]
     for machine, told in record.items():
-        rows = [{column: _short(row.get(column)) for column in COLUMNS if column in row} for row in told["rows"]]
+        rows = [{column: row[column] for column in COLUMNS if column in row} for row in told["rows"]]
         names = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
         lines += ["", f"## {machine}", "", f"`{told['command']}`", "", names, "", markdown(rows)]
     return "\n".join(lines) + "\n"
-
-
-def _short(value: Any) -> Any:
-    return (
-        f"{value:,.3g}"
-        if isinstance(value, float) and value < 100
-        else f"{value:,.0f}"
-        if isinstance(value, float)
-        else value
-    )
 
 
 def main() -> None:

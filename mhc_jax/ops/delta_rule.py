@@ -6,10 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from mhc_jax.backend import target_backend
 from mhc_jax.ops.chunks import Chunks, Form, Walk, sums_between
-
-# Rows of a triangle that is inverted as a whole matrix under masks: several times the least arithmetic, in few kernels.
-WHOLE = 16
 
 
 def gated_delta_rule(
@@ -103,11 +101,12 @@ def _unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     """The inverse of I + L, L being what of the argument lies below its diagonal.
 
     By halves, ``[[A, 0], [M, B]]^-1 = [[A^-1, 0], [-B^-1 M A^-1, B^-1]]``: products alone, which accelerators are made
-    for, and none of powers of L, whose entries would grow where those of the inverse do not. Up to :data:`WHOLE` rows
-    all halves of one size at once. (On CPU, XLA's triangular solves of a batch can also wait for each other forever.)
+    for, and none of powers of L, whose entries would grow where those of the inverse do not. In small triangles all
+    halves of one size at once, under a mask. (On CPU, XLA's triangular solves of a batch can also wait for each other
+    forever.)
     """
     C = l_CC.shape[-1]
-    if C <= WHOLE:
+    if _uncut() >= C:
         inverse_CC = jnp.broadcast_to(jnp.eye(C, dtype=l_CC.dtype), l_CC.shape)
         for s, across_CC in Chunks.borders(C):
             below_CC = jnp.where(across_CC, l_CC, 0)
@@ -117,3 +116,8 @@ def _unit_lower_inverse(l_CC: Float[Array, "*B C C"]) -> Float[Array, "*B C C"]:
     upper, lower = _unit_lower_inverse(l_CC[..., :half, :half]), _unit_lower_inverse(l_CC[..., half:, half:])
     corner = -lower @ l_CC[..., half:, :half] @ upper
     return jnp.block([[upper, jnp.zeros_like(corner.mT)], [corner, lower]])
+
+
+def _uncut() -> int:
+    """Rows of triangles that are not cut: several times the least arithmetic, in few kernels, which count on a GPU."""
+    return 64 if target_backend() == "gpu" else 16

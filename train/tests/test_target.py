@@ -89,6 +89,16 @@ def test_what_the_compilers_are_asked_for(monkeypatch, name, asked):
     assert heard == {**asked, **target.CHIPS[name.split(":")[0]].options}
 
 
+def test_the_compiler_of_h100s_hears_of_the_same_memory():
+    h100 = target.CHIPS["h100"]
+    for line in (
+        f"memory_bandwidth: {h100.bandwidth}\n",
+        f"device_memory_size: {h100.memory}\n",
+        "{ major: 9 minor: 0 }",
+    ):
+        assert line in h100.options["target_config"]
+
+
 def test_needed_bytes_are_what_the_compiler_says():
     assert target.needed_bytes(TOO_LARGE) == 2**40
     assert target.needed_bytes(ALSO_TOO_LARGE) == 205.02 * 2**30
