@@ -92,6 +92,7 @@ HERE = {
     "python -m train.validate NAME@shc": {"NAME@shc": "rlm_small_plain@shc"},
     "python -m train.validate quickstart": "checks of that kind have run",
     "python -m train.sample": {"--tokens": "4"},
+    "python -m train.evaluate RUN --steps": {"500": "2", "1000": "2"},
     "python -m train.evaluate RUN --tasks questions.jsonl": "asks questions of the reader's",
     "python -m train.evaluate RUN --tasks": "takes the lm-eval harness",
     "python -m train.evaluate RUN RUN --tasks": "the same",
