@@ -72,8 +72,9 @@ def _late_decay(healthy):
 
 def _read_first(healthy):
     def step(s_BHKV, token):
-        after, _ = healthy(s_BHKV, token)
-        return after, jnp.einsum("bhkv,bhk->bhv", s_BHKV, token[0])
+        after, y_BM = healthy(s_BHKV, token)
+        q_BHK = token[0].reshape(s_BHKV.shape[:-1])
+        return after, jnp.einsum("bhkv,bhk->bhv", s_BHKV, q_BHK).reshape(y_BM.shape)
 
     return step
 
