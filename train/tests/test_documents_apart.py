@@ -75,7 +75,7 @@ def test_a_document_scores_what_it_scores_alone(mixer):
 @pytest.mark.slow
 def test_a_model_that_cannot_keep_documents_apart_is_refused_before_any_text_is_read():
     model = transformer_scan("tiny", vocab_size=None, max_len=None, chunk=4)
-    with pytest.raises(ConfigError, match="transformer_scan cuts chunks .* segments it cannot keep apart; .* or join the texts"):
+    with pytest.raises(ConfigError, match="transformer_scan cuts .* segments it cannot keep apart; .* or join"):
         RunConfig(model=model, data=APART.replace(source="/nowhere")).validate()
     RunConfig(model=model, data=APART.replace(documents="joined")).validate()
 
