@@ -95,7 +95,7 @@ def sample() -> set[tuple[str, str]]:
     A mixer sees one input and one output of a site, a topology a branch: what works for both apart, which the tiers of
     single parts compare for all of them, and for some of their pairs, was never seen to fail for another pair.
     """
-    return {("mhc", "gated_delta")}
+    return {("mhc", "diagonal_ssm")}
 
 
 def kinds() -> list[str]:

@@ -28,7 +28,7 @@ def case(T, G, dtype, segments):
 @pytest.mark.parametrize(
     ("T", "G", "causal", "segments"),
     [
-        (128, 4, True, False),
+        pytest.param(128, 4, True, False, marks=pytest.mark.slow),
         (130, 2, True, True),
         *(pytest.param(130, 2, False, segments, marks=pytest.mark.slow) for segments in (False, True)),
     ],

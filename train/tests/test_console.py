@@ -50,6 +50,7 @@ def on_terminal(columns: int) -> str:
     return written.decode()
 
 
+@pytest.mark.slow
 def test_terminal_has_bars_that_fit_and_lines_that_are_not_broken():
     written = on_terminal(80)
     for words in (

@@ -199,6 +199,7 @@ def places_in(value, path=()):
         yield from places_in(inner, (*path, key))
 
 
+@pytest.mark.slow
 @given(kind=st.sampled_from(["words", "bpe"]), data=st.data(), text=texts)
 @settings(fuzzed, max_examples=300)
 def test_any_tokenizer_file_is_one_or_one_line(kind, data, text, tmp_path_factory):

@@ -149,6 +149,7 @@ def test_what_a_host_may_have_of_its_own(tmp_path):
         assert must_agree(other) != must_agree(config)
 
 
+@pytest.mark.slow
 def test_silence_ends_the_others(store, ended, capsys):
     first, second = (peers.Peers(store, index, 2) for index in range(2))
     for process in (first, second):

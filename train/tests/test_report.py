@@ -144,6 +144,7 @@ def test_records_of_older_code_and_of_other_topologies_lack_quantities(tmp_path)
     }
 
 
+@pytest.mark.slow
 def test_policies_are_rows_of_extremes():
     one = recorded() | {"singular_max": [1.0, 1.5], "singular_min": [0.5, 0.25]}
     (row, other) = policy_rows({"float32": one, "bfloat16": one})

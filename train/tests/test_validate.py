@@ -260,6 +260,7 @@ def test_a_configuration_that_comes_back_as_another(sound, monkeypatch):
     assert failed(storage.saved(sound)) == ["saved, configuration"]
 
 
+@pytest.mark.slow
 def test_a_decoder_that_takes_the_least_likely_token_and_stops_early(monkeypatch):
     monkeypatch.setattr(sampling, "sample_token", lambda logits, key, **options: jnp.argmin(logits, axis=-1))
     generate = decode.generate_with_lengths
