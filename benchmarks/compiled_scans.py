@@ -38,7 +38,8 @@ COLUMNS += ("estimated ms", "floor ms", "ms over floor")
 HOW = """\
 Every number is the compiler's, from shapes; nothing ran on these machines. Kernels and MB: what one run starts, reads
 and writes, loops as often as they run; operands count wherever they are, on a TPU also in the memory of its core.
-Floor: all arguments and results once, at the bandwidth of the data sheet. The compiler for H100s estimates no time."""
+Floor: all arguments and results once, at the bandwidth of the data sheet. The compiler for H100s estimates no time.
+Rows of one machine may come from several runs of its command, each with some of `--recurrences`."""
 
 
 class Recurrence(NamedTuple):

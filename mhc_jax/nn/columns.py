@@ -54,18 +54,22 @@ class Columns:
         return Columns(self.array, layer)
 
 
-def split(states: Any) -> tuple[list[Columns], list[jax.Array], Any]:
-    """The columns of a mixer's state, its other arrays, and what :func:`joined` needs to put them together."""
-    leaves, structure = jax.tree.flatten(states, is_leaf=lambda x: isinstance(x, Columns))
-    return (
-        [x for x in leaves if isinstance(x, Columns)],
-        [x for x in leaves if not isinstance(x, Columns)],
-        (structure, [isinstance(x, Columns) for x in leaves]),
+def _is_columns(x: Any) -> bool:
+    return isinstance(x, Columns)
+
+
+def split(states: Any) -> tuple[Any, Any]:
+    """The columns of a mixer's state, of no layer in particular, and its other arrays; each with None for the rest."""
+    columns = jax.tree.map(lambda x: x.of(None) if _is_columns(x) else None, states, is_leaf=_is_columns)
+    others = jax.tree.map(lambda x: None if _is_columns(x) else x, states, is_leaf=_is_columns)
+    return columns, others
+
+
+def joined(columns: Any, others: Any, layer: jax.Array | None = None) -> Any:
+    """What :func:`split` took apart, the columns of that layer."""
+    return jax.tree.map(
+        lambda x, other: other if x is None else x.of(layer),
+        columns,
+        others,
+        is_leaf=lambda x: x is None or _is_columns(x),
     )
-
-
-def joined(columns: list[Columns], others: list[jax.Array], kind: Any) -> Any:
-    """What :func:`split` took apart."""
-    structure, which = kind
-    columns_, others_ = iter(columns), iter(others)
-    return jax.tree.unflatten(structure, [next(columns_ if one else others_) for one in which])

@@ -136,19 +136,18 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
         The last carry, and the states after it, stacked.
     """
     graph, params = _prepared(*nnx.split(blocks, nnx.Param))
-    taps, (columns, others, kind) = scope.taps, split(states)
+    taps, (columns, others) = scope.taps, split(states)
 
     def step(carry, xs):
         (carry, columns), (layer_params, layer, others, probes) = carry, xs
-        state = joined([x.of(layer) for x in columns], others, kind)
+        state = joined(columns, others, layer)
         recorded = None if taps is None else taps.inside(probes)
         inside = scope.at(layer).replace(taps=recorded, penalties={})
         block = nnx.merge(graph, layer_params)
         carry, state = block(sliced(carry, scope.batch_sharding), state, inside)
         values = {} if recorded is None else recorded.values
-        columns, others, _ = split(state)
-        carry = sliced(carry, scope.batch_sharding), [x.of(None) for x in columns]
-        return carry, (others, values, inside.mean_penalties())
+        columns, others = split(state)
+        return (sliced(carry, scope.batch_sharding), columns), (others, values, inside.mean_penalties())
 
     layers = len(jax.tree.leaves(params)[0])
     group = min(execution.group, layers)
@@ -169,7 +168,7 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
         taps.record(values)
     for name, of_layers in penalties.items():
         scope.penalise(name, jnp.mean(of_layers))
-    return carry, joined(columns, others, kind)
+    return carry, joined(columns, others)
 
 
 def _unrolled(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

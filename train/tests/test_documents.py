@@ -50,13 +50,14 @@ SMALL = {
     "--data.sample-tokens": "4",
     "--objective.chunk": "16",
 }
+NOTES = {"--data.source": "notes.txt"}
 BYTES = SMALL | {"--data.tokenizer": "bytes"}
 # Of a model of two networks.
 NETWORKS = {
     f"--model.{name}.{size}": x for name in ("aggregator", "reader") for size, x in (("width", "48"), ("layers", "1"))
 }
 SCANNED = {name: x for name, x in BYTES.items() if not name.startswith("--model")} | NETWORKS | {"--model.chunk": "8"}
-TAUGHT = {"--data.source": "notes.txt", "--run-dir": "runs/taught"}
+TAUGHT = NOTES | {"--run-dir": "runs/taught"}
 # Begins with a space, or it would be a flag itself.
 TRACKED = " --train.steps 2 --data.stage-steps 0 --data.seq-len 4 --data.eval-count 1 --model.width 16 --model.layers 1"
 RECORDS = {
@@ -111,19 +112,19 @@ HERE = {
     "python -m train --config": {"--train.steps": "2"},
     "python -m train shc_500m --data.path": SMALL | {"--model.mixer.heads": "4"},
     "python -m train shc_500m_plain --data.path": SMALL | {"--model.mixer.heads": "4"},
-    "python -m train squared_relu": SMALL | {"--data.source": "notes.txt"},
+    "python -m train squared_relu": SMALL | NOTES,
     "python -m train mqar_gated_delta": {"--train.steps": "2", "--data.eval-count": "1", "--model.width": "16"},
     "python -m train delayed_copy": {"--train.steps": "2", "--data.eval-count": "1", "--model.width": "8"},
-    "python -m train --import layer_scale": SMALL | {"--data.source": "notes.txt"},
-    "python -m train quickstart": SMALL | {"--data.source": "notes.txt"},
-    "python -m train quickstart@mhc_lite": SMALL | {"--data.source": "notes.txt"},
+    "python -m train --import layer_scale": SMALL | NOTES,
+    "python -m train quickstart": SMALL | NOTES,
+    "python -m train quickstart@mhc_lite": SMALL | NOTES,
     "python -m train transformer_scan_quickstart": SCANNED,
-    "python -m train gla_170m_baseline": BYTES | {"--data.source": "notes.txt"},
-    "python -m train gated_deltanet_170m_baseline_shortconv@mhc": BYTES | {"--data.source": "notes.txt"},
-    "python -m train transformer_scan@mhc": SCANNED | {"--data.source": "notes.txt"},
-    "python -m train transformer_scan_170m_c64_original": SCANNED | {"--data.source": "notes.txt"},
+    "python -m train gla_170m_baseline": BYTES | NOTES,
+    "python -m train gated_deltanet_170m_baseline_shortconv@mhc": BYTES | NOTES,
+    "python -m train transformer_scan@mhc": SCANNED | NOTES,
+    "python -m train transformer_scan_170m_c64_original": SCANNED | NOTES,
     "python -m train nanogpt_mhc --data.path": SMALL,
-    "python -m train nanogpt_mhc --model.mixer": SMALL | {"--data.source": "notes.txt"},
+    "python -m train nanogpt_mhc --model.mixer": SMALL | NOTES,
     "python -m train rlm_small --data.path": SMALL,
     "python -m train rlm_small_original --data.path": SMALL,
     "python -m train rlm_small_plain --data": RECORDS,
@@ -367,7 +368,7 @@ def test_the_command_for_several_devices(reader):
 
 def smaller(config):
     """A configuration with :data:`SMALL` on a small text."""
-    flags = [word for item in (SMALL | {"--data.source": "notes.txt"}).items() for word in item]
+    flags = [word for item in (SMALL | NOTES).items() for word in item]
     return cli.parse(train.config.RunConfig, flags, prog="", default=config)
 
 
