@@ -6,7 +6,7 @@ from parity_tests.compare import error
 
 
 # That JAX extends a text as it reads the whole of it is tested for every mixer, and so is the mirror below.
-@of_tier("decode", slow=lambda name: name not in ("latent attention", "mhc 2, ln, chunked"))
+@of_tier("decode", slow=lambda name: name != "latent attention")
 def test_decode(case):
     check(case)
 

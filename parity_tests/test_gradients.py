@@ -12,6 +12,7 @@ SLOW = (
     "channel moe",
     "rlm, linear",
     "rlm, plain",
+    "rlm, folded",
     "model shc_original",
     "transformer_scan, labels",
     " over mhc,",

@@ -3,11 +3,13 @@
 import signal
 
 import numpy as np
+import pytest
 
 from train.loop.run import run
 from train.tests.runs import finish, measured, offer, start, start_two, tiny_run
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_and_hand_over_to_one(tmp_path):
     config = tiny_run(tmp_path)
     config = config.replace(train=config.train.replace(steps=80, eval_every=30))

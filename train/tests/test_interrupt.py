@@ -33,7 +33,11 @@ def call(folder, argv, signal_at=""):
 
 @pytest.mark.parametrize(
     ("command", "number"),
-    [("train", signal.SIGTERM), ("train.compare", signal.SIGINT), ("parity_tests", signal.SIGINT)],
+    [
+        ("train", signal.SIGTERM),
+        ("train.compare", signal.SIGINT),
+        pytest.param("parity_tests", signal.SIGINT, marks=pytest.mark.slow),
+    ],
 )
 def test_a_command_that_loads_ends_in_one_line(tmp_path, command, number):
     ended = call(tmp_path, [command], f"tyro/__init__.py:<module> 1 {number:d}")
