@@ -89,15 +89,6 @@ def names(only: Collection[str] = ()) -> list[tuple[str, str]]:
     return list(itertools.product(*([name for name in axis if name in only] or axis for axis in axes)))
 
 
-def sample() -> set[tuple[str, str]]:
-    """The cell for every run of the tests, over streams.
-
-    A mixer sees one input and one output of a site, a topology a branch: what works for both apart, which the tiers of
-    single parts compare for all of them, and for some of their pairs, was never seen to fail for another pair.
-    """
-    return {("mhc", "diagonal_ssm")}
-
-
 def kinds() -> list[str]:
     """The first topology of every kind: of residual connection, with and without adapters, and value residuals."""
     found = {}

@@ -12,7 +12,9 @@ def met_elsewhere(name):
     site, topology = (name.removeprefix(part) for part in ("site of ", "site of topology "))
     if topology != name:
         return topology not in matrix.kinds() or topology in WRAPPED
-    return site in cases.of_tier("models") or ", recurrent" in name or ", sequential" in name
+    return (
+        site in cases.of_tier("models") or name.startswith("gla, ") or ", recurrent" in name or ", sequential" in name
+    )
 
 
 @of_tier("modules", slow=met_elsewhere)

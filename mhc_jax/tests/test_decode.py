@@ -226,7 +226,9 @@ def test_a_step_does_not_copy_the_cache(mixer):
 
 
 @pytest.mark.parametrize(
-    "mixer", [AttentionConfig(heads=4, kv_heads=2), LatentAttentionConfig(heads=2)], ids=lambda x: x.kind
+    "mixer",
+    [AttentionConfig(heads=4, kv_heads=2), pytest.param(LatentAttentionConfig(heads=2), marks=pytest.mark.slow)],
+    ids=lambda x: x.kind,
 )
 def test_a_cache_in_bfloat16_is_read(mixer):
     """By one token of several rows, whose products XLA for CPUs has not in every form."""

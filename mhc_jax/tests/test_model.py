@@ -166,12 +166,17 @@ def test_channel_mixers_map_token_by_token(kind):
         assert np.argwhere(changed_BT).tolist() == [[1, t]]
 
 
+MODES = ("unroll", "none"), ("scan", "block"), ("unroll", "dots"), ("groups:2", "block")
+# Quickly, a group of two layers, which is unrolled, in a scan, and computed again.
+QUICK_MODE = "baseline", "default", MODES[-1:]
+
+
 # The parity suite compares gradients in every mode of execution, too.
 @pytest.mark.parametrize(
-    ("variant", "form"),
-    [pytest.param(*one, marks=[] if one == ("baseline", "default") else pytest.mark.slow) for one in VARIANTS],
+    ("variant", "form", "modes"),
+    [QUICK_MODE, *(pytest.param(*one, MODES, marks=pytest.mark.slow) for one in VARIANTS)],
 )
-def test_execution_modes_agree(variant, form, tokens):
+def test_execution_modes_agree(variant, form, modes, tokens):
     config = small(variant, form)
     params = perturbed(config)
 
@@ -180,7 +185,7 @@ def test_execution_modes_agree(variant, form, tokens):
         return lambda params: jnp.mean(jnp.sin(forward(run, params, tokens).logits_BTV))
 
     want, grads = jax.jit(jax.value_and_grad(loss(Execution())))(params)
-    for layers, remat in (("unroll", "none"), ("scan", "block"), ("unroll", "dots"), ("groups:2", "block")):
+    for layers, remat in modes:
         got, other = jax.jit(jax.value_and_grad(loss(Execution(layers=layers, remat=remat))))(params)
         # A mean of numbers up to 1 that cancel.
         np.testing.assert_allclose(got, want, atol=1e-6)

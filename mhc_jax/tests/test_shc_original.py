@@ -56,6 +56,7 @@ def test_more_than_one_stream_sees_the_future(streams):
         assert jnp.abs(whole[:, :4] - prefix).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_what_sees_the_future_is_neither_trained_nor_decoded_unless_asked_for():
     with pytest.raises(
         mhc_jax.ConfigError, match="take the topology 'shc', or ask for training all the same by see_fut"

@@ -115,6 +115,7 @@ def test_a_student_that_is_its_teacher_has_nothing_to_learn_but_the_text(known):
     np.testing.assert_allclose(sums["loss"], 0.1 * sums["cross_entropy"], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_is_that_of_cross_entropy_and_needs_no_teacher(known):
     params, _, _, batch = known
     expected, _ = CrossEntropyConfig(chunk=3, errors=True).sums(STUDENT, params, batch)

@@ -43,6 +43,7 @@ def questions(path, *rows, limit=0, max_new=8):
     return Questions(path, limit, max_new)
 
 
+@pytest.mark.slow
 def test_free_answers_are_compared_and_the_right_ones_scored(run, model, tmp_path):
     config, params, _ = run
     scores, records = questions(tmp_path / "free.jsonl", *FREE).score(model)

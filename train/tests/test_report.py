@@ -279,6 +279,7 @@ def test_the_colour_bars_of_a_sheet_stand_below_each_other():
     assert bars[0] == pytest.approx(bars[1], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_history_has_a_line_for_each_site_over_all_steps():
     records = [{**recorded(), "entropy": [0.1 * step, 0.5]} for step in (1, 2, 3)]
     figure = figures.new_figure(6, 6)

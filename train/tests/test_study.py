@@ -97,6 +97,7 @@ def test_bad_rows_and_rates_are_refused_before_any_run(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_the_best_rate_is_trained_with_every_seed_and_what_is_finished_is_kept(tmp_path, monkeypatch):
     started = []
 

@@ -285,6 +285,7 @@ def test_what_may_be_drawn():
     assert decoding.short_of_the_likeliest(logits, np.array([[1, 3]])) > 0.1
 
 
+@pytest.mark.slow
 def test_a_mirror_that_differs_or_is_not_there(monkeypatch, sound):
     model = small(named.load("gpt2").sized(61).model)
     twin = subject_of(model)
