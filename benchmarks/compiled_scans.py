@@ -9,7 +9,6 @@ are split into heads and taken to float32, and the output is rounded. Every numb
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from compiled import Row, keep, page
 from mhc_jax.backend import compiling_for
 from mhc_jax.models.linear_attention import GATED_DELTANET_SIZES, GLA_SIZES
 from mhc_jax.ops.delta_rule import gated_delta_rule
@@ -27,14 +27,12 @@ from mhc_jax.ops.diag_ssm import diag_ssm
 from mhc_jax.ops.gla import gated_linear_attention
 from mhc_jax.ops.selective_scan import selective_scan
 from train.measure import hlo, target
-from train.measure.versions import versions
-from train.terminal.table import markdown
 
-COMPILERS = ("libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
 NAMES = ("delta", "delta of wide values", "gla", "diagonal", "selective")
 WIDTH, STATES = 768, 16
 COLUMNS = ("recurrence", "sizes", "pass", "kernels", "temporaries MiB", "MB", "floor MB", "bytes over floor")
 COLUMNS += ("estimated ms", "floor ms", "ms over floor")
+TITLE = "Recurrences compiled for machines that are not here"
 HOW = """\
 Every number is the compiler's, from shapes; nothing ran on these machines. Kernels and MB: what one run starts, reads
 and writes, loops as often as they run; operands count wherever they are, on a TPU also in the memory of its core.
@@ -135,14 +133,9 @@ def programs(B: int, T: int, names: list[str]) -> Iterator[tuple[dict[str, str],
             yield which | {"pass": "forward and backward"}, with_gradients(run), (dy, *arguments)
 
 
-def table(record: dict[str, Any]) -> str:
-    """Markdown: every machine with its versions and its rows."""
-    lines = ["# Recurrences compiled for machines that are not here", "", HOW]
-    for machine, told in record.items():
-        rows = [{column: row[column] for column in COLUMNS if column in row} for row in told["rows"]]
-        names = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
-        lines += ["", f"## {machine}", "", f"`{told['command']}`", "", names, "", markdown(rows)]
-    return "\n".join(lines) + "\n"
+def shown(rows: list[Row]) -> list[Row]:
+    """The columns of the page."""
+    return [{column: row[column] for column in COLUMNS if column in row} for row in rows]
 
 
 def main() -> None:
@@ -159,18 +152,9 @@ def main() -> None:
         for which, run, arguments in programs(given.batch, given.length, given.recurrences):
             rows.append(which | {"B": given.batch, "T": given.length} | figures(machine, run, arguments))
             print(machine.name, rows[-1], flush=True)
-            _keep(given.out, machine.name, rows)
-
-
-def _keep(out: Path, machine: str, rows: list[dict[str, Any]]) -> None:
-    """Writes the rows of a machine in place of those of the same programs, beside all others."""
-    file = out.with_suffix(".json")
-    record = json.loads(file.read_text()) if file.exists() else {}
-    of = {(row["recurrence"], row["pass"]): row for row in [*record.get(machine, {}).get("rows", []), *rows]}
-    command = f"python benchmarks/compiled_scans.py {machine} --out {out}"
-    record[machine] = {"command": command, "versions": versions(*COMPILERS), "rows": list(of.values())}
-    file.write_text(json.dumps(record, indent=1) + "\n")
-    out.with_suffix(".md").write_text(table(record))
+            command = f"python benchmarks/compiled_scans.py {machine.name} --out {given.out}"
+            record = keep(given.out, machine.name, command, rows, ("recurrence", "pass"))
+            given.out.with_suffix(".md").write_text(page(TITLE, HOW, record, shown))
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ from train.terminal.table import terminal
 PARTS = ("model", "data", "objective", "optim", "train", "mesh")
 
 ESTIMATE = """\
-The time is the TPU compiler's own estimate of cycles, from shapes: without
-collectives and Pallas kernels, and nothing has run. Products of matrices are
-estimated 11 to 42 % above the chip's peak rate. The MFU is that of this time."""
+The time is the TPU compiler's own estimate of cycles, from shapes, without
+collectives; nothing has run. Products of matrices are estimated 11 to 42 %
+above the chip's peak rate. The compiler does not estimate Pallas kernels: they
+count as if they only moved their bytes. The MFU is that of this time."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
     memory = compiled.memory_analysis()
     assert memory is not None  # only backends without this analysis return None
     print(target.verdict(machine, memory.peak_memory_in_bytes))
-    print("", terminal(machine_rows(config, state, compiled, machine.chip.clock)), sep="\n")
+    print("", terminal(machine_rows(config, state, compiled, machine.chip)), sep="\n")
     if mesh.size > 1:
         print("", terminal(collective_rows(compiled.as_text())), sep="\n")
     if machine.chip.clock:

@@ -12,6 +12,7 @@ from mhc_jax.functional import Params, param_shapes
 from train.config import RunConfig
 from train.measure import hlo
 from train.measure.speed import peak_flops
+from train.measure.target import Chip
 from train.update.optimizer import make_optimizer
 from train.update.state import TrainState, trained_info
 from train.update.step import init_state, make_train_step
@@ -75,12 +76,12 @@ def step_flops(config: RunConfig) -> float:
     return cost["flops"] if cost else math.nan
 
 
-def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Compiled, clock: float | None) -> list[Row]:
+def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Compiled, chip: Chip) -> list[Row]:
     """Bytes of one device by kind, kernels and estimated time of a training step compiled for a mesh of devices.
 
     Args:
         state: abstract, with the shardings that the step was compiled for.
-        clock: cycles per second of the compiler's estimates; None if it makes none.
+        chip: what it was compiled for; without a ``clock`` there is no estimate of time.
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None  # only backends without this analysis return None
@@ -95,10 +96,12 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
         "kernels": (cost.kernels, ""),
         **_layer_kernels(text, config.model.layers),
     }
-    if clock:
-        seconds, devices = cost.cycles / clock, state.step.sharding.device_set
+    if chip.clock:
+        seconds, devices = cost.seconds(chip.clock, chip.bandwidth), state.step.sharding.device_set
         flops = flops_per_token(config.model, config.data.seq_len) * config.data.batch_size * config.data.seq_len
         quantities["estimated time without communication"] = (1e3 * seconds, "ms")
+        if cost.pallas:
+            quantities["of that Pallas kernels, by their bytes"] = (1e3 * cost.pallas / chip.bandwidth, "ms")
         peak = len(devices) * (peak_flops(next(iter(devices))) or math.nan)
         quantities["MFU at that time"] = (100 * flops / (seconds * peak), "%")
     return [{"one device, one step": name, "value": value, "unit": unit} for name, (value, unit) in quantities.items()]

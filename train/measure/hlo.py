@@ -21,6 +21,9 @@ _CONDITION = re.compile(r"condition=%?([\w.-]+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_PALLAS = 'custom_call_target="tpu_custom_call"'
+# An array that lies in tiles of these lengths of its last two axes.
+_TILED = re.compile(r"\b([a-z]+\d\w*)\[([\d,]+)\]\{([\d,]+):T\((\d+),(\d+)\)")
 
 # No kernels: names of existing arrays, or parts of a kernel that is counted elsewhere.
 _FREE = {"parameter", "constant", "bitcast", "tuple", "get-tuple-element", "after-all", "iota"}
@@ -37,17 +40,25 @@ class Cost:
     """Bytes read and written, kernels started, and the cycles that the compiler estimates for them.
 
     The TPU compiler estimates everything except collectives and Pallas kernels, other compilers estimate nothing.
+
+    Attributes:
+        pallas: bytes that Pallas kernels of a TPU read and write, with what fills the last tiles.
     """
 
     bytes: int = 0
     kernels: int = 0
     cycles: int = 0
+    pallas: int = 0
 
     def __add__(self, other: Self) -> "Cost":
-        return Cost(self.bytes + other.bytes, self.kernels + other.kernels, self.cycles + other.cycles)
+        return Cost(*(mine + its for mine, its in zip(dataclasses.astuple(self), dataclasses.astuple(other))))
 
     def __mul__(self, times: int) -> "Cost":
-        return Cost(self.bytes * times, self.kernels * times, self.cycles * times)
+        return Cost(*(times * mine for mine in dataclasses.astuple(self)))
+
+    def seconds(self, clock: float, bandwidth: float) -> float:
+        """The estimated cycles at ``clock``, and Pallas kernels as if they did nothing but move their bytes."""
+        return self.cycles / clock + self.pallas / bandwidth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +167,18 @@ def _size(shape: str) -> int:
     return sum(array(*found) for found in _ARRAY.findall(shape))
 
 
+def _size_in_tiles(shape: str) -> int:
+    """Bytes that an array or a tuple of arrays takes in a TPU's memory: heads of 64 fill lanes of 128."""
+
+    def whole(found: re.Match[str]) -> str:
+        sizes, order = ([int(x) for x in found[group].split(",")] for group in (2, 3))
+        for axis, tile in zip(order, (int(found[5]), int(found[4]))):
+            sizes[axis] = math.ceil(sizes[axis] / tile) * tile
+        return f"{found[1]}[{','.join(map(str, sizes))}]"
+
+    return _size(_TILED.sub(whole, shape))
+
+
 def _runs(program: _Program, computation: str, times: int = 1) -> Iterator[tuple[_Instruction, int]]:
     """Every instruction that ``computation`` runs, including inside its calls, and the number of times.
 
@@ -208,7 +231,11 @@ def _instruction(program: _Program, computation: str, each: _Instruction) -> Cos
     fused = program[each.called[0]] if each.op == "fusion" else _alone(each, sizes)
     read = sum(_read(fused, index, size) for index, size in enumerate(sizes))
     estimate = _CYCLES.search(each.rest)
-    return Cost(read + _written(fused, each.size), 1, int(estimate[1]) if estimate else 0)
+    moved = 0
+    if _PALLAS in each.rest:
+        operands = [there[name].shape for name in each.operands if name in there]
+        moved = sum(map(_size_in_tiles, (*operands, each.shape)))
+    return Cost(read + _written(fused, each.size), 1, int(estimate[1]) if estimate else 0, moved)
 
 
 def _alone(each: _Instruction, sizes: list[int]) -> dict[str, _Instruction]:

@@ -1,5 +1,7 @@
 """Figures read from the text of a program as the TPU compiler writes it."""
 
+import pytest
+
 from train.measure import hlo
 from train.measure.cost import collective_rows
 
@@ -80,6 +82,22 @@ ENTRY %main (p: f32[4]) -> f32[8] {
 """
     assert hlo.cost(text).kernels == 1
     assert hlo.collectives(text) == {"all-gather": hlo.Traffic(arrays=1, bytes=32)}
+
+
+def test_pallas_kernels_move_whole_tiles():
+    text = """
+ENTRY %main (p: bf16[2,10,64], q: f32[3]) -> (bf16[2,64,10], f32[3]) {
+  %p = bf16[2,10,64]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %q = f32[3]{0:T(128)} parameter(1)
+  ROOT %t = (bf16[2,64,10]{1,2,0:T(8,128)(2,1)}, f32[3]{0:T(128)}) custom-call(%p, %q), \
+custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{}}
+}
+"""
+    cost = hlo.cost(text)
+    tiles = 2 * (2 * 16 * 128)
+    assert (cost.kernels, cost.cycles, cost.pallas) == (1, 0, 2 * (tiles + 3 * 4))
+    assert cost.seconds(1e9, 1e12) == pytest.approx(cost.pallas / 1e12)
+    assert hlo.cost(text.replace("tpu_custom_call", "Sharding")).pallas == 0
 
 
 def test_a_loop_whose_trips_nobody_can_tell_counts_once():

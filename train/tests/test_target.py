@@ -150,7 +150,7 @@ def test_other_failures_of_the_compiler_are_not_taken_for_memory(monkeypatch, tm
 def test_figures_of_a_compiled_step(here, tmp_path):
     config = tiny_config(tmp_path)
     state, compiled = target.compile_step(config, target.find("v5e:1x1"), sharding.make_mesh(config.mesh))
-    found = cost.machine_rows(config, state, compiled, None)
+    found = cost.machine_rows(config, state, compiled, target.CHIPS["h100"])
     values = {row["one device, one step"]: row["value"] for row in found}
     numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     assert values["parameters"] == pytest.approx(4 * numbers / 2**20)
@@ -159,7 +159,8 @@ def test_figures_of_a_compiled_step(here, tmp_path):
     assert 0 < values["kernels of a layer, forward"] < values["kernels of a layer, backward"] < values["kernels"]
     assert "MFU at that time" not in values
 
-    values = {row["one device, one step"]: row["value"] for row in cost.machine_rows(config, state, compiled, 1.5e9)}
+    found = cost.machine_rows(config, state, compiled, target.CHIPS["v5e"])
+    values = {row["one device, one step"]: row["value"] for row in found}
     assert values["estimated time without communication"] == pytest.approx(2)
     flops = cost.flops_per_token(config.model, config.data.seq_len) * config.data.batch_size * config.data.seq_len
     assert values["MFU at that time"] == pytest.approx(100 * flops / (2e-3 * 1e12))

@@ -1,0 +1,34 @@
+"""Results of compilers for machines that are not here, in one JSON file and one Markdown page, by machine."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from train.measure.versions import versions
+from train.terminal.table import markdown
+
+COMPILERS = ("libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
+Row = dict[str, Any]
+
+
+def keep(out: Path, machine: str, command: str, rows: list[Row], same: tuple[str, ...]) -> dict[str, Any]:
+    """All results, after rows of a machine have taken the place of those that agree with them in the columns ``same``.
+
+    Others stay, since the compilers may be in separate environments.
+    """
+    file = out.with_suffix(".json")
+    record = json.loads(file.read_text()) if file.exists() else {}
+    of = {tuple(row[name] for name in same): row for row in [*record.get(machine, {}).get("rows", []), *rows]}
+    record[machine] = {"command": command, "versions": versions(*COMPILERS), "rows": list(of.values())}
+    file.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def page(title: str, how: str, record: dict[str, Any], shown: Callable[[list[Row]], list[Row]]) -> str:
+    """Markdown: every machine with its versions and what is ``shown`` of its rows."""
+    lines = [f"# {title}", "", how]
+    for machine, told in record.items():
+        names = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
+        lines += ["", f"## {machine}", "", f"`{told['command']}`", "", names, "", markdown(shown(told["rows"]))]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,143 @@
+"""Training steps over residual topologies, compiled for TPUs and H100s that need not be here, beside the plain step.
+
+``python benchmarks/compiled_topologies.py v5e:1x1 v5p:1x1x1 v6e:1x1 h100:1 --out
+benchmarks/results/compiled_topologies``, which takes the compilers (extras ``tpu`` and ``gpu``) and no device, and some
+minutes for each row; rows replace those of the same step as they are done. The whole step (forward, backward, AdamW) of
+GPT-2 of the given width under the bfloat16 policy, products kept and the rest recomputed, with fused attention. A step
+whose layers are unrolled is compiled with two layers and with four, and the rest is their difference.
+"""
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import configs
+from compiled import Row, keep, page
+from mhc_jax.models import with_topology
+from train.config import RunConfig
+from train.devices import sharding
+from train.loop.resolve import resolve
+from train.measure import hlo, target
+
+TOPOLOGIES = ("plain", "mhc", "mhc_lite", "dynamic_mhc", "shc")
+# By width: the network, its number of layers here, and sequences of a step: the larger one does not fit a chip whole.
+NETWORKS = {768: ("gpt2", 12, 8), 2048: ("gpt2_1b3", 4, 4)}
+LENGTH, CHUNK = 1024, 128
+FUSED = {"tpu": "splash", "gpu": "cudnn"}
+SAME = ("width", "layers", "topology", "streams by")
+TITLE = "Training steps over residual topologies, compiled for machines that are not here"
+HOW = f"""\
+Every number is the compiler's, from shapes; nothing ran on these machines. Width 768: 12 layers, 8 x {LENGTH} tokens.
+Width 2048: 4 layers, 4 x {LENGTH} tokens. One device, four streams, `remat dots`, `objective.chunk {CHUNK}`, fused
+attention. Kernels and GB: what a step starts, reads and writes, loops as often as they run; operands count wherever
+they are, on a TPU also in the memory of its core. Estimated ms: the cycles of the TPU compiler; Pallas kernels, which
+it does not estimate, count as if they only moved their bytes at the bandwidth of the data sheet. A layer is its forward
+and backward pass. Ratios are to the plain step in the same form. The compiler for H100s estimates no time. Rows of one
+machine may come from several runs of its command, each with some of its flags."""
+
+
+def configuration(width: int, topology: str, layers: str, depth: int, fused: str, streams_by: str) -> RunConfig:
+    """The training step to compile."""
+    name, _, batch = NETWORKS[width]
+    config = configs.load(name)
+    model = with_topology(config.model, topology)
+    model = model.replace(
+        layers=depth,
+        mixer=model.mixer.replace(implementation=fused),
+        execution=model.execution.replace(layers=layers),
+    )
+    if streams_by != "xla":
+        model = model.replace(residual=model.residual.replace(implementation=streams_by))
+    return resolve(
+        config.replace(
+            model=model,
+            data=config.data.replace(batch_size=batch, seq_len=LENGTH),
+            objective=config.objective.replace(chunk=CHUNK),
+            train=config.train.replace(accumulate=1),
+        )
+    )
+
+
+def compiled(machine: target.Target, config: RunConfig) -> tuple[str, dict[str, float]]:
+    """The text of the program, and its kernels, GB, temporaries and, where the compiler estimates them, ms."""
+    mesh = sharding.make_mesh(config.mesh, target.devices(machine))
+    _, program = target.compile_step(config, machine, mesh)
+    memory, text = program.memory_analysis(), program.as_text()
+    assert memory is not None  # only backends without this analysis return None
+    return text, figures(machine, hlo.cost(text)) | {"temporaries MiB": memory.temp_size_in_bytes / 2**20}
+
+
+def figures(machine: target.Target, cost: hlo.Cost) -> dict[str, float]:
+    chip, found = machine.chip, {"kernels": cost.kernels, "GB": cost.bytes / 1e9}
+    if chip.clock:
+        found["estimated ms"] = 1e3 * cost.seconds(chip.clock, chip.bandwidth)
+        found["of that Pallas ms"] = 1e3 * cost.pallas / chip.bandwidth
+    return found
+
+
+def of_layer(found: dict[str, float], layers: int = 1) -> dict[str, float]:
+    return {f"{name}, a layer": value / layers for name, value in found.items() if not name.startswith("temp")}
+
+
+def row(machine: target.Target, width: int, topology: str, layers: str, streams_by: str) -> Row:
+    """What the compiler says of one step, and of one layer in it."""
+    start, depth, fused = time.perf_counter(), NETWORKS[width][1], FUSED[machine.chip.platform]
+    same = dict(zip(SAME, (width, layers, topology, streams_by)))
+
+    def step(depth: int) -> tuple[str, dict[str, float]]:
+        return compiled(machine, configuration(width, topology, layers, depth, fused, streams_by))
+
+    if layers == "unroll":
+        two, four = (step(depth)[1] for depth in (2, 4))
+        both = {name: four[name] - two[name] for name in two}
+        found = {name: two[name] + (depth - 2) / 2 * both[name] for name in two} | of_layer(both, 2)
+    else:
+        text, found = step(depth)
+        passes = sorted(hlo.loops(text, depth), key=lambda cost: cost.kernels)[-2:]
+        found |= of_layer(figures(machine, sum(passes, hlo.Cost())))
+    return same | found | {"seconds of compiling": time.perf_counter() - start}
+
+
+def shown(rows: list[Row]) -> list[Row]:
+    """The columns of the page, with ratios to the plain step."""
+
+    def place(row: Row) -> tuple[Any, ...]:
+        return row["width"], row["layers"], TOPOLOGIES.index(row["topology"]), row["streams by"]
+
+    def columns(row: Row) -> Row:
+        same, beside = {name: row[name] for name in SAME}, plain.get((row["width"], row["layers"]), {})
+        for name in ("estimated ms", "estimated ms, a layer", "kernels", "GB", "temporaries MiB"):
+            if name in row:
+                same |= {name: row[name], f"ratio of {name}": row[name] / beside.get(name, math.nan)}
+        return same
+
+    plain = {(row["width"], row["layers"]): row for row in rows if row["topology"] == "plain"}
+    return list(map(columns, sorted(rows, key=place)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("machines", nargs="+", metavar="MACHINE")
+    parser.add_argument("--widths", nargs="+", type=int, default=list(NETWORKS), choices=NETWORKS)
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, choices=TOPOLOGIES)
+    parser.add_argument("--layers", nargs="+", default=["scan", "unroll"])
+    parser.add_argument("--streams-by", nargs="+", default=["xla"], choices=["xla", "pallas"])
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    target.prepare_environment()
+    for machine in map(target.find, given.machines):
+        command = f"python benchmarks/compiled_topologies.py {machine.name} --out {given.out}"
+        for width in given.widths:
+            for layers in given.layers:
+                for topology in given.topologies:
+                    for streams_by in given.streams_by[: 1 if topology == "plain" else None]:
+                        found = row(machine, width, topology, layers, streams_by)
+                        print(machine.name, found, flush=True)
+                        record = keep(given.out, machine.name, command, [found], SAME)
+                        given.out.with_suffix(".md").write_text(page(TITLE, HOW, record, shown))
+
+
+if __name__ == "__main__":
+    main()
