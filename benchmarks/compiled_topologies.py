@@ -16,6 +16,7 @@ from typing import Any
 import configs
 from compiled import Row, keep, page
 from mhc_jax.models import with_topology
+from mhc_jax.nn.stack import Execution
 from train.config import RunConfig
 from train.devices import sharding
 from train.loop.resolve import resolve
@@ -94,9 +95,9 @@ def row(machine: target.Target, width: int, topology: str, layers: str, streams_
         both = {name: four[name] - two[name] for name in two}
         found = {name: two[name] + (depth - 2) / 2 * both[name] for name in two} | of_layer(both, 2)
     else:
-        text, found = step(depth)
-        passes = sorted(hlo.loops(text, depth), key=lambda cost: cost.kernels)[-2:]
-        found |= of_layer(figures(machine, sum(passes, hlo.Cost())))
+        (text, found), group = step(depth), Execution(layers=layers).group
+        passes = sorted(hlo.loops(text, depth // group), key=lambda cost: cost.kernels)[-2:]
+        found |= of_layer(figures(machine, sum(passes, hlo.Cost())), group)
     return same | found | {"seconds of compiling": time.perf_counter() - start}
 
 
@@ -122,7 +123,9 @@ def main() -> None:
     parser.add_argument("machines", nargs="+", metavar="MACHINE")
     parser.add_argument("--widths", nargs="+", type=int, default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, choices=TOPOLOGIES)
-    parser.add_argument("--layers", nargs="+", default=["scan", "unroll"])
+    parser.add_argument(
+        "--layers", nargs="+", default=["scan", "unroll"], help="scan, unroll, or groups:K, K a divisor"
+    )
     parser.add_argument("--streams-by", nargs="+", default=["xla"], choices=["xla", "pallas"])
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
