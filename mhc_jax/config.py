@@ -21,6 +21,8 @@ from typing import Any, ClassVar, Self
 from mhc_jax import registry
 from mhc_jax.registry import listed, shown
 
+FLOAT32_MAX = 3.4028234663852886e38
+
 
 class ConfigError(ValueError):
     """A configuration that contradicts itself or cannot be read. The message names fault and fix."""
@@ -109,8 +111,8 @@ class Config:
     def validate(self) -> None:
         """Checks this record and, recursively, the records it holds.
 
-        Values must have the annotated types, numbers must be finite and fit 64 bits, and texts must be valid in file
-        names. Subclasses add further checks and call ``super().validate()``.
+        Values must have the annotated types, numbers must be finite and fit int64 or float32, and texts must be valid
+        in file names. Subclasses add further checks and call ``super().validate()``.
 
         Raises:
             FieldError: one clear message for the first contradiction found.
@@ -258,7 +260,10 @@ def _unlike(hint: Any, value: Any) -> str | None:
     if hint is float:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             return "be a number"
-        return None if abs(value) <= sys.float_info.max else "be finite"  # pyright: ignore[reportOperatorIssue]
+        size = abs(value)  # pyright: ignore[reportArgumentType]
+        if not size <= sys.float_info.max:
+            return "be finite"
+        return None if size <= FLOAT32_MAX else "fit float32, whose largest number is 3.4e38"
     if hint is str:
         return None if isinstance(value, str) and _is_text(value) else "be UTF-8 text without NUL"
     if isinstance(hint, type) and issubclass(hint, Config):

@@ -60,6 +60,7 @@ def changed(path, value):
         (changed("adapters.dropout", "0.1"), "StreamAdaptersConfig: dropout must be a number, got '0.1'"),
         (changed("dropout", True), "LMConfig: dropout must be a number, got True"),
         (changed("dropout", 10**400), "LMConfig: dropout must be finite, got 1000"),
+        (changed("dropout", 1e39), "LMConfig: dropout must fit float32, whose largest number is 3.4e38, got 1e\\+39"),
         (changed("width", 10**3000), "LMConfig: width must fit 64 bits, got 1000"),
         (changed("width" * 5000, 1), r"unknown field 'widthwidth.*\.\.\."),
         (b"\xff{}", r"LMConfig: not UTF-8 \(byte 0\)"),

@@ -30,6 +30,7 @@ class TextData(Data):
 
     def __init__(self, config: CorpusConfig, needed: Sequence[str]):
         self.config = config
+        _check_limits(config)
         self._corpus = load_corpus(config, needed=needed)
         self.fingerprint = self._corpus.fingerprint
         self._end = self._corpus.tokenizer.eos_id
@@ -119,3 +120,13 @@ def word_ppl(loss: float, tokens: Tokens, tokenizer: Tokenizer) -> float:
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf  # exp overflows float64 at 709
+
+
+def _check_limits(config: CorpusConfig) -> None:
+    """Raises DataError, before anything is encoded and kept, where a limit leaves less than a window."""
+    for flag, limit in (("max-train-tokens", config.max_train_tokens), ("max-eval-tokens", config.max_eval_tokens)):
+        if 0 < limit <= config.seq_len:
+            raise DataError(
+                f"--data.{flag} {limit} does not fill one window of {config.seq_len} and its target; give more, 0 for "
+                "all, or a smaller --data.seq-len"
+            )

@@ -118,6 +118,14 @@ def test_cuts(config):
     assert cut.fingerprint != whole.fingerprint
 
 
+@pytest.mark.parametrize("flag", ["max_train_tokens", "max_eval_tokens"])
+def test_a_limit_below_one_window_is_refused_before_anything_is_kept(flag, config):
+    limited = config.replace(**{flag: config.seq_len})
+    with pytest.raises(DataError, match=f"^--data.{flag.replace('_', '-')} {config.seq_len} does not fill one window"):
+        limited.load()
+    assert not Path(config.cache_dir).exists()
+
+
 SPELLED_OUT = [f"document {i}: naïve <|endoftext|></s> 日本語\n" if i % 2 else f"{i} plain 🙂 \n" for i in range(40)]
 
 
