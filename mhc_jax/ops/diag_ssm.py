@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mhc_jax.ops.diag_scan import ScanForm, diagonal_scan
+from mhc_jax.ops.diag_scan import ScanForm, states_before
 
 POLE_MARGIN = 1e-4
 
@@ -42,5 +42,7 @@ def diag_ssm(
     a = pole(logit_a_D)
     if reset_BT is not None:
         a = jnp.where(reset_BT[..., None], 0, a)
-    s_BTD = diagonal_scan(a, b_D * u_BTD, s0_BD, form=form, chunk=chunk)
-    return c_D * s_BTD + d_D * u_BTD, s_BTD[:, -1]
+    before_BTD = states_before(a, b_D * u_BTD, s0_BD, form=form, chunk=chunk)
+    # Of the states after the tokens no array is made: products of those before and of inputs give outputs and gradients.
+    y_BTD = c_D * a * before_BTD + (c_D * b_D + d_D) * u_BTD
+    return y_BTD, (a if a.ndim == 1 else a[:, -1]) * before_BTD[:, -1] + b_D * u_BTD[:, -1]
