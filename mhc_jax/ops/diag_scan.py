@@ -50,10 +50,10 @@ def diagonal_scan(
 def states_before(
     a: Float[Array, "*BT D"],
     x_BTD: Float[Array, "B T D"],
-    s0_BD: Float[Array, "B D"] | None = None,
+    s0_BD: Float[Array, "B D"] | None,
     *,
-    form: ScanForm = "sequential",
-    chunk: int = 64,
+    form: ScanForm,
+    chunk: int,
 ) -> Float[Array, "B T D"]:
     """The states before every token, ``s_{-1} .. s_{T-2}``; see :func:`diagonal_scan`."""
     if form not in _FORMS:
@@ -76,7 +76,7 @@ def states_before(
     return p_BTD if s0_BD is None else p_BTD.at[:, 0].set(s0_BD)
 
 
-def _sequential(a, x_BTD, reverse, _):
+def _sequential(a, x_BTD, reverse, chunk):
     return _walk(a, x_BTD, reverse)[1]
 
 
@@ -114,8 +114,10 @@ def _walk_in_place(a, x_BTD, reverse):
     return jax.lax.fori_loop(0, T, step, (jnp.zeros_like(x_BTD[..., 0, :]), x_BTD))
 
 
-def _associative(a, x_BTD, reverse, _):
+def _associative(a, x_BTD, reverse, chunk):
     """Parallel prefix over the pairs ``(a, x)``; a constant decay is shared by the batch."""
+    if reverse:  # walking backwards instead would reverse arrays, in more kernels
+        return jax.linear_transpose(lambda x_BTD: _associative(a, x_BTD, False, chunk), x_BTD)(x_BTD)[0]
     if a.ndim == 1:
         a = jnp.broadcast_to(a, (1, *x_BTD.shape[1:]))
 
@@ -124,7 +126,7 @@ def _associative(a, x_BTD, reverse, _):
         a_right, x_right = right
         return a_left * a_right, a_right * x_left + x_right
 
-    return _before(jax.lax.associative_scan(combine, (a, x_BTD), axis=1, reverse=reverse)[1], 0, reverse)
+    return _before(jax.lax.associative_scan(combine, (a, x_BTD), axis=1)[1], 0, reverse=False)
 
 
 def _chunked(a, x_BTD, reverse, chunk):

@@ -43,6 +43,6 @@ def diag_ssm(
     if reset_BT is not None:
         a = jnp.where(reset_BT[..., None], 0, a)
     before_BTD = states_before(a, b_D * u_BTD, s0_BD, form=form, chunk=chunk)
-    # Of the states after the tokens no array is made: products of those before and of inputs give outputs and gradients.
+    # No array is made of the states after the tokens: outputs and gradients are sums of products of the others.
     y_BTD = c_D * a * before_BTD + (c_D * b_D + d_D) * u_BTD
     return y_BTD, (a if a.ndim == 1 else a[:, -1]) * before_BTD[:, -1] + b_D * u_BTD[:, -1]

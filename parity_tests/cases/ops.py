@@ -118,6 +118,7 @@ def _scan():
     for form in ("sequential", "associative", "chunked"):
         yield op(path, f"{form}, constant", decays((D,)) | inputs, form=form, chunk=3)
         yield op(path, f"{form}, varying", decays((B, T, D)) | inputs | state, form=form, chunk=3)
+        yield op("diag_scan.states_before", f"{form}, constant", decays((D,)) | inputs | state, form=form, chunk=3)
     yield op(path, "chunked, one token", decays((D,)) | draw(x_BTD=(B, 1, D)) | state, form="chunked")
     yield op(path, "associative, long", decays((D,)) | draw(x_BTD=(1, 130, D)), form="associative")
     yield op(path, "chunked, long", decays((D,)) | draw(x_BTD=(1, 130, D)), form="chunked", chunk=16)

@@ -35,6 +35,13 @@ def diagonal_scan(
     return scan(a, x_BTD, s0_BD, chunk)
 
 
+def states_before(a: Tensor, x_BTD: Tensor, s0_BD: Tensor | None, *, form: str, chunk: int) -> Tensor:
+    """The states before every token, ``s_{-1} .. s_{T-2}``; see :func:`diagonal_scan`."""
+    s_BTD = diagonal_scan(a, x_BTD, s0_BD, form=form, chunk=chunk)
+    first_BD = torch.zeros_like(s_BTD[:, 0]) if s0_BD is None else s0_BD
+    return torch.cat([first_BD[:, None], s_BTD[:, :-1]], 1)
+
+
 @torch.library.custom_op("torch_ref::walk", mutates_args=())
 def _walk(a: Tensor, x_BTD: Tensor, s0_BD: Tensor, reverse: bool) -> Tensor:
     """The recurrence step by step, from the last token to the first if ``reverse``.

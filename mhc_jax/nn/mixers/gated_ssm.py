@@ -40,7 +40,10 @@ class GatedSSM(Mixer):
 
     @required
     def recur(self, x_BTE: jax.Array, ssm: Any, scope: Scope) -> tuple[jax.Array, jax.Array]:
-        """The recurrence over the tokens after ``ssm``, which it resets at ``scope.starts_BT``; and what it carries."""
+        """The recurrence over the tokens after ``ssm``, which it resets at ``scope.starts_BT``; and what it carries.
+
+        None stands for the state before the first token.
+        """
 
     def init_state(self, batch, max_len):
         taps = self.conv.filter.shape[0]
@@ -58,13 +61,12 @@ class GatedSSM(Mixer):
         inputs = jnp.concatenate([before["inputs"], x_BTE], axis=1)
         taps = self.conv.taps(compute)
         convolved = causal_depthwise_conv(x_BTE, *taps, before["inputs"], segment_ids=scope.segments_BT)
-        y_BTE, ssm = self.recur(scope.tap("conv", jax.nn.silu(convolved)), before["ssm"], scope)
+        carried = None if state is None else state["ssm"]
+        y_BTE, ssm = self.recur(scope.tap("conv", jax.nn.silu(convolved)), carried, scope)
         y_BTD = self.out_proj(scope.tap("ssm", y_BTE).astype(compute) * self.gate(gate_BTE))
         return y_BTD, None if state is None else {"inputs": inputs[:, T:], "ssm": ssm}
 
 
-def scan_form(form: str) -> Any:
-    """``form``; for ``"auto"`` the sequential one on CPU and the chunked one elsewhere."""
-    if form != "auto":
-        return form
-    return "sequential" if target_backend() == "cpu" else "chunked"
+def scan_form(form: str, *, gpu: str = "chunked") -> Any:
+    """``form``; for ``"auto"`` the sequential one on CPU, ``gpu`` on a GPU and the chunked one elsewhere."""
+    return {"cpu": "sequential", "gpu": gpu}.get(target_backend(), "chunked") if form == "auto" else form
