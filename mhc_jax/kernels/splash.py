@@ -1,13 +1,16 @@
 """Flash attention on TPUs: Pallas' splash attention, whose memory grows with the length and not with its square."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from mhc_jax.backend import target_backend
+from mhc_jax.kernels.sharding import axes, by_device
 
 # The kernel works on tiles of whole lanes; tiles of 512 tokens are the fastest that fit its memory.
 LANES, TILES = 128, (512, 256, 128)
@@ -53,9 +56,7 @@ def splash_attention(
     def attend(*arguments):
         return _attend(*arguments, scale=scale, causal=causal)
 
-    if isinstance(batch_sharding, NamedSharding):
-        attend = _sliced(attend, batch_sharding, [x.shape for x in arguments])
-    return attend(*arguments)[:, :T]
+    return _sliced(attend, batch_sharding, [x.shape for x in arguments])(*arguments)[:, :T]
 
 
 def _attend(q_BTHK, k_BTGK, v_BTGV, segment_ids_BT=None, *, scale, causal):
@@ -89,14 +90,10 @@ def _attend(q_BTHK, k_BTGK, v_BTGV, segment_ids_BT=None, *, scale, causal):
     return jnp.swapaxes(y_BHTV, 1, 2).astype(q_BTHK.dtype)
 
 
-def _sliced(attend, batch_sharding: NamedSharding, shapes):
-    """``attend`` on the rows and heads of each device: XLA cannot slice a kernel itself."""
-    mesh, rows = batch_sharding.mesh, batch_sharding.spec[0]
-    taken = rows if isinstance(rows, tuple) else (rows,)
-    rest = tuple(axis for axis in mesh.axis_names if axis not in taken)
-    devices = 1
-    for axis in rest:
-        devices *= mesh.shape[axis]
-    heads = rest if all(shape[2] % devices == 0 for shape in shapes[:3]) else None
+def _sliced(attend, batch_sharding, shapes):
+    """``attend`` on the rows and heads of each device."""
+    rows, others = axes(batch_sharding)
+    devices = math.prod(others.values())
+    heads = tuple(others) if all(shape[2] % devices == 0 for shape in shapes[:3]) else None
     specs = [PartitionSpec(rows, None, heads) if len(shape) == 4 else PartitionSpec(rows) for shape in shapes]
-    return jax.shard_map(attend, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)
+    return by_device(attend, batch_sharding, tuple(specs), specs[0])

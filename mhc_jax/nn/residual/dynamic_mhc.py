@@ -10,7 +10,7 @@ import numpy as np
 
 from mhc_jax.nn.init import Init, constant, normal
 from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
-from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, StreamsConfig, own_stream, reading_logits
+from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, MHCConfig, own_stream, reading_logits
 from mhc_jax.ops import hyper
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -18,7 +18,7 @@ from mhc_jax.registry import register
 
 @register("residual", "dynamic_mhc")
 @dataclasses.dataclass(frozen=True)
-class DynamicMHCConfig(StreamsConfig):
+class DynamicMHCConfig(MHCConfig):
     """Manifold-constrained hyper-connections (2512.24880). The default starts as the plain residual.
 
     The published variants differ in their projection: ``"sinkhorn"`` is the paper's, ``"deepseek_sinkhorn"``
@@ -63,6 +63,7 @@ class DynamicMHCConfig(StreamsConfig):
         )
 
     def build(self, width, policy, init):
+        self.check_kernels(width, policy)
         return DynamicMHC(self, width, policy, init)
 
 

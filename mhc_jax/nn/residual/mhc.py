@@ -1,6 +1,7 @@
 """Base of the topologies with coefficients for reading, mixing and writing streams."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from mhc_jax.nn.residual.base import Residual, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
 from mhc_jax.ops.streams import Streams
+from mhc_jax.precision import Policy
 from mhc_jax.registry import required
 
 # Initial values of a site: the reading weight of its own stream, and how close H_res is to the identity (a logit).
@@ -37,8 +39,31 @@ class StreamsConfig(ResidualConfig):
         self.require(self.streams >= 1, f"streams must be at least 1, got {self.streams}")
 
 
+@dataclasses.dataclass(frozen=True)
+class MHCConfig(StreamsConfig):
+    """Base of the configurations of :class:`MHC`.
+
+    Attributes:
+        streams: number of parallel streams n.
+        implementation: how streams are read, mixed and written: ``"xla"``, or ``"pallas"`` for the fused kernels of
+            TPUs, see :mod:`mhc_jax.kernels.streams`.
+    """
+
+    implementation: Literal["xla", "pallas"] = "xla"
+
+    def check_kernels(self, width: int, policy: Policy) -> None:
+        """Raises ConfigError if there are no kernels for such streams and they are asked for."""
+        if self.implementation == "pallas":
+            from mhc_jax.kernels.streams import fault  # Pallas takes long to import
+
+            found = fault(self.streams, width, policy.streams)
+            self.require(not found, f"implementation 'pallas': {found}")
+
+
 class MHC(Residual):
     """N streams: ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
+
+    config: MHCConfig
 
     @required
     def coefficients(self, h: Streams) -> tuple[jax.Array, jax.Array, jax.Array | None]:
@@ -50,22 +75,27 @@ class MHC(Residual):
     def pre(self, state, scope):
         return self.read_with(self.coefficients(state), state, scope)
 
-    @staticmethod
-    def read_with(coefficients: tuple[jax.Array, jax.Array, jax.Array | None], state: Streams, scope: Scope):
+    def read_with(self, coefficients: tuple[jax.Array, jax.Array, jax.Array | None], state: Streams, scope: Scope):
         """The result of :meth:`pre` for given coefficients."""
         pre_N, post_N, res_NN = coefficients
-        u_BTD = streams.read(state, scope.tap("h_pre", pre_N))
-        return u_BTD, (scope.tap("h_post", post_N), tap_mixing(res_NN, scope))
+        pre_N, post_N = scope.tap("h_pre", pre_N), scope.tap("h_post", post_N)
+        res_NN = None if res_NN is None else scope.tap("h_res", res_NN)
+        if self.config.implementation == "pallas":
+            from mhc_jax.kernels import streams as kernels  # Pallas takes long to import
+
+            u_BTD, mixed = kernels.read(state, pre_N, res_NN, batch_sharding=scope.batch_sharding)
+            return u_BTD, (post_N, mixed)
+        return streams.read(state, pre_N), (post_N, res_NN)
 
     def post(self, state, y, ctx, scope):
+        if self.config.implementation == "pallas":
+            from mhc_jax.kernels import streams as kernels
+
+            post_N, mixed = ctx
+            return kernels.write(mixed, y, post_N)
         post_N, res_NN = ctx
         mixed = state if res_NN is None else streams.mix(state, res_NN)
         return (mixed + streams.write(y, post_N)).astype(state.dtype)
-
-
-def tap_mixing(res_NN: jax.Array | None, scope: Scope) -> jax.Array | None:
-    """Records H_res under its tap and returns it; None stays None."""
-    return None if res_NN is None else scope.tap("h_res", res_NN)
 
 
 class UnitGain(nnx.Module):

@@ -12,7 +12,7 @@ from mhc_jax.nn.residual.mhc import (
     DIAGONAL_BIAS,
     MHC,
     READ_LEAN,
-    StreamsConfig,
+    MHCConfig,
     UnitGain,
     own_stream,
     reading_logits,
@@ -24,7 +24,7 @@ from mhc_jax.registry import register
 
 @register("residual", "per_stream_mhc")
 @dataclasses.dataclass(frozen=True)
-class PerStreamMHCConfig(StreamsConfig):
+class PerStreamMHCConfig(MHCConfig):
     """mHC of the package ``hyper-connections`` (versions 1 and 2 agree here): one map for all streams.
 
     Attributes:
@@ -47,6 +47,7 @@ class PerStreamMHCConfig(StreamsConfig):
         )
 
     def build(self, width, policy, init):
+        self.check_kernels(width, policy)
         return PerStreamMHC(self, width, policy, init)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, normal, ones, zeros
 from mhc_jax.nn.projections.base import EXACT, Promise
-from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, StreamsConfig, own_stream, reading_weights
+from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, MHCConfig, own_stream, reading_weights
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Prepared, Preparing
 from mhc_jax.ops import hyper, projections, routing
@@ -25,7 +25,7 @@ LEAST_TEMPERATURE = 1e-6
 
 @register("residual", "shc")
 @dataclasses.dataclass(frozen=True)
-class SHCConfig(StreamsConfig):
+class SHCConfig(MHCConfig):
     """Sparse selective hyper-connections as their documents describe them. The default starts as the plain residual.
 
     ``alpha_t = softmax(phi rmsnorm(mean stream of token t) + b)`` weighs orthogonal matrices Q_c, of which only the
@@ -95,6 +95,7 @@ class SHCConfig(StreamsConfig):
         return Promise(norm=EXACT, shrinking=1 - self.factor(sites) + EXACT)
 
     def build(self, width, policy, init):
+        self.check_kernels(width, policy)
         return SHC(self, width, policy, init)
 
 

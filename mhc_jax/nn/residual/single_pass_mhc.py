@@ -5,8 +5,6 @@ import dataclasses
 import jax.numpy as jnp
 
 from mhc_jax.nn.residual.dynamic_mhc import DynamicMHC, DynamicMHCConfig
-from mhc_jax.nn.residual.mhc import tap_mixing
-from mhc_jax.ops import streams
 from mhc_jax.registry import register
 
 
@@ -26,6 +24,7 @@ class SinglePassMHCConfig(DynamicMHCConfig):
         return {"streams": h, "read": jnp.full((*h.batch_shape, self.streams), 1 / self.streams, h.dtype)}
 
     def build(self, width, policy, init):
+        self.check_kernels(width, policy)
         return SinglePassMHC(self, width, policy, init)
 
 
@@ -34,8 +33,8 @@ class SinglePassMHC(DynamicMHC):
 
     def pre(self, state, scope):
         next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
-        u_BTD = streams.read(state["streams"], scope.tap("h_pre", state["read"]))
-        return u_BTD, (next_read_BTN, (scope.tap("h_post", post_BTN), tap_mixing(res_BTNN, scope)))
+        u_BTD, ctx = self.read_with((state["read"], post_BTN, res_BTNN), state["streams"], scope)
+        return u_BTD, (next_read_BTN, ctx)
 
     def post(self, state, y, ctx, scope):
         next_read_BTN, ctx = ctx

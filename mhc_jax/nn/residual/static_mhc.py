@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from mhc_jax.nn.init import Init, constant, normal, zeros
 from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
-from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, StreamsConfig, own_stream
+from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, MHCConfig, own_stream
 from mhc_jax.nn.stack import Prepared, Preparing
 from mhc_jax.ops import projections
 from mhc_jax.precision import Policy
@@ -17,7 +17,7 @@ from mhc_jax.registry import register
 
 @register("residual", "static_mhc")
 @dataclasses.dataclass(frozen=True)
-class StaticMHCConfig(StreamsConfig):
+class StaticMHCConfig(MHCConfig):
     """One learned H_pre and H_post (on the simplex) and H_res (projected) per site.
 
     The defaults start as the plain residual. The original of mHC-SSM is ``SinkhornConfig(iters=8,
@@ -54,6 +54,7 @@ class StaticMHCConfig(StreamsConfig):
         self.require(0 <= self.identity_mix < 1, f"identity_mix must lie in [0, 1), got {self.identity_mix}")
 
     def build(self, width, policy, init):
+        self.check_kernels(width, policy)
         return StaticMHC(self, policy, init)
 
 
