@@ -1,0 +1,245 @@
+"""Kernels of streams, interpreted: equal to sums in float64, in a model to XLA's form, and sliced over devices."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import mhc_jax
+from mhc_jax import ConfigError
+from mhc_jax.kernels import streams as kernels
+from mhc_jax.models import with_topology
+from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.init import Init
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.residual import DynamicMHCConfig, HyperConnectionsConfig, StaticMHCConfig
+from mhc_jax.nn.stack import Execution
+from mhc_jax.ops.streams import Streams
+from mhc_jax.precision import policy
+from mhc_jax.tests.own import slow_unless
+
+# Relative to the largest entry: sums in float32, and one rounding of whatever has the streams' dtype.
+ROUNDING = {jnp.float32: 2e-6, jnp.bfloat16: 2**-8}
+WIDTH = 128
+
+
+def site(h_BTND, y, pre, post, res):
+    """What a site reads and what it makes of the streams, by the kernels; y may differ by stream, (B, T, N, D)."""
+    u_BTD, mixed = kernels.read(Streams.unstack(h_BTND), pre, res)
+    return u_BTD, kernels.write(mixed, Streams.unstack(y) if y.ndim == 4 else y, post).stack()
+
+
+def exact(h, y, pre, post, res, du, dafter):
+    """Both results and all gradients in float64."""
+    h, y, pre, post, du, dafter = (np.asarray(x, np.float64) for x in (h, y, pre, post, du, dafter))
+    B, T, N, _ = h.shape
+    matrix = np.eye(N) if res is None else np.asarray(res, np.float64)
+    pre_, post_, matrix = (np.broadcast_to(x, (B, T, *x.shape[-k:])) for x, k in ((pre, 1), (post, 1), (matrix, 2)))
+    ys = y if y.ndim == 4 else np.broadcast_to(y[:, :, None], h.shape)
+    u = np.einsum("btn,btnd->btd", pre_, h)
+    after = np.einsum("btij,btjd->btid", matrix, h) + post_[..., None] * ys
+    dh = np.einsum("btij,btid->btjd", matrix, dafter) + pre_[..., None] * du[:, :, None]
+    dys = post_[..., None] * dafter
+    dpre = np.einsum("btd,btnd->btn", du, h)
+    dpost = np.einsum("btnd,btnd->btn", dafter, ys)
+    dres = np.einsum("btid,btjd->btij", dafter, h)
+
+    def like(x, gradient):
+        return gradient.sum((0, 1)) if x.ndim < 3 else gradient
+
+    grads = [dh, dys if y.ndim == 4 else dys.sum(2), like(pre, dpre), like(post, dpost)]
+    return [u, after, *grads, None if res is None else like(np.asarray(res), dres)]
+
+
+@pytest.mark.parametrize("dtype", slow_unless([jnp.float32], ROUNDING))
+@pytest.mark.parametrize(
+    ("N", "B", "T", "kinds", "wide_y"),
+    [
+        (4, 3, 300, "sss", False),  # more than one tile, the last not full
+        (4, 2, 37, "ttt", False),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (1, 1, 37, "ss-", False),
+                (2, 3, 16, "sss", False),
+                (2, 2, 37, "tt-", False),
+                (8, 1, 130, "sss", False),
+                (8, 3, 37, "ttt", False),
+                (4, 2, 300, "ttt", True),
+                (4, 2, 37, "sst", False),
+                (4, 2, 1, "ttt", False),  # too few tokens for a kernel
+                (2, 3, 15, "sss", True),
+            ]
+        ),
+    ],
+)
+def test_equals_sums_in_float64(N, B, T, kinds, wide_y, dtype):
+    """``kinds`` of the reads, the writes and the matrix: static, per token, or none."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    tokens = {"s": (), "t": (B, T)}
+    pre, post = (draw(*tokens[kind], N) for kind in kinds[:2])
+    res = None if kinds[2] == "-" else draw(*tokens[kinds[2]], N, N)
+    h, y = draw(B, T, N, WIDTH).astype(dtype), draw(B, T, *[N] * wide_y, WIDTH).astype(dtype)
+    cotangents = draw(B, T, WIDTH), draw(B, T, N, WIDTH).astype(dtype)
+
+    @jax.jit
+    def run(*arguments):
+        results, pull = jax.vjp(site, *arguments)
+        return *results, *pull(cotangents)
+
+    arguments = h, y, pre, post, res
+    found, want = run(*arguments), exact(*arguments, *cotangents)
+    assert [x.dtype for x in found[:4]] == [jnp.float32, dtype, dtype, dtype]
+    assert (found[-1] is None) == (res is None)
+    for x, goal in zip(found, want, strict=True):
+        if goal is not None:
+            assert x.shape == goal.shape
+            rounding = ROUNDING[jnp.float32 if x.dtype == jnp.float32 else dtype]
+            assert np.abs(np.asarray(x, np.float64) - goal).max() < rounding * np.abs(goal).max()
+
+
+TOKENS = np.arange(40).reshape(2, 20) % 13
+
+
+def model(topology, **execution):
+    small = LMConfig(
+        vocab_size=13,
+        max_len=20,
+        width=WIDTH,
+        layers=2,
+        mixer=AttentionConfig(heads=2),
+        mlp=GeluMLPConfig(hidden=16),
+        execution=Execution(**execution),
+    )
+    return with_topology(small, topology, streams=2)
+
+
+def by_kernels(config):
+    return config.replace(residual=config.residual.replace(implementation="pallas"))
+
+
+def perturbed(config):
+    rng = np.random.default_rng(0)
+    params = mhc_jax.init(config, jax.random.key(0))
+    return jax.tree.map(lambda x: x + 0.05 * rng.standard_normal(x.shape).astype(x.dtype), params)
+
+
+def loss(params, config, taps=False):
+    out = mhc_jax.apply(config, params, TOKENS, taps=taps)
+    return jnp.mean(jnp.sin(out.logits_BTV.astype(jnp.float32))), out.taps
+
+
+@pytest.mark.parametrize(
+    ("topology", "execution"),
+    [
+        ("mhc", {"remat": "dots"}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                ("mhc", {"layers": "unroll", "remat": "block"}),
+                ("dynamic_mhc", {"layers": "unroll", "remat": "dots"}),
+                ("dynamic_mhc", {}),
+                ("ihc", {}),
+                ("per_stream_mhc", {}),
+                ("single_pass_mhc", {"remat": "block"}),
+                ("shc", {}),
+                ("mhc_ssm_adapters", {}),
+            ]
+        ),
+    ],
+)
+def test_a_model_has_the_same_activations_and_gradients(topology, execution):
+    config = model(topology, **execution)
+    params = perturbed(config)
+    run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=(1, 2))
+    (value, taps), grads = run(params, by_kernels(config), not execution)
+    (goal, goal_taps), goal_grads = run(params, config, not execution)
+    assert abs(value - goal) < 1e-6
+    largest = max(jnp.abs(x).max() for x in jax.tree.leaves(goal_grads))
+    for x, want in zip(*map(jax.tree.leaves, (grads, goal_grads)), strict=True):
+        assert jnp.abs(x - want).max() < 1e-5 * jnp.abs(want).max() + 1e-7 * largest
+    assert [*taps] == [*goal_taps]
+    for name, x in taps.items():
+        np.testing.assert_allclose(x, goal_taps[name], rtol=1e-4, atol=1e-5)
+
+
+def kernel_calls(jaxpr):
+    """Kernels in a traced program, of which loops count one trip."""
+    found = sum(eqn.primitive.name == "pallas_call" for eqn in jaxpr.eqns)
+    return found + sum(kernel_calls(inner) for eqn in jaxpr.eqns for inner in jaxprs_in_params(eqn.params))
+
+
+@pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 3)])
+def test_a_layer_runs_no_more_kernels_than_it_must(remat, again):
+    """Two sites read and write; again for the branches' inputs run both reads and the write between them."""
+    config = by_kernels(model("mhc", remat=remat))
+    shapes = jax.eval_shape(lambda: mhc_jax.init(config, jax.random.key(0)))
+    traced = jax.make_jaxpr(jax.grad(lambda params: loss(params, config)[0]))(shapes)
+    assert kernel_calls(traced.jaxpr) == 4 + again + 4
+
+
+def test_what_there_is_no_kernel_for_is_refused():
+    def build(config, width=WIDTH, name="float32"):
+        return config.replace(implementation="pallas").build(width, policy(name), Init(jax.random.key(0), sites=4))
+
+    build(StaticMHCConfig(), name="bfloat16")
+    with pytest.raises(ConfigError, match="static_mhc: implementation 'pallas': .* at most 8 streams, got 9; take"):
+        build(StaticMHCConfig(streams=9))
+    with pytest.raises(ConfigError, match="dynamic_mhc: .* need a width that 128 divides, got 96; take"):
+        build(DynamicMHCConfig(), 96)
+    with pytest.raises(ConfigError, match="carry float32 or bfloat16, not float16; take such a policy"):
+        build(StaticMHCConfig(), name="float16")
+    with pytest.raises(ConfigError, match="8 streams of 65536 channels are too wide .*; take fewer"):
+        build(StaticMHCConfig(streams=8), 65536)
+    with pytest.raises(ConfigError, match="unknown field 'implementation'"):
+        HyperConnectionsConfig.from_dict({"kind": "hc", "implementation": "pallas"})
+    with pytest.raises(ValueError, match="need a width that 128 divides, got 8"):
+        kernels.read(Streams.copies(jnp.zeros((1, 16, 8)), 2), jnp.ones(2), None)
+
+
+SLICED = """
+import jax, jax.numpy as jnp, numpy as np, re
+from jax.sharding import NamedSharding, PartitionSpec as P
+import mhc_jax
+from mhc_jax.tests.test_stream_kernels import WIDTH, by_kernels, loss, model, perturbed
+from mhc_jax.kernels import streams as kernels
+from mhc_jax.ops.streams import Streams
+
+mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
+rows = NamedSharding(mesh, P(("data", "fsdp")))
+rng = np.random.default_rng(0)
+for tokens in ((), (4, 40)):
+    def site(h, y, pre, post, res, sharding=rows):
+        u, mixed = kernels.read(Streams.unstack(h), pre, res, batch_sharding=sharding)
+        return jnp.sum(u**2) + jnp.sum(kernels.write(mixed, y, post).stack() ** 3)
+
+    shapes = (4, 40, 2, WIDTH), (4, 40, WIDTH), (*tokens, 2), (*tokens, 2), (*tokens, 2, 2)
+    inputs = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
+    want = jax.jit(jax.grad(lambda *xs: site(*xs, sharding=None), (0, 1, 2, 3, 4)))(*inputs)
+    inputs = [jax.device_put(x, rows if x.ndim > 2 else NamedSharding(mesh, P())) for x in inputs]
+    run = jax.jit(jax.grad(site, (0, 1, 2, 3, 4)))
+    found = run(*inputs)
+    assert found[0].addressable_shards[0].data.shape[0] == 1
+    for x, goal in zip(found, want):
+        np.testing.assert_allclose(x, goal, rtol=1e-5, atol=1e-5 * float(jnp.abs(goal).max()))
+    assert not re.search("all-gather|all-to-all|collective-permute", run.lower(*inputs).compile().as_text())
+"""
+
+
+@pytest.mark.slow
+def test_devices_do_their_own_rows():
+    flags = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
+    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", SLICED], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
