@@ -209,7 +209,8 @@ def _over_tokens(
     of_weights = PartitionSpec() if static else by_row
 
     def run(weights, *arrays):
-        made, products = (_plainly if arrays[0].shape[1] < GROUP else _in_tiles)(body, weights, arrays, dtypes)
+        fits = arrays[0].size and arrays[0].shape[1] >= GROUP
+        made, products = (_in_tiles if fits else _plainly)(body, weights, arrays, dtypes)
         if static and rows and products is not None:
             products = jax.lax.psum(products, rows)
         return tuple(made), products
@@ -251,7 +252,11 @@ def _in_tiles(body, weights, arrays, dtypes):
         given, made = refs[: len(arrays)], refs[len(arrays) :]
         if R and static:
             first = (pl.program_id(0) == 0) & (pl.program_id(1) == 0)
-            pl.when(first)(lambda: made[-1].__setitem__(..., jnp.zeros((GROUP, R))))
+
+            @pl.when(first)
+            def _():
+                made[-1][...] = jnp.zeros((GROUP, R), jnp.float32)
+
         start = pl.program_id(1) * tile
 
         def group(g, _):

@@ -212,14 +212,21 @@ def _from_logs(z_NN: jax.Array, iters: int, first: int, second: int) -> jax.Arra
     entry in every half-step.
     """
 
-    def iteration(p):
-        return _normalised(_normalised(p, first), second)
+    return _iterate(partial(half_steps, first=first, second=second), from_logs(z_NN, first - 2, second - 2), iters - 1)
 
-    largest = jnp.finfo(z_NN.dtype).max / 8
-    z_NN = jnp.clip(z_NN, -largest, largest)  # differences must not overflow
-    for axis in (first - 2, second - 2):
-        z_NN = z_NN - jax.nn.logsumexp(z_NN, axis=axis, keepdims=True)
-    return _iterate(iteration, jnp.exp(z_NN), iters - 1)
+
+def from_logs(z: jax.Array, first: int, second: int) -> jax.Array:
+    """The first of Sinkhorn's iterations, of logarithms: sums over the axis ``first``, then over ``second``."""
+    largest = jnp.finfo(z.dtype).max / 8
+    z = jnp.clip(z, -largest, largest)  # differences must not overflow
+    for axis in (first, second):
+        z = z - jax.nn.logsumexp(z, axis=axis, keepdims=True)
+    return jnp.exp(z)
+
+
+def half_steps(p: jax.Array, first: int, second: int) -> jax.Array:
+    """A further one: sums over the axis ``first`` become one, then over ``second``."""
+    return _normalised(_normalised(p, first), second)
 
 
 def _iterate(iteration: Callable[[jax.Array], jax.Array], z_NN: jax.Array, iters: int) -> jax.Array:

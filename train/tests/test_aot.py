@@ -11,6 +11,7 @@ pytestmark = pytest.mark.aot
 
 TINY = "--data.seq-len 128 --data.batch-size 8 --train.accumulate 1 --model.width 64 --model.layers 6 --mesh.fsdp 4"
 GPT = f"{TINY} --model.mixer.heads 2 --model.vocab-size 50304"
+KERNELS = f"{GPT} --model.width 128 --model.residual.implementation pallas"
 
 
 @pytest.mark.parametrize(
@@ -20,6 +21,8 @@ GPT = f"{TINY} --model.mixer.heads 2 --model.vocab-size 50304"
         ("gpt2_mhc", GPT),
         ("gpt2_dynamic_mhc", GPT),
         ("gpt2@hc", GPT),
+        ("gpt2_mhc", KERNELS),
+        ("gpt2_dynamic_mhc", KERNELS),
         ("rlm_small", f"{GPT} --model.mlp.hidden 96 --model.mixer.implementation splash"),
         ("mhc_ssm_adapters", f"{TINY} --data.tokenizer bytes --model.execution.policy bfloat16"),
     ],

@@ -73,3 +73,9 @@ class ProjectionConfig(Config):
     @required
     def project(self, logits: jax.Array, streams: int) -> jax.Array:
         """The matrices (..., N, N): row i weighs the sources of stream i."""
+
+    def project_by_kernel(
+        self, logits: jax.Array, streams: int, batch_sharding: jax.sharding.Sharding | None
+    ) -> jax.Array:
+        """:meth:`project` for the logits of all tokens, (B, T, ...), by a kernel of TPUs if the projection has one."""
+        return self.project(logits, streams)

@@ -66,6 +66,15 @@ class SinkhornConfig(ProjectionConfig):
 
         return (jax.checkpoint(project) if self.gradient == "recompute" else project)(logits)
 
+    def project_by_kernel(self, logits, streams, batch_sharding):
+        if self.domain == "exp" or self.gradient == "implicit":
+            return self.project(logits, streams)
+        from mhc_jax.kernels.sinkhorn import log_sinkhorn  # Pallas takes long to import
+
+        return log_sinkhorn(
+            logits / self.temperature, iters=self.iters, order=self.order, batch_sharding=batch_sharding
+        )
+
     def _form(self):
         if self.gradient == "implicit":
             return sinkhorn.implicit_sinkhorn

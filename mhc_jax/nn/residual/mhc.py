@@ -46,7 +46,8 @@ class MHCConfig(StreamsConfig):
     Attributes:
         streams: number of parallel streams n.
         implementation: how streams are read, mixed and written: ``"xla"``, or ``"pallas"`` for the fused kernels of
-            TPUs, see :mod:`mhc_jax.kernels.streams`.
+            TPUs, see :mod:`mhc_jax.kernels.streams`. Where logits of H_res come from all streams of the token, the
+            projection runs in a kernel too if it has one.
     """
 
     implementation: Literal["xla", "pallas"] = "xla"

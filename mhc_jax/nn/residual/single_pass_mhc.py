@@ -32,7 +32,7 @@ class SinglePassMHC(DynamicMHC):
     """State: ``"streams"``, and ``"read"`` (B, T, N), the weights with which the next site reads."""
 
     def pre(self, state, scope):
-        next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"])
+        next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"], scope.batch_sharding)
         u_BTD, ctx = self.read_with((state["read"], post_BTN, res_BTNN), state["streams"], scope)
         return u_BTD, (next_read_BTN, ctx)
 

@@ -1,0 +1,128 @@
+"""Sinkhorn's iterations on TPUs for many small matrices, such as those of all tokens, in one kernel.
+
+One entry of :data:`TILE` matrices fills a register, so that sums over rows and columns are sums of registers, and what
+lies between two iterations never leaves the core. Off a TPU the kernels are interpreted, which is slow.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jax.sharding import PartitionSpec, Sharding
+from jaxtyping import Array, Float
+
+from mhc_jax.backend import target_backend
+from mhc_jax.kernels.sharding import axes, by_device
+from mhc_jax.ops.sinkhorn import COLUMNS, ROWS, from_logs, half_steps
+
+SUBLANES, LANES = 8, 128
+TILE = SUBLANES * LANES
+MEMORY = 10 * 2**20
+ORDERS = {"columns_then_rows": (COLUMNS, ROWS), "rows_then_columns": (ROWS, COLUMNS)}
+
+
+def fault(streams: int, iters: int) -> str | None:
+    """Why there is no kernel for such matrices, and what to do; None if there is one."""
+    if 4 * TILE * streams**2 * iters <= MEMORY:
+        return None
+    return f"no kernel holds {iters} iterations of {streams} x {streams} matrices; take fewer, or implementation 'xla'"
+
+
+def log_sinkhorn(
+    logits_BTNN: Float[Array, "B T N N"],
+    *,
+    iters: int,
+    order: Literal["columns_then_rows", "rows_then_columns"],
+    batch_sharding: Sharding | None = None,
+) -> Float[Array, "B T N N"]:
+    """:func:`mhc_jax.ops.sinkhorn.log_sinkhorn` in either order, in float32; the backward pass repeats the iterations.
+
+    Args:
+        iters: at least 1.
+        batch_sharding: sharding of arrays (B, ...) on several devices, each of which then does its own rows.
+
+    Raises:
+        ValueError: there is no kernel for such matrices, see :func:`fault`.
+    """
+    if found := fault(logits_BTNN.shape[-1], iters):
+        raise ValueError(found)
+    return _log_sinkhorn(logits_BTNN.astype(jnp.float32), iters, order, batch_sharding).astype(logits_BTNN.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _log_sinkhorn(logits_BTNN, iters, order, batch_sharding):
+    first, second = ORDERS[order]
+
+    def kernel(z, p):
+        p[...] = jax.lax.fori_loop(
+            0, iters - 1, lambda _, p: half_steps(p, first, second), from_logs(z[...], first, second)
+        )
+
+    return _over_matrices(kernel, [logits_BTNN], iters, 0, batch_sharding)
+
+
+def _forward(logits_BTNN, iters, order, batch_sharding):
+    return _log_sinkhorn(logits_BTNN, iters, order, batch_sharding), logits_BTNN
+
+
+def _backward(iters, order, batch_sharding, logits_BTNN, dp_BTNN):
+    first, second = ORDERS[order]
+
+    def kernel(z, dp, dz, inputs):
+        p, pull_logs = jax.vjp(lambda z: from_logs(z, first, second), z[...])
+
+        def forth(k, p):
+            inputs[k] = p
+            return half_steps(p, first, second)
+
+        def back(k, dp):
+            _, pull = jax.vjp(lambda p: half_steps(p, first, second), inputs[iters - 2 - k])
+            return pull(dp)[0]
+
+        jax.lax.fori_loop(0, iters - 1, forth, p)
+        (dz[...],) = pull_logs(jax.lax.fori_loop(0, iters - 1, back, dp[...]))
+
+    return (_over_matrices(kernel, [logits_BTNN, dp_BTNN], iters, iters - 1, batch_sharding),)
+
+
+_log_sinkhorn.defvjp(_forward, _backward)
+
+
+def _over_matrices(kernel, arrays, iters, kept, batch_sharding):
+    """``kernel`` on tiles (N, N, 8, 128) of the matrices in ``arrays``, with memory for ``kept`` more such tiles."""
+    by_row = PartitionSpec(axes(batch_sharding)[0])
+    run = functools.partial(_on_one_device, kernel, iters, kept)
+    return by_device(run, batch_sharding, (by_row,) * len(arrays), by_row)(*arrays)
+
+
+def _on_one_device(kernel, iters, kept, *arrays):
+    B, T, N, _ = arrays[0].shape
+    tiles = max(1, pl.cdiv(B * T, TILE))
+
+    def laid(x_BTNN):
+        matrices = jnp.moveaxis(x_BTNN, (-2, -1), (0, 1)).reshape(N, N, B * T)
+        matrices = jnp.pad(matrices, ((0, 0), (0, 0), (0, tiles * TILE - B * T)))
+        return matrices.reshape(N, N, tiles * SUBLANES, LANES)
+
+    tile = pl.BlockSpec((N, N, SUBLANES, LANES), lambda i: (0, 0, i, 0))
+    result = jax.ShapeDtypeStruct((N, N, tiles * SUBLANES, LANES), jnp.float32)
+    passes = 1 + 2 * bool(kept)
+    out = pl.pallas_call(
+        kernel,
+        grid=(tiles,),
+        in_specs=[tile for _ in arrays],
+        out_specs=tile,
+        out_shape=result,
+        scratch_shapes=[pltpu.VMEM((kept, *tile.block_shape), jnp.float32)] if kept else [],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
+        cost_estimate=pl.CostEstimate(
+            flops=4 * passes * iters * result.size,
+            bytes_accessed=4 * result.size * (len(arrays) + 1),
+            transcendentals=passes * result.size,
+        ),
+        interpret=target_backend() != "tpu",
+    )(*map(laid, arrays))
+    return jnp.moveaxis(out.reshape(N, N, tiles * TILE)[..., : B * T].reshape(N, N, B, T), (0, 1), (-2, -1))
