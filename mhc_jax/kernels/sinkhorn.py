@@ -85,7 +85,7 @@ def _backward(iters, order, batch_sharding, logits_BTNN, dp_BTNN):
         jax.lax.fori_loop(0, iters - 1, forth, p)
         (dz[...],) = pull_logs(jax.lax.fori_loop(0, iters - 1, back, dp[...]))
 
-    return (_over_matrices(kernel, [logits_BTNN, dp_BTNN], iters, iters - 1, batch_sharding),)
+    return (_over_matrices(kernel, [logits_BTNN, dp_BTNN], iters, max(1, iters - 1), batch_sharding),)
 
 
 _log_sinkhorn.defvjp(_forward, _backward)

@@ -5,7 +5,8 @@ A site reads ``u = sum_i pre_i h_i`` and later makes ``h'_i = m_i + post_i y``, 
 computes h' from it in one kernel. The cotangent of m is that of h', so nothing computes it either: the backward pass of
 ``read`` gets it together with that of u, and one kernel reads h, dm and du and writes the whole of dh.
 
-Traffic in arrays (B, T, D), for N streams: ``read`` N + 1, ``write`` 2 N + 1, their backward passes 3 N + 1 and N + 2.
+Traffic in arrays (B, T, D), for N streams: ``read`` N + 1, ``write`` 2 N + 1, their backward passes 3 N + 1 and N + 2;
+u and its cotangent are float32.
 
 Sums are in float32 and rounded once. Coefficients are the same for all tokens or differ between them; gradients of the
 former are sums over tokens in a fixed order. Sequences shorter than :data:`GROUP` tokens, as in decoding, are left to
@@ -60,7 +61,8 @@ def fault(streams: int, width: int, dtype: Any) -> str | None:
         return f"the kernels of streams need a width that {LANES} divides, got {width}; take such a width, {xla}"
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"the kernels of streams carry float32 or bfloat16, not {jnp.dtype(dtype)}; take such a policy, {xla}"
-    if not _tile(width, [dtype] * 3 * streams + [jnp.float32]):
+    # The most that a kernel has at once: streams, and a branch's float32 output and its cotangent for each of them.
+    if not _tile(width, [dtype] * streams + [jnp.float32] * (2 * streams + 1)):
         return f"{streams} streams of {width} channels are too wide for the kernels of streams; take fewer, {xla}"
     return None
 

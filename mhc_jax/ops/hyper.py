@@ -50,7 +50,7 @@ def flat_weights(h: Streams, phi_KM: Float[Array, "K M"], *, eps: float) -> Floa
         eps: added to the mean square.
     """
     h = h.astype(phi_KM.dtype)
-    squares_BT1 = h.each(lambda x: jnp.mean(jnp.square(x), axis=-1, keepdims=True)).total()
+    squares_BT1 = jnp.mean(h.each(jnp.square).total(), axis=-1, keepdims=True)  # one sum, not one for every stream
     return project(h, phi_KM) * lax.rsqrt(squares_BT1 / len(h) + eps)
 
 
