@@ -16,12 +16,11 @@ from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
 from mhc_jax.kernels.sharding import axes, by_device
-from mhc_jax.ops.sinkhorn import COLUMNS, ROWS, from_logs, half_steps
+from mhc_jax.ops.sinkhorn import ORDERS
 
 SUBLANES, LANES = 8, 128
 TILE = SUBLANES * LANES
 MEMORY = 10 * 2**20
-ORDERS = {"columns_then_rows": (COLUMNS, ROWS), "rows_then_columns": (ROWS, COLUMNS)}
 
 
 def fault(streams: int, iters: int) -> str | None:
@@ -54,12 +53,10 @@ def log_sinkhorn(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _log_sinkhorn(logits_BTNN, iters, order, batch_sharding):
-    first, second = ORDERS[order]
-
     def kernel(z, p):
-        p[...] = jax.lax.fori_loop(
-            0, iters - 1, lambda _, p: half_steps(p, first, second), from_logs(z[...], first, second)
-        )
+        half_steps = ORDERS[order]
+        begun = half_steps.on_logs(z[...])
+        p[...] = jax.lax.fori_loop(0, iters - 1, lambda _, p: half_steps.again(p), begun)
 
     return _over_matrices(kernel, [logits_BTNN], iters, 0, batch_sharding)
 
@@ -69,17 +66,17 @@ def _forward(logits_BTNN, iters, order, batch_sharding):
 
 
 def _backward(iters, order, batch_sharding, logits_BTNN, dp_BTNN):
-    first, second = ORDERS[order]
+    half_steps = ORDERS[order]
 
     def kernel(z, dp, dz, inputs):
-        p, pull_logs = jax.vjp(lambda z: from_logs(z, first, second), z[...])
+        p, pull_logs = jax.vjp(half_steps.on_logs, z[...])
 
         def forth(k, p):
             inputs[k] = p
-            return half_steps(p, first, second)
+            return half_steps.again(p)
 
         def back(k, dp):
-            _, pull = jax.vjp(lambda p: half_steps(p, first, second), inputs[iters - 2 - k])
+            _, pull = jax.vjp(half_steps.again, inputs[iters - 2 - k])
             return pull(dp)[0]
 
         jax.lax.fori_loop(0, iters - 1, forth, p)
@@ -107,7 +104,8 @@ def _on_one_device(kernel, iters, kept, *arrays):
         matrices = jnp.pad(matrices, ((0, 0), (0, 0), (0, tiles * TILE - B * T)))
         return matrices.reshape(N, N, tiles * SUBLANES, LANES)
 
-    tile = pl.BlockSpec((N, N, SUBLANES, LANES), lambda i: (0, 0, i, 0))
+    shape = N, N, SUBLANES, LANES
+    tile = pl.BlockSpec(shape, lambda i: (0, 0, i, 0))
     result = jax.ShapeDtypeStruct((N, N, tiles * SUBLANES, LANES), jnp.float32)
     passes = 1 + 2 * bool(kept)
     out = pl.pallas_call(
@@ -116,7 +114,7 @@ def _on_one_device(kernel, iters, kept, *arrays):
         in_specs=[tile for _ in arrays],
         out_specs=tile,
         out_shape=result,
-        scratch_shapes=[pltpu.VMEM((kept, *tile.block_shape), jnp.float32)] if kept else [],
+        scratch_shapes=[pltpu.VMEM((kept, *shape), jnp.float32)] if kept else [],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel",)),
         cost_estimate=pl.CostEstimate(
             flops=4 * passes * iters * result.size,

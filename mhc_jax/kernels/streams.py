@@ -84,10 +84,11 @@ def read(
     Raises:
         ValueError: there is no kernel for these streams, see :func:`fault`.
     """
-    if found := fault(len(h), h.parts[0].shape[-1], h.dtype):
-        raise ValueError(found)
-    u_BTD, h = _read(h, pre_N, res_NN, batch_sharding)
-    return u_BTD, Mixed(h, res_NN, batch_sharding)
+    if reason := fault(len(h), h.parts[0].shape[-1], h.dtype):
+        raise ValueError(reason)
+    found: Any = _read(h, pre_N, res_NN, batch_sharding)
+    u_BTD, passed = found
+    return u_BTD, Mixed(passed, res_NN, batch_sharding)
 
 
 def write(mixed: Mixed, y: Float[Array, "B T D"] | Streams, post_N: Float[Array, "*B N"]) -> Streams:

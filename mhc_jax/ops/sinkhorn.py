@@ -8,6 +8,7 @@ transpose runs, in its terms, the other order.
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,29 @@ WEIGHT_FLOOR = 1e-30
 # Axes of a matrix while it is iterated, see _iterate; less 2, of a matrix as it is given. Sums over the sources make
 # rows, over the destinations columns.
 COLUMNS, ROWS = 0, 1
+
+
+class HalfSteps(NamedTuple):
+    """An order of the half-steps of an iteration: the sums over the axis ``second`` become exact."""
+
+    first: int
+    second: int
+
+    def on_logs(self, z: jax.Array) -> jax.Array:
+        """The first iteration, see :func:`_from_logs`."""
+        largest = jnp.finfo(z.dtype).max / 8
+        z = jnp.clip(z, -largest, largest)  # differences must not overflow
+        for axis in self:
+            z = z - jax.nn.logsumexp(z, axis=axis, keepdims=True)
+        return jnp.exp(z)
+
+    def again(self, p: jax.Array) -> jax.Array:
+        """A further iteration."""
+        return _normalised(_normalised(p, self.first), self.second)
+
+
+# Of iterations begun on logarithms.
+ORDERS = {"columns_then_rows": HalfSteps(COLUMNS, ROWS), "rows_then_columns": HalfSteps(ROWS, COLUMNS)}
 
 
 def sinkhorn_rows_then_columns(
@@ -51,7 +75,7 @@ def log_sinkhorn(logits_NN: Float[Array, "*L N N"], *, iters: int, temperature: 
         ValueError: ``temperature <= 0`` or ``iters < 1``.
     """
     _check(iters, 1, temperature)
-    return _from_logs(logits_NN / temperature, iters, ROWS, COLUMNS)
+    return _from_logs(logits_NN / temperature, iters, ORDERS["rows_then_columns"])
 
 
 def log_sinkhorn_columns_then_rows(
@@ -65,7 +89,7 @@ def log_sinkhorn_columns_then_rows(
         ValueError: ``temperature <= 0`` or ``iters < 1``.
     """
     _check(iters, 1, temperature)
-    return _from_logs(logits_NN / temperature, iters, COLUMNS, ROWS)
+    return _from_logs(logits_NN / temperature, iters, ORDERS["columns_then_rows"])
 
 
 def sinkhorn_clamped(logits_NN: Float[Array, "*L N N"], *, iters: int) -> Float[Array, "*L N N"]:
@@ -204,29 +228,15 @@ def solve_laplacian(
     return x_N
 
 
-def _from_logs(z_NN: jax.Array, iters: int, first: int, second: int) -> jax.Array:
+def _from_logs(z_NN: jax.Array, iters: int, order: HalfSteps) -> jax.Array:
     """Sinkhorn's iterations, the first on logarithms, which exponentials of any logits cannot harm.
 
     It leaves sums between 1/N and N, and all further sums stay there: a half-step leaves no entry greater than 1, so
     the next divides by at most N. These iterations then need no logarithms, which would cost an exponential for every
     entry in every half-step.
     """
-
-    return _iterate(partial(half_steps, first=first, second=second), from_logs(z_NN, first - 2, second - 2), iters - 1)
-
-
-def from_logs(z: jax.Array, first: int, second: int) -> jax.Array:
-    """The first of Sinkhorn's iterations, of logarithms: sums over the axis ``first``, then over ``second``."""
-    largest = jnp.finfo(z.dtype).max / 8
-    z = jnp.clip(z, -largest, largest)  # differences must not overflow
-    for axis in (first, second):
-        z = z - jax.nn.logsumexp(z, axis=axis, keepdims=True)
-    return jnp.exp(z)
-
-
-def half_steps(p: jax.Array, first: int, second: int) -> jax.Array:
-    """A further one: sums over the axis ``first`` become one, then over ``second``."""
-    return _normalised(_normalised(p, first), second)
+    begun = HalfSteps(order.first - 2, order.second - 2).on_logs(z_NN)
+    return _iterate(order.again, begun, iters - 1)
 
 
 def _iterate(iteration: Callable[[jax.Array], jax.Array], z_NN: jax.Array, iters: int) -> jax.Array:
