@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # SHC on real text at a size for two CPU cores: without streams, over streams of three topologies, and as published. The
-# same tokens, three seeds and the best of three learning rates for every row. The published network sees later tokens,
-# so all rows are also scored on prefixes alone (prefix_loss.py), whose loss is that of a language model.
+# same tokens, three seeds and the best of four learning rates for every row. The published network sees later tokens,
+# so all rows are also scored on prefixes alone (prefix_loss.py), whose loss is that of a language model; and, because
+# the validation text has letters that the training text hardly has, without those (rare_letters.py).
 # usage: benchmarks/shc_study.sh FILE [OUT]     (PYTHON chooses the interpreter)
 set -euo pipefail
-file=$1 out=${2:-runs/study-shc} python=${PYTHON:-.venv/bin/python} rates="1e-3 3e-3 1e-2"
+file=$1 out=${2:-runs/study-shc} python=${PYTHON:-.venv/bin/python} rates="1e-3 2e-3 3e-3 1e-2"
 flags="--data.source $file --data.tokenizer bytes --data.seq-len 64 --data.batch-size 16 --data.windows packed
        --data.max-eval-tokens 40000 --data.sample-tokens 0 --objective.chunk 64 --model.layers 4 --model.width 64
        --model.vocab-size None --model.execution.policy float32 --model.execution.remat none --train.accumulate 1
@@ -20,3 +21,4 @@ for rate in $rates; do
   done
 done
 "$python" benchmarks/prefix_loss.py "$out"/*/lr*/
+"$python" benchmarks/rare_letters.py "$out"/*/lr*/

@@ -287,5 +287,5 @@ def ihc() -> Topology:
 
 @register(AXIS, "shc")
 def shc() -> Topology:
-    """SHC, repaired: every token mixes two of four orthogonal matrices and chooses its number of streams."""
-    return Topology(SHCConfig(), ends=CopyEndsConfig(stream_embed=True))
+    """SHC, repaired: every token mixes two of four orthogonal matrices."""
+    return Topology(SHCConfig())

@@ -237,6 +237,7 @@ def test_dynamic_signed_mixing_token_by_token():
 @pytest.mark.slow
 def test_components_and_ranks_of_shc():
     config = with_topology(model(mlp=GeluMLPConfig()), "shc")
+    config = config.replace(residual=config.residual.replace(adaptive=True))
     taps = taps_of(config)
     found = statistics(taps)
     assert found["component_share"].shape == (4, 3, 4)

@@ -33,7 +33,7 @@ BASE = LMConfig(
 
 def model(**changes):
     config = with_topology(BASE, "shc")
-    return config.replace(residual=config.residual.replace(**changes))
+    return config.replace(residual=config.residual.replace(adaptive=True, **changes))
 
 
 @functools.cache
@@ -102,7 +102,7 @@ def test_singular_values_lie_between_the_floor_and_one_over_all_depth(precision,
 
 def test_streams_in_bfloat16_keep_their_length_within_the_bounds_and_rounding():
     """Twelve sites whose branches give nothing: the state itself, rounded at every site."""
-    config, sites = SHCConfig(floor=0.2, adaptive=False), 12
+    config, sites = SHCConfig(floor=0.2), 12
     h = Streams.unstack(jax.random.normal(jax.random.key(3), (2, 5, N, WIDTH))).astype(jnp.bfloat16)
     before = np.linalg.norm(np.asarray(h.stack(), np.float64), axis=(-2, -1))
 
@@ -153,9 +153,9 @@ def test_balance_is_one_for_equal_use_and_the_number_of_components_for_one_alone
 @pytest.mark.slow
 def test_only_sparse_weights_are_balanced_and_only_adaptive_ranks_are_penalised():
     for changes, names in (
-        ({}, {"routing_balance", "rank"}),
-        ({"top_k": None}, {"rank"}),
-        ({"adaptive": False}, {"routing_balance"}),
+        ({"adaptive": True}, {"routing_balance", "rank"}),
+        ({"adaptive": True, "top_k": None}, {"rank"}),
+        ({}, {"routing_balance"}),
     ):
         module = SHCConfig(**changes).build(WIDTH, policy("float32"), Init(jax.random.key(0)))
         module.pre(Streams.unstack(jax.random.normal(jax.random.key(1), (2, 5, N, WIDTH))), scope := Scope.over(5))
@@ -169,7 +169,7 @@ def test_only_sparse_weights_are_balanced_and_only_adaptive_ranks_are_penalised(
 
 def site(rank_logits, **changes):
     """A site whose tokens keep as many streams as these logits say, and nothing of their content."""
-    config = SHCConfig(**changes)
+    config = SHCConfig(adaptive=True, **changes)
     module = config.build(WIDTH, policy("float32"), Init(jax.random.key(0), index=1, sites=4))
     module.phi[...] = jnp.zeros(module.phi.shape)
     module.bias[...] = module.bias[...].at[-N:].set(jnp.asarray(rank_logits, jnp.float32))

@@ -15,6 +15,7 @@ from mhc_jax.functional import bind
 from mhc_jax.nn import scope as jax_scope
 from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.mixers import MixerConfig, SelectiveSSMConfig
+from mhc_jax.nn.residual import SHCConfig
 from mhc_jax.nn.residual.base import streams_of
 from mhc_jax.nn.stack import layer_of
 from mhc_jax.ops.streams import Streams
@@ -46,11 +47,13 @@ def cases() -> Iterator[Case]:
             f"ends of {system.name}", system, state | draw(x=(BATCH, TIME, system.config.width)), _ends_jax, _ends_torch
         )
     # Only float64: the matrix of topologies and mixers covers float32.
-    for name in registry.names("topology"):
-        system = System(name, tiny_gpt(name))
+    sites = {f"topology {name}": tiny_gpt(name) for name in registry.names("topology")}
+    sites["shc, adaptive"] = tiny_gpt("shc", residual=SHCConfig(adaptive=True))
+    for name, config in sites.items():
+        system = System(name, config)
         streams = system.config.residual.stream_count
         state = draw(state=(BATCH, TIME, *([] if streams is None else [streams]), system.config.width))
-        case = part(f"site of topology {name}", system, state, _site_jax, _site_torch)
+        case = part(f"site of {name}", system, state, _site_jax, _site_torch)
         yield dataclasses.replace(case, dtypes=("float64",))
     for name, ends in ENDS.items():
         system = System(name, tiny_gpt("mhc", ends=ends))

@@ -49,7 +49,8 @@ class SHCConfig(MHCConfig):
         floor: the least singular value that the mixing of all sites together can have.
         identity_bias: initial logit of the first component, which starts as the identity; the others start as shifts.
         read_lean: initial reading weight of stream (site mod n), before the shifts.
-        adaptive: whether tokens choose their number of streams.
+        adaptive: whether tokens choose their number of streams. All streams are computed either way, and the choice
+            makes learning slower, see ``docs/shc.md``.
         rank_penalty: weight of the auxiliary loss ``mean(n_eff) / n``.
         temperature, final_temperature: of the choice's gradient, at the start of training and at its end.
     """
@@ -60,7 +61,7 @@ class SHCConfig(MHCConfig):
     floor: float = 0.1
     identity_bias: float = 2.0
     read_lean: float = READ_LEAN
-    adaptive: bool = True
+    adaptive: bool = False
     rank_penalty: float = 0.01
     temperature: float = 1.0
     final_temperature: float = 0.1
