@@ -260,7 +260,7 @@ def _unlike(hint: Any, value: Any) -> str | None:
     if hint is float:
         if not isinstance(value, numbers.Real) or isinstance(value, bool):
             return "be a number"
-        size = abs(value)  # pyright: ignore[reportArgumentType]
+        size: Any = abs(value)
         if not size <= sys.float_info.max:
             return "be finite"
         return None if size <= FLOAT32_MAX else "fit float32, whose largest number is 3.4e38"
