@@ -1,16 +1,12 @@
 """Splash attention, interpreted: equal to the plain form within its dtype's rounding, and sliced over devices."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mhc_jax.ops.attention import causal_attention
+from mhc_jax.tests.devices import run_on_devices
 from mhc_jax.tests.own import slow_unless
 
 # Relative to the largest entry. Both sum in float32; in bfloat16 queries, probabilities and outputs are rounded to it.
@@ -105,7 +101,4 @@ for G, sliced in ((2, P("rows", None, "heads")), (1, P("rows"))):
 @pytest.mark.slow
 def test_devices_attend_to_their_own_rows_and_heads():
     """Where one head of keys cannot be sliced, every device has all heads of its rows."""
-    flags = f"--xla_force_host_platform_device_count=4 {os.environ.get('XLA_FLAGS', '')}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", SLICED], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on_devices(SLICED, 4)

@@ -1,10 +1,5 @@
 """Kernels of streams, interpreted: equal to sums in float64, in a model to XLA's form, and sliced over devices."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +18,7 @@ from mhc_jax.nn.residual import DynamicMHCConfig, HyperConnectionsConfig, Static
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import policy
+from mhc_jax.tests.devices import run_on_devices
 from mhc_jax.tests.own import slow_unless
 
 # Relative to the largest entry: sums in float32, and one rounding of whatever has the streams' dtype.
@@ -253,7 +249,4 @@ for tokens in ((), (4, 40)):
 
 @pytest.mark.slow
 def test_devices_do_their_own_rows():
-    flags = f"--xla_force_host_platform_device_count=8 {os.environ.get('XLA_FLAGS', '')}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", SLICED], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_on_devices(SLICED, 8)
