@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
+from mhc_jax.config import ConfigError
 from mhc_jax.kernels.sharding import axes, by_device
 from mhc_jax.ops.sinkhorn import ORDERS
 
@@ -44,10 +45,10 @@ def log_sinkhorn(
         batch_sharding: sharding of arrays (B, ...) on several devices, each of which then does its own rows.
 
     Raises:
-        ValueError: there is no kernel for such matrices, see :func:`fault`.
+        ConfigError: there is no kernel for such matrices, see :func:`fault`.
     """
     if found := fault(logits_BTNN.shape[-1], iters):
-        raise ValueError(found)
+        raise ConfigError(found)
     return _log_sinkhorn(logits_BTNN.astype(jnp.float32), iters, order, batch_sharding).astype(logits_BTNN.dtype)
 
 

@@ -26,6 +26,7 @@ from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
+from mhc_jax.config import ConfigError
 from mhc_jax.kernels.sharding import axes, by_device
 from mhc_jax.ops.streams import Streams
 
@@ -82,10 +83,10 @@ def read(
         batch_sharding: sharding of arrays (B, ...) on several devices, each of which then does its own rows.
 
     Raises:
-        ValueError: there is no kernel for these streams, see :func:`fault`.
+        ConfigError: there is no kernel for these streams, see :func:`fault`.
     """
     if reason := fault(len(h), h.parts[0].shape[-1], h.dtype):
-        raise ValueError(reason)
+        raise ConfigError(reason)
     found: Any = _read(h, pre_N, res_NN, batch_sharding)
     u_BTD, passed = found
     return u_BTD, Mixed(passed, res_NN, batch_sharding)

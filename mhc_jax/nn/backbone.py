@@ -77,6 +77,8 @@ class BackboneConfig(Config):
             self.stream_diversity == 0 or self.residual.stream_count is not None,
             f"stream_diversity needs a residual with streams, not {self.residual.kind!r}",
         )
+        with within("residual"):
+            self.residual.check(self.width)
         with within("ends"):
             self.ends.check(self.residual)
         with within("mixer"):

@@ -11,13 +11,11 @@ from mhc_jax import ConfigError
 from mhc_jax.kernels import streams as kernels
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
-from mhc_jax.nn.init import Init
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, HyperConnectionsConfig, StaticMHCConfig
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.streams import Streams
-from mhc_jax.precision import policy
 from mhc_jax.tests.devices import run_on_devices
 from mhc_jax.tests.own import slow_unless
 
@@ -186,22 +184,24 @@ def test_a_layer_runs_no_more_kernels_than_it_must(remat, again):
 
 
 def test_what_there_is_no_kernel_for_is_refused():
-    def build(config, width=WIDTH, name="float32"):
-        return config.replace(implementation="pallas").build(width, policy(name), Init(jax.random.key(0), sites=4))
+    def check(config, width=WIDTH):
+        LMConfig(vocab_size=9, max_len=9, width=width, residual=config.replace(implementation="pallas")).validate()
 
-    build(StaticMHCConfig(), name="bfloat16")
+    StaticMHCConfig(implementation="pallas").check(WIDTH)
     with pytest.raises(ConfigError, match="static_mhc: implementation 'pallas': .* at most 8 streams, got 9; take"):
-        build(StaticMHCConfig(streams=9))
+        check(StaticMHCConfig(streams=9))
     with pytest.raises(ConfigError, match="dynamic_mhc: .* need a width that 128 divides, got 96; take"):
-        build(DynamicMHCConfig(), 96)
-    with pytest.raises(ConfigError, match="carry float32 or bfloat16, not float16; take such a policy"):
-        build(StaticMHCConfig(), name="float16")
+        check(DynamicMHCConfig(), 96)
     with pytest.raises(ConfigError, match="8 streams of 65536 channels are too wide .*; take fewer"):
-        build(StaticMHCConfig(streams=8), 65536)
+        check(StaticMHCConfig(streams=8), 65536)
     with pytest.raises(ConfigError, match="unknown field 'implementation'"):
         HyperConnectionsConfig.from_dict({"kind": "hc", "implementation": "pallas"})
-    with pytest.raises(ValueError, match="need a width that 128 divides, got 8"):
-        kernels.read(Streams.copies(jnp.zeros((1, 16, 8)), 2), jnp.ones(2), None)
+    for streams, fault in (
+        (jnp.zeros((1, 16, WIDTH), jnp.float16), "carry float32 or bfloat16, not float16; take such a policy"),
+        (jnp.zeros((1, 16, 8)), "need a width that 128 divides, got 8"),
+    ):
+        with pytest.raises(ConfigError, match=fault):
+            kernels.read(Streams.copies(streams, 2), jnp.ones(2), None)
 
 
 SLICED = """

@@ -78,5 +78,8 @@ class ResidualConfig(Config):
         """The state before the first site, from the expanded streams."""
         return h
 
+    def check(self, width: int) -> None:
+        """Raises ConfigError if the topology cannot be built for that width."""
+
     @required
     def build(self, width: int, policy: Policy, init: Init) -> Residual: ...

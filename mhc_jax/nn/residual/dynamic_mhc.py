@@ -63,7 +63,6 @@ class DynamicMHCConfig(MHCConfig):
         )
 
     def build(self, width, policy, init):
-        self.check_kernels(width, policy)
         return DynamicMHC(self, width, policy, init)
 
 

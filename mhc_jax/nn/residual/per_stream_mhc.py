@@ -47,7 +47,6 @@ class PerStreamMHCConfig(MHCConfig):
         )
 
     def build(self, width, policy, init):
-        self.check_kernels(width, policy)
         return PerStreamMHC(self, width, policy, init)
 
 

@@ -96,7 +96,6 @@ class SHCConfig(MHCConfig):
         return Promise(norm=EXACT, shrinking=1 - self.factor(sites) + EXACT)
 
     def build(self, width, policy, init):
-        self.check_kernels(width, policy)
         return SHC(self, width, policy, init)
 
 

@@ -24,7 +24,6 @@ class SinglePassMHCConfig(DynamicMHCConfig):
         return {"streams": h, "read": jnp.full((*h.batch_shape, self.streams), 1 / self.streams, h.dtype)}
 
     def build(self, width, policy, init):
-        self.check_kernels(width, policy)
         return SinglePassMHC(self, width, policy, init)
 
 

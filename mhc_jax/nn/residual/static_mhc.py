@@ -54,7 +54,6 @@ class StaticMHCConfig(MHCConfig):
         self.require(0 <= self.identity_mix < 1, f"identity_mix must lie in [0, 1), got {self.identity_mix}")
 
     def build(self, width, policy, init):
-        self.check_kernels(width, policy)
         return StaticMHC(self, policy, init)
 
 
