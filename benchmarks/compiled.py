@@ -1,15 +1,29 @@
 """Results of compilers for machines that are not here, in one JSON file and one Markdown page, by machine."""
 
+import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from mhc_jax.config import ConfigError
+from train.measure import target
 from train.measure.versions import versions
 from train.terminal.table import markdown
 
 COMPILERS = ("libtpu", "jax-cuda12-plugin", "nvidia-cuda-nvcc-cu12")
 Row = dict[str, Any]
+
+
+def machine(name: str) -> target.Target:
+    """The machine of that name, a type of arguments: there is one, and its compiler is installed."""
+    target.prepare_environment()
+    try:
+        found = target.find(name)
+        target.devices(found)
+    except ConfigError as fault:
+        raise argparse.ArgumentTypeError(str(fault).replace("--compile.topology ", "")) from None
+    return found
 
 
 def keep(out: Path, machine: str, command: str, rows: list[Row], same: tuple[str, ...]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from compiled import Row, keep, page
+from compiled import Row, keep, machine, page
 from mhc_jax.backend import compiling_for
 from mhc_jax.models.linear_attention import GATED_DELTANET_SIZES, GLA_SIZES
 from mhc_jax.ops.delta_rule import gated_delta_rule
@@ -140,20 +140,19 @@ def shown(rows: list[Row]) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("machines", nargs="+", metavar="MACHINE")
+    parser.add_argument("machines", nargs="+", metavar="MACHINE", type=machine, help="such as v5e:1x1 or h100:1")
     parser.add_argument("--recurrences", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    target.prepare_environment()
-    for machine in map(target.find, given.machines):
+    for there in given.machines:
         rows = []
         for which, run, arguments in programs(given.batch, given.length, given.recurrences):
-            rows.append(which | {"B": given.batch, "T": given.length} | figures(machine, run, arguments))
-            print(machine.name, rows[-1], flush=True)
-            command = f"python benchmarks/compiled_scans.py {machine.name} --out {given.out}"
-            record = keep(given.out, machine.name, command, rows, ("recurrence", "pass"))
+            rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments))
+            print(there.name, rows[-1], flush=True)
+            command = f"python benchmarks/compiled_scans.py {there.name} --out {given.out}"
+            record = keep(given.out, there.name, command, rows, ("recurrence", "pass"))
             given.out.with_suffix(".md").write_text(page(TITLE, HOW, record, shown))
 
 

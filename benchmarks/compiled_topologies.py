@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import configs
-from compiled import Row, keep, page
+from compiled import Row, keep, machine, page
 from mhc_jax.models import with_topology
 from mhc_jax.nn.stack import Execution
 from train.config import RunConfig
@@ -120,7 +120,7 @@ def shown(rows: list[Row]) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("machines", nargs="+", metavar="MACHINE")
+    parser.add_argument("machines", nargs="+", metavar="MACHINE", type=machine, help="such as v5e:1x1 or h100:1")
     parser.add_argument("--widths", nargs="+", type=int, default=list(NETWORKS), choices=NETWORKS)
     parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, choices=TOPOLOGIES)
     parser.add_argument(
@@ -129,16 +129,20 @@ def main() -> None:
     parser.add_argument("--streams-by", nargs="+", default=["xla"], choices=["xla", "pallas"])
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    target.prepare_environment()
-    for machine in map(target.find, given.machines):
-        command = f"python benchmarks/compiled_topologies.py {machine.name} --out {given.out}"
+    for layers in given.layers:
+        if any(NETWORKS[width][1] % Execution(layers=layers).group for width in given.widths):
+            parser.error(
+                f"--layers {layers}: the group must divide the {[NETWORKS[x][1] for x in given.widths]} layers"
+            )
+    for there in given.machines:
+        command = f"python benchmarks/compiled_topologies.py {there.name} --out {given.out}"
         for width in given.widths:
             for layers in given.layers:
                 for topology in given.topologies:
                     for streams_by in given.streams_by[: 1 if topology == "plain" else None]:
-                        found = row(machine, width, topology, layers, streams_by)
-                        print(machine.name, found, flush=True)
-                        record = keep(given.out, machine.name, command, [found], SAME)
+                        found = row(there, width, topology, layers, streams_by)
+                        print(there.name, found, flush=True)
+                        record = keep(given.out, there.name, command, [found], SAME)
                         given.out.with_suffix(".md").write_text(page(TITLE, HOW, record, shown))
 
 

@@ -5,8 +5,8 @@ every model more than a uniform guess would. Scores validation rows with and wit
 the training loss of the last four lines of the log, on text that a run of one epoch meets for the first time.
 """
 
+import argparse
 import functools
-import sys
 from pathlib import Path
 
 import jax
@@ -50,8 +50,11 @@ def trained(run: str) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    given = parser.parse_args()
     print(f"{'run':48s} validation  Hebrew  others  training")
-    for run in sys.argv[1:]:
+    for run in given.runs:
         every, hebrew, others = losses(*load_run(run, "last"))
         print(f"{run:48s} {every:10.4f} {hebrew:7.4f} {others:7.4f}  {trained(run):8.4f}", flush=True)
 

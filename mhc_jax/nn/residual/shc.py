@@ -1,4 +1,4 @@
-"""SHC: tokens read, mix and write streams by sparse mixtures of orthogonal matrices, in as many as they need."""
+"""SHC: tokens read, mix and write streams by sparse mixtures of orthogonal matrices."""
 
 import dataclasses
 
