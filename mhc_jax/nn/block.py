@@ -15,6 +15,7 @@ from mhc_jax.nn.norms import Norm
 from mhc_jax.nn.residual.base import Residual, State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope, own_values
 from mhc_jax.nn.value_residual import ValueMix, ValueResidual
+from mhc_jax.ops import streams
 from mhc_jax.precision import Policy
 
 # The carry of the scan over layers: the residual state and, with value residual, the values of the first layer.
@@ -48,8 +49,7 @@ class Site(nnx.Module):
             ConfigError: the output of the branch has another shape than its input.
         """
         around = scope / "residual"
-        u, ctx = self.residual.pre(state, around.keyed("pre"))
-        x = self.branch_input(scope.tap("u", u))
+        x, ctx = self._read(state, around.keyed("pre"), scope)
         y, out = run(x, (scope / "branch").repeated(self.residual.branches))
         if jnp.shape(y) != (shape := x.shape[-3:]):  # beyond are the views
             raise ConfigError(f"{_name(self.branch)} must give an output of shape {shape}, not {jnp.shape(y)}")
@@ -57,7 +57,17 @@ class Site(nnx.Module):
             y = jnp.swapaxes(y.reshape(-1, self.residual.branches, *y.shape[1:]), 0, 1)
         y = scope.tap("y", dropout(y, self.rate, scope.key_of("dropout")))
         state = self.residual.post(state, y, ctx, around.keyed("post"))
+        if scope.taps is None:
+            return state, out
+        state = streams.computed(state)
         return with_streams(state, scope.tap("state", streams_of(state))), out
+
+    def _read(self, state: State, around: Scope, scope: Scope) -> tuple[jax.Array, Any]:
+        """The input of the branch, and the context of the write. What is recorded is not fused with its norm."""
+        if self.norm is not None and self.residual.fuses_norm and scope.taps is None:
+            return self.residual.pre(state, around, self.norm)
+        u, ctx = self.residual.pre(state, around)
+        return self.branch_input(scope.tap("u", u)), ctx
 
     def branch_input(self, u: jax.Array) -> jax.Array:
         """The input of the branch: normalised, with all views or their mean, and with the runs folded into the batch.

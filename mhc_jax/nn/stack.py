@@ -15,6 +15,7 @@ from mhc_jax.config import Config
 from mhc_jax.nn.columns import joined, split
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
+from mhc_jax.ops.streams import Deferred, computed
 from mhc_jax.precision import PolicyName
 from mhc_jax.registry import required
 
@@ -117,7 +118,14 @@ def _prepare_alike(graph: nnx.GraphDef, parts: Sequence[Preparing], params: Sequ
 
 def sliced(tree: Any, batch_sharding: jax.sharding.Sharding | None) -> Any:
     """The arrays of ``tree``, (B, ...), in those slices of the batch, and so are their cotangents; as is if None."""
-    return tree if batch_sharding is None else jax.lax.with_sharding_constraint(tree, batch_sharding)
+    if batch_sharding is None:
+        return tree
+    return jax.tree.map(
+        # Whoever computes deferred streams holds them to the slices.
+        lambda x: x if isinstance(x, Deferred) else jax.lax.with_sharding_constraint(x, batch_sharding),
+        tree,
+        is_leaf=lambda x: isinstance(x, Deferred),
+    )
 
 
 def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, execution: Execution) -> tuple[Any, Any]:
@@ -151,6 +159,8 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
 
     layers = len(jax.tree.leaves(params)[0])
     group = min(execution.group, layers)
+    if execution.layers == "scan":
+        step = _closed(step)
     if execution.remat != "none":
         # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
         prevent_cse = execution.layers != "scan"
@@ -162,13 +172,23 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
     elif group == 1:
         carry, outputs = jax.lax.scan(step, carry, xs)
     else:
-        carry, outputs = _in_groups(functools.partial(_unrolled, step), carry, xs, layers, group)
+        carry, outputs = _in_groups(_closed(functools.partial(_unrolled, step)), carry, xs, layers, group)
     (carry, columns), (others, values, penalties) = carry, outputs
     if taps is not None:
         taps.record(values)
     for name, of_layers in penalties.items():
         scope.penalise(name, jnp.mean(of_layers))
-    return carry, joined(columns, others)
+    return computed(carry), joined(columns, others)
+
+
+def _closed(step: Callable) -> Callable:
+    """The step of a scan, which defers nothing to the next: a carry keeps its structure."""
+
+    def closed(carry, xs):
+        carry, outputs = step(carry, xs)
+        return computed(carry), outputs
+
+    return closed
 
 
 def _unrolled(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:

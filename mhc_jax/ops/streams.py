@@ -10,6 +10,7 @@ up a new state rounds it only once, at the end.
 Orientation: ``mix[i, j]`` is the weight from source stream j to destination stream i.
 """
 
+import abc
 import dataclasses
 import functools
 import operator
@@ -91,6 +92,20 @@ class Streams:
     def batch_shape(self) -> tuple[int, ...]:
         """(B, T)."""
         return self.parts[0].shape[:-1]
+
+
+class Deferred(abc.ABC):
+    """Streams that are not computed before somebody needs them: a pytree of what they come from."""
+
+    @abc.abstractmethod
+    def computed(self) -> Streams: ...
+
+
+def computed(tree: Any) -> Any:
+    """The tree with all deferred streams in it computed."""
+    return jax.tree.map(
+        lambda x: x.computed() if isinstance(x, Deferred) else x, tree, is_leaf=lambda x: isinstance(x, Deferred)
+    )
 
 
 def split_streams(x_BTM: Float[Array, "*B M"], streams: int) -> Streams:

@@ -8,6 +8,7 @@ from flax import nnx
 
 from mhc_jax.config import Config
 from mhc_jax.nn.init import Init
+from mhc_jax.nn.norms.base import Norm
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
@@ -41,19 +42,28 @@ class Residual(nnx.Module):
         branches: number of runs of the branch per site, with the same weights on different reads. With I > 1,
             :meth:`pre` returns and :meth:`post` takes (I, B, T, D).
         normalised: whether :meth:`pre` returns a normalised array, so that the site does not normalise it again.
+        fuses_norm: whether :meth:`pre` can take the norm of the site, and then returns the input of the branch.
     """
 
     views: int = 1
     branches: int = 1
     normalised: bool = False
+    fuses_norm: bool = False
 
     @required
-    def pre(self, state: State, scope: Scope) -> tuple[jax.Array, Any]:
-        """The input of the branch, (B, T, D), and the context that :meth:`post` needs."""
+    def pre(self, state: State, scope: Scope, norm: Norm | None = None) -> tuple[jax.Array, Any]:
+        """The input of the branch, (B, T, D), and the context that :meth:`post` needs.
+
+        Args:
+            norm: only given if the topology fuses norms: normalises the input, which then has the dtype of products.
+        """
 
     @required
     def post(self, state: State, y: jax.Array | Streams, ctx: Any, scope: Scope) -> State:
-        """The state after the branch has returned ``y``, which is (B, T, D), or streams if it differs between them."""
+        """The state after the branch has returned ``y``, which is (B, T, D), or streams if it differs between them.
+
+        Its streams may be :class:`~mhc_jax.ops.streams.Deferred`, which the next site of the same topology reads.
+        """
 
 
 @dataclasses.dataclass(frozen=True)

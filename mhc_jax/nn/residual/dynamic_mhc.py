@@ -83,10 +83,7 @@ class DynamicMHC(MHC):
         self.bias = init("bias", constant(_initial_bias(config, init)), count, axes=("coefficient",))
         self.alpha = init("alpha", constant(config.alpha), parts, axes=("coefficient",))
 
-    def pre(self, state, scope):
-        return self.read_with(self.coefficients(state, scope.batch_sharding), state, scope)
-
-    def coefficients(self, h, batch_sharding=None):
+    def coefficients(self, h, scope):
         config, dtype, n = self.config, self.policy.accumulate, self.config.streams
         phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
         weights_BTK = hyper.flat_weights(h, phi_KM, eps=config.norm_eps)
@@ -97,7 +94,7 @@ class DynamicMHC(MHC):
             return pre_BTN, post_BTN, None
         res_logits = logits_BTK[..., 2 * n :].reshape(*logits_BTK.shape[:-1], *config.projection.shape(n))
         if config.implementation == "pallas":
-            return pre_BTN, post_BTN, config.projection.project_by_kernel(res_logits, n, batch_sharding)
+            return pre_BTN, post_BTN, config.projection.project_by_kernel(res_logits, n, scope.batch_sharding)
         return pre_BTN, post_BTN, config.projection.project(res_logits, n)
 
 

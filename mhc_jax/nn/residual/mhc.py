@@ -1,7 +1,8 @@
 """Base of the topologies with coefficients for reading, mixing and writing streams."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,12 @@ from flax import nnx
 from jax.scipy.special import logit
 
 from mhc_jax.nn.init import Init, zeros
+from mhc_jax.nn.norms.base import Norm
 from mhc_jax.nn.residual.base import Residual, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
 from mhc_jax.ops.streams import Streams
+from mhc_jax.precision import Policy
 from mhc_jax.registry import required
 
 # Initial values of a site: the reading weight of its own stream, and how close H_res is to the identity (a logit).
@@ -64,18 +67,31 @@ class MHC(Residual):
     """N streams: ``u = sum_i pre_i X_i``, ``X'_i = sum_j res[i, j] X_j + post_i Y_i``."""
 
     config: MHCConfig
+    policy: Policy
+    # Whether coefficients ignore the streams, so that a write can wait for the next read.
+    defers: ClassVar[bool] = False
+
+    @property
+    def fuses_norm(self):
+        return self.config.implementation == "pallas"
 
     @required
-    def coefficients(self, h: Streams) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    def coefficients(self, h: Streams, scope: Scope) -> tuple[jax.Array, jax.Array, jax.Array | None]:
         """H_pre (..., N), H_post (..., N) and H_res (..., N, N), ready for use; row i of H_res feeds stream i.
 
         None stands for an H_res that is the identity by construction: the streams are not mixed.
         """
 
-    def pre(self, state, scope):
-        return self.read_with(self.coefficients(state), state, scope)
+    def pre(self, state, scope, norm=None):
+        return self.read_with(self.coefficients(state, scope), state, scope, norm)
 
-    def read_with(self, coefficients: tuple[jax.Array, jax.Array, jax.Array | None], state: Streams, scope: Scope):
+    def read_with(
+        self,
+        coefficients: tuple[jax.Array, jax.Array, jax.Array | None],
+        state: Streams,
+        scope: Scope,
+        norm: Norm | None = None,
+    ):
         """The result of :meth:`pre` for given coefficients."""
         pre_N, post_N, res_NN = coefficients
         pre_N, post_N = scope.tap("h_pre", pre_N), scope.tap("h_post", post_N)
@@ -83,7 +99,8 @@ class MHC(Residual):
         if self.config.implementation == "pallas":
             from mhc_jax.kernels import streams as kernels  # Pallas takes long to import
 
-            u_BTD, mixed = kernels.read(state, pre_N, res_NN, batch_sharding=scope.batch_sharding)
+            behind = None if norm is None else kernels.Normalised(*_pure(norm), self.policy.compute)
+            u_BTD, mixed = kernels.read(state, pre_N, res_NN, norm=behind, batch_sharding=scope.batch_sharding)
             return u_BTD, (post_N, mixed)
         return streams.read(state, pre_N), (post_N, res_NN)
 
@@ -92,10 +109,18 @@ class MHC(Residual):
             from mhc_jax.kernels import streams as kernels
 
             post_N, mixed = ctx
-            return kernels.write(mixed, y, post_N)
+            after = kernels.Pending(mixed, y, post_N)
+            return after if self.defers and not isinstance(y, Streams) else after.computed()
         post_N, res_NN = ctx
         mixed = state if res_NN is None else streams.mix(state, res_NN)
         return (mixed + streams.write(y, post_N)).astype(state.dtype)
+
+
+def _pure(norm: Norm) -> tuple[Callable[..., jax.Array], tuple[jax.Array, ...]]:
+    """A norm as a function of its input and its parameters, and these."""
+    graph, state = nnx.split(norm, nnx.Param)
+    params, tree = jax.tree.flatten(state)
+    return lambda x, *params: nnx.merge(graph, jax.tree.unflatten(tree, params))(x), tuple(params)
 
 
 class UnitGain(nnx.Module):

@@ -73,7 +73,7 @@ class PerStreamMHC(MHC):
             setattr(self, name, init(name, constant(0.01)))
         self.norm = UnitGain(width, init / "norm")
 
-    def coefficients(self, h):
+    def coefficients(self, h, scope):
         dtype, n = self.policy.accumulate, self.config.streams
         read_scale, res_scale, post_scale = (
             leaf[...].astype(dtype) for leaf in (self.pre_scale, self.res_scale, self.post_scale)

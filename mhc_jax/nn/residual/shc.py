@@ -127,11 +127,7 @@ class SHC(MHC, Preparing):
     def _orthogonal(self):
         return projections.spread_rotations(self.skew[...].astype(self.policy.accumulate), size=self.config.streams)
 
-    def pre(self, state, scope):
-        return self.read_with(self._routed(state, scope), state, scope)
-
-    def _routed(self, h: Streams, scope: Scope):
-        """H_pre, H_post and H_res of every token."""
+    def coefficients(self, h, scope):
         config, dtype = self.config, self.policy.accumulate
         read_N, write_N = (leaf[...].astype(dtype) for leaf in (self.read, self.write))
         if config.streams == 1:

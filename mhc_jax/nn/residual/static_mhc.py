@@ -60,6 +60,7 @@ class StaticMHCConfig(MHCConfig):
 class StaticMHC(MHC, Preparing):
     """``H_pre = softmax(pre)``, ``H_post = softmax(post)`` (times n with unit writes), ``H_res = project(res)``."""
 
+    defers = True
     res_NN: Prepared | None = None
 
     def __init__(self, config: StaticMHCConfig, policy: Policy, init: Init):
@@ -75,7 +76,7 @@ class StaticMHC(MHC, Preparing):
             odds = config.identity_mix / (1 - config.identity_mix)
             self.mix_logit = init("mix_logit", constant(math.log(odds)))
 
-    def coefficients(self, h):
+    def coefficients(self, h, scope):
         config, dtype = self.config, self.policy.accumulate
         pre_N, post_N = (_simplex(logits[...].astype(dtype)) for logits in (self.pre_logits, self.post_logits))
         if config.unit_writes:
