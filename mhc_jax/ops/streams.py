@@ -100,6 +100,19 @@ class Deferred(abc.ABC):
     @abc.abstractmethod
     def computed(self) -> Streams: ...
 
+    @abc.abstractmethod
+    def projected(
+        self, project: Callable[[Streams, jax.Array], jax.Array], param: jax.Array
+    ) -> tuple[Streams, jax.Array]:
+        """The streams, and ``project(streams, param)``."""
+
+
+def projected(
+    h: Streams | Deferred, project: Callable[[Streams, jax.Array], jax.Array], param: jax.Array
+) -> tuple[Streams, jax.Array]:
+    """The streams, and ``project(streams, param)``: (B, T, K) for every token alone, from a matrix."""
+    return h.projected(project, param) if isinstance(h, Deferred) else (h, project(h, param))
+
 
 def computed(tree: Any) -> Any:
     """The tree with all deferred streams in it computed."""
@@ -131,7 +144,7 @@ def write(y: Float[Array, "*B D"] | Streams, weight_N: Float[Array, "*B N"]) -> 
 
 def project(h: Streams, phi_KM: Float[Array, "K M"]) -> Float[Array, "*B K"]:
     """``phi @ x``, where x is the concatenation of all streams of a token."""
-    return h.each(lambda x, phi_KD: x @ phi_KD.T, split_streams(phi_KM, len(h))).total()
+    return h.each(lambda x, phi_KD: jnp.einsum("...d,kd->...k", x, phi_KD), split_streams(phi_KM, len(h))).total()
 
 
 def diversity(h: Streams) -> Float[Array, ""]:

@@ -125,12 +125,12 @@ def test_tokenbenders_orthostochastic_start_is_uniform_and_ours_is_not():
         (StaticMHCConfig(projection=quintic, diagonal_bias=8.0, res_offset=-8.0), 0.25),
         (StaticMHCConfig(projection=OrthostochasticConfig()), 0.95),
     ):
-        _, _, res = site(config).coefficients(None, Scope.over(1))
+        _, (_, _, res) = site(config).coefficients(None, Scope.over(1))
         np.testing.assert_allclose(jnp.diagonal(res), diagonal, atol=0.02)
 
 
 def test_identity_mix_starts_at_its_share():
-    _, _, res = site(StaticMHCConfig(identity_mix=0.25, diagonal_bias=0.0)).coefficients(None, Scope.over(1))
+    _, (_, _, res) = site(StaticMHCConfig(identity_mix=0.25, diagonal_bias=0.0)).coefficients(None, Scope.over(1))
     np.testing.assert_allclose(res, 0.75 * np.eye(N) + 0.25 / N, atol=1e-6)
 
 

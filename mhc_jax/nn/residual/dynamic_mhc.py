@@ -1,6 +1,7 @@
 """Dynamic mHC: every coefficient depends on all streams of the token, and the mixing matrix is projected."""
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
@@ -12,6 +13,7 @@ from mhc_jax.nn.init import Init, constant, normal
 from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, MHCConfig, own_stream, reading_logits
 from mhc_jax.ops import hyper
+from mhc_jax.ops.streams import projected
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -72,6 +74,8 @@ class DynamicMHC(MHC):
     ``H_pre = sigmoid + pre_eps``, ``H_post = post_gain * sigmoid + post_eps``, ``H_res = project``.
     """
 
+    defers = True
+
     def __init__(self, config: DynamicMHCConfig, width: int, policy: Policy, init: Init):
         n = config.streams
         self.config, self.policy = config, policy
@@ -86,16 +90,18 @@ class DynamicMHC(MHC):
     def coefficients(self, h, scope):
         config, dtype, n = self.config, self.policy.accumulate, self.config.streams
         phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
-        weights_BTK = hyper.flat_weights(h, phi_KM, eps=config.norm_eps)
+        h, weights_BTK = projected(h, functools.partial(hyper.flat_weights, eps=config.norm_eps), phi_KM)
         logits_BTK = alpha[np.repeat(range(3), self.sizes)] * weights_BTK + bias_K
         pre_BTN = jax.nn.sigmoid(logits_BTK[..., :n]) + config.pre_eps
         post_BTN = config.post_gain * jax.nn.sigmoid(logits_BTK[..., n : 2 * n]) + config.post_eps
         if config.projection.is_identity(n):
-            return pre_BTN, post_BTN, None
+            return h, (pre_BTN, post_BTN, None)
         res_logits = logits_BTK[..., 2 * n :].reshape(*logits_BTK.shape[:-1], *config.projection.shape(n))
         if config.implementation == "pallas":
-            return pre_BTN, post_BTN, config.projection.project_by_kernel(res_logits, n, scope.batch_sharding)
-        return pre_BTN, post_BTN, config.projection.project(res_logits, n)
+            res_BTNN = config.projection.project_by_kernel(res_logits, n, scope.batch_sharding)
+        else:
+            res_BTNN = config.projection.project(res_logits, n)
+        return h, (pre_BTN, post_BTN, res_BTNN)
 
 
 def _initial_bias(config: DynamicMHCConfig, init: Init) -> jax.Array:

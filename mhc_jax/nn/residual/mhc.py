@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from mhc_jax.nn.norms.base import Norm
 from mhc_jax.nn.residual.base import Residual, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
-from mhc_jax.ops.streams import Streams
+from mhc_jax.ops.streams import Deferred, Streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import required
 
@@ -68,7 +68,7 @@ class MHC(Residual):
 
     config: MHCConfig
     policy: Policy
-    # Whether coefficients ignore the streams, so that a write can wait for the next read.
+    # Whether coefficients come from nothing or a projection of the streams, so that a write can wait for the next site.
     defers: ClassVar[bool] = False
 
     @property
@@ -76,22 +76,25 @@ class MHC(Residual):
         return self.config.implementation == "pallas"
 
     @required
-    def coefficients(self, h: Streams, scope: Scope) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """H_pre (..., N), H_post (..., N) and H_res (..., N, N), ready for use; row i of H_res feeds stream i.
+    def coefficients(
+        self, h: Streams | Deferred, scope: Scope
+    ) -> tuple[Streams | Deferred, tuple[jax.Array, jax.Array, jax.Array | None]]:
+        """The streams, computed if that was needed, and their weights, ready for use.
 
-        None stands for an H_res that is the identity by construction: the streams are not mixed.
+        These are H_pre (..., N), H_post (..., N) and H_res (..., N, N), of which row i feeds stream i. None stands for
+        an H_res that is the identity by construction: the streams are not mixed.
         """
 
     def pre(self, state, scope, norm=None):
-        return self.read_with(self.coefficients(state, scope), state, scope, norm)
+        return self.read_with(*self.coefficients(state, scope), scope, norm)
 
     def read_with(
         self,
+        h: Streams | Deferred,
         coefficients: tuple[jax.Array, jax.Array, jax.Array | None],
-        state: Streams,
         scope: Scope,
-        norm: Norm | None = None,
-    ):
+        norm: Norm | None,
+    ) -> tuple[jax.Array, Any]:
         """The result of :meth:`pre` for given coefficients."""
         pre_N, post_N, res_NN = coefficients
         pre_N, post_N = scope.tap("h_pre", pre_N), scope.tap("h_post", post_N)
@@ -100,9 +103,9 @@ class MHC(Residual):
             from mhc_jax.kernels import streams as kernels  # Pallas takes long to import
 
             behind = None if norm is None else kernels.Normalised(*_pure(norm), self.policy.compute)
-            u_BTD, mixed = kernels.read(state, pre_N, res_NN, norm=behind, batch_sharding=scope.batch_sharding)
+            u_BTD, mixed = kernels.read(h, pre_N, res_NN, norm=behind, batch_sharding=scope.batch_sharding)
             return u_BTD, (post_N, mixed)
-        return streams.read(state, pre_N), (post_N, res_NN)
+        return streams.read(h, pre_N), (post_N, res_NN)
 
     def post(self, state, y, ctx, scope):
         if self.config.implementation == "pallas":

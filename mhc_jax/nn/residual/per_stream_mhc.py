@@ -88,6 +88,6 @@ class PerStreamMHC(MHC):
         logits = hyper.dynamic_weights(h, fn_DK, scale_K, static_NK, tanh=False, gamma_D=gamma_D)
         pre_BTN, post_BTN = jax.nn.sigmoid(logits[..., 0]), 2 * jax.nn.sigmoid(logits[..., -1])
         if self.config.projection.is_identity(n):
-            return pre_BTN, post_BTN, None
+            return h, (pre_BTN, post_BTN, None)
         # Row s has the weights of stream s in all destinations.
-        return pre_BTN, post_BTN, self.config.projection.project(jnp.swapaxes(logits[..., 1:-1], -1, -2), n)
+        return h, (pre_BTN, post_BTN, self.config.projection.project(jnp.swapaxes(logits[..., 1:-1], -1, -2), n))

@@ -12,7 +12,7 @@ from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Prepared, Preparing
 from mhc_jax.ops import hyper, projections, routing
 from mhc_jax.ops.norm import RMS_EPS
-from mhc_jax.ops.streams import Streams
+from mhc_jax.ops.streams import Streams, projected
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
@@ -102,6 +102,7 @@ class SHCConfig(MHCConfig):
 class SHC(MHC, Preparing):
     """See :class:`SHCConfig`. Rows of ``phi`` and ``bias``: C for each of the three routes, then n for n_eff."""
 
+    defers = True
     orthogonal_RCNN: Prepared | None = None
 
     def __init__(self, config: SHCConfig, width: int, policy: Policy, init: Init):
@@ -131,8 +132,11 @@ class SHC(MHC, Preparing):
         config, dtype = self.config, self.policy.accumulate
         read_N, write_N = (leaf[...].astype(dtype) for leaf in (self.read, self.write))
         if config.streams == 1:
-            return read_N, write_N, None
-        logits_BTK, rank_BTN = self._logits(h)
+            return h, (read_N, write_N, None)
+        h, logits_BTK = projected(h, _of_mean, self.phi[...].astype(dtype))
+        logits_BTK, rank_BTN = jnp.split(
+            logits_BTK + self.bias[...].astype(dtype), [ROUTES * config.components], axis=-1
+        )
         routes = jnp.split(logits_BTK, ROUTES, axis=-1)
         weights = [
             scope.tap(f"alpha_{name}", routing.top_k_softmax(logits_BTC, k=config.used))
@@ -147,16 +151,9 @@ class SHC(MHC, Preparing):
         pre_BTN, mixed_BTNN, post_BTN = map(projections.mixture, weights, parts)
         res_BTNN = projections.identity_mix(mixed_BTNN, jnp.asarray((1 - self.factor) / 2, dtype))
         if not config.adaptive:
-            return pre_BTN, post_BTN, res_BTNN
+            return h, (pre_BTN, post_BTN, res_BTNN)
         mask_BTN = self._mask(rank_BTN, scope)
-        return mask_BTN * pre_BTN, mask_BTN * post_BTN, projections.masked_mixing(res_BTNN, mask_BTN)
-
-    def _logits(self, h: Streams):
-        """Logits of the components of all routes, and of the number of streams."""
-        phi_KD, bias_K = (leaf[...].astype(self.policy.accumulate) for leaf in (self.phi, self.bias))
-        mean_BTD = h.astype(self.policy.accumulate).total() / self.config.streams
-        logits_BTK = hyper.flat_weights(Streams((mean_BTD,)), phi_KD, eps=RMS_EPS) + bias_K
-        return jnp.split(logits_BTK, [ROUTES * self.config.components], axis=-1)
+        return h, (mask_BTN * pre_BTN, mask_BTN * post_BTN, projections.masked_mixing(res_BTNN, mask_BTN))
 
     def _mask(self, logits_BTN: jax.Array, scope: Scope) -> jax.Array:
         """1 for the streams that a token keeps."""
@@ -168,3 +165,9 @@ class SHC(MHC, Preparing):
         rank_BT = scope.tap("rank", jnp.sum(mask_BTN, axis=-1))
         scope.penalise("rank", config.rank_penalty * jnp.mean(rank_BT) / config.streams)
         return mask_BTN
+
+
+def _of_mean(h: Streams, phi_KD: jax.Array) -> jax.Array:
+    """``phi rmsnorm(mean stream)``, (B, T, K)."""
+    mean_BTD = h.astype(phi_KD.dtype).total() / len(h)
+    return hyper.flat_weights(Streams((mean_BTD,)), phi_KD, eps=RMS_EPS)

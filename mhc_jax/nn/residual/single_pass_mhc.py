@@ -31,8 +31,8 @@ class SinglePassMHC(DynamicMHC):
     """State: ``"streams"``, and ``"read"`` (B, T, N), the weights with which the next site reads."""
 
     def pre(self, state, scope, norm=None):
-        next_read_BTN, post_BTN, res_BTNN = self.coefficients(state["streams"], scope)
-        u_BTD, ctx = self.read_with((state["read"], post_BTN, res_BTNN), state["streams"], scope, norm)
+        h, (next_read_BTN, post_BTN, res_BTNN) = self.coefficients(state["streams"], scope)
+        u_BTD, ctx = self.read_with(h, (state["read"], post_BTN, res_BTNN), scope, norm)
         return u_BTD, (next_read_BTN, ctx)
 
     def post(self, state, y, ctx, scope):

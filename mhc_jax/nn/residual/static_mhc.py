@@ -81,7 +81,7 @@ class StaticMHC(MHC, Preparing):
         pre_N, post_N = (_simplex(logits[...].astype(dtype)) for logits in (self.pre_logits, self.post_logits))
         if config.unit_writes:
             post_N = config.streams * post_N
-        return pre_N, post_N, self._mixing() if self.res_NN is None else self.res_NN[...]
+        return h, (pre_N, post_N, self._mixing() if self.res_NN is None else self.res_NN[...])
 
     def prepare(self):
         res_NN = self._mixing()
