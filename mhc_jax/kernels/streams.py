@@ -2,18 +2,18 @@
 
 A site reads ``u = sum_i pre_i h_i`` and later makes ``h'_i = m_i + post_i y``, of mixed streams
 ``m_i = sum_j res_ij h_j``. :func:`read` gives u, normalised if a norm is given, and m as a :class:`Mixed` that nothing
-has computed yet. With y, that is a :class:`Pending` h', which :meth:`Pending.computed` computes, or the ``read`` of the
-next site in the same kernel: the whole boundary of two sites takes one.
+has computed yet. With y, that is a :class:`Pending` h'. If the next site has static coefficients, its ``read`` computes
+h' in the same kernel, so that the boundary of two sites takes one; if it projects h' to its coefficients, the kernel
+that computes h' does so too, and another one reads.
 
 The derivative of m is not computed either. The cotangent of m is that of h', and the backward pass of the ``read`` that
-gave m gets it together with that of u: one kernel makes all that lies between the two kernels of the branches.
+gave m gets it together with that of u. Backward kernels are the derivatives of the same functions of rows.
 
 Traffic in arrays (B, T, D), for N streams: a boundary 2 N + 2 and 3 N + 3 backward, a read alone N + 1 and 3 N + 1, a
-write alone 2 N + 1 and N + 2.
+write alone 2 N + 1 and N + 2, one that projects 2 N + 1 and 3 N + 2.
 
 Sums are in float32 and rounded once. Coefficients are the same for all tokens or differ between them; gradients of the
-former are sums over tokens in a fixed order. Sequences shorter than :data:`GROUP` tokens, as in decoding, are left to
-XLA. Off a TPU the kernels are interpreted, which is slow.
+former are sums over tokens in a fixed order.
 """
 
 import dataclasses
@@ -31,6 +31,7 @@ from mhc_jax.kernels.tokens import GROUP, over_tokens, tile_of
 from mhc_jax.ops.streams import Deferred, Streams
 
 LANES, MOST_STREAMS = 128, 8
+# Tokens that a kernel with a product of matrices takes at once.
 MATRIX_ROWS = 64
 
 
@@ -66,17 +67,10 @@ class Pending(Deferred):
         """The streams after the site, in the dtype of those before it."""
         return self._written(lambda rows: [], ())[0]
 
-    def projected(self, project: Callable[..., jax.Array], param: jax.Array) -> tuple[Streams, jax.Array]:
-        """The streams after the site and, by the same kernel, ``project(streams, param)``, (B, T, K).
-
-        Args:
-            project: maps streams (tokens, D) to (tokens, K), each token alone.
-            param: a matrix.
-        """
-        streams, D = len(self.mixed.h), self.mixed.h.parts[0].shape[-1]
-        most = [(D, self.mixed.h.dtype)] * (3 * streams) + [(D, jnp.float32)] * 2
-        if not tile_of(most, 4 * 2 * param.size):
-            return (h := self.computed()), project(h, param)
+    def projected(self, project, param):
+        stream, row = ((self.mixed.h.parts[0].shape[-1], dtype) for dtype in (self.mixed.h.dtype, jnp.float32))
+        if not tile_of([stream] * (3 * len(self.mixed.h)) + [row] * 2, 4 * 2 * param.size):
+            return (h := self.computed()), project(h, param)  # such a matrix does not fit beside them
         h, (found,) = self._written(lambda rows, param: [project(Streams(tuple(rows)), param)], (param,))
         return h, found
 
@@ -92,7 +86,7 @@ class Normalised(NamedTuple):
 
     Attributes:
         of: maps (tokens, D) to (tokens, D), each vector alone.
-        params: its parameters, (D,) each.
+        params: its parameters, which broadcast against (tokens, D).
     """
 
     of: Callable[..., jax.Array]
@@ -134,6 +128,16 @@ class Coefficients(NamedTuple):
         return Coefficients(
             *(x if x is None else take() for x, take in zip(self, (matrix, vector, vector, matrix), strict=True))
         )
+
+    def cotangents(self, columns: jax.Array) -> "Coefficients":
+        """Those of all arrays, from those of the columns behind the matrix of the site before.
+
+        That matrix has its gradient from that site's read, which sees the same cotangent of streams.
+        """
+        joined, split = jax.vjp(Coefficients.joined, self)
+        missing = joined.shape[-1] - columns.shape[-1]
+        (found,) = split(jnp.pad(columns, [(0, 0)] * (columns.ndim - 1) + [(missing, 0)]))
+        return found
 
 
 def fault(streams: int, width: int, dtype: Any) -> str | None:
@@ -179,7 +183,7 @@ def read(
         raise ConfigError(reason)
     norm = norm or Normalised(lambda u: u, (), jnp.float32)
     coefficients = Coefficients(before, post, pre_N, res_NN)
-    params = tuple(x.astype(jnp.float32)[None] for x in norm.params)
+    params = tuple(jnp.atleast_2d(x.astype(jnp.float32)) for x in norm.params)
     found: Any = _read(norm.of, norm.dtype, batch_sharding, h, ys, coefficients, params)
     u_BTD, h = found
     return u_BTD, Mixed(h, res_NN, batch_sharding)
@@ -229,11 +233,7 @@ def _read_backward(norm, dtype, batch_sharding, saved, cotangents):
     arrays, cotangents = (*h.parts, *ys), (du_BTD, *dm.parts)
     made = [(D, x.dtype) for x in arrays]
     made, dweights, dparams = over_tokens(body, coefficients.joined(), params, arrays, cotangents, made, batch_sharding)
-    # The matrix of the site before has its gradient from that site's read, which sees the same cotangent.
-    _, split = jax.vjp(Coefficients.joined, coefficients)
-    others = 0 if coefficients.before is None else N * N
-    of_all = jnp.pad(dweights, [(0, 0)] * (dweights.ndim - 1) + [(others, 0)])
-    return Streams(made[:N]), made[N:], *split(of_all), dparams
+    return Streams(made[:N]), made[N:], coefficients.cotangents(dweights), dparams
 
 
 _read.defvjp(_read_forward, _read_backward)
@@ -251,7 +251,8 @@ def _write(project, batch_sharding, h, ys, coefficients, params):
 
     arrays, one_token = (*h.parts, *ys), [jax.ShapeDtypeStruct((1, D), jnp.float32)] * N
     made = [(D, h.dtype)] * N + [(x.shape[-1], x.dtype) for x in jax.eval_shape(project, one_token, *params)]
-    made, *_ = over_tokens(body, coefficients.joined(), params, arrays, (), made, batch_sharding, group=_group(params))
+    group = MATRIX_ROWS if params else GROUP
+    made, *_ = over_tokens(body, coefficients.joined(), params, arrays, (), made, batch_sharding, group=group)
     return Streams(made[:N]), made[N:]
 
 
@@ -281,28 +282,15 @@ def _write_backward(project, batch_sharding, saved, cotangents):
 
     arrays = (*streams, *ys)
     made = [(D, x.dtype) for x in arrays]
+    cotangents, group = (*dafter.parts, *dprojected), MATRIX_ROWS if params else GROUP
     made, dpost, dparams = over_tokens(
-        body,
-        coefficients.joined(),
-        params,
-        arrays,
-        (*dafter.parts, *dprojected),
-        made,
-        batch_sharding,
-        group=_group(params),
+        body, coefficients.joined(), params, arrays, cotangents, made, batch_sharding, group=group
     )
     dmixed, dys = (Streams(made[:N]), made[N:]) if streams else (dafter, made)
-    _, split = jax.vjp(Coefficients.joined, coefficients)
-    others = 0 if coefficients.before is None else N * N
-    return dmixed, dys, *split(jnp.pad(dpost, [(0, 0)] * (dpost.ndim - 1) + [(others, 0)])), dparams
+    return dmixed, dys, coefficients.cotangents(dpost), dparams
 
 
 _write.defvjp(_write_forward, _write_backward)
-
-
-def _group(params) -> int:
-    """Tokens at once: a product of matrices wants many."""
-    return MATRIX_ROWS if params else GROUP
 
 
 def _parts(y: jax.Array | Streams) -> tuple[jax.Array, ...]:

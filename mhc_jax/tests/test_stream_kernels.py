@@ -159,7 +159,7 @@ def test_a_boundary_equals_sums_in_float64(N, B, T, kinds, dtype):
         (draw(N), draw(*vectors, N)),
         (draw(*vectors, N), draw(N)),
         (draw(N, N), None if kinds[1] == "-" else draw(*matrix, N, N)),
-        (draw(WIDTH), draw(WIDTH)),
+        (draw(WIDTH), draw()),
     )
     cotangents = *(draw(B, T, WIDTH, dtype=dtype) for _ in range(2)), draw(B, T, N, WIDTH, dtype=dtype)
 
