@@ -284,6 +284,8 @@ import jax, jax.numpy as jnp, numpy as np, re
 from jax.sharding import NamedSharding, PartitionSpec as P
 from mhc_jax.kernels import streams as kernels
 from mhc_jax.kernels.sinkhorn import log_sinkhorn
+from mhc_jax.ops.hyper import flat_weights
+from mhc_jax.ops.norm import rms_norm
 from mhc_jax.ops.streams import Streams
 
 WIDTH = 128
@@ -291,7 +293,7 @@ mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
 rows = NamedSharding(mesh, P(("data", "fsdp")))
 rng = np.random.default_rng(0)
 
-def project(z, sharding=rows):
+def projected(z, sharding=rows):
     return jnp.sum(log_sinkhorn(z, iters=3, order="columns_then_rows", batch_sharding=sharding) ** 2)
 
 
@@ -302,20 +304,29 @@ def compare(found, want, run, inputs):
 
 
 z = jnp.asarray(rng.standard_normal((4, 40, 2, 2)), jnp.float32)
-want, z = jax.jit(jax.grad(lambda z: project(z, None)))(z), jax.device_put(z, rows)
-run = jax.jit(jax.grad(project))
+want, z = jax.jit(jax.grad(lambda z: projected(z, None)))(z), jax.device_put(z, rows)
+run = jax.jit(jax.grad(projected))
 compare([run(z)], [want], run, [z])
 
 for tokens in ((), (4, 40)):
-    def site(h, y, pre, post, res, sharding=rows):
-        u, mixed = kernels.read(Streams.unstack(h), pre, res, batch_sharding=sharding)
-        return jnp.sum(u**2) + jnp.sum(kernels.Pending(mixed, y, post).computed().stack() ** 3)
+    def sites(h, y, pre, post, res, scale, phi, sharding=rows):
+        norm = kernels.Normalised(rms_norm, (scale,), jnp.float32)
+        u, mixed = kernels.read(Streams.unstack(h), pre, res, norm=norm, batch_sharding=sharding)
+        h, weights = kernels.Pending(mixed, y, post).projected(project, phi)
+        v, mixed = kernels.read(h, pre, res, batch_sharding=sharding)
+        w, mixed = kernels.read(kernels.Pending(mixed, y, post), pre, res, norm=norm, batch_sharding=sharding)
+        after = kernels.Pending(mixed, y, post).computed()
+        return sum(jnp.sum(x**2) for x in (u, v, w, weights)) + jnp.sum(after.stack() ** 3)
 
-    shapes = (4, 40, 2, WIDTH), (4, 40, WIDTH), (*tokens, 2), (*tokens, 2), (*tokens, 2, 2)
+    def project(h, phi):
+        return flat_weights(h, phi, eps=1e-6)
+
+    shapes = (4, 40, 2, WIDTH), (4, 40, WIDTH), (*tokens, 2), (*tokens, 2), (*tokens, 2, 2), (WIDTH,), (5, 2 * WIDTH)
     inputs = [jnp.asarray(rng.standard_normal(shape), jnp.float32) for shape in shapes]
-    want = jax.jit(jax.grad(lambda *xs: site(*xs, sharding=None), (0, 1, 2, 3, 4)))(*inputs)
+    of = tuple(range(len(shapes)))
+    want = jax.jit(jax.grad(lambda *xs: sites(*xs, sharding=None), of))(*inputs)
     inputs = [jax.device_put(x, rows if x.ndim > 2 else NamedSharding(mesh, P())) for x in inputs]
-    run = jax.jit(jax.grad(site, (0, 1, 2, 3, 4)))
+    run = jax.jit(jax.grad(sites, of))
     found = run(*inputs)
     assert found[0].addressable_shards[0].data.shape[0] == 1
     compare(found, want, run, inputs)

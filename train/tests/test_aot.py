@@ -23,6 +23,7 @@ KERNELS = f"{GPT} --model.width 128 --model.residual.implementation pallas"
         ("gpt2@hc", GPT),
         ("gpt2_mhc", KERNELS),
         ("gpt2_dynamic_mhc", KERNELS),
+        ("gpt2@shc", f"{KERNELS} --model.execution.layers groups:2"),
         ("rlm_small", f"{GPT} --model.mlp.hidden 96 --model.mixer.implementation splash"),
         ("mhc_ssm_adapters", f"{TINY} --data.tokenizer bytes --model.execution.policy bfloat16"),
     ],
