@@ -187,5 +187,5 @@ def _in_tiles(body, weights, params, arrays, cotangents, made, *, group):
         ),
         interpret=target_backend() != "tpu",
     )(*given)
-    laid = dweights[0] if R else None
-    return found, laid[0] if R and static else laid, dparams
+    of_weights = [x[0] if static else x for x in dweights]
+    return found, of_weights[0] if of_weights else None, dparams
