@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 from mhc_jax.registry import unknown
 
 Form = Literal["recurrent", "chunked"]
+Implementation = Literal["xla", "pallas"]
 
 # The logarithm of a decay that forgets: its exponential is zero in float32 and float64, and sums of it are finite.
 FORGET = -1e4
@@ -25,10 +26,13 @@ class Chunks:
     size: int
 
     @staticmethod
-    def check(form: str, **sizes: int) -> None:
-        """Raises ValueError for an unknown form of the recurrence, or a size below 1."""
-        if form not in get_args(Form):
-            raise ValueError(unknown("form", form, get_args(Form)))
+    def check(form: str, implementation: str, **sizes: int) -> None:
+        """Raises ValueError for an unknown form or implementation, two that do not go together, or a size below 1."""
+        for what, name, known in (("form", form, Form), ("implementation", implementation, Implementation)):
+            if name not in get_args(known):
+                raise ValueError(unknown(what, name, get_args(known)))
+        if implementation != "xla" and form != "chunked":
+            raise ValueError(f"implementation {implementation!r} has no form {form!r}; use 'chunked', or 'xla'")
         for name, size in sizes.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")

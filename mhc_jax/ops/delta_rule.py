@@ -4,10 +4,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float
 
 from mhc_jax.backend import target_backend
-from mhc_jax.ops.chunks import Chunks, Form, Walk, sums_between
+from mhc_jax.ops.chunks import Chunks, Form, Implementation, Walk, sums_between
 
 
 def gated_delta_rule(
@@ -21,6 +22,8 @@ def gated_delta_rule(
     reset_BT: Bool[Array, "B T"] | None = None,
     form: Form = "chunked",
     chunk: int = 64,
+    implementation: Implementation = "xla",
+    batch_sharding: Sharding | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """``S_t = a_t (I - beta_t k_t k_t') S_{t-1} + beta_t k_t v_t'``, ``y_t = S_t' q_t / sqrt(K)``.
 
@@ -42,18 +45,25 @@ def gated_delta_rule(
         form: ``"chunked"`` walks over chunks, with dense products inside each; ``"recurrent"`` walks over the tokens.
             A single token is one step of the recurrence in both.
         chunk: tokens of a chunk; T need not be a multiple. Only states between chunks are kept for the backward pass.
+        implementation: ``"xla"``, or ``"pallas"`` for the chunked form in one kernel of TPUs, see
+            :mod:`mhc_jax.kernels.chunks`; there a chunk has at least 16 tokens, a power of two.
+        batch_sharding: sharding of arrays (B, ...) on several devices, which only the kernel has to know.
 
     Returns:
         Output (B, T, H, V) in the dtype of ``v_BTHV``, and the states after the last token (B, H, K, V).
 
     Raises:
-        ValueError: an unknown form, or ``chunk < 1``.
+        ValueError: an unknown form or implementation, ``chunk < 1``, or no kernel for these heads, this form or dtype.
     """
-    Chunks.check(form, chunk=chunk)
+    Chunks.check(form, implementation, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    inputs = (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)
-    inputs = [jax.lax.collapse(x.astype(dtype), 2) for x in inputs]
+    qkv, gates = (q_BTHK, k_BTHK, v_BTHV), (Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)
+    if implementation == "pallas" and T > 1:
+        from mhc_jax.kernels import chunks, delta_rule  # Pallas takes long to import
+
+        return chunks.scan(delta_rule.chunk, s0_BHKV, qkv, gates, chunk=chunk, batch_sharding=batch_sharding)
+    inputs = [jax.lax.collapse(x.astype(dtype), 2) for x in (*qkv, *gates)]
     inputs[0] /= math.sqrt(K)
     inside = Walk(_step) if form == "recurrent" or T == 1 else _chunk
     s_BHKV, y_BTM = Chunks(T, Chunks.fitting(chunk, T)).scan(inside, s0_BHKV, inputs)

@@ -5,10 +5,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float
 
 from mhc_jax.backend import target_backend
-from mhc_jax.ops.chunks import Chunks, Form, Walk
+from mhc_jax.ops.chunks import Chunks, Form, Implementation, Walk
 
 
 def gated_linear_attention(
@@ -21,6 +22,8 @@ def gated_linear_attention(
     reset_BT: Bool[Array, "B T"] | None = None,
     form: Form = "chunked",
     chunk: int = 64,
+    implementation: Implementation = "xla",
+    batch_sharding: Sharding | None = None,
 ) -> tuple[Float[Array, "B T H V"], Float[Array, "B H K V"]]:
     """``S_t = diag(a_t) S_{t-1} + k_t v_t'``, ``y_t = S_t' q_t / sqrt(K)`` with ``a = exp(log_decay)``.
 
@@ -37,17 +40,24 @@ def gated_linear_attention(
             A single token is one step of the recurrence in both.
         chunk: tokens of a chunk, rounded up to a power of two in the chunked form; T need not be a multiple. Only
             states between chunks are kept for the backward pass.
+        implementation: ``"xla"``, or ``"pallas"`` for the chunked form in one kernel of TPUs, see
+            :mod:`mhc_jax.kernels.chunks`; there a chunk has at least 16 tokens, a power of two.
+        batch_sharding: sharding of arrays (B, ...) on several devices, which only the kernel has to know.
 
     Returns:
         Output (B, T, H, V) in the dtype of ``v_BTHV``, and the states after the last token (B, H, K, V).
 
     Raises:
-        ValueError: an unknown form, or ``chunk < 1``.
+        ValueError: an unknown form or implementation, ``chunk < 1``, or no kernel for these heads, this form or dtype.
     """
-    Chunks.check(form, chunk=chunk)
+    Chunks.check(form, implementation, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
     inputs = (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTHK, reset_BT))
+    if implementation == "pallas" and T > 1:
+        from mhc_jax.kernels import chunks, gla  # Pallas takes long to import
+
+        return chunks.scan(gla.chunk, s0_BHKV, inputs, (), chunk=chunk, batch_sharding=batch_sharding)
     inputs = [jax.lax.collapse(x.astype(dtype), 2) for x in inputs]
     inputs[0] /= math.sqrt(K)
     size = Chunks.fitting(chunk, T)

@@ -209,7 +209,7 @@ def test_mean_loss_of_nothing_is_nan():
 
 MASKS = {"scale": None, "start": None, "start_B": None, "causal": True, "segment_ids": None, "keep_BHTS": None}
 KERNELS = {"implementation": "xla", "batch_sharding": None}
-RECURRENT = {"s0_BHKV": None, "reset_BT": None, "form": "chunked", "chunk": 64}
+RECURRENT = {"s0_BHKV": None, "reset_BT": None, "form": "chunked", "chunk": 64} | KERNELS
 OMITTED = {
     "attention.absorbed_latent_attention": MASKS,
     "attention.causal_attention": MASKS | KERNELS,

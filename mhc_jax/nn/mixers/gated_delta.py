@@ -61,6 +61,7 @@ class GatedDeltaConfig(LinearAttentionConfig):
         self.require(
             abs(V - round(V)) < 1e-6 and V > 0.5, f"expand_v {self.expand_v} of a head of {K} is no whole number"
         )
+        super().check(width)
 
     def _key_width(self, width: int) -> int:
         return self.head_width or 3 * width // (4 * self.heads)
@@ -109,6 +110,8 @@ class GatedDelta(LinearAttention):
             reset_BT=scope.starts_BT(u_BTD.shape[1]),
             form=self.config.form,
             chunk=self.config.chunk,
+            implementation=self.config.implementation,
+            batch_sharding=scope.batch_sharding,
         )
 
 

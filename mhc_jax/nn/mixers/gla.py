@@ -61,6 +61,7 @@ class GLAConfig(LinearAttentionConfig):
             head = expand * width / self.heads
             whole = abs(head - round(head)) < 1e-6 and head > 0.5
             self.require(whole, f"heads {self.heads} must divide {name} {expand} times the width {width}")
+        super().check(width)
 
     def shape(self, width):
         groups = self.kv_heads or self.heads
@@ -105,4 +106,6 @@ class GLA(LinearAttention):
             reset_BT=scope.starts_BT(u_BTD.shape[1]),
             form=config.form,
             chunk=config.chunk,
+            implementation=config.implementation,
+            batch_sharding=scope.batch_sharding,
         )

@@ -11,6 +11,7 @@ from mhc_jax.nn.layers import Dense, DepthwiseFilter, dropout
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
 from mhc_jax.nn.norms import RMSNormConfig
 from mhc_jax.nn.scope import Scope
+from mhc_jax.ops.chunks import Form, Implementation
 from mhc_jax.ops.conv import causal_depthwise_conv
 from mhc_jax.precision import Policy
 from mhc_jax.registry import required
@@ -45,6 +46,8 @@ class LinearAttentionConfig(MixerConfig):
         scale_output: divide that of the output by the square root of the number of sites, as in GPT-2.
         form: algorithm of the recurrence, see :mod:`mhc_jax.ops.chunks`.
         chunk: tokens of a chunk.
+        implementation: of the chunked form: ``"xla"``, or ``"pallas"`` for a kernel of TPUs, see
+            :mod:`mhc_jax.kernels.chunks`; single tokens are always one step of the recurrence.
     """
 
     conv_kernel: int | None = None
@@ -53,8 +56,9 @@ class LinearAttentionConfig(MixerConfig):
     dropout: float = 0.0
     init_std: float = 0.02
     scale_output: bool = True
-    form: Literal["chunked", "recurrent"] = "chunked"
+    form: Form = "chunked"
     chunk: int = 64
+    implementation: Implementation = "xla"
 
     def validate(self):
         super().validate()
@@ -64,6 +68,16 @@ class LinearAttentionConfig(MixerConfig):
         self.require_not_negative("norm_eps")
         self.require(0 <= self.dropout < 1, f"dropout must lie in [0, 1), got {self.dropout}")
         self.require(self.init_std > 0, f"init_std must be positive, got {self.init_std}")
+        matches = self.implementation == "xla" or self.form == "chunked"
+        self.require(matches, f"implementation 'pallas' has no form {self.form!r}; use form 'chunked', or 'xla'")
+
+    def check(self, width):
+        if self.implementation == "pallas":
+            from mhc_jax.kernels.chunks import fault  # Pallas takes long to import
+
+            heads = self.shape(width)
+            found = fault(heads.out, heads.K, heads.V, self.chunk)
+            self.require(not found, f"implementation 'pallas': {found}")
 
     @required
     def shape(self, width: int) -> Heads:
