@@ -6,28 +6,29 @@ import math
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.kernels.chunks import Heads, sizes_of_halves, sums
+from mhc_jax.kernels.heads import Heads, sizes_of_halves, sums
 
 
 def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decays_C1, betas_C1):
     """C tokens of heads side by side, given the state before them, as in :mod:`mhc_jax.ops.delta_rule`."""
     C, K, V = len(q_CK), q_CK.shape[1] // heads.count, v_CV.shape[1] // heads.count
     i, j = heads.pairs(C)
-    q_CK /= math.sqrt(K)
     between_CC, _ = sums(jnp.where(i > j, heads.spread(log_decays_C1, C), 0))
     decay_CC = jnp.where(i >= j, jnp.exp(between_CC), 0)
     from_start_CV, _ = sums(heads.spread(log_decays_C1, V))
     from_start_CK, to_end_CK = sums(heads.spread(log_decays_C1, K))
     since_CV = jnp.exp(from_start_CV)
 
+    qk_CK = jnp.concatenate([q_CK / math.sqrt(K), k_CK])
+    of_queries_CC, of_keys_CC = jnp.split(heads.times_transposed(qk_CK, k_CK), 2)
+    read_CV, answer_CV = jnp.split(heads.times_transposed(qk_CK, s_VK), 2)
+
     # What a token corrects depends on the corrections before it: (I + L) corrections = beta (v - answers of S).
-    products_CC = heads.times_transposed(k_CK, k_CK) * decay_CC
-    lower_CC = jnp.where(i > j, heads.spread(betas_C1, C) * products_CC, 0)
-    asked_CV = heads.spread(betas_C1, V) * (v_CV - since_CV * heads.times_transposed(k_CK, s_VK))
+    lower_CC = jnp.where(i > j, heads.spread(betas_C1, C) * of_keys_CC * decay_CC, 0)
+    asked_CV = heads.spread(betas_C1, V) * (v_CV - since_CV * answer_CV)
     correction_CV = _unit_lower_solve(heads, lower_CC, asked_CV)
 
-    read_CV = since_CV * heads.times_transposed(q_CK, s_VK)
-    y_CV = read_CV + heads.times(heads.times_transposed(q_CK, k_CK) * decay_CC, correction_CV)
+    y_CV = since_CV * read_CV + heads.times(of_queries_CC * decay_CC, correction_CV)
     written_VK = heads.transposed_times(correction_CV, k_CK * jnp.exp(to_end_CK))
     return jnp.exp(from_start_CK[-1:]) * s_VK + written_VK, y_CV
 

@@ -4,7 +4,7 @@ import math
 
 import jax.numpy as jnp
 
-from mhc_jax.kernels.chunks import Heads, halves, second_half, sizes_of_halves
+from mhc_jax.kernels.heads import Heads, halves, second_half, sizes_of_halves
 
 
 def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decay_CK):

@@ -66,7 +66,9 @@ CASES = {  # T, H, K, V, chunk
 }
 
 
-@pytest.mark.parametrize("case", [case if n == 0 else pytest.param(case, marks=pytest.mark.slow) for n, case in enumerate(CASES)])
+@pytest.mark.parametrize(
+    "case", [case if n == 0 else pytest.param(case, marks=pytest.mark.slow) for n, case in enumerate(CASES)]
+)
 @pytest.mark.parametrize("op", OPS)
 def test_equals_the_recurrence_in_float64(op, case):
     T, H, K, V, chunk = CASES[case]

@@ -1,0 +1,103 @@
+"""Heads side by side in one tile of a TPU, and sums over the tokens of a chunk."""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Float
+
+
+@dataclasses.dataclass(frozen=True)
+class Heads:
+    """``count`` heads side by side in the last axis, and products of each with its own.
+
+    The second factor is set apart, every head in its own rows with zeros beside it, so that a product of whole matrices
+    is that of every head.
+    """
+
+    count: int
+
+    def apart(self, x_CM: jax.Array) -> jax.Array:
+        """(count * C, M): the block-diagonal matrix of the heads."""
+        return jnp.concatenate([jnp.where(own, x_CM, 0) for own in self._lanes(x_CM.shape)])
+
+    def times(self, a_RC: jax.Array, b_CM: jax.Array) -> jax.Array:
+        """``a b`` of every head, (R, M)."""
+        return _dot(a_RC, self.apart(b_CM), 1, 0)
+
+    def times_transposed(self, a_RM: jax.Array, b_CM: jax.Array) -> jax.Array:
+        """``a b'`` of every head, (R, count * C)."""
+        return _dot(a_RM, self.apart(b_CM), 1, 1)
+
+    def transposed_times(self, a_CV: jax.Array, b_CK: jax.Array) -> jax.Array:
+        """``a' b`` of every head, (V / count, K)."""
+        rows = jnp.split(_dot(a_CV, b_CK, 0, 0), self.count)
+        return sum(jnp.where(own, x, 0) for own, x in zip(self._lanes(rows[0].shape), rows, strict=True))
+
+    def spread(self, columns: Sequence[jax.Array], width: int) -> jax.Array:
+        """A column (C, 1) of every head over its lanes, (C, count * width)."""
+        lanes = self._lanes((columns[0].shape[0], self.count * width))
+        return sum(jnp.where(own, x, 0) for own, x in zip(lanes, columns, strict=True))
+
+    def pairs(self, tokens: int) -> tuple[jax.Array, jax.Array]:
+        """Numbers of the tokens ``i`` and ``j`` at ``[i, j]`` of every head, (C, count * C); C is a power of two."""
+        shape = tokens, self.count * tokens
+        return iota(shape, 0), iota(shape, 1) & (tokens - 1)
+
+    def _lanes(self, shape: tuple[int, int]) -> list[jax.Array]:
+        lane, width = iota(shape, 1), shape[1] // self.count
+        return [(lane >= h * width) & (lane < (h + 1) * width) for h in range(self.count)]
+
+
+def sizes_of_halves(tokens: int) -> Iterator[int]:
+    """1, 2, 4 ... up to half of the tokens, a power of two."""
+    return (1 << level for level in range(tokens.bit_length() - 1))
+
+
+def second_half(shape: tuple[int, ...], s: int) -> jax.Array:
+    """True at the tokens, the first axis, that are in the second of two halves of ``s``."""
+    return iota(shape, 0) & s != 0
+
+
+def halves(x_CM: Float[Array, "C M"]) -> Iterator[tuple[Float[Array, "C M"], Float[Array, "C M"]]]:
+    """Sums over the tokens of a chunk cut into pieces of 1, 2, 4 ... C tokens, a power of two.
+
+    Nothing is subtracted: beside sums of -1000 small ones keep all their digits.
+
+    Yields:
+        The sums from the start of a token's piece up to and with it, and those after it to the piece's end.
+    """
+    from_start_CM, to_end_CM = x_CM, jnp.zeros_like(x_CM)
+    yield from_start_CM, to_end_CM
+    for s in sizes_of_halves(len(x_CM)):
+        second, other_CM = second_half(x_CM.shape, s), _other_half(from_start_CM + to_end_CM, s)
+        from_start_CM += jnp.where(second, other_CM, 0)
+        to_end_CM += jnp.where(second, 0, other_CM)
+        yield from_start_CM, to_end_CM
+
+
+def sums(x_CM: Float[Array, "C M"]) -> tuple[Float[Array, "C M"], Float[Array, "C M"]]:
+    """Sums up to every token and with it, and after it."""
+    *_, found = halves(x_CM)
+    return found
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _other_half(x_CM, s):
+    """The row ``i + s`` in the first of two halves, ``i - s`` in the second; its own transpose."""
+    return jnp.where(second_half(x_CM.shape, s), pltpu.roll(x_CM, s, 0), pltpu.roll(x_CM, len(x_CM) - s, 0))
+
+
+_other_half.defvjp(lambda x_CM, s: (_other_half(x_CM, s), None), lambda s, _, dy_CM: (_other_half(dy_CM, s),))
+
+
+def _dot(a, b, of_a, of_b):
+    """The product of two matrices over those axes, in float32."""
+    return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=jnp.float32)
+
+
+def iota(shape, axis):
+    return jax.lax.broadcasted_iota(jnp.int32, shape, axis)
