@@ -38,14 +38,15 @@ Inside = Callable[..., tuple[jax.Array, jax.Array]]
 
 def fault(heads: int, K: int, V: int, chunk: int) -> str | None:
     """Why there is no kernel for so many heads of these sizes, and what to do; None if there is one."""
-    plan = _Plan.of(None, heads, K, V, chunk)
-    C, G, U = plan.chunk, plan.heads, plan.together
+    C, what = _tokens(chunk), f"{heads} heads of {K} by {V} in chunks of {chunk}"
+    K, V = _width(K), _width(V)
+    plan = _Plan.of(None, 1.0, C, heads, K, V)
+    G, U = plan.heads, plan.together
     # Arrays of a chunk twice, as they are read and written, and those that the derivative of a chunk holds.
     tokens = 4 * C * U * G * (4 * (2 * K + V) + C.bit_length() * (4 * K + 2 * C))
     states = 4 * heads * K * V * 4
     if tokens + states <= MEMORY:
         return None
-    what = f"{heads} heads of {K} by {V} in chunks of {chunk}"
     return f"{what} are too large for the kernel of chunks; take smaller ones, or implementation 'xla'"
 
 
@@ -64,7 +65,7 @@ def scan(
         inside: function of :class:`Heads`, float32 states (V, K), arrays (C, M) in float32 and lists of columns (C, 1)
             to the states after the chunk and its output (C, V).
         s0_BHKV: states before the first token, float32.
-        wide: inputs with channels; queries are the first, values the third.
+        wide: inputs with channels: queries, which ``inside`` gets divided by the root of K, keys, values and others.
         narrow: inputs with one number for each head.
         chunk: tokens of a chunk, rounded up to a power of two of at least :data:`LEAST_CHUNK`.
         batch_sharding: sharding of arrays (B, ...) on several devices, each of which then does its own rows. The mesh's
@@ -76,52 +77,67 @@ def scan(
     Raises:
         ConfigError: there is no kernel for these heads, see :func:`fault`, or for their dtype.
     """
-    (_, T, H, K), V = wide[0].shape, wide[2].shape[-1]
+    (B, T, H, K), V = wide[0].shape, wide[2].shape[-1]
     if reason := fault(H, K, V, chunk):
         raise ConfigError(reason)
     for x in (s0_BHKV, *wide, *narrow):
         if x.dtype not in (jnp.float32, jnp.bfloat16):
             raise ConfigError(f"the kernel of chunks takes float32 or bfloat16, not {x.dtype}; take such a policy")
+
+    def filled(x, *shape):
+        return jnp.pad(x, [(0, size - found) for found, size in zip(x.shape, shape, strict=True)])
+
+    C = _tokens(min(chunk, T))
+    length = -(-T // C) * C
+    s0 = filled(s0_BHKV, B, H, _width(K), _width(V))
+    wide = tuple(filled(x, B, length, H, _width(x.shape[-1])) for x in wide)
+    narrow = tuple(filled(x, B, length, H) for x in narrow)
     rows, others = axes(batch_sharding)
     by_head = tuple(others) if H % math.prod(others.values()) == 0 else None
     tokens, states = PartitionSpec(rows, None, by_head), PartitionSpec(rows, by_head)
-    run = functools.partial(_on_one_device, inside, min(chunk, T))
-    return by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))(
-        s0_BHKV, tuple(wide), tuple(narrow)
-    )
+    run = functools.partial(_on_one_device, inside, K**-0.5, C)
+    y, s = by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))(s0, wide, narrow)
+    return y[:, :T, :, :V], s[:, :, :K, :V]
 
 
-def _on_one_device(inside, chunk, s0_BHKV, wide, narrow):
-    (B, T, H, K), V = wide[0].shape, wide[2].shape[-1]
-    plan = _Plan.of(inside, H, K, V, chunk)
-    G = plan.heads
+def _on_one_device(inside, scale, C, s0_BHKV, wide, narrow):
+    """Whole chunks of heads of whole lanes."""
+    B, H, K, V = s0_BHKV.shape
+    plan = _Plan.of(inside, scale, C, H, K, V)
+    P, G = H // plan.heads, plan.heads
+    s0 = jnp.moveaxis(s0_BHKV.reshape(B, P, G, K, V), -1, 2).reshape(B, P, V, G * K)
+    y, s = _over_chunks(plan, s0, tuple(jax.lax.collapse(x, 2) for x in wide), narrow)
+    s_BHKV = jnp.moveaxis(s.reshape(B, P, V, G, K), 2, -1).reshape(B, H, K, V)
+    return y.reshape(wide[2].shape), s_BHKV
 
-    def laid(x):
-        return jnp.pad(x.reshape(B, T, -1), ((0, 0), (0, -T % plan.chunk), (0, 0)))
 
-    s0 = jnp.moveaxis(s0_BHKV.reshape(B, H // G, G, K, V), -1, 2).reshape(B, H // G, V, G * K)
-    y, s = _over_chunks(plan, s0, tuple(map(laid, wide)), tuple(map(laid, narrow)))
-    s_BHKV = jnp.moveaxis(s.reshape(B, H // G, V, G, K), 2, -1).reshape(B, H, K, V)
-    return y[:, :T].reshape(B, T, H, V), s_BHKV
+def _tokens(chunk: int) -> int:
+    return max(LEAST_CHUNK, 1 << (chunk - 1).bit_length())
+
+
+def _width(channels: int) -> int:
+    """Of a head with zeros behind it: of a power of two some fill whole lanes."""
+    return -(-channels // LANES) * LANES if channels > LANES else 1 << (channels - 1).bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """How many heads make a group, groups a step of the grid, and tokens a chunk.
+    """What a chunk computes, and how many tokens make one, heads a group, and groups a step of the grid.
 
     Two groups in a step are independent work for units that otherwise wait for each other.
     """
 
     inside: Inside | None
+    scale: float
+    chunk: int
     heads: int
     together: int
-    chunk: int
 
     @classmethod
-    def of(cls, inside, heads, K, V, chunk):
+    def of(cls, inside, scale, chunk, heads, K, V):
         fills = (G for G in range(1, heads) if heads % G == G * K % LANES == G * V % LANES == 0)
         G = next(fills, heads)
-        return cls(inside, G, 2 if heads // G % 2 == 0 else 1, max(LEAST_CHUNK, 1 << (chunk - 1).bit_length()))
+        return cls(inside, scale, chunk, G, 2 if heads // G % 2 == 0 else 1)
 
     def groups(self):
         """Numbers of the groups of this step."""
@@ -138,17 +154,23 @@ class _Plan:
             [jnp.sum(jnp.where(iota(x_CH.shape, 1) == h, x_CH, 0), axis=1, keepdims=True) for h in self._heads(p)]
             for x_CH in (x_CH.astype(jnp.float32) for x_CH in narrow)
         ]
-        return self.inside(Heads(self.heads), s_VK, *(x_CM.astype(jnp.float32) for x_CM in wide), *columns)
+        q_CK, *others = (x_CM.astype(jnp.float32) for x_CM in wide)
+        return self.inside(Heads(self.heads), s_VK, self.scale * q_CK, *others, *columns)
 
     def _heads(self, p):
         return [p * self.heads + h for h in range(self.heads)]
 
-    def call(self, kernel, given, made, name, reverse=False):
-        """``kernel`` on blocks of arrays, read and written, each with its kind; see :meth:`_block`."""
+    def call(self, kernel, step, given, made, name, reverse=False):
+        """``kernel`` on blocks of arrays, read and written, each with its kind, see :meth:`_block`.
+
+        It does ``step(group, *pieces)`` for every group of heads.
+        """
         (_, states), (_, tokens) = made[-1], made[0]
-        grid = states.shape[0], tokens.shape[1] // self.chunk, states.shape[1] // self.together
+        B, N, P = states.shape[0], tokens.shape[1] // self.chunk, states.shape[1]
+        grid = B, N, P // self.together
         in_specs, out_specs = ([self._block(kind, x, grid, reverse) for kind, x in pairs] for pairs in (given, made))
         arrays, results = ([x for _, x in pairs] for pairs in (given, made))
+        cost = pl.estimate_cost(functools.partial(step, 0), *(self._piece(kind, x, P) for kind, x in given))
         return pl.pallas_call(
             kernel,
             grid=grid,
@@ -156,9 +178,19 @@ class _Plan:
             out_specs=out_specs,
             out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in results],
             compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
+            cost_estimate=pl.CostEstimate(
+                flops=B * N * P * cost.flops,
+                transcendentals=B * N * P * cost.transcendentals,
+                bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *results)),
+            ),
             interpret=target_backend() != "tpu",
             name=name,
         )(*arrays)
+
+    def _piece(self, kind, x, groups):
+        """What a group gets of an array."""
+        tokens = self.chunk, x.shape[-1] // (1 if kind == "narrow" else groups)
+        return jax.ShapeDtypeStruct(tokens if kind in ("wide", "narrow") else x.shape[-2:], x.dtype)
 
     def _block(self, kind, x, grid, reverse):
         """Of wide arrays a chunk of the step's groups, of narrow ones that of all, which these share.
@@ -193,6 +225,9 @@ def _forward(plan, s0, wide, narrow):
 def _forth(plan, s0, wide, narrow, keep):
     W = len(wide)
 
+    def step(p, s_VK, *pieces):
+        return plan.run(p, s_VK, pieces[:W], pieces[W:])
+
     def kernel(s0, *refs):
         given, (y, *before, s) = refs[: W + len(narrow)], refs[W + len(narrow) :]
         groups, shared = plan.groups(), [ref[...] for ref in given[W:]]
@@ -201,7 +236,7 @@ def _forth(plan, s0, wide, narrow, keep):
             for u, p in enumerate(groups):
                 ref[u] = s[p]
         found = [
-            plan.run(p, s[p], [ref[...] for ref in parts], shared)
+            step(p, s[p], *(ref[...] for ref in parts), *shared)
             for p, parts in zip(groups, plan.parts(given[:W]), strict=True)
         ]
         for p, (ref,), (s_VK, y_CV) in zip(groups, plan.parts([y]), found, strict=True):
@@ -210,26 +245,25 @@ def _forth(plan, s0, wide, narrow, keep):
     made = [("wide", wide[2]), ("states", s0)]
     if keep:
         B, T, _ = wide[0].shape
-        before = jax.ShapeDtypeStruct((B, T // plan.chunk, *s0.shape[1:]), s0.dtype)
-        made.insert(1, ("before", before))
-    return plan.call(kernel, [("states", s0), *_inputs(wide, narrow)], made, "chunks")
+        made.insert(1, ("before", jax.ShapeDtypeStruct((B, T // plan.chunk, *s0.shape[1:]), s0.dtype)))
+    return plan.call(kernel, step, [("states", s0), *_inputs(wide, narrow)], made, "chunks")
 
 
 def _backward(plan, saved, cotangents):
     (before, wide, narrow), (dy, ds_last) = saved, cotangents
     W = len(wide)
 
-    def derivative(p, ds_VK, dy_CV, s_VK, wide, narrow):
-        _, pull = jax.vjp(functools.partial(plan.run, p), s_VK, wide, narrow)
+    def step(p, ds_VK, s_VK, dy_CV, *pieces):
+        _, pull = jax.vjp(functools.partial(plan.run, p), s_VK, pieces[:W], pieces[W:])
         return pull((ds_VK, dy_CV.astype(jnp.float32)))
 
     def kernel(ds_last, before, *refs):
-        (dy, *given), made, ds = refs[: 1 + W + len(narrow)], refs[1 + W + len(narrow) : -1], refs[-1]
-        groups, shared = plan.groups(), [ref[...] for ref in given[W:]]
+        given, made, ds = refs[: 1 + W + len(narrow)], refs[1 + W + len(narrow) : -1], refs[-1]
+        groups, shared = plan.groups(), [ref[...] for ref in given[1 + W :]]
         _first(ds, ds_last, groups)
         found = [
-            derivative(p, ds[p], dy[...], before[u], [ref[...] for ref in parts], shared)
-            for u, (p, (dy, *parts)) in enumerate(zip(groups, plan.parts([dy, *given[:W]]), strict=True))
+            step(p, ds[p], before[u], *(ref[...] for ref in parts), *shared)
+            for u, (p, parts) in enumerate(zip(groups, plan.parts(given[: 1 + W]), strict=True))
         ]
         for p, parts, (ds_VK, dwide, _) in zip(groups, plan.parts(made[:W]), found, strict=True):
             ds[p] = ds_VK
@@ -239,8 +273,8 @@ def _backward(plan, saved, cotangents):
             ref[...] = sum(shares) + jnp.where(pl.program_id(2) == 0, 0, ref[...])
 
     inputs = _inputs(wide, narrow)
-    given = [("states", ds_last), ("before", before), ("wide", dy), *inputs]
-    *dinputs, ds0 = plan.call(kernel, given, [*inputs, ("states", ds_last)], "chunks_backward", reverse=True)
+    given, made = [("states", ds_last), ("before", before), ("wide", dy), *inputs], [*inputs, ("states", ds_last)]
+    *dinputs, ds0 = plan.call(kernel, step, given, made, "chunks_backward", reverse=True)
     return ds0, tuple(dinputs[:W]), tuple(dinputs[W:])
 
 

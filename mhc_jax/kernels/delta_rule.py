@@ -1,7 +1,6 @@
 """A chunk of the gated delta rule in the kernel of :mod:`mhc_jax.kernels.chunks`."""
 
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decays_C1, betas_C1):
     from_start_CK, to_end_CK = sums(heads.spread(log_decays_C1, K))
     since_CV = jnp.exp(from_start_CV)
 
-    qk_CK = jnp.concatenate([q_CK / math.sqrt(K), k_CK])
+    qk_CK = jnp.concatenate([q_CK, k_CK])
     of_queries_CC, of_keys_CC = jnp.split(heads.times_transposed(qk_CK, k_CK), 2)
     read_CV, answer_CV = jnp.split(heads.times_transposed(qk_CK, s_VK), 2)
 

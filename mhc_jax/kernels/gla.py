@@ -1,7 +1,5 @@
 """A chunk of gated linear attention in the kernel of :mod:`mhc_jax.kernels.chunks`."""
 
-import math
-
 import jax.numpy as jnp
 
 from mhc_jax.kernels.heads import Heads, halves, second_half, sizes_of_halves
@@ -13,9 +11,8 @@ def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decay_CK):
     Two tokens meet at the border between two halves of ``s`` tokens, to which both are decayed; ``s`` is the highest
     bit in which their numbers differ.
     """
-    C, K = len(q_CK), q_CK.shape[1] // heads.count
+    C = len(q_CK)
     i, j = heads.pairs(C)
-    q_CK /= math.sqrt(K)
     scores_CC = heads.times_transposed(q_CK, k_CK)
     *cut, (from_start_CK, to_end_CK) = halves(log_decay_CK)
     for s, (first_CK, rest_CK) in zip(sizes_of_halves(C), cut, strict=True):
