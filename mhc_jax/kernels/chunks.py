@@ -38,13 +38,11 @@ Inside = Callable[..., tuple[jax.Array, jax.Array]]
 
 def fault(heads: int, K: int, V: int, chunk: int) -> str | None:
     """Why there is no kernel for so many heads of these sizes, and what to do; None if there is one."""
-    C, what = _tokens(chunk), f"{heads} heads of {K} by {V} in chunks of {chunk}"
-    K, V = _width(K), _width(V)
-    plan = _Plan.of(None, 1.0, C, heads, K, V)
-    G, U = plan.heads, plan.together
+    plan, what = _Plan.of(None, chunk, heads, K, V), f"{heads} heads of {K} by {V} in chunks of {chunk}"
+    C, G, U, K, V = plan.chunk, plan.heads, plan.together, _width(K), _width(V)
     # Arrays of a chunk twice, as they are read and written, and those that the derivative of a chunk holds.
     tokens = 4 * C * U * G * (4 * (2 * K + V) + C.bit_length() * (4 * K + 2 * C))
-    states = 4 * heads * K * V * 4
+    states = 4 * plan.groups * G * K * V * 4
     if tokens + states <= MEMORY:
         return None
     return f"{what} are too large for the kernel of chunks; take smaller ones, or implementation 'xla'"
@@ -77,52 +75,51 @@ def scan(
     Raises:
         ConfigError: there is no kernel for these heads, see :func:`fault`, or for their dtype.
     """
-    (B, T, H, K), V = wide[0].shape, wide[2].shape[-1]
+    (_, T, H, K), V = wide[0].shape, wide[2].shape[-1]
     if reason := fault(H, K, V, chunk):
         raise ConfigError(reason)
     for x in (s0_BHKV, *wide, *narrow):
         if x.dtype not in (jnp.float32, jnp.bfloat16):
             raise ConfigError(f"the kernel of chunks takes float32 or bfloat16, not {x.dtype}; take such a policy")
 
-    def filled(x, *shape):
-        return jnp.pad(x, [(0, size - found) for found, size in zip(x.shape, shape, strict=True)])
-
-    C = _tokens(min(chunk, T))
-    length = -(-T // C) * C
-    s0 = filled(s0_BHKV, B, H, _width(K), _width(V))
-    wide = tuple(filled(x, B, length, H, _width(x.shape[-1])) for x in wide)
-    narrow = tuple(filled(x, B, length, H) for x in narrow)
     rows, others = axes(batch_sharding)
     by_head = tuple(others) if H % math.prod(others.values()) == 0 else None
     tokens, states = PartitionSpec(rows, None, by_head), PartitionSpec(rows, by_head)
-    run = functools.partial(_on_one_device, inside, K**-0.5, C)
-    y, s = by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))(s0, wide, narrow)
-    return y[:, :T, :, :V], s[:, :, :K, :V]
+    run = functools.partial(_on_one_device, inside, min(chunk, T))
+    return by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))(
+        s0_BHKV, tuple(wide), tuple(narrow)
+    )
 
 
-def _on_one_device(inside, scale, C, s0_BHKV, wide, narrow):
-    """Whole chunks of heads of whole lanes."""
-    B, H, K, V = s0_BHKV.shape
-    plan = _Plan.of(inside, scale, C, H, K, V)
-    P, G = H // plan.heads, plan.heads
-    s0 = jnp.moveaxis(s0_BHKV.reshape(B, P, G, K, V), -1, 2).reshape(B, P, V, G * K)
-    y, s = _over_chunks(plan, s0, tuple(jax.lax.collapse(x, 2) for x in wide), narrow)
-    s_BHKV = jnp.moveaxis(s.reshape(B, P, V, G, K), 2, -1).reshape(B, H, K, V)
-    return y.reshape(wide[2].shape), s_BHKV
+def _on_one_device(inside, chunk, s0_BHKV, wide, narrow):
+    """Tokens, heads and channels are filled up with zeros, which change no state."""
+    B, T = wide[0].shape[:2]
+    _, H, K, V = s0_BHKV.shape
+    plan = _Plan.of(inside, chunk, H, K, V)
+    P, G, whole_K, whole_V = plan.groups, plan.heads, _width(K), _width(V)
+    tokens = -(-T // plan.chunk) * plan.chunk
 
+    def filled(x, *shape):
+        return jnp.pad(x, [(0, size - found) for found, size in zip(x.shape, shape, strict=True)])
 
-def _tokens(chunk: int) -> int:
-    return max(LEAST_CHUNK, 1 << (chunk - 1).bit_length())
+    def laid(x):
+        return filled(x, B, tokens, P * G, *map(_width, x.shape[3:])).reshape(B, tokens, -1)
+
+    s0 = filled(s0_BHKV, B, P * G, whole_K, whole_V).reshape(B, P, G, whole_K, whole_V)
+    s0 = jnp.moveaxis(s0, -1, 2).reshape(B, P, whole_V, G * whole_K)
+    y, s = _over_chunks(plan, s0, tuple(map(laid, wide)), tuple(map(laid, narrow)))
+    s_BHKV = jnp.moveaxis(s.reshape(B, P, whole_V, G, whole_K), 2, -1).reshape(B, P * G, whole_K, whole_V)
+    return y.reshape(B, tokens, P * G, whole_V)[:, :T, :H, :V], s_BHKV[:, :H, :K, :V]
 
 
 def _width(channels: int) -> int:
-    """Of a head with zeros behind it: of a power of two some fill whole lanes."""
+    """Of a head that fills whole lanes, alone or with others."""
     return -(-channels // LANES) * LANES if channels > LANES else 1 << (channels - 1).bit_length()
 
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """What a chunk computes, and how many tokens make one, heads a group, and groups a step of the grid.
+    """What a chunk computes, how many tokens make one and heads a group, all groups, and those of a step of the grid.
 
     Two groups in a step are independent work for units that otherwise wait for each other.
     """
@@ -131,16 +128,17 @@ class _Plan:
     scale: float
     chunk: int
     heads: int
+    groups: int
     together: int
 
     @classmethod
-    def of(cls, inside, scale, chunk, heads, K, V):
-        fills = (G for G in range(1, heads) if heads % G == G * K % LANES == G * V % LANES == 0)
-        G = next(fills, heads)
-        return cls(inside, scale, chunk, G, 2 if heads // G % 2 == 0 else 1)
+    def of(cls, inside, chunk, heads, K, V):
+        G = min(heads, max(1, LANES // _width(K), LANES // _width(V)))
+        groups = -(-heads // G)
+        size = max(LEAST_CHUNK, 1 << (chunk - 1).bit_length())
+        return cls(inside, K**-0.5, size, G, groups, 1 if groups % 2 else 2)
 
-    def groups(self):
-        """Numbers of the groups of this step."""
+    def groups_of_step(self):
         return [pl.program_id(2) * self.together + u for u in range(self.together)]
 
     def parts(self, refs):
@@ -165,12 +163,12 @@ class _Plan:
 
         It does ``step(group, *pieces)`` for every group of heads.
         """
-        (_, states), (_, tokens) = made[-1], made[0]
-        B, N, P = states.shape[0], tokens.shape[1] // self.chunk, states.shape[1]
+        B, T, _ = made[0][1].shape
+        N, P = T // self.chunk, self.groups
         grid = B, N, P // self.together
         in_specs, out_specs = ([self._block(kind, x, grid, reverse) for kind, x in pairs] for pairs in (given, made))
         arrays, results = ([x for _, x in pairs] for pairs in (given, made))
-        cost = pl.estimate_cost(functools.partial(step, 0), *(self._piece(kind, x, P) for kind, x in given))
+        cost = pl.estimate_cost(functools.partial(step, 0), *(self._piece(*pair) for pair in given))
         return pl.pallas_call(
             kernel,
             grid=grid,
@@ -187,9 +185,9 @@ class _Plan:
             name=name,
         )(*arrays)
 
-    def _piece(self, kind, x, groups):
+    def _piece(self, kind, x):
         """What a group gets of an array."""
-        tokens = self.chunk, x.shape[-1] // (1 if kind == "narrow" else groups)
+        tokens = self.chunk, x.shape[-1] // (1 if kind == "narrow" else self.groups)
         return jax.ShapeDtypeStruct(tokens if kind in ("wide", "narrow") else x.shape[-2:], x.dtype)
 
     def _block(self, kind, x, grid, reverse):
@@ -230,7 +228,7 @@ def _forth(plan, s0, wide, narrow, keep):
 
     def kernel(s0, *refs):
         given, (y, *before, s) = refs[: W + len(narrow)], refs[W + len(narrow) :]
-        groups, shared = plan.groups(), [ref[...] for ref in given[W:]]
+        groups, shared = plan.groups_of_step(), [ref[...] for ref in given[W:]]
         _first(s, s0, groups)
         for ref in before:
             for u, p in enumerate(groups):
@@ -259,7 +257,7 @@ def _backward(plan, saved, cotangents):
 
     def kernel(ds_last, before, *refs):
         given, made, ds = refs[: 1 + W + len(narrow)], refs[1 + W + len(narrow) : -1], refs[-1]
-        groups, shared = plan.groups(), [ref[...] for ref in given[1 + W :]]
+        groups, shared = plan.groups_of_step(), [ref[...] for ref in given[1 + W :]]
         _first(ds, ds_last, groups)
         found = [
             step(p, ds[p], before[u], *(ref[...] for ref in parts), *shared)

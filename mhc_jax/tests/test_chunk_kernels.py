@@ -58,7 +58,7 @@ CASES = {  # T, H, K, V, chunk
     "last chunk not full": (37, 2, 8, 6, 16),
     **{
         "wide values": (33, 2, 4, 8, 32),
-        "heads two by two": (40, 4, 64, 64, 16),
+        "heads two by two, an odd number of them": (20, 5, 64, 64, 16),
         "one head fills its lanes": (20, 2, 128, 256, 16),
         "one chunk of an odd size": (9, 3, 8, 8, 5),
         "larger chunks": (70, 1, 8, 8, 64),
