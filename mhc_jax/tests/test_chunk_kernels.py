@@ -12,6 +12,7 @@ from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
 from mhc_jax.ops.delta_rule import gated_delta_rule
 from mhc_jax.ops.gla import gated_linear_attention
 from mhc_jax.tests.devices import run_on_devices
+from mhc_jax.tests.own import slow_unless
 
 OPS = {"gla": gated_linear_attention, "delta": gated_delta_rule}
 
@@ -56,19 +57,15 @@ def exact(op, arguments, cotangents):
 
 CASES = {  # T, H, K, V, chunk
     "last chunk not full": (37, 2, 8, 6, 16),
-    **{
-        "wide values": (33, 2, 4, 8, 32),
-        "heads two by two, an odd number of them": (20, 5, 64, 64, 16),
-        "one head fills its lanes": (20, 2, 128, 256, 16),
-        "one chunk of an odd size": (9, 3, 8, 8, 5),
-        "larger chunks": (70, 1, 8, 8, 64),
-    },
+    "wide values": (33, 2, 4, 8, 32),
+    "heads two by two, an odd number of them": (20, 5, 64, 64, 16),
+    "one head fills its lanes": (20, 2, 128, 256, 16),
+    "one chunk of an odd size": (9, 3, 8, 8, 5),
+    "larger chunks": (70, 1, 8, 8, 64),
 }
 
 
-@pytest.mark.parametrize(
-    "case", [case if n == 0 else pytest.param(case, marks=pytest.mark.slow) for n, case in enumerate(CASES)]
-)
+@pytest.mark.parametrize("case", slow_unless(["last chunk not full"], CASES))
 @pytest.mark.parametrize("op", OPS)
 def test_equals_the_recurrence_in_float64(op, case):
     T, H, K, V, chunk = CASES[case]
@@ -77,3 +74,112 @@ def test_equals_the_recurrence_in_float64(op, case):
     for x, goal in zip(found, exact(op, arguments, cotangents), strict=True):
         assert x.shape == goal.shape
         assert np.abs(x - goal).max() < 1e-5 * np.abs(goal).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", OPS)
+def test_narrow_inputs_are_rounded_and_summed_as_they_are(op):
+    """Queries, keys and values in bfloat16: the same sums, and only output and gradients rounded."""
+    arguments, (dy, ds) = draw(op, 2, 20, 2, 8, 8)
+    narrow = [x.astype(jnp.bfloat16) if n < 3 else x for n, x in enumerate(arguments)]
+    cotangents = [dy.astype(jnp.bfloat16), ds]
+    found = results(op, narrow, cotangents, chunk=16, implementation="pallas")
+    for n, (x, goal) in enumerate(zip(found, exact(op, narrow, cotangents), strict=True)):
+        rounded = n in (0, 2, 3, 4)
+        assert x.dtype == (jnp.bfloat16 if rounded else jnp.float32)
+        assert np.abs(np.asarray(x, np.float64) - goal).max() < (2**-8 if rounded else 1e-5) * np.abs(goal).max()
+
+
+TOKENS = np.arange(44).reshape(2, 22) % 13
+MODELS = {
+    "gla": gla("170M", width=16, layers=2, vocab_size=13, max_len=22, mixer=GLAConfig(heads=2, chunk=16)),
+    "delta": gated_deltanet(
+        "170M", width=16, layers=2, vocab_size=13, max_len=22, mixer=GatedDeltaConfig(heads=2, chunk=16)
+    ),
+}
+
+
+def by_kernel(config):
+    return config.replace(mixer=config.mixer.replace(implementation="pallas"))
+
+
+@pytest.mark.parametrize("op", slow_unless(["delta"], MODELS))
+def test_a_model_has_the_same_loss_and_gradients(op):
+    config = MODELS[op]
+    params = mhc_jax.init(config, jax.random.key(0))
+    segments = np.arange(22) // np.array([[9], [22]])
+
+    def loss(params, config):
+        out = mhc_jax.apply(config, params, TOKENS, segment_ids=segments)
+        return jnp.mean(jnp.sin(out.logits_BTV))
+
+    run = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+    (value, grads), (goal, goal_grads) = run(params, by_kernel(config)), run(params, config)
+    assert abs(value - goal) < 1e-6
+    for x, want in zip(*map(jax.tree.leaves, (grads, goal_grads)), strict=True):
+        assert jnp.abs(x - want).max() < 1e-5 * jnp.abs(want).max() + 1e-9
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_single_tokens_and_none_are_left_to_xla(op):
+    arguments, _ = draw(op, 1, 1, 2, 8, 8)
+    for T in (0, 1):
+        *rest, s0 = arguments
+        traced = jax.make_jaxpr(lambda *xs, s0=s0: OPS[op](*xs, s0_BHKV=s0, implementation="pallas"))
+        assert "pallas" not in str(traced(*(x[:, :T] for x in rest)))
+
+
+def test_what_there_is_no_kernel_for_is_refused():
+    def check(mixer):
+        gla("170M", mixer=mixer, width=768).validate()
+
+    check(GLAConfig(implementation="pallas"))
+    check(GatedDeltaConfig(implementation="pallas"))
+    with pytest.raises(
+        ConfigError, match="gla: implementation 'pallas' has no form 'recurrent'; use form 'chunked', or"
+    ):
+        check(GLAConfig(implementation="pallas", form="recurrent"))
+    with pytest.raises(
+        ConfigError, match="gla: implementation 'pallas': 2 heads of 192 by 384 in chunks of 256 are too"
+    ):
+        check(GLAConfig(implementation="pallas", heads=2, chunk=256))
+    arguments, _ = draw("gla", 1, 3, 2, 8, 8)
+    *rest, s0 = (x.astype(jnp.float16) for x in arguments)
+    with pytest.raises(ConfigError, match="the kernel of chunks takes float32 or bfloat16, not float16; take such a"):
+        gated_linear_attention(*rest, s0_BHKV=s0, implementation="pallas")
+    with pytest.raises(ValueError, match="implementation 'pallas' has no form 'recurrent'"):
+        gated_linear_attention(*rest, form="recurrent", implementation="pallas")
+    with pytest.raises(ValueError, match="unknown implementation 'palas'; did you mean 'pallas'"):
+        gated_linear_attention(*rest, implementation="palas")
+
+
+SLICED = """
+import jax, jax.numpy as jnp, numpy as np, re
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mhc_jax.tests.test_chunk_kernels import OPS, draw
+
+mesh = jax.make_mesh((2, 2), ("rows", "heads"))
+rows = NamedSharding(mesh, P("rows"))
+for op in OPS:
+    (*arguments, s0), _ = draw(op, 2, 20, 2, 8, 8)
+
+    def loss(s0, *arguments, **options):
+        y, s = OPS[op](*arguments, s0_BHKV=s0, chunk=16, **options)
+        return jnp.sum(jnp.sin(y)) + jnp.sum(s**2)
+
+    every = tuple(range(1 + len(arguments)))
+    want = jax.jit(jax.grad(loss, every))(s0, *arguments)
+    run = jax.jit(jax.grad(lambda *xs: loss(*xs, implementation="pallas", batch_sharding=rows), every))
+    placed = [jax.device_put(s0, NamedSharding(mesh, P("rows", "heads")))]
+    placed += [jax.device_put(x, NamedSharding(mesh, P("rows", None, "heads"))) for x in arguments]
+    found = run(*placed)
+    assert found[1].addressable_shards[0].data.shape[:3] == (1, 20, 1)
+    for x, goal in zip(found, want):
+        np.testing.assert_allclose(x, goal, rtol=1e-4, atol=1e-5 * float(jnp.abs(goal).max()))
+    assert not re.search("all-gather|all-to-all|collective-permute", run.lower(*placed).compile().as_text())
+"""
+
+
+@pytest.mark.slow
+def test_devices_do_their_own_rows_and_heads():
+    run_on_devices(SLICED, 4)
