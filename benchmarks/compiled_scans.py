@@ -5,11 +5,20 @@ takes the compilers (extras ``tpu`` and ``gpu``) and no device. Rows replace tho
 the file as they are done; others stay, since the two compilers may be in separate environments.
 
 Arguments are what projections write, (B, T, channels) in bfloat16, and gates in float32; inside, as in the mixers, they
-are split into heads and taken to float32, and the output is rounded. Every number is the compiler's, from shapes.
+are split into heads and taken to float32 (by a kernel, within it), and the output is rounded. Every number is the
+compiler's, from shapes.
+
+Pallas kernels, of which the TPU compiler estimates no cycles, have three figures: their bytes at the bandwidth of the
+data sheet, the products that they ask for at its peak, and the bundles of instructions that the compiler schedules for
+a step of their grid, one a cycle. The longest counts.
 """
 
 import argparse
+import functools
 import math
+import os
+import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +26,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import jaxprs_in_params
 from jax.sharding import SingleDeviceSharding
 
 from compiled import Row, keep, machine, page
@@ -27,16 +37,23 @@ from mhc_jax.ops.diag_ssm import diag_ssm
 from mhc_jax.ops.gla import gated_linear_attention
 from mhc_jax.ops.selective_scan import selective_scan
 from train.measure import hlo, target
+from train.measure.speed import peak_flops
 
-NAMES = ("delta", "delta of wide values", "gla", "diagonal", "selective")
+KERNEL = " by kernel"
+MATRIX = ("delta", "delta of wide values", "gla")
+NAMES = (*MATRIX, *(name + KERNEL for name in MATRIX), "diagonal", "selective")
 WIDTH, STATES = 768, 16
+SCHEDULE = "final_bundles"
 COLUMNS = ("recurrence", "sizes", "pass", "kernels", "temporaries MiB", "MB", "floor MB", "bytes over floor")
-COLUMNS += ("estimated ms", "floor ms", "ms over floor")
+COLUMNS += ("estimated ms", "floor ms", "ms over floor", "its bytes ms", "its products ms", "its schedule ms")
 TITLE = "Recurrences compiled for machines that are not here"
 HOW = """\
 Every number is the compiler's, from shapes; nothing ran on these machines. Kernels and MB: what one run starts, reads
 and writes, loops as often as they run; operands count wherever they are, on a TPU also in the memory of its core.
 Floor: all arguments and results once, at the bandwidth of the data sheet. The compiler for H100s estimates no time.
+By kernel: `implementation="pallas"`, of whose kernels the TPU compiler estimates no cycles. The estimated ms count the
+longest of three figures: their bytes at the bandwidth of the data sheet, their products at its peak, and the bundles of
+instructions that the compiler schedules for one step of their grid, one a cycle, as often as there are steps.
 Rows of one machine may come from several runs of its command, each with some of `--recurrences`."""
 
 
@@ -57,23 +74,26 @@ def recurrences(B: int, T: int) -> dict[str, Recurrence]:
     def wide(*shape):
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    def by_head(run: Callable[..., Any], heads: Any, gates: tuple[jax.ShapeDtypeStruct, ...]) -> Recurrence:
+    def by_head(run: Callable[..., Any], heads: Any, gates: tuple[jax.ShapeDtypeStruct, ...], dtype: Any) -> Recurrence:
         H, K, V = heads.out, heads.K, heads.V
 
-        def rounded(q, k, v, *rest):
-            split = (x.astype(jnp.float32).reshape(B, T, H, -1) for x in (q, k, v))
-            return run(*split, *rest)[0].reshape(B, T, -1).astype(q.dtype)
+        def rounded(q, k, v, *gates):
+            split = (x.astype(dtype).reshape(B, T, H, -1) for x in (q, k, v))
+            gates = (x if x.shape[-1] == H else x.reshape(B, T, H, -1) for x in gates)
+            return run(*split, *gates)[0].reshape(B, T, -1).astype(q.dtype)
 
         arguments = (narrow(B, T, H * K), narrow(B, T, H * K), narrow(B, T, H * V), *gates)
         return Recurrence(rounded, arguments, f"H {H}, K {K}, V {V}")
 
     found: dict[str, Recurrence] = {}
-    for name, size in (("delta", "170M_baseline_shortconv"), ("delta of wide values", "170M")):
-        heads = GATED_DELTANET_SIZES[size].mixer.shape(WIDTH)
-        found[name] = by_head(gated_delta_rule, heads, (wide(B, T, heads.out), wide(B, T, heads.out)))
-    heads = GLA_SIZES["170M_baseline"].mixer.shape(WIDTH)
-    gates = wide(B, T, heads.out, heads.K)
-    found["gla"] = by_head(gated_linear_attention, heads, (gates,))
+    for kernel, implementation, dtype in (("", "xla", jnp.float32), (KERNEL, "pallas", jnp.bfloat16)):
+        options = {"implementation": implementation}
+        delta, gla = (functools.partial(op, **options) for op in (gated_delta_rule, gated_linear_attention))
+        for name, size in (("delta", "170M_baseline_shortconv"), ("delta of wide values", "170M")):
+            heads = GATED_DELTANET_SIZES[size].mixer.shape(WIDTH)
+            found[name + kernel] = by_head(delta, heads, (wide(B, T, heads.out), wide(B, T, heads.out)), dtype)
+        heads = GLA_SIZES["170M_baseline"].mixer.shape(WIDTH)
+        found["gla" + kernel] = by_head(gla, heads, (wide(B, T, heads.out * heads.K),), dtype)
     for form in ("sequential", "associative", "chunked"):
         found[f"diagonal, {form}"] = Recurrence(
             lambda u, *rest, form=form: diag_ssm(u.astype(jnp.float32), *rest, form=form, chunk=16)[0].astype(u.dtype),
@@ -102,7 +122,35 @@ def with_gradients(run: Callable[..., jax.Array]) -> Callable[..., Any]:
     return both
 
 
-def figures(machine: target.Target, run: Callable[..., Any], arguments: tuple[Any, ...]) -> dict[str, Any]:
+def grids(jaxpr: Any) -> dict[str, int]:
+    """Steps of all Pallas kernels in a traced program, by name."""
+    found = {}
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == "pallas_call":
+            found[eqn.params["name"]] = math.prod(eqn.params["grid_mapping"].grid)
+        for inner in jaxprs_in_params(eqn.params):
+            found |= grids(inner)
+    return found
+
+
+def seconds_of_kernels(machine: target.Target, text: str, steps: dict[str, int], schedules: Path) -> dict[str, float]:
+    """Of the Pallas kernels in a compiled program: bytes, products and schedule, each as if it alone took time."""
+    flops = sum(map(int, re.findall(r'"cost_estimate":{"flops":"(\d+)"', text)))
+    bundles = 0
+    for instruction in re.findall(r"%(\S+) = \S+.* custom-call\(.*tpu_custom_call", text):
+        [file] = schedules.glob(f"*-{instruction}-*-schedule-analysis_{SCHEDULE}.txt")
+        name = max((name for name in steps if name in instruction), key=len)
+        bundles += steps[name] * int(re.findall(r"total scheduled bundles: +(\d+)", file.read_text())[0])
+    return {
+        "bytes": hlo.cost(text).pallas / machine.chip.bandwidth,
+        "products": flops / peak_flops(target.devices(machine)[0]),
+        "schedule": bundles / machine.chip.clock,
+    }
+
+
+def figures(
+    machine: target.Target, run: Callable[..., Any], arguments: tuple[Any, ...], schedules: Path
+) -> dict[str, Any]:
     """What the compiler says of a program, and the floor: its arguments read and its results written once."""
     sharding = SingleDeviceSharding(target.devices(machine)[0])
     there = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
@@ -110,16 +158,22 @@ def figures(machine: target.Target, run: Callable[..., Any], arguments: tuple[An
     floor = {"floor MB": touched / 1e6, "floor ms": 1e3 * touched / machine.chip.bandwidth}
     start = time.perf_counter()
     with compiling_for(machine.chip.platform):
+        traced = jax.jit(run).trace(*there)
         try:
-            program = target.compiled(jax.jit(run).lower(*there))
+            program = target.compiled(traced.lower())
         except target.DoesNotFit as fault:
             return {"temporaries MiB": fault.needed / 2**20, "fits": False, **floor}
-    cost, memory = hlo.cost(program.as_text()), program.memory_analysis()
+    text, steps = program.as_text(), grids(traced.jaxpr)
+    cost, memory = hlo.cost(text), program.memory_analysis()
     assert memory is not None  # only backends without this analysis return None
     row = {"kernels": cost.kernels, "MB": cost.bytes / 1e6, "temporaries MiB": memory.temp_size_in_bytes / 2**20}
     row |= {"fits": True, **floor, "bytes over floor": cost.bytes / touched}
     if machine.chip.clock:
         row["estimated ms"] = 1e3 * cost.cycles / machine.chip.clock
+        if steps:
+            kernels = seconds_of_kernels(machine, text, steps, schedules)
+            row |= {f"its {what} ms": 1e3 * seconds for what, seconds in kernels.items()}
+            row["estimated ms"] += 1e3 * max(kernels.values())
         row["ms over floor"] = row["estimated ms"] / floor["floor ms"]
     return {**row, "seconds of compiling": time.perf_counter() - start}
 
@@ -145,11 +199,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as schedules:
+        # The compiler reads this when it is loaded, for which parsing is the occasion; from a cache come no schedules.
+        options = f"--xla_jf_dump_to={schedules} --xla_jf_dump_llo_text=true"
+        options += f" --xla_jf_dump_llo_pass_label_regex={SCHEDULE}"
+        os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {options}"
+        jax.config.update("jax_enable_compilation_cache", False)
+        compile_all(parser.parse_args(), Path(schedules))
+
+
+def compile_all(given: argparse.Namespace, schedules: Path) -> None:
+    """All rows that the command line asks for, each kept when it is done."""
     for there in given.machines:
         rows = []
         for which, run, arguments in programs(given.batch, given.length, given.recurrences):
-            rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments))
+            if KERNEL in which["recurrence"] and there.chip.platform != "tpu":
+                continue
+            rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments, schedules))
+            for file in schedules.iterdir():
+                file.unlink()
             print(there.name, rows[-1], flush=True)
             command = f"python benchmarks/compiled_scans.py {there.name} --out {given.out}"
             record = keep(given.out, there.name, command, rows, ("recurrence", "pass"))
