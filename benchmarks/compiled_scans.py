@@ -143,8 +143,8 @@ def seconds_of_kernels(machine: target.Target, text: str, steps: dict[str, int],
         bundles += steps[name] * int(re.findall(r"total scheduled bundles: +(\d+)", file.read_text())[0])
     return {
         "bytes": hlo.cost(text).pallas / machine.chip.bandwidth,
-        "products": flops / peak_flops(target.devices(machine)[0]),
-        "schedule": bundles / machine.chip.clock,
+        "products": flops / (peak_flops(target.devices(machine)[0]) or math.nan),
+        "schedule": bundles / (machine.chip.clock or math.nan),
     }
 
 

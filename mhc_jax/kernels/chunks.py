@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,9 +87,8 @@ def scan(
     by_head = tuple(others) if H % math.prod(others.values()) == 0 else None
     tokens, states = PartitionSpec(rows, None, by_head), PartitionSpec(rows, by_head)
     run = functools.partial(_on_one_device, inside, min(chunk, T))
-    return by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))(
-        s0_BHKV, tuple(wide), tuple(narrow)
-    )
+    sliced = by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))
+    return sliced(s0_BHKV, tuple(wide), tuple(narrow))
 
 
 def _on_one_device(inside, chunk, s0_BHKV, wide, narrow):
@@ -107,7 +107,8 @@ def _on_one_device(inside, chunk, s0_BHKV, wide, narrow):
 
     s0 = filled(s0_BHKV, B, P * G, whole_K, whole_V).reshape(B, P, G, whole_K, whole_V)
     s0 = jnp.moveaxis(s0, -1, 2).reshape(B, P, whole_V, G * whole_K)
-    y, s = _over_chunks(plan, s0, tuple(map(laid, wide)), tuple(map(laid, narrow)))
+    found: Any = _over_chunks(plan, s0, tuple(map(laid, wide)), tuple(map(laid, narrow)))
+    y, s = found
     s_BHKV = jnp.moveaxis(s.reshape(B, P, whole_V, G, whole_K), 2, -1).reshape(B, P * G, whole_K, whole_V)
     return y.reshape(B, tokens, P * G, whole_V)[:, :T, :H, :V], s_BHKV[:, :H, :K, :V]
 
@@ -124,7 +125,7 @@ class _Plan:
     Two groups in a step are independent work for units that otherwise wait for each other.
     """
 
-    inside: Inside | None
+    inside: Any
     scale: float
     chunk: int
     heads: int
@@ -139,24 +140,23 @@ class _Plan:
         return cls(inside, K**-0.5, size, G, groups, 1 if groups % 2 else 2)
 
     def groups_of_step(self):
+        """Their numbers."""
         return [pl.program_id(2) * self.together + u for u in range(self.together)]
 
     def parts(self, refs):
-        """For each of them, its lanes of wide arrays."""
+        """For each group of a step its lanes of wide arrays."""
         widths = [ref.shape[-1] // self.together for ref in refs]
         return [[ref.at[:, pl.ds(u * M, M)] for ref, M in zip(refs, widths, strict=True)] for u in range(self.together)]
 
     def run(self, p, s_VK, wide, narrow):
         """``inside`` for the heads of group ``p``; narrow arrays (C, H) have all heads."""
+        heads = [p * self.heads + h for h in range(self.heads)]
         columns = [
-            [jnp.sum(jnp.where(iota(x_CH.shape, 1) == h, x_CH, 0), axis=1, keepdims=True) for h in self._heads(p)]
+            [jnp.sum(jnp.where(iota(x_CH.shape, 1) == h, x_CH, 0), axis=1, keepdims=True) for h in heads]
             for x_CH in (x_CH.astype(jnp.float32) for x_CH in narrow)
         ]
         q_CK, *others = (x_CM.astype(jnp.float32) for x_CM in wide)
         return self.inside(Heads(self.heads), s_VK, self.scale * q_CK, *others, *columns)
-
-    def _heads(self, p):
-        return [p * self.heads + h for h in range(self.heads)]
 
     def call(self, kernel, step, given, made, name, reverse=False):
         """``kernel`` on blocks of arrays, read and written, each with its kind, see :meth:`_block`.

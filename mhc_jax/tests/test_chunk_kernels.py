@@ -122,11 +122,10 @@ def test_a_model_has_the_same_loss_and_gradients(op):
 
 @pytest.mark.parametrize("op", OPS)
 def test_single_tokens_and_none_are_left_to_xla(op):
-    arguments, _ = draw(op, 1, 1, 2, 8, 8)
-    for T in (0, 1):
-        *rest, s0 = arguments
-        traced = jax.make_jaxpr(lambda *xs, s0=s0: OPS[op](*xs, s0_BHKV=s0, implementation="pallas"))
-        assert "pallas" not in str(traced(*(x[:, :T] for x in rest)))
+    (*arguments, s0), _ = draw(op, 1, 2, 2, 8, 8)
+    for B, T in ((1, 0), (1, 1), (0, 2)):
+        traced = jax.make_jaxpr(lambda s0, *xs: OPS[op](*xs, s0_BHKV=s0, implementation="pallas"))
+        assert "pallas" not in str(traced(s0[:B], *(x[:B, :T] for x in arguments)))
 
 
 def test_what_there_is_no_kernel_for_is_refused():
