@@ -28,7 +28,8 @@ from jaxtyping import Array, Float
 
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels.tokens import GROUP, over_tokens, tile_of
-from mhc_jax.ops.streams import Deferred, Streams
+from mhc_jax.nn.deferred import Deferred
+from mhc_jax.ops.streams import Streams
 
 LANES, MOST_STREAMS = 128, 8
 # Tokens that a kernel with a product of matrices takes at once.

@@ -9,13 +9,13 @@ from flax import nnx
 
 from mhc_jax.config import ConfigError
 from mhc_jax.nn.channel.base import ChannelMixer
+from mhc_jax.nn.deferred import computed
 from mhc_jax.nn.layers import dropout
 from mhc_jax.nn.mixers.base import Mixer, MixerState
 from mhc_jax.nn.norms import Norm
 from mhc_jax.nn.residual.base import Residual, State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope, own_values
 from mhc_jax.nn.value_residual import ValueMix, ValueResidual
-from mhc_jax.ops import streams
 from mhc_jax.precision import Policy
 
 # The carry of the scan over layers: the residual state and, with value residual, the values of the first layer.
@@ -59,7 +59,7 @@ class Site(nnx.Module):
         state = self.residual.post(state, y, ctx, around.keyed("post"))
         if scope.taps is None:
             return state, out
-        state = streams.computed(state)
+        state = computed(state)
         return with_streams(state, scope.tap("state", streams_of(state))), out
 
     def _read(self, state: State, around: Scope, scope: Scope) -> tuple[jax.Array, Any]:

@@ -13,9 +13,9 @@ from flax import nnx
 
 from mhc_jax.config import Config
 from mhc_jax.nn.columns import joined, split
+from mhc_jax.nn.deferred import Deferred, computed
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
-from mhc_jax.ops.streams import Deferred, computed
 from mhc_jax.precision import PolicyName
 from mhc_jax.registry import required
 

@@ -10,7 +10,6 @@ up a new state rounds it only once, at the end.
 Orientation: ``mix[i, j]`` is the weight from source stream j to destination stream i.
 """
 
-import abc
 import dataclasses
 import functools
 import operator
@@ -92,33 +91,6 @@ class Streams:
     def batch_shape(self) -> tuple[int, ...]:
         """(B, T)."""
         return self.parts[0].shape[:-1]
-
-
-class Deferred(abc.ABC):
-    """Streams that are not computed before somebody needs them: a pytree of what they come from."""
-
-    @abc.abstractmethod
-    def computed(self) -> Streams: ...
-
-    @abc.abstractmethod
-    def projected(
-        self, project: Callable[[Streams, jax.Array], jax.Array], param: jax.Array
-    ) -> tuple[Streams, jax.Array]:
-        """The streams, and ``project(streams, param)``."""
-
-
-def projected(
-    h: Streams | Deferred, project: Callable[[Streams, jax.Array], jax.Array], param: jax.Array
-) -> tuple[Streams, jax.Array]:
-    """The streams, and ``project(streams, param)``: (B, T, K) for every token alone, from a matrix."""
-    return h.projected(project, param) if isinstance(h, Deferred) else (h, project(h, param))
-
-
-def computed(tree: Any) -> Any:
-    """The tree with all deferred streams in it computed."""
-    return jax.tree.map(
-        lambda x: x.computed() if isinstance(x, Deferred) else x, tree, is_leaf=lambda x: isinstance(x, Deferred)
-    )
 
 
 def split_streams(x_BTM: Float[Array, "*B M"], streams: int) -> Streams:

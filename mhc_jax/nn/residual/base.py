@@ -62,7 +62,7 @@ class Residual(nnx.Module):
     def post(self, state: State, y: jax.Array | Streams, ctx: Any, scope: Scope) -> State:
         """The state after the branch has returned ``y``, which is (B, T, D), or streams if it differs between them.
 
-        Its streams may be :class:`~mhc_jax.ops.streams.Deferred`, which the next site of the same topology reads.
+        Its streams may be :class:`~mhc_jax.nn.deferred.Deferred`, which the next site of the same topology reads.
         """
 
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mhc_jax.nn.deferred import projected
 from mhc_jax.nn.init import Init, constant, normal
 from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, MHCConfig, own_stream, reading_logits
 from mhc_jax.ops import hyper
-from mhc_jax.ops.streams import projected
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.scipy.special import logit
 
+from mhc_jax.nn.deferred import Deferred
 from mhc_jax.nn.init import Init, zeros
 from mhc_jax.nn.norms.base import Norm
 from mhc_jax.nn.residual.base import Residual, ResidualConfig
 from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import streams
-from mhc_jax.ops.streams import Deferred, Streams
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import required
 

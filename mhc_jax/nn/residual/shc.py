@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.nn.deferred import projected
 from mhc_jax.nn.init import Init, constant, normal, ones, zeros
 from mhc_jax.nn.projections.base import EXACT, Promise
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, MHCConfig, own_stream, reading_weights
@@ -12,7 +13,7 @@ from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Prepared, Preparing
 from mhc_jax.ops import hyper, projections, routing
 from mhc_jax.ops.norm import RMS_EPS
-from mhc_jax.ops.streams import Streams, projected
+from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
 
