@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# AdamW and Muon on real text, over one stream and over four of static mHC: the sizes, rates and seeds of study.sh, then
+# the tokens that each took to given validation losses.
+# usage: benchmarks/optimizers.sh FILE [OUT]     (PYTHON chooses the interpreter)
+set -euo pipefail
+file=$1 out=${2:-runs/study-optimizers}
+for name in adamw muon; do
+  TOPOLOGIES="plain mhc" EXTRA="--optim.name $name --train.eval-every 25" benchmarks/study.sh fineweb "$file" "$out/$name"
+done
+"${PYTHON:-.venv/bin/python}" benchmarks/tokens_to_loss.py "$out"/adamw/study.json "$out"/muon/study.json
