@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
+from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.sharding import axes, by_device
 from mhc_jax.ops.sinkhorn import ORDERS
 
@@ -92,7 +93,7 @@ _log_sinkhorn.defvjp(_forward, _backward)
 def _over_matrices(kernel, arrays, iters, kept, batch_sharding):
     """``kernel`` on tiles (N, N, 8, 128) of the matrices in ``arrays``, with memory for ``kept`` more such tiles."""
     by_row = PartitionSpec(axes(batch_sharding)[0])
-    run = functools.partial(_on_one_device, kernel, iters, kept)
+    run = not_differentiable(functools.partial(_on_one_device, kernel, iters, kept))
     return by_device(run, batch_sharding, (by_row,) * len(arrays), by_row)(*arrays)
 
 

@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec, Sharding
 
 from mhc_jax.backend import target_backend
+from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.sharding import axes, by_device
 
 # Tokens of a tile, of which the kernel's memory holds two, and of a group, which fills its registers.
@@ -58,6 +59,7 @@ def over_tokens(
     by_row, shared, static = PartitionSpec(rows), PartitionSpec(), weights.ndim == 1
     of_weights = shared if static else by_row
 
+    @not_differentiable
     def run(weights, params, arrays, cotangents):
         fits = arrays[0].size and arrays[0].shape[1] >= GROUP
         how = functools.partial(_in_tiles, group=group) if fits else _plainly

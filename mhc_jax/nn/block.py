@@ -64,7 +64,7 @@ class Site(nnx.Module):
 
     def _read(self, state: State, around: Scope, scope: Scope) -> tuple[jax.Array, Any]:
         """The input of the branch, and the context of the write. What is recorded is not fused with its norm."""
-        if self.norm is not None and self.residual.fuses_norm and scope.taps is None:
+        if self.norm is not None and self.norm.fusible and self.residual.fuses_norm and scope.taps is None:
             return self.residual.pre(state, around, self.norm)
         u, ctx = self.residual.pre(state, around)
         return self.branch_input(scope.tap("u", u)), ctx

@@ -1,5 +1,6 @@
 """Kernels of streams, interpreted: equal to sums in float64, in a model to XLA's form, and sliced over devices."""
 
+import dataclasses
 import functools
 import math
 
@@ -14,11 +15,13 @@ from mhc_jax import ConfigError
 from mhc_jax.kernels import streams as kernels
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.init import ones
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.norms import Norm, NormConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, HyperConnectionsConfig, StaticMHCConfig
 from mhc_jax.nn.stack import Execution
-from mhc_jax.ops.norm import layer_norm
+from mhc_jax.ops.norm import layer_norm, rms_norm
 from mhc_jax.ops.streams import Streams
 from mhc_jax.tests.devices import run_on_devices
 from mhc_jax.tests.own import slow_unless
@@ -277,6 +280,42 @@ def test_what_there_is_no_kernel_for_is_refused():
     ):
         with pytest.raises(ConfigError, match=fault):
             kernels.read(Streams.copies(streams, 2), jnp.ones(2), None)
+
+
+class GroupNorm(Norm):
+    """A norm from outside that no kernel can hold: of groups of 16 channels, with one gain each."""
+
+    def __init__(self, width, init):
+        self.scale = init("scale", ones, width // 16, axes=("group",))
+
+    def __call__(self, x):
+        groups = x.reshape(*x.shape[:-1], -1, 16)
+        return (self.scale[...].astype(x.dtype)[:, None] * rms_norm(groups, jnp.ones(16), eps=1e-6)).reshape(x.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupNormConfig(NormConfig):
+    def build(self, width, init, channels="width"):
+        return GroupNorm(width, init)
+
+
+def test_a_norm_that_a_kernel_cannot_hold_runs_outside_it():
+    config = model("mhc").replace(norm=GroupNormConfig(), width=256, layers=1, mlp=None)
+    params, tokens = perturbed(config), TOKENS[:, :3]
+    found, want = (mhc_jax.apply(c, params, tokens).logits_BTV for c in (by_kernels(config), config))
+    np.testing.assert_allclose(found, want, atol=1e-5)
+
+
+@pytest.mark.parametrize("topology", ["mhc", "dynamic_mhc"])
+def test_derivatives_without_a_kernel_are_refused(topology):
+    config = by_kernels(model(topology).replace(layers=1, mlp=None))
+    shapes = jax.eval_shape(lambda: mhc_jax.init(config, jax.random.key(0)))
+
+    def product(params):
+        return jax.jvp(jax.grad(lambda params: loss(params, config)[0]), (params,), (params,))
+
+    with pytest.raises(ConfigError, match="first derivatives in reverse mode only; .* take implementation 'xla'"):
+        jax.eval_shape(product, shapes)
 
 
 SLICED = """

@@ -12,7 +12,14 @@ from mhc_jax.registry import required
 
 
 class Norm(nnx.Module):
-    """Maps (..., D) to (..., D), each vector alone, in the dtype of its input."""
+    """Maps (..., D) to (..., D), each vector alone, in the dtype of its input.
+
+    Attributes:
+        fusible: whether a kernel can hold it: it takes vectors (tokens, D) and parameters (1, D) or (1, 1), and has no
+            other arrays.
+    """
+
+    fusible: bool = False
 
     @required
     def __call__(self, x: jax.Array) -> jax.Array: ...

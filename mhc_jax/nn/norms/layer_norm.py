@@ -37,6 +37,8 @@ class LayerNormConfig(NormConfig):
 class LayerNorm(Norm):
     """See :class:`LayerNormConfig`."""
 
+    fusible = True
+
     def __init__(self, config: LayerNormConfig, width: int, init: Init, channels: str):
         self.config = config
         self.scale = init("scale", ones, width, axes=(channels,))

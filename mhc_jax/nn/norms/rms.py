@@ -30,6 +30,8 @@ class RMSNormConfig(NormConfig):
 class RMSNorm(Norm):
     """See :class:`RMSNormConfig`."""
 
+    fusible = True
+
     def __init__(self, config: RMSNormConfig, width: int, init: Init, channels: str):
         self.config = config
         self.scale = init("scale", ones, width, axes=(channels,))
