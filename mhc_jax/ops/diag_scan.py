@@ -84,7 +84,10 @@ def _walk(a, x_BTD, reverse):
     """One step after another over time, the last axis but one: the state after all tokens, and those before them."""
     if target_backend() == "cpu":
         return _walk_in_place(a, x_BTD, reverse)
+    return _walk_by_scan(a, x_BTD, reverse)
 
+
+def _walk_by_scan(a, x_BTD, reverse):
     def step(s_BD, inputs):
         a_t, x_BD = inputs
         return a_t * s_BD + x_BD, s_BD
@@ -99,7 +102,10 @@ def _walk(a, x_BTD, reverse):
 
 
 def _walk_in_place(a, x_BTD, reverse):
-    """The same, each state written where its input was read: no array is transposed and none but the input's needed."""
+    """The same, each state written where its input was read: no array is transposed and none but the input's needed.
+
+    The state before a NaN becomes one, too.
+    """
     T, axis = x_BTD.shape[-2], x_BTD.ndim - 2
 
     def step(i, carry):
@@ -144,7 +150,8 @@ def _chunked(a, x_BTD, reverse, chunk):
         a = cut(a)
         decay, whole = _before(jax.lax.cumprod(a, 2, reverse), 1, reverse), a.prod(2)
     ends_BCD, local_BCKD = _walk(a, cut(x_BTD), reverse)
-    _, start_BCD = _walk(whole, ends_BCD, reverse)
+    # In place a NaN would reach the tokens of its chunk that come before it.
+    _, start_BCD = _walk_by_scan(whole, ends_BCD, reverse)
     return (local_BCKD + decay * start_BCD[:, :, None]).reshape(B, -1, D)[:, :T]
 
 

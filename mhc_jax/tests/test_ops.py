@@ -83,6 +83,25 @@ def test_scan_has_second_derivatives():
     np.testing.assert_allclose(jax.jit(jax.hessian(energy))(a), jax.jit(jax.hessian(plain))(a), rtol=1e-4)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("varying", [False, True])
+def test_a_nan_stays_where_it_belongs(form, varying):
+    """A NaN stays in its row and channel, and reaches later states only, and earlier gradients only."""
+    x = _random(0, 2, 11, 3)
+    a = jnp.full((2, 11, 3) if varying else 3, 0.5)
+    spoilt = jnp.asarray(x).at[0, 6, 1].set(jnp.nan)
+    later, earlier = (np.zeros(x.shape, bool) for _ in range(2))
+    later[0, 6:, 1] = earlier[0, :7, 1] = True
+
+    @jax.jit
+    def run(x, ds):
+        s, pull = jax.vjp(lambda x: diag_scan.diagonal_scan(a, x, form=form, chunk=4), x)
+        return s, pull(ds)[0]
+
+    np.testing.assert_array_equal(np.isnan(run(spoilt, x)[0]), later)
+    np.testing.assert_array_equal(np.isnan(run(x, spoilt)[1]), earlier)
+
+
 def test_scan_refuses_nonsense():
     with pytest.raises(ValueError, match="unknown scan form 'fft'; known: associative, chunked, sequential"):
         diag_scan.diagonal_scan(jnp.ones(2), jnp.ones((1, 3, 2)), form="fft")
