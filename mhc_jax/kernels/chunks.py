@@ -26,6 +26,7 @@ from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
+from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.heads import Heads, iota
 from mhc_jax.kernels.sharding import axes, by_device
 
@@ -169,7 +170,7 @@ class _Plan:
         in_specs, out_specs = ([self._block(kind, x, grid, reverse) for kind, x in pairs] for pairs in (given, made))
         arrays, results = ([x for _, x in pairs] for pairs in (given, made))
         cost = pl.estimate_cost(functools.partial(step, 0), *(self._piece(*pair) for pair in given))
-        return pl.pallas_call(
+        run = pl.pallas_call(
             kernel,
             grid=grid,
             in_specs=in_specs,
@@ -183,7 +184,8 @@ class _Plan:
             ),
             interpret=target_backend() != "tpu",
             name=name,
-        )(*arrays)
+        )
+        return not_differentiable(run)(*arrays)
 
     def _piece(self, kind, x):
         """What a group gets of an array."""

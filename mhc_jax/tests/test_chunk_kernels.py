@@ -128,6 +128,20 @@ def test_single_tokens_and_none_are_left_to_xla(op):
         assert "pallas" not in str(traced(s0[:B], *(x[:B, :T] for x in arguments)))
 
 
+@pytest.mark.parametrize("op", OPS)
+def test_derivatives_without_a_kernel_are_refused(op):
+    (*arguments, _), _ = draw(op, 1, 32, 1, 8, 8)
+
+    def product(*arguments):
+        def total(*arguments):
+            return jnp.sum(OPS[op](*arguments, form="chunked", implementation="pallas")[0])
+
+        return jax.jvp(jax.grad(total), arguments, arguments)
+
+    with pytest.raises(ConfigError, match="first derivatives in reverse mode only"):
+        jax.eval_shape(product, *arguments)
+
+
 def test_what_there_is_no_kernel_for_is_refused():
     def check(mixer):
         gla("170M", mixer=mixer, width=768).validate()
