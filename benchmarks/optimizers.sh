@@ -3,8 +3,8 @@
 # the tokens that each took to given validation losses.
 # usage: benchmarks/optimizers.sh FILE [OUT]     (PYTHON chooses the interpreter)
 set -euo pipefail
-file=$1 out=${2:-runs/study-optimizers}
+file=$1 out=${2:-runs/study-optimizers} here=$(dirname "$0")
 for name in adamw muon; do
-  TOPOLOGIES="plain mhc" EXTRA="--optim.name $name --train.eval-every 25" benchmarks/study.sh fineweb "$file" "$out/$name"
+  TOPOLOGIES="plain mhc" EXTRA="--optim.name $name --train.eval-every 25" "$here/study.sh" fineweb "$file" "$out/$name"
 done
-"${PYTHON:-.venv/bin/python}" benchmarks/tokens_to_loss.py "$out"/adamw/study.json "$out"/muon/study.json
+"${PYTHON:-.venv/bin/python}" "$here/tokens_to_loss.py" "$out"/adamw/study.json "$out"/muon/study.json

@@ -103,7 +103,8 @@ def by_kernel(config):
     return config.replace(mixer=config.mixer.replace(implementation="pallas"))
 
 
-@pytest.mark.parametrize("op", slow_unless(["delta"], MODELS))
+@pytest.mark.slow
+@pytest.mark.parametrize("op", MODELS)
 def test_a_model_has_the_same_loss_and_gradients(op):
     config = MODELS[op]
     params = mhc_jax.init(config, jax.random.key(0))

@@ -16,7 +16,7 @@ def mutations() -> Iterator[Mutation]:
     yield op("one component too many", "routing.top_k_softmax", options(k=4), "of 3")
     yield op("chosen weights not renormalised", "routing.top_k_softmax", _not_renormalised, "of 3")
     yield op("all streams but the first ones", "routing.prefix_mask", _suffix)
-    site = "mhc_jax.nn.residual.shc:SHC._logits"
+    site = "mhc_jax.nn.residual.shc:_of_mean"
     yield Mutation("routing by the first stream alone", site, _first_stream, "modules", "site of topology shc")
 
 
@@ -33,4 +33,4 @@ def _suffix(healthy):
 
 
 def _first_stream(healthy):
-    return lambda self, h: healthy(self, Streams.copies(h.stack()[..., 0, :], len(h)))
+    return lambda h, phi_KD: healthy(Streams.copies(h.stack()[..., 0, :], len(h)), phi_KD)
