@@ -63,11 +63,11 @@ def exact(h, y, pre, post, res, du, dafter):
 @pytest.mark.parametrize(
     ("N", "B", "T", "kinds", "wide_y"),
     [
-        (4, 3, 300, "sss", False),  # more than one tile, the last not full
         (4, 2, 37, "ttt", False),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
+                (4, 3, 300, "sss", False),  # more than one tile, the last not full
                 (1, 1, 37, "ss-", False),
                 (2, 3, 16, "sss", False),
                 (2, 2, 37, "tt-", False),
@@ -173,7 +173,7 @@ def test_a_boundary_equals_sums_in_float64(N, B, T, kinds, dtype):
     found = jax.jit(functools.partial(run, boundary))(arguments, cotangents)
     with jax.enable_x64(True):
         exactly = jax.tree.map(lambda x: jnp.asarray(np.asarray(x, np.float64)), (arguments, cotangents))
-        want = run(summed, *exactly)
+        want = jax.tree.map(np.asarray, run(summed, *exactly))
     assert jax.tree.structure(found) == jax.tree.structure(want)
     for x, goal in zip(*map(jax.tree.leaves, (found, want)), strict=True):
         # Two roundings lie between the first site and the last; sums over all tokens may cancel.
