@@ -23,7 +23,7 @@ KERNELS = f"{GPT} --model.width 128 --model.residual.implementation pallas"
         ("gpt2@hc", GPT),
         ("gpt2_mhc", KERNELS),
         ("gpt2_dynamic_mhc", KERNELS),
-        ("gpt2@shc", f"{KERNELS} --model.execution.layers groups:2"),
+        ("gpt2@shc", KERNELS),
         ("rlm_small", f"{GPT} --model.mlp.hidden 96 --model.mixer.implementation splash"),
         ("gla_170m_baseline", f"{GPT} --model.mixer.implementation pallas"),
         ("gated_deltanet_170m_baseline_shortconv", f"{GPT} --model.mixer.implementation pallas"),
