@@ -111,8 +111,8 @@ class Coefficients(NamedTuple):
 
     def joined(self) -> jax.Array:
         """All of them as one float32 array: (K,) if none depends on the token, else (B, T, K)."""
-        parts = [None if x is None else x.reshape(*x.shape[:-2], -1) for x in (self.before, self.res)]
-        parts = [x for x in (parts[0], self.post, self.pre, parts[1]) if x is not None]
+        before, res = (None if x is None else x.reshape(*x.shape[:-2], -1) for x in (self.before, self.res))
+        parts = [x for x in (before, self.post, self.pre, res) if x is not None]
         tokens = max((x.shape[:-1] for x in parts), key=len)
         return jnp.concatenate([jnp.broadcast_to(x, tokens + x.shape[-1:]) for x in parts], -1).astype(jnp.float32)
 

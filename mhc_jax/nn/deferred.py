@@ -29,8 +29,11 @@ def projected(
     return h.projected(project, param) if isinstance(h, Deferred) else (h, project(h, param))
 
 
+def is_deferred(x: Any) -> bool:
+    """Whether these are deferred streams."""
+    return isinstance(x, Deferred)
+
+
 def computed(tree: Any) -> Any:
     """The tree with all deferred streams in it computed."""
-    return jax.tree.map(
-        lambda x: x.computed() if isinstance(x, Deferred) else x, tree, is_leaf=lambda x: isinstance(x, Deferred)
-    )
+    return jax.tree.map(lambda x: x.computed() if is_deferred(x) else x, tree, is_leaf=is_deferred)

@@ -13,7 +13,7 @@ from flax import nnx
 
 from mhc_jax.config import Config
 from mhc_jax.nn.columns import joined, split
-from mhc_jax.nn.deferred import Deferred, computed
+from mhc_jax.nn.deferred import computed, is_deferred
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
 from mhc_jax.precision import PolicyName
@@ -120,12 +120,12 @@ def sliced(tree: Any, batch_sharding: jax.sharding.Sharding | None) -> Any:
     """The arrays of ``tree``, (B, ...), in those slices of the batch, and so are their cotangents; as is if None."""
     if batch_sharding is None:
         return tree
-    return jax.tree.map(
+
+    def held(x):
         # Whoever computes deferred streams holds them to the slices.
-        lambda x: x if isinstance(x, Deferred) else jax.lax.with_sharding_constraint(x, batch_sharding),
-        tree,
-        is_leaf=lambda x: isinstance(x, Deferred),
-    )
+        return x if is_deferred(x) else jax.lax.with_sharding_constraint(x, batch_sharding)
+
+    return jax.tree.map(held, tree, is_leaf=is_deferred)
 
 
 def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, execution: Execution) -> tuple[Any, Any]:
