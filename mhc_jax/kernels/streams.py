@@ -27,13 +27,11 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
 from mhc_jax.config import ConfigError
-from mhc_jax.kernels.tokens import GROUP, over_tokens, tile_of
+from mhc_jax.kernels.tokens import over_tokens, tile_of
 from mhc_jax.nn.deferred import Deferred
 from mhc_jax.ops.streams import Streams
 
 LANES, MOST_STREAMS = 128, 8
-# Tokens that a kernel with a product of matrices takes at once.
-MATRIX_ROWS = 64
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["h", "res_NN"], meta_fields=["batch_sharding"])
@@ -252,8 +250,7 @@ def _write(project, batch_sharding, h, ys, coefficients, params):
 
     arrays, one_token = (*h.parts, *ys), [jax.ShapeDtypeStruct((1, D), jnp.float32)] * N
     made = [(D, h.dtype)] * N + [(x.shape[-1], x.dtype) for x in jax.eval_shape(project, one_token, *params)]
-    group = MATRIX_ROWS if params else GROUP
-    made, *_ = over_tokens(body, coefficients.joined(), params, arrays, (), made, batch_sharding, group=group)
+    made, *_ = over_tokens(body, coefficients.joined(), params, arrays, (), made, batch_sharding)
     return Streams(made[:N]), made[N:]
 
 
@@ -283,10 +280,8 @@ def _write_backward(project, batch_sharding, saved, cotangents):
 
     arrays = (*streams, *ys)
     made = [(D, x.dtype) for x in arrays]
-    cotangents, group = (*dafter.parts, *dprojected), MATRIX_ROWS if params else GROUP
-    made, dpost, dparams = over_tokens(
-        body, coefficients.joined(), params, arrays, cotangents, made, batch_sharding, group=group
-    )
+    cotangents = *dafter.parts, *dprojected
+    made, dpost, dparams = over_tokens(body, coefficients.joined(), params, arrays, cotangents, made, batch_sharding)
     dmixed, dys = (Streams(made[:N]), made[N:]) if streams else (dafter, made)
     return dmixed, dys, coefficients.cotangents(dpost), dparams
 

@@ -20,7 +20,8 @@ from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.sharding import axes, by_device
 
 # Tokens of a tile, of which the kernel's memory holds two, and of a group, which fills its registers.
-TILES, GROUP = (256, 128, 64, 32, 16), 16
+# A product with a matrix of parameters wants more tokens at once.
+TILES, GROUP, MATRIX_GROUP = (256, 128, 64, 32, 16), 16, 64
 MEMORY = 12 * 2**20
 
 # Weights (tokens, 1), parameters, arrays (tokens, C) and cotangents of such arrays, all float32, to other arrays, to
@@ -39,8 +40,6 @@ def over_tokens(
     cotangents: Sequence[jax.Array],
     made: Sequence[tuple[int, Any]],
     batch_sharding: Sharding | None,
-    *,
-    group: int = GROUP,
 ) -> tuple[tuple[jax.Array, ...], jax.Array | None, tuple[jax.Array, ...]]:
     """``body`` for all tokens, and what it has for weights and parameters summed over the tokens that share them.
 
@@ -50,7 +49,6 @@ def over_tokens(
         arrays, cotangents: (B, T, C), each with channels of its own.
         made: channels and dtype of the arrays that ``body`` makes.
         batch_sharding: sharding of arrays (B, ...) on several devices, each of which then does its own rows.
-        group: tokens that ``body`` gets at once; a product of matrices wants more.
 
     Returns:
         The arrays; cotangents like ``weights``, or None if ``body`` has none; cotangents like ``params``.
@@ -62,8 +60,7 @@ def over_tokens(
     @not_differentiable
     def run(weights, params, arrays, cotangents):
         fits = arrays[0].size and arrays[0].shape[1] >= GROUP
-        how = functools.partial(_in_tiles, group=group) if fits else _plainly
-        found, dweights, dparams = how(body, weights, params, arrays, cotangents, made)
+        found, dweights, dparams = (_in_tiles if fits else _plainly)(body, weights, params, arrays, cotangents, made)
         if rows:
             dparams = jax.lax.psum(dparams, rows)
             dweights = jax.lax.psum(dweights, rows) if static else dweights
@@ -95,7 +92,7 @@ def _plainly(body, weights, params, arrays, cotangents, made):
     return found, jnp.sum(laid, axis=(0, 1)) if dweights and static else laid, dparams
 
 
-def _in_tiles(body, weights, params, arrays, cotangents, made, *, group):
+def _in_tiles(body, weights, params, arrays, cotangents, made):
     """The same, tile by tile."""
     (B, T), K, static = arrays[0].shape[:2], weights.shape[-1], weights.ndim == 1
     float32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
@@ -104,7 +101,7 @@ def _in_tiles(body, weights, params, arrays, cotangents, made, *, group):
     R = len(dweights)
     shapes = [(x.shape[-1], x.dtype) for x in (*arrays, *cotangents)] + list(made)
     tile = tile_of(shapes, 4 * sum(math.prod(x.shape) for x in (*params, *dparams)))
-    group = math.gcd(group, tile)
+    group = min(tile, MATRIX_GROUP if any(len(x) > 1 for x in params) else GROUP)
 
     def by_tile(channels):
         return pl.BlockSpec((None, tile, channels), lambda b, t: (b, t, 0))
