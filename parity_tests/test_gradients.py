@@ -24,6 +24,8 @@ SLOW = (
     "adapters 4",
     "transformer_scan, published",
     "gpt over deepseek_v4",
+    "grouped, normalised heads",
+    "mhc 2, ln, chunked",
 )
 
 

@@ -14,7 +14,7 @@ from train.config import OptimConfig
 from train.update.optimizer import decay_mask
 
 
-@of_tier("optimizer", slow=lambda name: name == "muon, original scale")
+@of_tier("optimizer", slow=lambda name: name in ("muon, original scale", "no clipping, strong decay"))
 def test_optimizer(case):
     check(case)
 

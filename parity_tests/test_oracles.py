@@ -70,7 +70,13 @@ MUTATIONS = [
 a_variant = beyond(1, "oracles", words=2)
 # A layer whose mixer another oracle has, a model that its next version contains, and parts of a scan that its own
 # golden numbers and forms hold.
-MET_ELSEWHERE = "OlmoHybridDecoder", "two summaries merged", "one chunk of a scan", "V2ForCausalLM yarn scaling"
+MET_ELSEWHERE = (
+    "OlmoHybridDecoder",
+    "GLADecoder",
+    "two summaries merged",
+    "one chunk of a scan",
+    "V2ForCausalLM yarn scaling",
+)
 
 
 def slow(name):
