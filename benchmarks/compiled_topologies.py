@@ -22,7 +22,9 @@ from train.devices import sharding
 from train.loop.resolve import resolve
 from train.measure import hlo, target
 
-TOPOLOGIES = ("plain", "mhc", "mhc_lite", "dynamic_mhc", "shc")
+# The second dynamic_mhc differentiates Sinkhorn's projection implicitly, from its result alone.
+IMPLICIT = "dynamic_mhc, implicit"
+TOPOLOGIES = ("plain", "mhc", "mhc_lite", "dynamic_mhc", IMPLICIT, "shc")
 # By width: the network, its number of layers here, and sequences of a step: the larger one does not fit a chip whole.
 NETWORKS = {768: ("gpt2", 12, 8), 2048: ("gpt2_1b3", 4, 4)}
 LENGTH, CHUNK = 1024, 128
@@ -43,7 +45,7 @@ def configuration(width: int, topology: str, layers: str, depth: int, fused: str
     """The training step to compile."""
     name, _, batch = NETWORKS[width]
     config = configs.load(name)
-    model = with_topology(config.model, topology)
+    model = with_topology(config.model, "dynamic_mhc" if topology == IMPLICIT else topology)
     model = model.replace(
         layers=depth,
         mixer=model.mixer.replace(implementation=fused),
@@ -51,6 +53,9 @@ def configuration(width: int, topology: str, layers: str, depth: int, fused: str
     )
     if streams_by != "xla":
         model = model.replace(residual=model.residual.replace(implementation=streams_by))
+    if topology == IMPLICIT:
+        projection = model.residual.projection.replace(gradient="implicit")
+        model = model.replace(residual=model.residual.replace(projection=projection))
     return resolve(
         config.replace(
             model=model,

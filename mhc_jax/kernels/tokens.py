@@ -23,6 +23,7 @@ from mhc_jax.kernels.sharding import axes, by_device
 # A product with a matrix of parameters wants more tokens at once.
 TILES, GROUP, MATRIX_GROUP = (256, 128, 64, 32, 16), 16, 64
 MEMORY = 12 * 2**20
+LANES = 128
 
 # Weights (tokens, 1), parameters, arrays (tokens, C) and cotangents of such arrays, all float32, to other arrays, to
 # cotangents of weights (tokens, 1), and to cotangents of parameters.
@@ -103,21 +104,41 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
     tile = tile_of(shapes, 4 * sum(math.prod(x.shape) for x in (*params, *dparams)))
     group = min(tile, MATRIX_GROUP if any(len(x) > 1 for x in params) else GROUP)
 
+    def is_turned(channels):
+        """Whether an array has its tokens in lanes, which few channels would leave empty; kernels turn it upright."""
+        return channels < LANES and tile % LANES == 0
+
+    def turned(x, channels):
+        return jnp.swapaxes(x, 1, 2) if is_turned(channels) else x
+
     def by_tile(channels):
+        if is_turned(channels):
+            return pl.BlockSpec((None, channels, tile), lambda b, t: (b, 0, t))
         return pl.BlockSpec((None, tile, channels), lambda b, t: (b, t, 0))
 
     def whole(shape):
         return pl.BlockSpec(shape, lambda b, t: (0,) * len(shape))
 
-    def kernel(weights, params, arrays, cotangents, made, dweights, dparams):
-        # Sums over tokens stay in the kernel's memory until all tiles are done.
-        sums = [*(dweights if static else []), *dparams]
+    of_all, of_tokens = ([weights], []) if static else ([], [weights])
+    given = [*of_tokens, *arrays, *cotangents]
+    results = [*made, *[(R, jnp.float32)] * (not static and R > 0)]
+    summed = [float32(x.shape) for x in ([float32((1, R))] * (static and R > 0) + list(dparams))]
+    widths = [x.shape[-1] for x in given] + [channels for channels, _ in results]
 
+    def kernel(of_all, params, given, results, sums, scratch):
+        # Sums over tokens stay in the kernel's memory until all tiles are done.
         @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
         def _():
             for ref in sums:
                 ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
+        upright = iter(scratch)
+        refs = [*given, *results]
+        views = [next(upright) if is_turned(width) else ref for ref, width in zip(refs, widths, strict=True)]
+        inputs, outputs = views[: len(given)], views[len(given) :]
+        for ref, view in zip(given, inputs, strict=True):
+            if view is not ref:
+                view[...] = ref[...].astype(jnp.float32).T
         start = pl.program_id(1) * tile
 
         def some(g, _):
@@ -131,60 +152,60 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
                     return x
                 return jnp.where(place < T, x, ref[:1, :].astype(jnp.float32) if repeat else 0.0)
 
+            values = len(inputs) - len(cotangents)
+            known = [rows(ref, repeat=i < values) for i, ref in enumerate(inputs)]
             if static:
-                columns = [jnp.full((group, 1), weights[k]) for k in range(K)]
+                columns = [jnp.full((group, 1), of_all[0][k]) for k in range(K)]
             else:
-                of_tokens = rows(weights, repeat=True)
-                columns = [of_tokens[:, k : k + 1] for k in range(K)]
+                weights, *known = known
+                columns = [weights[:, k : k + 1] for k in range(K)]
             found, products, summands = body(
-                columns,
-                [ref[...] for ref in params],
-                [rows(ref, repeat=True) for ref in arrays],
-                [rows(ref, repeat=False) for ref in cotangents],
+                columns, [ref[...] for ref in params], known[: len(arrays)], known[len(arrays) :]
             )
-            for ref, x in zip(made, found, strict=True):
-                ref[at, :] = x.astype(ref.dtype)
             if R:
                 lane = jax.lax.broadcasted_iota(jnp.int32, (group, R), 1)
                 laid = sum(jnp.where(lane == k, x, 0.0) for k, x in enumerate(products))
                 if static:
                     summands = [jnp.sum(laid, axis=0, keepdims=True), *summands]
                 else:
-                    dweights[0][at, :] = laid
+                    found = [*found, laid]
+            for ref, x in zip(outputs, found, strict=True):
+                ref[at, :] = x.astype(ref.dtype)
             for ref, x in zip(sums, summands, strict=True):
                 ref[...] += x
 
         jax.lax.fori_loop(0, tile // group, some, None)
+        for ref, view in zip(results, outputs, strict=True):
+            if view is not ref:
+                ref[...] = view[...].T.astype(ref.dtype)
 
-    results = (
-        [jax.ShapeDtypeStruct((B, T, channels), dtype) for channels, dtype in made],
-        [float32((1, R) if static else (B, T, R))] * (R > 0),
-        [float32(x.shape) for x in dparams],
-    )
-    given = weights, list(params), list(arrays), list(cotangents)
-    found, dweights, dparams = pl.pallas_call(
+    made = [
+        jax.ShapeDtypeStruct((B, channels, T) if is_turned(channels) else (B, T, channels), dtype)
+        for channels, dtype in results
+    ]
+    operands = of_all, list(params), [turned(x, x.shape[-1]) for x in given]
+    found, sums = pl.pallas_call(
         kernel,
         grid=(B, pl.cdiv(T, tile)),
         in_specs=(
-            pl.BlockSpec(memory_space=pltpu.SMEM) if static else by_tile(K),
+            [pl.BlockSpec(memory_space=pltpu.SMEM)] * static,
             [whole(x.shape) for x in params],
-            *([by_tile(x.shape[-1]) for x in xs] for xs in (arrays, cotangents)),
+            [by_tile(x.shape[-1]) for x in given],
         ),
-        out_specs=(
-            [by_tile(channels) for channels, _ in made],
-            [whole((1, R)) if static else by_tile(R)] * (R > 0),
-            [whole(x.shape) for x in dparams],
-        ),
-        out_shape=results,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("arbitrary" if dparams or (R and static) else "parallel",) * 2
-        ),
+        out_specs=([by_tile(channels) for channels, _ in results], [whole(x.shape) for x in summed]),
+        out_shape=(made, summed),
+        scratch_shapes=([pltpu.VMEM((tile, width), jnp.float32) for width in widths if is_turned(width)],),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary" if summed else "parallel",) * 2),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * T * (K + R) * max(channels for channels, _ in shapes),
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((given, results))),
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((operands, made, summed))),
             transcendentals=0,
         ),
         interpret=target_backend() != "tpu",
-    )(*given)
-    of_weights = [x[0] if static else x for x in dweights]
-    return found, of_weights[0] if of_weights else None, dparams
+    )(*operands)
+    found = [turned(x, channels) for x, (channels, _) in zip(found, results, strict=True)]
+    if not R:
+        return found, None, sums
+    if static:
+        return found, sums[0][0], sums[1:]
+    return found[:-1], found[-1], sums

@@ -107,7 +107,8 @@ def test_equals_sums_in_float64(N, B, T, kinds, wide_y, dtype):
         if goal is not None:
             assert x.shape == goal.shape
             rounding = ROUNDING[jnp.float32 if x.dtype == jnp.float32 else dtype]
-            assert np.abs(np.asarray(x, np.float64) - goal).max() < rounding * np.abs(goal).max()
+            size = max(np.abs(goal).max(), (h.size / N / goal.size) ** 0.5)  # a sum of so many products may cancel
+            assert np.abs(np.asarray(x, np.float64) - goal).max() < rounding * size
 
 
 def boundary(h_BTND, ys, pres, posts, ress, params):
