@@ -42,12 +42,12 @@ test: $(VENV)/.installed-test  ## unit, parity and training tests
 test-all: $(VENV)/.installed-test  ## the same with the slow studies
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -q -m 'not aot'
 
-# Apart from the other tests: jax[tpu] beside torch is an environment nobody trains in.
-test-aot:  ## compile a tiny model of each family for TPUs, without one
-	@echo "installing JAX and the compiler of TPUs into $(VENV)-aot: about a minute"
+# Apart from the other tests: both compilers beside torch are an environment nobody trains in.
+test-aot:  ## compile a tiny model of each family for TPUs and the kernels for GPUs, without any
+	@echo "installing JAX and the compilers of TPUs and GPUs into $(VENV)-aot: some minutes"
 	$(PYTHON) -m venv $(VENV)-aot
-	$(VENV)-aot/bin/$(PIP) --editable '.[tpu]' pytest
-	$(VENV)-aot/bin/python -m pytest -q -m aot train/tests/test_aot.py
+	$(VENV)-aot/bin/$(PIP) --editable '.[tpu,gpu]' pytest
+	$(VENV)-aot/bin/python -m pytest -q -m aot train/tests/test_aot.py train/tests/test_aot_gpu.py
 
 mutants: $(VENV)/.installed-test  ## plant small bugs and report which ones the tests catch: hours, resumable
 	$(BIN)/python -m mutants --workers $(WORKERS)

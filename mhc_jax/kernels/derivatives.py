@@ -15,7 +15,7 @@ def not_differentiable(run: Callable[..., Any]) -> Callable[..., Any]:
     @run.defjvp
     def refuse(primals, tangents):
         raise ConfigError(
-            "the kernels of TPUs have first derivatives in reverse mode only; for others, such as a product with the "
+            "Pallas kernels have first derivatives in reverse mode only; for others, such as a product with the "
             "Hessian, take implementation 'xla'"
         )
 

@@ -1,7 +1,7 @@
-"""A function of the rows of a token as a Pallas kernel of TPUs, which touches every array once.
+"""A function of the rows of a token as a Pallas kernel, which touches every array once.
 
-Off a TPU the kernels are interpreted, which is slow. Sequences shorter than :data:`GROUP` tokens, as in decoding, are
-left to XLA.
+That of TPUs is here, and is interpreted where there is neither a TPU nor a GPU, which is slow; that of GPUs is in
+:mod:`mhc_jax.kernels.tokens_gpu`. Sequences shorter than :data:`GROUP` tokens, as in decoding, are left to XLA.
 """
 
 import functools
@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec, Sharding
 from mhc_jax.backend import target_backend
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.sharding import axes, by_device
+from mhc_jax.kernels.tokens_gpu import by_token, fits
 
 # Tokens of a tile, of which the kernel's memory holds two, and of a group, which fills its registers.
 # A product with a matrix of parameters wants more tokens at once.
@@ -60,8 +61,9 @@ def over_tokens(
 
     @not_differentiable
     def run(weights, params, arrays, cotangents):
-        fits = arrays[0].size and arrays[0].shape[1] >= GROUP
-        found, dweights, dparams = (_in_tiles if fits else _plainly)(body, weights, params, arrays, cotangents, made)
+        enough = arrays[0].size and arrays[0].shape[1] >= GROUP
+        computed = kernel_of_target() if enough else _plainly
+        found, dweights, dparams = computed(body, weights, params, arrays, cotangents, made)
         if rows:
             dparams = jax.lax.psum(dparams, rows)
             dweights = jax.lax.psum(dweights, rows) if static else dweights
@@ -78,8 +80,15 @@ def tile_of(shapes: Sequence[tuple[int, Any]], params: int = 0) -> int:
         shapes: channels and dtypes of all arrays that a kernel reads or makes.
         params: bytes of its parameters and of their cotangents.
     """
+    if kernel_of_target() is by_token:
+        return int(fits(shapes) and not params)
     bytes_of_token = sum(channels * jnp.dtype(dtype).itemsize for channels, dtype in shapes)
     return next((tile for tile in TILES if 2 * (tile * bytes_of_token + params) <= MEMORY), 0)
+
+
+def kernel_of_target() -> Callable[..., Any]:
+    """The form of the target: that of GPUs, or that of TPUs."""
+    return by_token if target_backend() == "gpu" else _in_tiles
 
 
 def _plainly(body, weights, params, arrays, cotangents, made):

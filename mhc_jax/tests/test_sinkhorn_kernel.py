@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mhc_jax.backend import compiling_for
 from mhc_jax.kernels.sinkhorn import log_sinkhorn
 from mhc_jax.nn.projections import SinkhornConfig
 from mhc_jax.ops import sinkhorn
@@ -53,5 +54,8 @@ def test_projections_without_a_kernel_are_left_to_xla():
     for config in (SinkhornConfig(gradient="implicit"), SinkhornConfig(domain="exp", order="rows_then_columns")):
         found = jax.make_jaxpr(lambda z, config=config: config.project_by_kernel(z, 3, None))(logits)
         assert "pallas" not in str(found)
+    with compiling_for("gpu"):
+        found = jax.make_jaxpr(lambda z: SinkhornConfig().project_by_kernel(z, 3, None))(logits)
+    assert "pallas" not in str(found)
     with pytest.raises(ValueError, match="no kernel holds 99 iterations of 8 x 8 matrices; take fewer"):
         log_sinkhorn(jnp.zeros((1, 1, 8, 8)), iters=99, order="columns_then_rows")

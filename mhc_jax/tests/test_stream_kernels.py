@@ -12,7 +12,9 @@ from jax.extend.core import jaxprs_in_params
 
 import mhc_jax
 from mhc_jax import ConfigError
+from mhc_jax.backend import compiling_for
 from mhc_jax.kernels import streams as kernels
+from mhc_jax.kernels import tokens, tokens_gpu
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.init import ones
@@ -29,6 +31,13 @@ from mhc_jax.tests.own import slow_unless
 # Relative to the largest entry: sums in float32, and one rounding of whatever has the streams' dtype.
 ROUNDING = {jnp.float32: 2e-6, jnp.bfloat16: 2**-8}
 WIDTH = 128
+
+
+@pytest.fixture
+def machine(request, monkeypatch):
+    """Whose kernels are interpreted."""
+    if request.param == "gpu":
+        monkeypatch.setattr(tokens, "kernel_of_target", lambda: tokens_gpu.by_token)
 
 
 def site(h_BTND, y, pre, post, res):
@@ -59,6 +68,7 @@ def exact(h, y, pre, post, res, du, dafter):
     return [u, after, *grads, None if res is None else like(np.asarray(res), dres)]
 
 
+@pytest.mark.parametrize("machine", ["tpu", "gpu"], indirect=True)
 @pytest.mark.parametrize("dtype", slow_unless([jnp.float32], ROUNDING))
 @pytest.mark.parametrize(
     ("N", "B", "T", "kinds", "wide_y"),
@@ -81,7 +91,7 @@ def exact(h, y, pre, post, res, du, dafter):
         ),
     ],
 )
-def test_equals_sums_in_float64(N, B, T, kinds, wide_y, dtype):
+def test_equals_sums_in_float64(N, B, T, kinds, wide_y, dtype, machine):
     """``kinds`` of the reads, the writes and the matrix: static, per token, or none."""
     rng = np.random.default_rng(0)
 
@@ -131,6 +141,7 @@ def summed(h_BTND, ys, pres, posts, ress, params):
     return *read, h_BTND
 
 
+@pytest.mark.parametrize("machine", ["tpu", "gpu"], indirect=True)
 @pytest.mark.parametrize("dtype", slow_unless([jnp.float32], ROUNDING))
 @pytest.mark.parametrize(
     ("N", "B", "T", "kinds"),
@@ -149,7 +160,7 @@ def summed(h_BTND, ys, pres, posts, ress, params):
         ),
     ],
 )
-def test_a_boundary_equals_sums_in_float64(N, B, T, kinds, dtype):
+def test_a_boundary_equals_sums_in_float64(N, B, T, kinds, dtype, machine):
     """``kinds`` of reads and writes, and of matrices: static, per token, or none; some of another site are static."""
     rng = np.random.default_rng(1)
     vectors, matrix = ((B, T) if kind == "t" else () for kind in kinds)
@@ -213,6 +224,7 @@ def loss(params, config, taps=False):
     return jnp.mean(jnp.sin(out.logits_BTV.astype(jnp.float32))), out.taps
 
 
+@pytest.mark.parametrize("machine", slow_unless(["tpu"], ["tpu", "gpu"]), indirect=True)
 @pytest.mark.parametrize(
     ("topology", "execution"),
     [
@@ -232,7 +244,7 @@ def loss(params, config, taps=False):
         ),
     ],
 )
-def test_a_model_has_the_same_activations_and_gradients(topology, execution):
+def test_a_model_has_the_same_activations_and_gradients(topology, execution, machine):
     config = model(topology, **execution)
     params = perturbed(config)
     run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=(1, 2))
@@ -273,6 +285,10 @@ def test_what_there_is_no_kernel_for_is_refused():
         check(DynamicMHCConfig(), 96)
     with pytest.raises(ConfigError, match="8 streams of 65536 channels are too wide .*; take fewer"):
         check(StaticMHCConfig(streams=8), 65536)
+    wide = StaticMHCConfig(streams=8, implementation="pallas")
+    wide.check(2048)
+    with compiling_for("gpu"), pytest.raises(ConfigError, match="8 streams of 2048 channels are too wide"):
+        wide.check(2048)
     with pytest.raises(ConfigError, match="unknown field 'implementation'"):
         HyperConnectionsConfig.from_dict({"kind": "hc", "implementation": "pallas"})
     for streams, fault in (
@@ -281,6 +297,12 @@ def test_what_there_is_no_kernel_for_is_refused():
     ):
         with pytest.raises(ConfigError, match=fault):
             kernels.read(Streams.copies(streams, 2), jnp.ones(2), None)
+
+
+def test_a_norm_with_a_matrix_is_refused_on_gpus():
+    norm = kernels.Normalised(lambda u, matrix: u @ matrix, (jnp.eye(WIDTH),), jnp.float32)
+    with compiling_for("gpu"), pytest.raises(ConfigError, match="take norms whose parameters are vectors; take impl"):
+        kernels.read(Streams.copies(jnp.zeros((1, 16, WIDTH)), 2), jnp.ones(2), None, norm=norm)
 
 
 class GroupNorm(Norm):

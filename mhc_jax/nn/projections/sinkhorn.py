@@ -5,6 +5,7 @@ from typing import Literal
 
 import jax
 
+from mhc_jax.backend import target_backend
 from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import sinkhorn
 from mhc_jax.registry import register
@@ -67,7 +68,7 @@ class SinkhornConfig(ProjectionConfig):
         return (jax.checkpoint(project) if self.gradient == "recompute" else project)(logits)
 
     def project_by_kernel(self, logits, streams, batch_sharding):
-        if self.domain == "exp" or self.gradient == "implicit":
+        if self.domain == "exp" or self.gradient == "implicit" or target_backend() == "gpu":
             return self.project(logits, streams)
         from mhc_jax.kernels.sinkhorn import log_sinkhorn  # Pallas takes long to import
 

@@ -49,8 +49,8 @@ class MHCConfig(StreamsConfig):
     Attributes:
         streams: number of parallel streams n.
         implementation: how streams are read, mixed and written: ``"xla"``, or ``"pallas"`` for the fused kernels of
-            TPUs, see :mod:`mhc_jax.kernels.streams`. Where logits of H_res come from all streams of the token, the
-            projection runs in a kernel too if it has one.
+            TPUs and GPUs, see :mod:`mhc_jax.kernels.streams`. Where logits of H_res come from all streams of the token,
+            the projection runs in a kernel too if it has one, which is for TPUs.
     """
 
     implementation: Literal["xla", "pallas"] = "xla"

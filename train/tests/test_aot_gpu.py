@@ -1,0 +1,81 @@
+"""Kernels of streams compiled for an H100, which takes the gpu extra and no GPU."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+import configs
+from mhc_jax.backend import compiling_for
+from mhc_jax.kernels import streams as kernels
+from mhc_jax.ops.norm import layer_norm
+from mhc_jax.ops.streams import Streams
+from train.devices import sharding
+from train.loop.resolve import resolve
+from train.measure import target
+
+pytestmark = pytest.mark.aot
+
+H100 = target.find("h100:1")
+
+
+def calls(text):
+    """Mosaic kernels in a program, of which loops count one trip."""
+    return text.count('custom_call_target="mosaic_gpu')
+
+
+def two_sites(h, ys, pre, post, res, params):
+    state, read = Streams(h), []
+    for y in ys:
+        x, mixed = kernels.read(state, pre, res, norm=kernels.Normalised(layer_norm, params, y.dtype))
+        state, read = kernels.Pending(mixed, y, post), [*read, x]
+    return *read, *state.computed().parts
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("tokens", [(), (3, 37)])
+@pytest.mark.parametrize(("N", "width"), [(1, 128), (2, 2048), (4, 768), (8, 768)])
+def test_a_boundary_of_any_number_of_streams(N, width, tokens, dtype):
+    """A read, a boundary and a write, forward and backward; (3, 37) tokens do not fill the last block."""
+    device = SingleDeviceSharding(target.devices(H100)[0])
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+
+    def run(*arguments):
+        results, pull = jax.vjp(two_sites, *arguments)
+        return results, pull(results)
+
+    row = array(3, 37, width, dtype=dtype)
+    coefficients = array(*tokens, N), array(*tokens, N), array(*tokens, N, N)
+    with compiling_for("gpu"):
+        lowered = jax.jit(run).lower((row,) * N, (row, row), *coefficients, (array(width), array()))
+    assert calls(lowered.compile().as_text()) == 6
+
+
+@pytest.mark.parametrize(
+    ("topology", "found"),
+    [
+        ("mhc", 8),  # forward 3, backward 3, and again a read and a boundary
+        ("dynamic_mhc", 11),  # a write and a read for each boundary; again all but the last write
+        ("shc", 11),
+    ],
+)
+def test_a_training_step(topology, found):
+    """The kernels of one layer, whose forward and backward passes are the loops over layers."""
+    config = configs.load(f"gpt2@{topology}")
+    model = config.model.replace(
+        width=128, layers=6, mixer=config.model.mixer.replace(heads=2), vocab_size=50304, residual=by_kernels(config)
+    )
+    config = config.replace(
+        model=model,
+        data=config.data.replace(seq_len=128, batch_size=8),
+        train=config.train.replace(accumulate=1),
+    )
+    config = resolve(config)
+    mesh = sharding.make_mesh(config.mesh, target.devices(H100))
+    assert calls(target.compile_step(config, H100, mesh)[1].as_text()) == found
+
+
+def by_kernels(config):
+    return config.model.residual.replace(implementation="pallas")
