@@ -20,8 +20,7 @@ def cross_entropy(
     """
     valid = targets_BT != ignore
     safe = jnp.where(valid, targets_BT, 0)
-    picked = jnp.take_along_axis(logits_BTV, safe[..., None], axis=-1)[..., 0]
-    losses = jnp.where(valid, jax.nn.logsumexp(logits_BTV, axis=-1) - picked, 0)
+    losses = jnp.where(valid, jax.nn.logsumexp(logits_BTV, axis=-1) - _picked(logits_BTV, safe), 0)
     return jnp.sum(losses), jnp.sum(valid, dtype=losses.dtype)
 
 
@@ -48,7 +47,7 @@ def chunked_cross_entropy(
     """
     targets_BT, hidden_BTD = _padded(chunk, targets_BT, hidden_BTD)
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
-    total, _ = _summed(partial(_entropy_of_chunk, logits_dtype), chunk, targets_BT, (), hidden_BTD, head_VD)
+    total, _ = _summed(_entropy_of_chunk, logits_dtype, chunk, targets_BT, (), hidden_BTD, head_VD)
     return total, count
 
 
@@ -82,7 +81,7 @@ def chunked_cross_entropy_and_z_loss(
     targets_BT, hidden_BTD = _padded(chunk, targets_BT, hidden_BTD)
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
     fixed = targets_BT, jax.lax.stop_gradient(jnp.asarray(weight, logits_dtype))
-    total, (entropy, squares) = _summed(partial(_z_loss_of_chunk, logits_dtype), chunk, *fixed, hidden_BTD, head_VD)
+    total, (entropy, squares) = _summed(_z_loss_of_chunk, logits_dtype, chunk, *fixed, hidden_BTD, head_VD)
     return total, entropy, squares, count
 
 
@@ -152,10 +151,10 @@ def chunked_distillation(
     """
     targets_BT, hidden_BTD, teacher_BTE = _padded(chunk, targets_BT, hidden_BTD, teacher_BTE)
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
-    loss = partial(_distillation_of_chunk, temperature, logits_dtype)
+    loss = partial(_distillation_of_chunk, temperature)
     weights = tuple(jnp.asarray(x, logits_dtype) for x in (kl_weight, entropy_weight))
     fixed = jax.lax.stop_gradient(((targets_BT, teacher_BTE), (teacher_head_VE, *weights)))
-    total, (kl, entropy) = _summed(loss, chunk, *fixed, hidden_BTD, head_VD)
+    total, (kl, entropy) = _summed(loss, logits_dtype, chunk, *fixed, hidden_BTD, head_VD)
     return total, kl, entropy, count
 
 
@@ -195,24 +194,36 @@ def published_distillation(
     return sum(weight * part for weight, part in zip(weights, parts, strict=True)), *parts
 
 
+@jax.custom_jvp
+def _picked(logits_BTV, targets_BT):
+    """The logits of the targets. Their derivative compares every place with the target: it fuses with the softmax,
+    where the scatter that JAX makes of it passes over arrays as large as the logits."""
+    return jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+
+
+@_picked.defjvp
+def _picked_jvp(primals, tangents):
+    logits_BTV, targets_BT = primals
+    chosen_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
+    return _picked(logits_BTV, targets_BT), jnp.sum(chosen_BTV * tangents[0], axis=-1)
+
+
 def _logits(dtype, hidden_BKD, head_VD):
     return jnp.einsum("bkd,vd->bkv", hidden_BKD, head_VD, preferred_element_type=dtype)
 
 
-def _entropy_of_chunk(dtype, targets_BK, _, hidden_BKD, head_VD):
-    return cross_entropy(_logits(dtype, hidden_BKD, head_VD), targets_BK)[0], ()
+def _entropy_of_chunk(targets_BK, _, logits_BKV):
+    return cross_entropy(logits_BKV, targets_BK)[0], ()
 
 
-def _z_loss_of_chunk(dtype, targets_BK, weight, hidden_BKD, head_VD):
-    logits_BKV = _logits(dtype, hidden_BKD, head_VD)
+def _z_loss_of_chunk(targets_BK, weight, logits_BKV):
     entropy, squares = (loss(logits_BKV, targets_BK)[0] for loss in (cross_entropy, z_loss))
     return entropy + weight * squares, (entropy, squares)
 
 
-def _distillation_of_chunk(temperature, dtype, sliced, whole, hidden_BKD, head_VD):
+def _distillation_of_chunk(temperature, sliced, whole, logits_BKV):
     (targets_BK, teacher_BKE), (teacher_head_VE, kl_weight, entropy_weight) = sliced, whole
-    logits_BKV = _logits(dtype, hidden_BKD, head_VD)
-    teacher_BKV = _logits(dtype, teacher_BKE, teacher_head_VE)
+    teacher_BKV = _logits(logits_BKV.dtype, teacher_BKE, teacher_head_VE)
     kl, _ = kl_divergence(teacher_BKV, logits_BKV, targets_BK, temperature=temperature)
     entropy, _ = cross_entropy(logits_BKV, targets_BK)
     return kl_weight * kl + entropy_weight * entropy, (kl, entropy)
@@ -232,46 +243,53 @@ def _to_chunks(chunk, tree):
     return jax.tree.map(cut, tree)
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _summed(loss: Callable[..., tuple[jax.Array, Any]], chunk: int, sliced, whole, hidden_BTD, head_VD):
-    """Sums over chunks of ``loss(sliced, whole, hidden, head)``: a scalar, and parts of it that are only reported.
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _summed(loss: Callable[..., tuple[jax.Array, Any]], dtype, chunk: int, sliced, whole, hidden_BTD, head_VD):
+    """Sums over chunks of ``loss(sliced, whole, logits)``: a scalar, and parts of it that are only reported.
 
     Args:
+        dtype: of the logits.
         sliced: tree of arrays (B, T, ...), cut as ``hidden_BTD`` is; constants of differentiation.
         whole: tree of arrays that every chunk takes as they are, likewise.
     """
 
     def body(totals, inputs):
         some, hidden_BKD = inputs
-        return jax.tree.map(jnp.add, totals, loss(some, whole, hidden_BKD, head_VD)), None
+        return jax.tree.map(jnp.add, totals, loss(some, whole, _logits(dtype, hidden_BKD, head_VD))), None
 
     chunks = _to_chunks(chunk, (sliced, hidden_BTD))
-    return jax.lax.scan(body, _zeros(loss, chunks, whole, head_VD), chunks)[0]
+    return jax.lax.scan(body, _zeros(loss, dtype, chunks, whole, head_VD), chunks)[0]
 
 
-def _zeros(loss, chunks, whole, head_VD):
-    some, hidden_BKD = jax.tree.map(lambda x: x[0], chunks)
-    shapes = jax.eval_shape(loss, some, whole, hidden_BKD, head_VD)
-    return jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), shapes)
+def _zeros(loss, dtype, chunks, whole, head_VD):
+    def first(chunks):
+        some, hidden_BKD = jax.tree.map(lambda x: x[0], chunks)
+        return loss(some, whole, _logits(dtype, hidden_BKD, head_VD))
+
+    return jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), jax.eval_shape(first, chunks))
 
 
 @_summed.defjvp
-def _summed_jvp(loss, chunk, primals, tangents):
+def _summed_jvp(loss, dtype, chunk, primals, tangents):
     sliced, whole, hidden_BTD, head_VD = primals
-    gradient = jax.value_and_grad(loss, argnums=(2, 3), has_aux=True)
+    # Of the logits, in the dtype of the products, unless small probabilities would be lost in it, as in float16.
+    narrow = hidden_BTD.dtype if jnp.finfo(hidden_BTD.dtype).nexp >= jnp.finfo(dtype).nexp else dtype
 
     def body(carry, inputs):
-        totals, g_head = carry
+        totals, g_head_VD = carry
         some, hidden_BKD = inputs
-        found, (g_hidden, g) = gradient(some, whole, hidden_BKD, head_VD)
-        return (jax.tree.map(jnp.add, totals, found), g_head + g), g_hidden
+        logits_BKV = _logits(dtype, hidden_BKD, head_VD)
+        found, g_BKV = jax.value_and_grad(loss, argnums=2, has_aux=True)(some, whole, logits_BKV)
+        g_BKV = g_BKV.astype(narrow)
+        g_hidden_BKD = jnp.einsum("bkv,vd->bkd", g_BKV, head_VD).astype(hidden_BKD.dtype)
+        # As (D, V), so that a CPU, which transposes the left factor, transposes the small one.
+        g_head_VD += jnp.einsum("bkd,bkv->dv", hidden_BKD, g_BKV, preferred_element_type=dtype).T
+        return (jax.tree.map(jnp.add, totals, found), g_head_VD), g_hidden_BKD
 
     chunks = _to_chunks(chunk, (sliced, hidden_BTD))
-    zeros = _zeros(loss, chunks, whole, head_VD)
-    dtype = zeros[0].dtype
-    start = zeros, jnp.zeros(head_VD.shape, dtype)
-    ((total, parts), g_head), g_hidden = jax.lax.scan(body, start, chunks)
-    g_hidden = jnp.swapaxes(g_hidden, 0, 1).reshape(hidden_BTD.shape)
+    start = _zeros(loss, dtype, chunks, whole, head_VD), jnp.zeros(head_VD.shape, dtype)
+    ((total, parts), g_head_VD), g_hidden = jax.lax.scan(body, start, chunks)
+    g_hidden_BTD = jnp.swapaxes(g_hidden, 0, 1).reshape(hidden_BTD.shape)
     *_, d_hidden, d_head = tangents
-    tangent = jnp.sum(g_hidden.astype(dtype) * d_hidden) + jnp.sum(g_head * d_head)
+    tangent = jnp.sum(g_hidden_BTD.astype(dtype) * d_hidden) + jnp.sum(g_head_VD * d_head)
     return (total, parts), (tangent.astype(dtype), jax.tree.map(jnp.zeros_like, parts))
