@@ -62,8 +62,9 @@ def make_train_step(
     whole batch, but for auxiliary losses, which are not additive over sequences: theirs is the weighted mean over
     micro-batches.
 
-    A step whose loss, gradient, update or resulting parameters are not finite changes nothing but the counters and,
-    under the policy float16, the loss scale, so the parameters and the optimizer state are finite at all times.
+    A step whose loss or gradient is not finite changes nothing but the counters and, under the policy float16, the loss
+    scale. A step whose update is not finite counts as skipped too; the parameters that it would make overflow stay as
+    they are. So the parameters and the optimizer state are finite at all times.
 
     Metrics: ``loss`` (the objective's mean per token, without auxiliary losses) and its further means, ``lr``,
     ``grad_norm`` (before clipping), ``param_norm`` (after the update), ``update_norm``, ``tokens`` (targets in this
@@ -106,19 +107,22 @@ def make_train_step(
             teacher, _ = sharding.for_step(config.objective.teacher.known, teacher, mesh)
         grads, metrics = gradients(state.trained, teacher, batch, key, progress, scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
+        # Known before the update, and the norms of it are of what one pass over parameters and optimizer state writes.
+        grad_norm = optax.tree.norm(grads)
+        sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        lr = optax.tree.get(opt_state, "learning_rate")
+        opt_state = _where(sound, opt_state, state.opt_state)
+        trained = jax.tree.map(
+            lambda new, old: jnp.where(sound & jnp.isfinite(jnp.square(new)), new, old),
+            optax.apply_updates(state.trained, updates),
+            state.trained,
+        )
         norms = {
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": grad_norm,
             "update_norm": optax.tree.norm(updates),
             "param_norm": optax.tree.norm(trained),
         }
-        finite = jnp.isfinite(metrics["loss"])
-        for norm in norms.values():
-            finite &= jnp.isfinite(norm)
-        lr = optax.tree.get(opt_state, "learning_rate")
-        trained, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old), (trained, opt_state), (state.trained, state.opt_state)
-        )
+        finite = sound & jnp.isfinite(norms["update_norm"]) & jnp.isfinite(norms["param_norm"])
         skipped = state.skipped + ~finite
         loss_scale, fault = None, ~finite
         if state.loss_scale is not None:
@@ -132,7 +136,7 @@ def make_train_step(
             # Begins with the parameters after the first update, as PyTorch's does.
             decay = jnp.where(state.step == state.skipped, 0.0, config.optim.ema)
             moved = optax.incremental_update(params, ema, 1 - decay)
-            ema = jax.tree.map(lambda new, old: jnp.where(finite, new, old).astype(old.dtype), moved, ema)
+            ema = _where(sound, moved, ema)
         return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale, own, ema), metrics
 
     return train_step
@@ -146,6 +150,10 @@ def make_eval_step(config: RunConfig, mesh: Mesh | None = None) -> Callable[[Par
         return config.objective.sums(config.model, params, batch, batch_sharding=batch_sharding)[0]
 
     return eval_step
+
+
+def _where(condition: jax.Array, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda new, old: jnp.where(condition, new, old).astype(old.dtype), new, old)
 
 
 def _check_names(sums: Collection[str], penalties: Collection[str]) -> None:
