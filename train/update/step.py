@@ -136,7 +136,7 @@ def make_train_step(
             # Begins with the parameters after the first update, as PyTorch's does.
             decay = jnp.where(state.step == state.skipped, 0.0, config.optim.ema)
             moved = optax.incremental_update(params, ema, 1 - decay)
-            ema = _where(sound, moved, ema)
+            ema = _where(finite, moved, ema)
         return TrainState(state.step + 1, params, opt_state, skipped, consecutive, loss_scale, own, ema), metrics
 
     return train_step
