@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import pkgutil
+import re
 
 import jax
 import jax.numpy as jnp
@@ -219,6 +220,20 @@ def test_chunked_loss_equals_the_whole_one(chunk):
     tangent = (_random(3, 2, 8, 5), _random(4, 11, 5))
     forward = jax.jvp(chunked, (hidden, head), tangent)[1]
     np.testing.assert_allclose(forward, jax.jvp(whole, (hidden, head), tangent)[1], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("float32", "f32"), ("bfloat16", "bf16"), ("float16", "f32")])
+def test_gradients_of_logits_enter_products_in_the_dtype_of_the_head(dtype, factor):
+    """But not in float16, which has no small probabilities; and nothing is scattered over the logits."""
+    hidden, head = jnp.ones((2, 8, 5), dtype), jnp.ones((11, 5), dtype)
+
+    def chunked(hidden, head):
+        return loss.chunked_cross_entropy(hidden, head, jnp.zeros((2, 8), int), chunk=4)[0]
+
+    text = jax.jit(jax.grad(chunked, (0, 1))).lower(hidden, head).as_text()
+    products = re.findall(r"dot_general.*: \(tensor<(\S+)>, tensor<(\S+)>\)", text)
+    assert [shape for pair in products for shape in pair if "11" in shape.split("x")[2:3]] == [f"2x4x11x{factor}"] * 2
+    assert "scatter" not in text
 
 
 def test_mean_loss_of_nothing_is_nan():

@@ -135,6 +135,41 @@ def test_update_that_overflows_the_parameters_is_skipped(start, batch):
     assert np.isfinite(metrics["grad_norm"])
     assert int(metrics["skipped"]) == 1
     jax.tree.map(np.testing.assert_array_equal, state.params, start.params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_a_parameter_that_would_overflow_stays_and_the_step_counts_as_skipped(start, batch):
+    def spoilt(updates, _):
+        return updates | {"embed": jax.tree.map(lambda u: u.at[0, 1].set(np.inf), updates["embed"])}
+
+    optimizer = optax.chain(optimizer_of(CONFIG), optax.stateless(spoilt))
+    state, metrics = jax.jit(make_train_step(CONFIG, optimizer))(init_state(CONFIG, optimizer), batch)
+    assert (int(metrics["skipped"]), int(metrics["consecutive_skipped"])) == (1, 1)
+    assert np.isinf(metrics["update_norm"])
+    for after, before in zip(jax.tree.leaves(state.params["embed"]), jax.tree.leaves(start.params["embed"])):
+        stayed = np.zeros(before.shape, bool)
+        stayed[0, 1] = True
+        np.testing.assert_array_equal(after == before, stayed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear(ObjectiveConfig):
+    """Its gradient is the batch."""
+
+    def sums(self, model, params, batch, **_):
+        return {"loss": optax.tree.vdot(params, batch["gradient"]), "tokens": 1.0}, {}
+
+
+def test_the_update_writes_the_state_in_place_and_without_a_second_one():
+    config = CONFIG.replace(model=mhc_ssm("baseline", vocab_size=4096, max_len=12, width=64, layers=1))
+    config = config.replace(objective=Linear())
+    state = jax.eval_shape(lambda: init_state(config, optimizer_of(config)))
+    step = jax.jit(make_train_step(config, optimizer_of(config)), donate_argnums=0)
+    memory = step.lower(state, {"gradient": state.params}).compile().memory_analysis()
+    params, whole = (sum(leaf.size * 4 for leaf in jax.tree.leaves(tree)) for tree in (state.params, state))
+    assert memory.alias_size_in_bytes == whole
+    # A select that waited for the norms of the update would keep the new parameters and moments beside the old ones.
+    assert memory.temp_size_in_bytes < 3 * params
 
 
 @pytest.mark.slow
