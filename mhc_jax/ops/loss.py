@@ -35,7 +35,8 @@ def chunked_cross_entropy(
     """:func:`cross_entropy` of ``hidden @ head.T`` with at most (B, chunk, V) logits alive.
 
     Under differentiation each chunk's gradient is formed together with its loss, so nothing is
-    recomputed and the head costs its three matrix products. The rule is a forward-mode one
+    recomputed and the head costs its three matrix products; the gradient of the logits is rounded
+    to the dtype of ``hidden_BTD``, unless that is float16. The rule is a forward-mode one
     (an inner product with those gradients), hence forward, reverse and mixed modes all work.
 
     Args:

@@ -19,7 +19,7 @@ class TrainState:
         step: int32 scalar, optimizer steps taken or skipped so far.
         params: the model's parameters, float32.
         opt_state: the optimizer's.
-        skipped: int32 scalar, steps skipped so far because a gradient was not finite.
+        skipped: int32 scalar, steps skipped so far because loss, gradient or update was not finite.
         consecutive_skipped: int32 scalar, how many of the latest steps were skipped in a row, not counting overflows
             that a smaller loss scale may mend.
         loss_scale: what keeps the gradients inside the range of float16; None under other policies.
