@@ -107,10 +107,11 @@ def make_train_step(
             teacher, _ = sharding.for_step(config.objective.teacher.known, teacher, mesh)
         grads, metrics = gradients(state.trained, teacher, batch, key, progress, scale)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
-        # Known before the update, and the norms of it are of what one pass over parameters and optimizer state writes.
+        lr = optax.tree.get(opt_state, "learning_rate")
+        # A choice that waited for the norms of the update would need a second pass over parameters and moments. The
+        # gradient's norm keeps the moments finite; parameters are kept from overflowing one by one.
         grad_norm = optax.tree.norm(grads)
         sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
-        lr = optax.tree.get(opt_state, "learning_rate")
         opt_state = _where(sound, opt_state, state.opt_state)
         trained = jax.tree.map(
             lambda new, old: jnp.where(sound & jnp.isfinite(jnp.square(new)), new, old),
