@@ -68,7 +68,8 @@ class Pending(Deferred):
 
     def projected(self, project, param):
         stream, row = ((self.mixed.h.parts[0].shape[-1], dtype) for dtype in (self.mixed.h.dtype, jnp.float32))
-        if not tile_of([stream] * (3 * len(self.mixed.h)) + [row] * 2, 4 * 2 * param.size):
+        arrays = [stream] * (3 * len(self.mixed.h)) + [row] * 2 + [(len(param), jnp.float32)]
+        if not tile_of(arrays, [param.shape] * 2):
             return (h := self.computed()), project(h, param)  # such a matrix does not fit beside them
         h, (found,) = self._written(lambda rows, param: [project(Streams(tuple(rows)), param)], (param,))
         return h, found
@@ -150,7 +151,11 @@ def fault(streams: int, width: int, dtype: Any) -> str | None:
         return f"the kernels of streams carry float32 or bfloat16, not {jnp.dtype(dtype)}; take such a policy, {xla}"
     # The most that a kernel has at once: at a boundary, or at a write of another array to every stream.
     stream, row = (width, dtype), (width, jnp.float32)
-    if not (tile_of([stream] * (3 * streams) + [row] * 3) and tile_of([stream] * streams + [row] * (2 * streams))):
+    gain_and_bias = [(1, width)] * 4  # and their cotangents
+    if not (
+        tile_of([stream] * (3 * streams) + [row] * 3, gain_and_bias)
+        and tile_of([stream] * streams + [row] * (2 * streams))
+    ):
         return f"{streams} streams of {width} channels are too wide for the kernels of streams; take fewer, {xla}"
     return None
 

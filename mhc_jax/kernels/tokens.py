@@ -16,6 +16,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec, Sharding
 
 from mhc_jax.backend import target_backend
+from mhc_jax.config import ConfigError
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.sharding import axes, by_device
 from mhc_jax.kernels.tokens_gpu import by_token, fits
@@ -54,6 +55,9 @@ def over_tokens(
 
     Returns:
         The arrays; cotangents like ``weights``, or None if ``body`` has none; cotangents like ``params``.
+
+    Raises:
+        ConfigError: no tile fits, see :func:`tile_of`.
     """
     rows, _ = axes(batch_sharding)
     by_row, shared, static = PartitionSpec(rows), PartitionSpec(), weights.ndim == 1
@@ -73,17 +77,18 @@ def over_tokens(
     return by_device(run, batch_sharding, (of_weights, shared, by_row, by_row), (by_row, of_weights, shared))(*given)
 
 
-def tile_of(shapes: Sequence[tuple[int, Any]], params: int = 0) -> int:
+def tile_of(shapes: Sequence[tuple[int, Any]], params: Sequence[tuple[int, ...]] = ()) -> int:
     """Tokens of the largest tile that fits; 0 if none does.
 
     Args:
         shapes: channels and dtypes of all arrays that a kernel reads or makes.
-        params: bytes of its parameters and of their cotangents.
+        params: shapes of its parameters and of their cotangents.
     """
     if kernel_of_target() is by_token:
-        return int(fits(shapes) and not params)
+        return int(fits(shapes) and all(rows == 1 for rows, _ in params))
     bytes_of_token = sum(channels * jnp.dtype(dtype).itemsize for channels, dtype in shapes)
-    return next((tile for tile in TILES if 2 * (tile * bytes_of_token + params) <= MEMORY), 0)
+    bytes_of_params = 4 * sum(map(math.prod, params))
+    return next((tile for tile in TILES if 2 * (tile * bytes_of_token + bytes_of_params) <= MEMORY), 0)
 
 
 def kernel_of_target() -> Callable[..., Any]:
@@ -110,7 +115,11 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
     _, dweights, dparams = jax.eval_shape(body, [float32((1, 1))] * K, list(params), *token)
     R = len(dweights)
     shapes = [(x.shape[-1], x.dtype) for x in (*arrays, *cotangents)] + list(made)
-    tile = tile_of(shapes, 4 * sum(math.prod(x.shape) for x in (*params, *dparams)))
+    tile = tile_of(shapes, [x.shape for x in (*params, *dparams)])
+    if not tile:
+        raise ConfigError(
+            f"no tile of {TILES[-1]} tokens fits the kernel's memory; take fewer channels, or implementation 'xla'"
+        )
     group = min(tile, MATRIX_GROUP if any(len(x) > 1 for x in params) else GROUP)
 
     def is_turned(channels):

@@ -299,6 +299,20 @@ def test_what_there_is_no_kernel_for_is_refused():
             kernels.read(Streams.copies(streams, 2), jnp.ones(2), None)
 
 
+@pytest.mark.parametrize("dtype", ROUNDING)
+@pytest.mark.parametrize("N", [1, 4])
+def test_the_widest_streams_that_are_not_refused_have_a_kernel(N, dtype):
+    D = max(D for D in range(WIDTH, 2**15, WIDTH) if not kernels.fault(N, D, dtype))
+    h, y = (jax.ShapeDtypeStruct((1, 16, *shape), dtype) for shape in ((N, D), (D,)))
+
+    def total(h, y, gain):
+        same = [jnp.ones(N)] * 2
+        found = boundary(h, [y] * 2, same, same, [jnp.ones((N, N))] * 2, (gain, gain))
+        return sum(jnp.sum(x.astype(jnp.float32)) for x in found)
+
+    jax.eval_shape(jax.grad(total, argnums=(0, 1, 2)), h, y, jnp.ones(D))
+
+
 def test_a_norm_with_a_matrix_is_refused_on_gpus():
     norm = kernels.Normalised(lambda u, matrix: u @ matrix, (jnp.eye(WIDTH),), jnp.float32)
     with compiling_for("gpu"), pytest.raises(ConfigError, match="take norms whose parameters are vectors; take impl"):
