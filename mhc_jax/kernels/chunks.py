@@ -38,8 +38,10 @@ MEMORY = 12 * 2**20
 Inside = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def fault(heads: int, K: int, V: int, chunk: int) -> str | None:
-    """Why there is no kernel for so many heads of these sizes, and what to do; None if there is one."""
+def fault(heads: int, K: int, V: int, chunk: int, dtype: Any) -> str | None:
+    """Why there is no kernel for so many heads of these sizes and dtype, and what to do; None if there is one."""
+    if dtype not in (jnp.float32, jnp.bfloat16):
+        return f"the kernel of chunks takes float32 or bfloat16, not {jnp.dtype(dtype)}; take such a policy"
     plan, what = _Plan.of(None, chunk, heads, K, V), f"{heads} heads of {K} by {V} in chunks of {chunk}"
     C, G, U, K, V = plan.chunk, plan.heads, plan.together, _width(K), _width(V)
     # Arrays of a chunk twice, as they are read and written, and those that the derivative of a chunk holds.
@@ -75,14 +77,12 @@ def scan(
         Output in the dtype of the values, and the states after the last token.
 
     Raises:
-        ConfigError: there is no kernel for these heads, see :func:`fault`, or for their dtype.
+        ConfigError: there is no kernel for these heads, see :func:`fault`.
     """
     (_, T, H, K), V = wide[0].shape, wide[2].shape[-1]
-    if reason := fault(H, K, V, chunk):
-        raise ConfigError(reason)
     for x in (s0_BHKV, *wide, *narrow):
-        if x.dtype not in (jnp.float32, jnp.bfloat16):
-            raise ConfigError(f"the kernel of chunks takes float32 or bfloat16, not {x.dtype}; take such a policy")
+        if reason := fault(H, K, V, chunk, x.dtype):
+            raise ConfigError(reason)
 
     rows, others = axes(batch_sharding)
     by_head = tuple(others) if H % math.prod(others.values()) == 0 else None

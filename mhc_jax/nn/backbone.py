@@ -23,7 +23,7 @@ from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution, build_stack, layer_of, run_stack, sliced
 from mhc_jax.nn.value_residual import ValueResidual, ValueResidualConfig
 from mhc_jax.ops import streams
-from mhc_jax.precision import policy
+from mhc_jax.precision import Policy, policy
 
 # Of a block, in the order in which they run.
 SITES = ("before_mixer", "mixer", "before_mlp", "mlp")
@@ -92,6 +92,13 @@ class BackboneConfig(Config):
             f"the mixer takes {self.mixer.views} views, but the residual {self.residual.kind!r} gives "
             f"{self.residual.views}; set residual.views to {self.mixer.views}, or mixer.views to 1",
         )
+
+    def check_kernels(self, policy: Policy) -> None:
+        """Raises ConfigError if a part asks for kernels that cannot take this backbone in these dtypes."""
+        with within("residual"):
+            self.residual.check_kernels(self.width, policy)
+        with within("mixer"):
+            self.mixer.check_kernels(self.width, policy)
 
     @property
     def sites(self) -> dict[str, MixerConfig | ChannelMixerConfig]:

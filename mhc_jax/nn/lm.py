@@ -13,6 +13,7 @@ from mhc_jax.nn.layers import dropout
 from mhc_jax.nn.model import Model, ModelConfig
 from mhc_jax.nn.pieces import Piece
 from mhc_jax.nn.stack import sliced
+from mhc_jax.precision import policy
 from mhc_jax.registry import register
 
 
@@ -42,6 +43,7 @@ class LMConfig(BackboneConfig, ModelConfig):
         super().validate()
         self.require(self.embed_std > 0, f"embed_std must be positive, got {self.embed_std}")
         check_outputs(self)
+        self.check_kernels(policy(self.execution.policy))
 
     def small(self):
         return self.replace(vocab_size=61, max_len=24, width=8, layers=2, outputs=None)

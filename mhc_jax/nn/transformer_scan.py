@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mhc_jax.config import ConfigError
+from mhc_jax.config import ConfigError, within
 from mhc_jax.nn.backbone import Backbone, BackboneConfig
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.embed import Embed, check_outputs, check_outputs_are_tokens, dense_head, head_table
@@ -103,6 +103,9 @@ class TransformerScanConfig(ModelConfig):
         self.require(widths[0] == widths[1], f"aggregator and reader must have one width, got {widths[0]}, {widths[1]}")
         self.require(self.reader.mixer.causal, "the reader must be causal; set reader.mixer.causal")
         check_outputs(self)
+        for network in ("aggregator", "reader"):
+            with within(network):
+                getattr(self, network).check_kernels(policy(self.execution.policy))
         if self.scan in LEGACY:
             self.require(self.boundary != "prefix", f"scan {self.scan!r} has no prefix of a whole text; see boundary")
             self.rows(self.max_len)

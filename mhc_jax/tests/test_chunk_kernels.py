@@ -9,6 +9,7 @@ import mhc_jax
 from mhc_jax import ConfigError
 from mhc_jax.models import gated_deltanet, gla
 from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
+from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.delta_rule import gated_delta_rule
 from mhc_jax.ops.gla import gated_linear_attention
 from mhc_jax.tests.devices import run_on_devices
@@ -157,6 +158,11 @@ def test_what_there_is_no_kernel_for_is_refused():
         ConfigError, match="gla: implementation 'pallas': 2 heads of 192 by 384 in chunks of 256 are too"
     ):
         check(GLAConfig(implementation="pallas", heads=2, chunk=256))
+    with (
+        jax.enable_x64(),
+        pytest.raises(ConfigError, match="gla: .* takes float32 or bfloat16, not float64"),
+    ):
+        gla("170M", mixer=GLAConfig(implementation="pallas"), execution=Execution(policy="float64")).validate()
     arguments, _ = draw("gla", 1, 3, 2, 8, 8)
     *rest, s0 = (x.astype(jnp.float16) for x in arguments)
     with pytest.raises(ConfigError, match="the kernel of chunks takes float32 or bfloat16, not float16; take such a"):

@@ -17,10 +17,12 @@ from mhc_jax.kernels import streams as kernels
 from mhc_jax.kernels import tokens, tokens_gpu
 from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
+from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.init import ones
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
 from mhc_jax.nn.norms import Norm, NormConfig
+from mhc_jax.nn.projections import SinkhornConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, HyperConnectionsConfig, StaticMHCConfig
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.norm import layer_norm, rms_norm
@@ -275,20 +277,31 @@ def test_a_layer_runs_no_more_kernels_than_it_must(remat, again):
 
 
 def test_what_there_is_no_kernel_for_is_refused():
-    def check(config, width=WIDTH):
-        LMConfig(vocab_size=9, max_len=9, width=width, residual=config.replace(implementation="pallas")).validate()
+    def check(config, width=WIDTH, policy="bfloat16"):
+        config, ends = config.replace(implementation="pallas"), CopyEndsConfig()
+        sizes = {"vocab_size": 9, "max_len": 9, "width": width}
+        LMConfig(**sizes, residual=config, ends=ends, execution=Execution(policy=policy)).validate()
 
-    StaticMHCConfig(implementation="pallas").check(WIDTH)
+    check(StaticMHCConfig())
     with pytest.raises(ConfigError, match="static_mhc: implementation 'pallas': .* at most 8 streams, got 9; take"):
         check(StaticMHCConfig(streams=9))
     with pytest.raises(ConfigError, match="dynamic_mhc: .* need a width that 128 divides, got 96; take"):
         check(DynamicMHCConfig(), 96)
     with pytest.raises(ConfigError, match="8 streams of 65536 channels are too wide .*; take fewer"):
         check(StaticMHCConfig(streams=8), 65536)
-    wide = StaticMHCConfig(streams=8, implementation="pallas")
-    wide.check(2048)
-    with compiling_for("gpu"), pytest.raises(ConfigError, match="8 streams of 2048 channels are too wide"):
-        wide.check(2048)
+    wide = StaticMHCConfig(streams=8), 4096
+    check(*wide)
+    with pytest.raises(ConfigError, match="8 streams of 4096 channels are too wide"):
+        check(*wide, policy="bfloat16_wide_streams")
+    with compiling_for("gpu"), pytest.raises(ConfigError, match="8 streams of 4096 channels are too wide"):
+        check(*wide)
+    with pytest.raises(ConfigError, match="static_mhc: .* carry float32 or bfloat16, not float16; take such a policy"):
+        check(StaticMHCConfig(), policy="float16")
+    long = DynamicMHCConfig(streams=8, projection=SinkhornConfig(iters=99))
+    with pytest.raises(ConfigError, match="sinkhorn: no kernel holds 99 iterations of 8 x 8 matrices; take fewer"):
+        check(long)
+    with compiling_for("gpu"):
+        check(long)
     with pytest.raises(ConfigError, match="unknown field 'implementation'"):
         HyperConnectionsConfig.from_dict({"kind": "hc", "implementation": "pallas"})
     for streams, fault in (

@@ -59,6 +59,9 @@ class MixerConfig(Config):
     def check(self, width: int) -> None:
         """Raises ConfigError if the mixer cannot be built for that width."""
 
+    def check_kernels(self, width: int, policy: Policy) -> None:
+        """Raises ConfigError if kernels are asked for that cannot take that width in these dtypes."""
+
     def value_width(self, width: int) -> int:
         """Width of the values that the mixer carries from token to token; the model's by default."""
         return width

@@ -61,7 +61,6 @@ class GatedDeltaConfig(LinearAttentionConfig):
         self.require(
             abs(V - round(V)) < 1e-6 and V > 0.5, f"expand_v {self.expand_v} of a head of {K} is no whole number"
         )
-        super().check(width)
 
     def _key_width(self, width: int) -> int:
         return self.head_width or 3 * width // (4 * self.heads)

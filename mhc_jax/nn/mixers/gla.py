@@ -61,7 +61,6 @@ class GLAConfig(LinearAttentionConfig):
             head = expand * width / self.heads
             whole = abs(head - round(head)) < 1e-6 and head > 0.5
             self.require(whole, f"heads {self.heads} must divide {name} {expand} times the width {width}")
-        super().check(width)
 
     def shape(self, width):
         groups = self.kv_heads or self.heads

@@ -71,12 +71,12 @@ class LinearAttentionConfig(MixerConfig):
         matches = self.implementation == "xla" or self.form == "chunked"
         self.require(matches, f"implementation 'pallas' has no form {self.form!r}; use form 'chunked', or 'xla'")
 
-    def check(self, width):
+    def check_kernels(self, width, policy):
         if self.implementation == "pallas":
             from mhc_jax.kernels.chunks import fault  # Pallas takes long to import
 
             heads = self.shape(width)
-            found = fault(heads.out, heads.K, heads.V, self.chunk)
+            found = fault(heads.out, heads.K, heads.V, self.chunk, policy.accumulate)
             self.require(not found, f"implementation 'pallas': {found}")
 
     @required

@@ -46,6 +46,9 @@ class ProjectionConfig(Config):
     def check(self, streams: int) -> None:
         """Raises ConfigError if there is no such projection for that many streams."""
 
+    def check_kernels(self, streams: int) -> None:
+        """Raises ConfigError if :meth:`project_by_kernel` has a kernel, but none for that many streams."""
+
     def shape(self, streams: int) -> tuple[int, ...]:
         """Shape of the logits, without leading axes; some dimension is 0 when there are none."""
         return streams, streams

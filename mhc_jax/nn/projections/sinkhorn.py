@@ -68,13 +68,23 @@ class SinkhornConfig(ProjectionConfig):
         return (jax.checkpoint(project) if self.gradient == "recompute" else project)(logits)
 
     def project_by_kernel(self, logits, streams, batch_sharding):
-        if self.domain == "exp" or self.gradient == "implicit" or target_backend() == "gpu":
+        if not self._has_kernel():
             return self.project(logits, streams)
         from mhc_jax.kernels.sinkhorn import log_sinkhorn  # Pallas takes long to import
 
         return log_sinkhorn(
             logits / self.temperature, iters=self.iters, order=self.order, batch_sharding=batch_sharding
         )
+
+    def check_kernels(self, streams):
+        if self._has_kernel():
+            from mhc_jax.kernels.sinkhorn import fault
+
+            found = fault(streams, self.iters)
+            self.require(not found, found)
+
+    def _has_kernel(self) -> bool:
+        return self.domain == "log" and self.gradient != "implicit" and target_backend() != "gpu"
 
     def _form(self):
         if self.gradient == "implicit":

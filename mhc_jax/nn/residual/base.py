@@ -91,5 +91,8 @@ class ResidualConfig(Config):
     def check(self, width: int) -> None:
         """Raises ConfigError if the topology cannot be built for that width."""
 
+    def check_kernels(self, width: int, policy: Policy) -> None:
+        """Raises ConfigError if kernels are asked for that cannot take that width in these dtypes."""
+
     @required
     def build(self, width: int, policy: Policy, init: Init) -> Residual: ...

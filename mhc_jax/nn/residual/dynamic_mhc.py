@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mhc_jax.config import within
 from mhc_jax.nn.deferred import projected
 from mhc_jax.nn.init import Init, constant, normal
 from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
@@ -63,6 +64,12 @@ class DynamicMHCConfig(MHCConfig):
             f"writes of 1 lie outside (post_eps, post_eps + post_gain) = ({self.post_eps}, "
             f"{self.post_eps + self.post_gain}); raise post_gain, or take bias 'zeros'",
         )
+
+    def check_kernels(self, width, policy):
+        super().check_kernels(width, policy)
+        if self.implementation == "pallas" and not self.projection.is_identity(self.streams):
+            with within("projection"):
+                self.projection.check_kernels(self.streams)
 
     def build(self, width, policy, init):
         return DynamicMHC(self, width, policy, init)

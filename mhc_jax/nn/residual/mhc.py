@@ -55,12 +55,11 @@ class MHCConfig(StreamsConfig):
 
     implementation: Literal["xla", "pallas"] = "xla"
 
-    def check(self, width):
+    def check_kernels(self, width, policy):
         if self.implementation == "pallas":
             from mhc_jax.kernels.streams import fault  # Pallas takes long to import
 
-            # The dtype that needs least memory; the kernel knows the true one.
-            found = fault(self.streams, width, jnp.bfloat16)
+            found = fault(self.streams, width, policy.streams)
             self.require(not found, f"implementation 'pallas': {found}")
 
 
