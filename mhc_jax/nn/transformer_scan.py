@@ -184,8 +184,7 @@ class TransformerScanConfig(ModelConfig):
     @property
     def first_logit_std(self):
         uniform_head = self.head == "dense" and self.init == "legacy"
-        weight = 1 / math.sqrt(3 * self.width) if uniform_head else self.table_std
-        return weight * math.sqrt(self.width)
+        return 1 / math.sqrt(3) if uniform_head else self.table_std * math.sqrt(self.width)
 
     @property
     def table_std(self) -> float:
@@ -205,9 +204,7 @@ class TransformerScanConfig(ModelConfig):
         self.require(False, f"{fault}; give each text a row of its own, or join the texts")
 
     def scored_T(self, length):
-        if self.boundary != "unscored":
-            return None
-        return np.arange(1, length + 1) % self.chunk != 0
+        return np.arange(1, length + 1) % self.chunk != 0 if self.boundary == "unscored" else None
 
     def build(self, init):
         return TransformerScan(self, init)
