@@ -26,7 +26,8 @@ def first_loss(subject: Subject) -> list[Finding]:
     logits_BTV, targets_BT = subject.logits(subject.initial, subject.tokens_BT), subject.batch["targets"]
     logits_BTV = logits_BTV.astype(np.float64)
     taken_BT1 = np.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
-    loss = float((np.logaddexp.reduce(logits_BTV, axis=-1) - taken_BT1[..., 0]).mean())
+    with np.errstate(invalid="ignore"):  # a loss of NaN is the finding
+        loss = float((np.logaddexp.reduce(logits_BTV, axis=-1) - taken_BT1[..., 0]).mean())
     least, std = math.log(subject.model.vocab_size), subject.model.first_logit_std
     slack = SLACK + 3 * std / math.sqrt(targets_BT.size)
     low, high = least - slack, least + std**2 / 2 + slack
