@@ -15,6 +15,11 @@ def target_backend() -> str:
     return _target.value or jax.default_backend()
 
 
+def stated_backend() -> str | None:
+    """The platform of :func:`compiling_for`, or None: it looks for no device, before which processes must have met."""
+    return _target.value
+
+
 def compiling_for(platform: str) -> AbstractContextManager:
     """A context in which programs are traced for ``platform``, whether or not there is such a device here."""
     return _target(platform)

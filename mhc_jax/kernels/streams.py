@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from jaxtyping import Array, Float
 
+from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels.tokens import over_tokens, tile_of
 from mhc_jax.nn.deferred import Deferred
@@ -69,7 +70,7 @@ class Pending(Deferred):
     def projected(self, project, param):
         stream, row = ((self.mixed.h.parts[0].shape[-1], dtype) for dtype in (self.mixed.h.dtype, jnp.float32))
         arrays = [stream] * (3 * len(self.mixed.h)) + [row] * 2 + [(len(param), jnp.float32)]
-        if not tile_of(arrays, [param.shape] * 2):
+        if not tile_of(arrays, [param.shape] * 2, target_backend()):
             return (h := self.computed()), project(h, param)  # such a matrix does not fit beside them
         h, (found,) = self._written(lambda rows, param: [project(Streams(tuple(rows)), param)], (param,))
         return h, found
@@ -140,8 +141,12 @@ class Coefficients(NamedTuple):
         return found
 
 
-def fault(streams: int, width: int, dtype: Any) -> str | None:
-    """Why there is no kernel for so many streams of that width and dtype, and what to do; None if there is one."""
+def fault(streams: int, width: int, dtype: Any, target: str | None) -> str | None:
+    """Why there is no kernel for so many streams of that width and dtype, and what to do; None if there is one.
+
+    Args:
+        target: the platform, or None while it is not known, for what no platform takes.
+    """
     xla = "or take implementation 'xla'"
     if streams > MOST_STREAMS:
         return f"the kernels of streams take at most {MOST_STREAMS} streams, got {streams}; take fewer, {xla}"
@@ -153,8 +158,8 @@ def fault(streams: int, width: int, dtype: Any) -> str | None:
     stream, row = (width, dtype), (width, jnp.float32)
     gain_and_bias = [(1, width)] * 4  # and their cotangents
     if not (
-        tile_of([stream] * (3 * streams) + [row] * 3, gain_and_bias)
-        and tile_of([stream] * streams + [row] * (2 * streams))
+        tile_of([stream] * (3 * streams) + [row] * 3, gain_and_bias, target)
+        and tile_of([stream] * streams + [row] * (2 * streams), target=target)
     ):
         return f"{streams} streams of {width} channels are too wide for the kernels of streams; take fewer, {xla}"
     return None
@@ -183,7 +188,7 @@ def read(
         h, ys, before, post = state.mixed.h, _parts(state.y), state.mixed.res_NN, state.post_N
     else:
         h, ys, before, post = state, (), None, None
-    if reason := fault(len(h), h.parts[0].shape[-1], h.dtype):
+    if reason := fault(len(h), h.parts[0].shape[-1], h.dtype, target_backend()):
         raise ConfigError(reason)
     norm = norm or Normalised(lambda u: u, (), jnp.float32)
     coefficients = Coefficients(before, post, pre_N, res_NN)

@@ -66,7 +66,7 @@ def over_tokens(
     @not_differentiable
     def run(weights, params, arrays, cotangents):
         enough = arrays[0].size and arrays[0].shape[1] >= GROUP
-        computed = kernel_of_target() if enough else _plainly
+        computed = kernel_of(target_backend()) if enough else _plainly
         found, dweights, dparams = computed(body, weights, params, arrays, cotangents, made)
         if rows:
             dparams = jax.lax.psum(dparams, rows)
@@ -77,23 +77,26 @@ def over_tokens(
     return by_device(run, batch_sharding, (of_weights, shared, by_row, by_row), (by_row, of_weights, shared))(*given)
 
 
-def tile_of(shapes: Sequence[tuple[int, Any]], params: Sequence[tuple[int, ...]] = ()) -> int:
+def tile_of(
+    shapes: Sequence[tuple[int, Any]], params: Sequence[tuple[int, ...]] = (), target: str | None = None
+) -> int:
     """Tokens of the largest tile that fits; 0 if none does.
 
     Args:
         shapes: channels and dtypes of all arrays that a kernel reads or makes.
         params: shapes of its parameters and of their cotangents.
+        target: platform of the kernel; None if it is not known, for what fits a TPU, which holds most.
     """
-    if kernel_of_target() is by_token:
+    if kernel_of(target) is by_token:
         return int(fits(shapes) and all(rows == 1 for rows, _ in params))
     bytes_of_token = sum(channels * jnp.dtype(dtype).itemsize for channels, dtype in shapes)
     bytes_of_params = 4 * sum(map(math.prod, params))
     return next((tile for tile in TILES if 2 * (tile * bytes_of_token + bytes_of_params) <= MEMORY), 0)
 
 
-def kernel_of_target() -> Callable[..., Any]:
-    """The form of the target: that of GPUs, or that of TPUs."""
-    return by_token if target_backend() == "gpu" else _in_tiles
+def kernel_of(target: str | None) -> Callable[..., Any]:
+    """The form of a platform: that of GPUs, or that of TPUs."""
+    return by_token if target == "gpu" else _in_tiles
 
 
 def _plainly(body, weights, params, arrays, cotangents, made):

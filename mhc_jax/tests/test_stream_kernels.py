@@ -31,7 +31,7 @@ WIDTH = 128
 def machine(request, monkeypatch):
     """Whose kernels are interpreted."""
     if request.param == "gpu":
-        monkeypatch.setattr(tokens, "kernel_of_target", lambda: tokens_gpu.by_token)
+        monkeypatch.setattr(tokens, "kernel_of", lambda target: tokens_gpu.by_token)
 
 
 def site(h_BTND, y, pre, post, res):

@@ -1,6 +1,8 @@
 """Streams, norms and derivatives that there are no kernels for."""
 
 import dataclasses
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,21 @@ from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.norm import rms_norm
 from mhc_jax.ops.streams import Streams
 from mhc_jax.tests.test_stream_kernels import ROUNDING, TOKENS, WIDTH, boundary, by_kernels, loss, model, perturbed
+
+
+def test_checking_kernels_looks_for_no_device():
+    """Which would keep the process from joining others, and a compiler from standing in for devices."""
+    program = """
+from jax._src.xla_bridge import backends_are_initialized
+from mhc_jax.nn.ends import CopyEndsConfig
+from mhc_jax.nn.lm import LMConfig
+from mhc_jax.nn.mixers import GLAConfig
+from mhc_jax.nn.residual import DynamicMHCConfig
+parts = {"residual": DynamicMHCConfig(implementation="pallas"), "mixer": GLAConfig(implementation="pallas")}
+LMConfig(vocab_size=9, max_len=9, width=128, ends=CopyEndsConfig(), **parts).validate()
+assert not backends_are_initialized()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_what_there_is_no_kernel_for_is_refused():
@@ -62,7 +79,7 @@ def test_what_there_is_no_kernel_for_is_refused():
 @pytest.mark.parametrize("dtype", ROUNDING)
 @pytest.mark.parametrize("N", [1, 4])
 def test_the_widest_streams_that_are_not_refused_have_a_kernel(N, dtype):
-    D = max(D for D in range(WIDTH, 2**15, WIDTH) if not kernels.fault(N, D, dtype))
+    D = max(D for D in range(WIDTH, 2**15, WIDTH) if not kernels.fault(N, D, dtype, "tpu"))
     h, y = (jax.ShapeDtypeStruct((1, 16, *shape), dtype) for shape in ((N, D), (D,)))
 
     def total(h, y, gain):

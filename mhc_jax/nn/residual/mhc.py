@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.scipy.special import logit
 
+from mhc_jax.backend import stated_backend
 from mhc_jax.nn.deferred import Deferred
 from mhc_jax.nn.init import Init, zeros
 from mhc_jax.nn.norms.base import Norm
@@ -59,7 +60,7 @@ class MHCConfig(StreamsConfig):
         if self.implementation == "pallas":
             from mhc_jax.kernels.streams import fault  # Pallas takes long to import
 
-            found = fault(self.streams, width, policy.streams)
+            found = fault(self.streams, width, policy.streams, stated_backend())
             self.require(not found, f"implementation 'pallas': {found}")
 
 
