@@ -24,10 +24,10 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
-from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.heads import Heads, iota
+from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.sharding import axes, by_device
 
 LANES, LEAST_CHUNK = 128, 16
@@ -182,7 +182,7 @@ class _Plan:
                 transcendentals=B * N * P * cost.transcendentals,
                 bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*arrays, *results)),
             ),
-            interpret=target_backend() != "tpu",
+            interpret=is_interpreted(),
             name=name,
         )
         return not_differentiable(run)(*arrays)

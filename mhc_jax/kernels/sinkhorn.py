@@ -14,9 +14,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
-from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels.derivatives import not_differentiable
+from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.sharding import axes, by_device
 from mhc_jax.ops.sinkhorn import ORDERS
 
@@ -123,6 +123,6 @@ def _on_one_device(kernel, iters, kept, *arrays):
             bytes_accessed=4 * result.size * (len(arrays) + 1),
             transcendentals=passes * result.size,
         ),
-        interpret=target_backend() != "tpu",
+        interpret=is_interpreted(),
     )(*map(laid, arrays))
     return jnp.moveaxis(out.reshape(N, N, tiles * TILE)[..., : B * T].reshape(N, N, B, T), (0, 1), (-2, -1))

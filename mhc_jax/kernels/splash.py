@@ -9,7 +9,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from mhc_jax.backend import target_backend
+from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.sharding import axes, by_device
 
 # The kernel works on tiles of whole lanes; tiles of 512 tokens are the fastest that fit its memory.
@@ -78,7 +78,7 @@ def _attend(q_BTHK, k_BTGK, v_BTGV, segment_ids_BT=None, *, scale, causal):
         ),
         head_shards=1,
         q_seq_shards=1,
-        interpret=target_backend() != "tpu",
+        interpret=is_interpreted(),
     )
     scaled = (q_BTHK.astype(jnp.float32) * scale).astype(q_BTHK.dtype)
     q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, k_BTGK, v_BTGV))

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec, Sharding
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels.derivatives import not_differentiable
+from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.sharding import axes, by_device
 from mhc_jax.kernels.tokens_gpu import by_token, fits
 
@@ -222,7 +223,7 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
             bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((operands, made, summed))),
             transcendentals=0,
         ),
-        interpret=target_backend() != "tpu",
+        interpret=is_interpreted(),
     )(*operands)
     found = [turned(x, channels) for x, (channels, _) in zip(found, results, strict=True)]
     if not R:

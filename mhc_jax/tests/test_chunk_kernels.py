@@ -7,6 +7,7 @@ import pytest
 
 import mhc_jax
 from mhc_jax import ConfigError
+from mhc_jax.backend import compiling_for
 from mhc_jax.models import gated_deltanet, gla
 from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
 from mhc_jax.nn.stack import Execution
@@ -167,6 +168,8 @@ def test_what_there_is_no_kernel_for_is_refused():
     *rest, s0 = (x.astype(jnp.float16) for x in arguments)
     with pytest.raises(ConfigError, match="the kernel of chunks takes float32 or bfloat16, not float16; take such a"):
         gated_linear_attention(*rest, s0_BHKV=s0, implementation="pallas")
+    with compiling_for("gpu"), pytest.raises(ConfigError, match="this kernel is for TPUs; take implementation 'xla'"):
+        gated_linear_attention(*arguments[:-1], s0_BHKV=arguments[-1], implementation="pallas")
     with pytest.raises(ValueError, match="implementation 'pallas' has no form 'recurrent'"):
         gated_linear_attention(*rest, form="recurrent", implementation="pallas")
     with pytest.raises(ValueError, match="unknown implementation 'palas'; did you mean 'pallas'"):

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mhc_jax import ConfigError
+from mhc_jax.backend import compiling_for
 from mhc_jax.ops.attention import causal_attention
 from mhc_jax.tests.devices import run_on_devices
 from mhc_jax.tests.own import slow_unless
@@ -74,6 +76,8 @@ def test_what_it_cannot_do_is_refused():
         causal_attention(q, k, v, implementation="splash")
     with pytest.raises(ValueError, match="splash takes none of start, start_B and keep_BHTS"):
         causal_attention(q, k, v, start=0, implementation="splash")
+    with compiling_for("gpu"), pytest.raises(ConfigError, match="this kernel is for TPUs; take .* 'xla' on a GPU, or"):
+        causal_attention(*(x.astype(jnp.bfloat16) for x in (q, k, v)), implementation="splash")
 
 
 SLICED = """
