@@ -115,7 +115,15 @@ def _late_conv(healthy):
 
 def _weights(change: Callable) -> Replace:
     """Other mixing weights: ``change(config, pre, post, res)``."""
-    return lambda healthy: lambda self, h_BTND: change(self.config, *healthy(self, h_BTND))
+
+    def replace(healthy):
+        def coefficients(self, h, scope):
+            h, found = healthy(self, h, scope)
+            return h, change(self.config, *found)
+
+        return coefficients
+
+    return replace
 
 
 def _swapped_gammas(healthy):
