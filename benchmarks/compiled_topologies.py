@@ -46,16 +46,15 @@ def configuration(width: int, topology: str, layers: str, depth: int, fused: str
     name, _, batch = NETWORKS[width]
     config = configs.load(name)
     model = with_topology(config.model, "dynamic_mhc" if topology == IMPLICIT else topology)
+    residual = model.residual if streams_by == "xla" else model.residual.replace(implementation=streams_by)
+    if topology == IMPLICIT:
+        residual = residual.replace(projection=residual.projection.replace(gradient="implicit"))
     model = model.replace(
         layers=depth,
+        residual=residual,
         mixer=model.mixer.replace(implementation=fused),
         execution=model.execution.replace(layers=layers),
     )
-    if streams_by != "xla":
-        model = model.replace(residual=model.residual.replace(implementation=streams_by))
-    if topology == IMPLICIT:
-        projection = model.residual.projection.replace(gradient="implicit")
-        model = model.replace(residual=model.residual.replace(projection=projection))
     return resolve(
         config.replace(
             model=model,

@@ -174,8 +174,8 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
                     return x
                 return jnp.where(place < T, x, ref[:1, :].astype(jnp.float32) if repeat else 0.0)
 
-            values = len(inputs) - len(cotangents)
-            known = [rows(ref, repeat=i < values) for i, ref in enumerate(inputs)]
+            first_cotangent = len(inputs) - len(cotangents)
+            known = [rows(ref, repeat=i < first_cotangent) for i, ref in enumerate(inputs)]
             if static:
                 columns = [jnp.full((group, 1), of_all[0][k]) for k in range(K)]
             else:
@@ -201,11 +201,12 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
             if view is not ref:
                 ref[...] = view[...].T.astype(ref.dtype)
 
-    made = [
+    shapes_of_results = [
         jax.ShapeDtypeStruct((B, channels, T) if is_turned(channels) else (B, T, channels), dtype)
         for channels, dtype in results
     ]
     operands = of_all, list(params), [turned(x, x.shape[-1]) for x in given]
+    moved = operands, shapes_of_results, summed
     found, sums = pl.pallas_call(
         kernel,
         grid=(B, pl.cdiv(T, tile)),
@@ -215,12 +216,12 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
             [by_tile(x.shape[-1]) for x in given],
         ),
         out_specs=([by_tile(channels) for channels, _ in results], [whole(x.shape) for x in summed]),
-        out_shape=(made, summed),
+        out_shape=(shapes_of_results, summed),
         scratch_shapes=([pltpu.VMEM((tile, width), jnp.float32) for width in widths if is_turned(width)],),
         compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary" if summed else "parallel",) * 2),
         cost_estimate=pl.CostEstimate(
             flops=2 * B * T * (K + R) * max(channels for channels, _ in shapes),
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((operands, made, summed))),
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moved)),
             transcendentals=0,
         ),
         interpret=is_interpreted(),
