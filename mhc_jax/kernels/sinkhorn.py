@@ -1,7 +1,8 @@
-"""Sinkhorn's iterations on TPUs for many small matrices, such as those of all tokens, in one kernel.
+"""Sinkhorn's iterations for many small matrices, such as those of all tokens, in one kernel.
 
-One entry of :data:`TILE` matrices fills a register, so that sums over rows and columns are sums of registers, and what
-lies between two iterations never leaves the core. Off a TPU the kernels are interpreted, which is slow.
+On GPUs it is :mod:`mhc_jax.kernels.sinkhorn_gpu`. On TPUs one entry of :data:`TILE` matrices fills a register, so that
+sums over rows and columns are sums of registers, and what lies between two iterations never leaves the core. On a CPU
+the kernels of TPUs are interpreted, which is slow.
 """
 
 import functools
@@ -14,7 +15,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
+from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
+from mhc_jax.kernels import sinkhorn_gpu
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.sharding import axes, by_device
@@ -25,11 +28,15 @@ TILE = SUBLANES * LANES
 MEMORY = 10 * 2**20
 
 
-def fault(streams: int, iters: int) -> str | None:
-    """Why there is no kernel for such matrices, and what to do; None if there is one."""
-    if 4 * TILE * streams**2 * iters <= MEMORY:
+def fault(streams: int, iters: int, target: str | None) -> str | None:
+    """Why that platform has no kernel for such matrices, and what to do; None if it has one.
+
+    Args:
+        target: as :func:`mhc_jax.backend.stated_backend` returns it.
+    """
+    if target == "gpu" or 4 * TILE * streams**2 * iters <= MEMORY:
         return None
-    return f"no kernel holds {iters} iterations of {streams} x {streams} matrices; take fewer, or implementation 'xla'"
+    return f"no kernel holds {iters} iterations of {streams} x {streams} matrices; take fewer iters, or implementation 'xla'"
 
 
 def log_sinkhorn(
@@ -48,15 +55,19 @@ def log_sinkhorn(
     Raises:
         ConfigError: there is no kernel for such matrices, see :func:`fault`.
     """
-    if found := fault(logits_BTNN.shape[-1], iters):
+    if found := fault(logits_BTNN.shape[-1], iters, target_backend()):
         raise ConfigError(found)
     return _log_sinkhorn(logits_BTNN.astype(jnp.float32), iters, order, batch_sharding).astype(logits_BTNN.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _log_sinkhorn(logits_BTNN, iters, order, batch_sharding):
+    half_steps = ORDERS[order]
+    if target_backend() == "gpu":
+        project = functools.partial(sinkhorn_gpu.project, iters=iters, half_steps=half_steps)
+        return _by_rows(project, batch_sharding)(logits_BTNN)
+
     def kernel(z, p):
-        half_steps = ORDERS[order]
         begun = half_steps.on_logs(z[...])
         p[...] = jax.lax.fori_loop(0, iters - 1, lambda _, p: half_steps.again(p), begun)
 
@@ -69,6 +80,9 @@ def _forward(logits_BTNN, iters, order, batch_sharding):
 
 def _backward(iters, order, batch_sharding, logits_BTNN, dp_BTNN):
     half_steps = ORDERS[order]
+    if target_backend() == "gpu":
+        pull = functools.partial(sinkhorn_gpu.pull, iters=iters, half_steps=half_steps)
+        return (_by_rows(pull, batch_sharding, arrays=2)(logits_BTNN, dp_BTNN),)
 
     def kernel(z, dp, dz, inputs):
         p, pull_logs = jax.vjp(half_steps.on_logs, z[...])
@@ -90,11 +104,16 @@ def _backward(iters, order, batch_sharding, logits_BTNN, dp_BTNN):
 _log_sinkhorn.defvjp(_forward, _backward)
 
 
+def _by_rows(run, batch_sharding, arrays=1):
+    """``run`` of arrays (B, ...), on several devices of each one's own rows."""
+    by_row = PartitionSpec(axes(batch_sharding)[0])
+    return by_device(not_differentiable(run), batch_sharding, (by_row,) * arrays, by_row)
+
+
 def _over_matrices(kernel, arrays, iters, kept, batch_sharding):
     """``kernel`` on tiles (N, N, 8, 128) of the matrices in ``arrays``, with memory for ``kept`` more such tiles."""
-    by_row = PartitionSpec(axes(batch_sharding)[0])
-    run = not_differentiable(functools.partial(_on_one_device, kernel, iters, kept))
-    return by_device(run, batch_sharding, (by_row,) * len(arrays), by_row)(*arrays)
+    run = functools.partial(_on_one_device, kernel, iters, kept)
+    return _by_rows(run, batch_sharding, len(arrays))(*arrays)
 
 
 def _on_one_device(kernel, iters, kept, *arrays):

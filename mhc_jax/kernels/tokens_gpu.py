@@ -4,6 +4,7 @@ A block is one warpgroup, which takes its tokens one after another. Each thread 
 registers; numbers that belong to a whole row are the same in all threads.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -76,7 +77,7 @@ def by_token(body, weights, params, arrays, cotangents, made):
         def one(t, sums):
             columns = [jnp.full((1, 1), weights[0 if static else t, k]) for k in range(weights.shape[1])]
             rows = ([load(ref, t) for ref in refs] for refs in (arrays, cotangents))
-            values = _run(program, jax.tree.leaves((columns, params, *rows)))
+            values = run_program(program, jax.tree.leaves((columns, params, *rows)))
             found, products, summands = jax.tree.unflatten(jax.tree.structure(results), values)
             for ref, x in zip(made, found, strict=True):
                 store(ref, t, x)
@@ -124,7 +125,7 @@ def _number(x: jax.Array) -> jax.Array:
     return lax.squeeze(x, range(x.ndim))
 
 
-def _run(program: ClosedJaxpr, values: Sequence[jax.Array]) -> list[jax.Array]:
+def run_program(program: ClosedJaxpr, values: Sequence[jax.Array]) -> list[jax.Array]:
     """Results of ``program`` by operations that Mosaic has.
 
     It sums rows only to numbers without axes, and has no sum of a number, as derivatives of broadcasts make them, nor
@@ -139,7 +140,12 @@ def _run(program: ClosedJaxpr, values: Sequence[jax.Array]) -> list[jax.Array]:
     for eqn in jaxpr.eqns:
         name, operands, shape = eqn.primitive.name, [value(x) for x in eqn.invars], eqn.outvars[0].aval.shape
         if name == "jit":
-            found = _run(eqn.params["jaxpr"], operands)
+            found = run_program(eqn.params["jaxpr"], operands)
+        elif name == "stop_gradient":
+            found = operands
+        elif name == "integer_pow":  # of derivatives of quotients
+            power = functools.reduce(lax.mul, operands * abs(eqn.params["y"]))
+            found = [power if eqn.params["y"] > 0 else lax.div(jnp.ones_like(power), power)]
         elif name == "add_any":
             found = [lax.add(*operands)]
         elif name == "reduce_sum" and math.prod(shape) == 1:

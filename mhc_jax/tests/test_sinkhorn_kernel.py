@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhc_jax.backend import compiling_for
+from mhc_jax.kernels import sinkhorn_gpu
 from mhc_jax.kernels.sinkhorn import log_sinkhorn
 from mhc_jax.nn.projections import SinkhornConfig
 from mhc_jax.ops import sinkhorn
@@ -15,6 +15,15 @@ OPS = {
     "columns_then_rows": sinkhorn.log_sinkhorn_columns_then_rows,
     "rows_then_columns": sinkhorn.log_sinkhorn,
 }
+
+
+def _hard(shape):
+    """Logits, of which some entries vanish, and a cotangent."""
+    B, T, N = shape
+    rng = np.random.default_rng(0)
+    logits = (4 * rng.standard_normal((B, T, N, N))).astype(np.float32)
+    logits[:, :1] *= 100
+    return logits, rng.standard_normal(logits.shape).astype(np.float32)
 
 
 @pytest.mark.parametrize("order", slow_unless(["columns_then_rows"], OPS))
@@ -29,11 +38,7 @@ OPS = {
     ],
 )
 def test_equals_the_op(shape, iters, order):
-    B, T, N = shape
-    rng = np.random.default_rng(0)
-    logits = (4 * rng.standard_normal((B, T, N, N))).astype(np.float32)
-    logits[:, :1] *= 100  # entries that vanish
-    cotangent = rng.standard_normal(logits.shape).astype(np.float32)
+    (logits, cotangent), N = _hard(shape), shape[-1]
 
     def run(project):
         @jax.jit
@@ -49,13 +54,24 @@ def test_equals_the_op(shape, iters, order):
         np.testing.assert_allclose(x, goal, rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("order", OPS)
+@pytest.mark.parametrize(
+    ("shape", "iters"),
+    [((2, 70, 4), 5), ((2, 3, 4), 1), ((2, 3, 1), 3), ((1, 5, 2), 20), ((1, 1, 8), 20), ((0, 3, 4), 2)],
+)
+def test_the_kernel_of_gpus_equals_the_op(shape, iters, order):
+    logits, cotangent = _hard(shape)
+    goal, pull = jax.vjp(lambda z: OPS[order](z, iters=iters, temperature=1.0), logits)
+    found = sinkhorn_gpu.project(logits, iters, sinkhorn.ORDERS[order])
+    np.testing.assert_allclose(found, goal, rtol=1e-4, atol=2e-6)
+    found = sinkhorn_gpu.pull(logits, cotangent, iters, sinkhorn.ORDERS[order])
+    np.testing.assert_allclose(found, pull(cotangent)[0], rtol=1e-4, atol=2e-6)
+
+
 def test_projections_without_a_kernel_are_left_to_xla():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 3, 3)), jnp.float32)
     for config in (SinkhornConfig(gradient="implicit"), SinkhornConfig(domain="exp", order="rows_then_columns")):
         found = jax.make_jaxpr(lambda z, config=config: config.project_by_kernel(z, 3, None))(logits)
         assert "pallas" not in str(found)
-    with compiling_for("gpu"):
-        found = jax.make_jaxpr(lambda z: SinkhornConfig().project_by_kernel(z, 3, None))(logits)
-    assert "pallas" not in str(found)
     with pytest.raises(ValueError, match="no kernel holds 99 iterations of 8 x 8 matrices; take fewer"):
         log_sinkhorn(jnp.zeros((1, 1, 8, 8)), iters=99, order="columns_then_rows")

@@ -8,6 +8,7 @@ from jax.sharding import SingleDeviceSharding
 import configs
 from mhc_jax.backend import compiling_for
 from mhc_jax.kernels import streams as kernels
+from mhc_jax.kernels.sinkhorn import log_sinkhorn
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.ops.streams import Streams
 from train.devices import sharding
@@ -53,11 +54,26 @@ def test_a_boundary_of_any_number_of_streams(N, width, tokens, dtype):
     assert calls(lowered.compile().as_text()) == 6
 
 
+@pytest.mark.parametrize(("N", "iters"), [(1, 1), (2, 3), (4, 20), (8, 20)])
+def test_sinkhorn_iterations(N, iters):
+    device = SingleDeviceSharding(target.devices(H100)[0])
+    logits = jax.ShapeDtypeStruct((3, 37, N, N), jnp.float32, sharding=device)
+
+    def run(logits):
+        matrices, pull = jax.vjp(lambda z: log_sinkhorn(z, iters=iters, order="columns_then_rows"), logits)
+        return pull(matrices), matrices
+
+    with compiling_for("gpu"):
+        lowered = jax.jit(run).lower(logits)
+    assert calls(lowered.compile().as_text()) == 2
+
+
 @pytest.mark.parametrize(
     ("topology", "found"),
     [
         ("mhc", 8),  # forward 3, backward 3, and again a read and a boundary
-        ("dynamic_mhc", 11),  # a write and a read for each boundary; again all but the last write
+        # A write and a read for each boundary, again all but the last write, and at both sites Sinkhorn three times.
+        ("dynamic_mhc", 11 + 6),
         ("shc", 11),
     ],
 )

@@ -5,7 +5,7 @@ from typing import Literal
 
 import jax
 
-from mhc_jax.backend import stated_backend, target_backend
+from mhc_jax.backend import stated_backend
 from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
 from mhc_jax.ops import sinkhorn
 from mhc_jax.registry import register
@@ -68,7 +68,7 @@ class SinkhornConfig(ProjectionConfig):
         return (jax.checkpoint(project) if self.gradient == "recompute" else project)(logits)
 
     def project_by_kernel(self, logits, streams, batch_sharding):
-        if not self._has_kernel(target_backend()):
+        if not self._has_kernel():
             return self.project(logits, streams)
         from mhc_jax.kernels.sinkhorn import log_sinkhorn  # Pallas takes long to import
 
@@ -77,14 +77,14 @@ class SinkhornConfig(ProjectionConfig):
         )
 
     def check_kernels(self, streams):
-        if self._has_kernel(stated_backend()):
+        if self._has_kernel():
             from mhc_jax.kernels.sinkhorn import fault
 
-            found = fault(streams, self.iters)
+            found = fault(streams, self.iters, stated_backend())
             self.require(not found, found)
 
-    def _has_kernel(self, target: str | None) -> bool:
-        return self.domain == "log" and self.gradient != "implicit" and target != "gpu"
+    def _has_kernel(self) -> bool:
+        return self.domain == "log" and self.gradient != "implicit"
 
     def _form(self):
         if self.gradient == "implicit":
