@@ -36,7 +36,10 @@ def fault(streams: int, iters: int, target: str | None) -> str | None:
     """
     if target == "gpu" or 4 * TILE * streams**2 * iters <= MEMORY:
         return None
-    return f"no kernel holds {iters} iterations of {streams} x {streams} matrices; take fewer iters, or implementation 'xla'"
+    return (
+        f"no kernel holds {iters} iterations of {streams} x {streams} matrices; "
+        "take fewer iters, or implementation 'xla'"
+    )
 
 
 def log_sinkhorn(
