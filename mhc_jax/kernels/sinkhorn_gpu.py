@@ -12,10 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mhc_jax.backend import target_backend
-from mhc_jax.kernels.tokens_gpu import THREADS, run_program
+from mhc_jax.kernels.mosaic_gpu import THREADS, over_blocks, run_program
 from mhc_jax.ops.sinkhorn import HalfSteps
 
 LARGEST = float(np.finfo(np.float32).max) / 8
@@ -99,7 +97,7 @@ def _pulled(function: Callable[[Entries], Entries], inputs: Entries, cotangents:
 def _over_matrices(kernel, arrays, kept):
     """``kernel`` on matrices by entries, with memory for ``kept`` more of each."""
     B, T, N, _ = arrays[0].shape
-    blocks, interpret = pl.cdiv(B * T, THREADS), target_backend() != "gpu"
+    blocks = pl.cdiv(B * T, THREADS)
     if not blocks:
         return arrays[0]
 
@@ -120,18 +118,5 @@ def _over_matrices(kernel, arrays, kept):
 
     made = jax.ShapeDtypeStruct((N * N, blocks * THREADS), jnp.float32)
     makes = [made, *[jax.ShapeDtypeStruct((kept, *made.shape), jnp.float32)] * (kept > 0)]
-    if interpret:
-        run = pl.pallas_call(
-            lambda *refs: on_block(pl.program_id(0), *refs), grid=(blocks,), out_shape=makes, interpret=True
-        )
-    else:
-        run = plgpu.kernel(
-            lambda *refs: on_block(lax.axis_index("block"), *refs),
-            grid=(blocks,),
-            grid_names=("block",),
-            kernel_name="sinkhorn",
-            out_type=makes,
-            compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),  # a thread reads what it wrote itself
-        )
-    found = run(*map(by_entry, arrays))[0]
+    found = over_blocks(on_block, blocks, makes, "sinkhorn")(*map(by_entry, arrays))[0]
     return found[:, : B * T].T.reshape(B, T, N, N)

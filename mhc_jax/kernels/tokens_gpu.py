@@ -4,7 +4,6 @@ A block is one warpgroup, which takes its tokens one after another. Each thread 
 registers; numbers that belong to a whole row are the same in all threads.
 """
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -14,13 +13,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.extend.core import ClosedJaxpr, Literal
 
-from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
+from mhc_jax.kernels.mosaic_gpu import THREADS, is_interpreted, number, over_blocks, run_program
 
-# Threads of a warpgroup, registers of a thread, and the tokens of a block.
-THREADS, REGISTERS, TOKENS = 128, 255, 16
+# Registers of a thread, and the tokens of a block.
+REGISTERS, TOKENS = 255, 16
 
 
 def fits(shapes: Sequence[tuple[int, Any]]) -> bool:
@@ -45,7 +43,7 @@ def by_token(body, weights, params, arrays, cotangents, made):
         raise ConfigError(
             "the kernels of streams on GPUs take norms whose parameters are vectors; take implementation 'xla'"
         )
-    (B, T), static, interpret = arrays[0].shape[:2], weights.ndim == 1, target_backend() != "gpu"
+    (B, T), static, interpret = arrays[0].shape[:2], weights.ndim == 1, is_interpreted()
     tokens, blocks = B * T, pl.cdiv(B * T, TOKENS)
 
     def float32(*shape):
@@ -67,7 +65,7 @@ def by_token(body, weights, params, arrays, cotangents, made):
 
     def store(ref, t, x):
         if ref.shape[1] == 1:
-            ref[t, 0] = _number(x)
+            ref[t, 0] = number(x)
         else:
             ref[pl.ds(t, 1), :] = x.astype(ref.dtype)
 
@@ -82,7 +80,7 @@ def by_token(body, weights, params, arrays, cotangents, made):
             for ref, x in zip(made, found, strict=True):
                 store(ref, t, x)
             for k, x in enumerate(products):
-                dweights[0][t, k] = _number(x)
+                dweights[0][t, k] = number(x)
             return jax.tree.map(jnp.add, sums, summands)
 
         first, last = block * TOKENS, jnp.minimum((block + 1) * TOKENS, tokens)
@@ -99,64 +97,10 @@ def by_token(body, weights, params, arrays, cotangents, made):
         [float32(tokens, R)] * (R > 0),
         [float32(blocks, x.size) for x in dparams],
     )
-    if interpret:
-        run = pl.pallas_call(
-            lambda *refs: kernel(pl.program_id(0), *refs), grid=(blocks,), out_shape=makes, interpret=True
-        )
-    else:
-        run = plgpu.kernel(
-            lambda *refs: kernel(lax.axis_index("block"), *refs),
-            grid=(blocks,),
-            grid_names=("block",),
-            kernel_name="rows_of_tokens",
-            out_type=makes,
-            compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),  # no thread reads what is written
-        )
-    found, dweights, dparams = run(*given)
+    found, dweights, dparams = over_blocks(kernel, blocks, makes, "rows_of_tokens")(*given)
     of_weights = [jnp.sum(x, axis=0) if static else x.reshape(B, T, R) for x in dweights]
     return (
         [x.reshape(B, T, -1) for x in found],
         of_weights[0] if of_weights else None,
         [jnp.sum(x, axis=0, keepdims=True) for x in dparams],
     )
-
-
-def _number(x: jax.Array) -> jax.Array:
-    return lax.squeeze(x, range(x.ndim))
-
-
-def run_program(program: ClosedJaxpr, values: Sequence[jax.Array]) -> list[jax.Array]:
-    """Results of ``program`` by operations that Mosaic has.
-
-    It sums rows only to numbers without axes, and has no sum of a number, as derivatives of broadcasts make them, nor
-    of cotangents.
-    """
-    jaxpr = program.jaxpr
-    known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *values), strict=True))
-
-    def value(x):
-        return x.val if isinstance(x, Literal) else known[x]
-
-    for eqn in jaxpr.eqns:
-        name, operands, shape = eqn.primitive.name, [value(x) for x in eqn.invars], eqn.outvars[0].aval.shape
-        if name == "jit":
-            found = run_program(eqn.params["jaxpr"], operands)
-        elif name == "stop_gradient":
-            found = operands
-        elif name == "integer_pow":  # of derivatives of quotients
-            power = functools.reduce(lax.mul, operands * abs(eqn.params["y"]))
-            found = [power if eqn.params["y"] > 0 else lax.div(jnp.ones_like(power), power)]
-        elif name == "add_any":
-            found = [lax.add(*operands)]
-        elif name == "reduce_sum" and math.prod(shape) == 1:
-            (x,) = operands
-            found = [lax.broadcast(_number(x) if x.size == 1 else jnp.sum(x), shape)]
-        elif name in ("broadcast_in_dim", "reshape") and operands[0].size == 1:
-            found = [lax.broadcast(_number(operands[0]), shape)]
-        elif name == "reshape" and operands[0].shape == shape:
-            found = operands  # only states a sharding
-        else:
-            found = eqn.primitive.bind(*operands, **eqn.params)
-            found = found if eqn.primitive.multiple_results else [found]
-        known.update(zip(eqn.outvars, found, strict=True))
-    return [value(x) for x in jaxpr.outvars]
