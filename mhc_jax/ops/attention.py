@@ -13,7 +13,7 @@ from mhc_jax.registry import unknown
 AttentionName = Literal["xla", "cudnn", "splash"]
 
 # On a CPU, scores of that many queries or more are formed in blocks, each of which leaves out the keys behind it: with
-# four, 5/8 of the scores. More blocks are no faster, and neither are shorter ones.
+# four, some 5/8 of the scores. More blocks are no faster, and neither are shorter ones.
 CPU_ROWS, CPU_BLOCKS = 128, 4
 
 
@@ -54,7 +54,7 @@ def causal_attention(
     """
     if implementation not in get_args(AttentionName):
         raise ValueError(unknown("implementation of attention", implementation, get_args(AttentionName)))
-    (H, K), G = q_BTHK.shape[2:], k_BSGK.shape[2]
+    (B, _, H, K), G = q_BTHK.shape, k_BSGK.shape[2]
     if H % G:
         raise ValueError(f"{G} heads of keys do not divide {H} heads of queries")
     T, S = _lengths(q_BTHK, k_BSGK, start)
@@ -69,16 +69,16 @@ def causal_attention(
     if implementation == "cudnn":
         return _cudnn(q_BTHK, k_BSGK, v_BSGV, scale, causal, segment_ids)
     visible = _visible(T, S, start, start_B, causal, segment_ids)
+    # A length that is a symbol, as in exported programs, has no blocks.
+    if not (causal and start is None and target_backend() == "cpu" and isinstance(T, int) and T >= CPU_ROWS):
+        return _over_keys(q_BTHK, k_BSGK, v_BSGV, scale, visible, keep_BHTS)
 
     def rows(first: int, last: int) -> jax.Array:
         """Of the queries from ``first`` to ``last``, over the keys that any of them may see."""
-        seen = last if causal and start is None else S
-        keep = None if keep_BHTS is None else keep_BHTS[..., first:last, :seen]
-        k, v = k_BSGK[:, :seen], v_BSGV[:, :seen]
-        return _over_keys(q_BTHK[:, first:last], k, v, scale, visible[..., first:last, :seen], keep)
+        keep = None if keep_BHTS is None else jnp.broadcast_to(keep_BHTS, (B, H, T, T))[..., first:last, :last]
+        k, v, seen = k_BSGK[:, :last], v_BSGV[:, :last], visible[..., first:last, :last]
+        return _over_keys(q_BTHK[:, first:last], k, v, scale, seen, keep)
 
-    if not (causal and start is None and T >= CPU_ROWS and target_backend() == "cpu"):
-        return rows(0, T)
     length = -(-T // CPU_BLOCKS)
     return jnp.concatenate([rows(first, min(first + length, T)) for first in range(0, T, length)], axis=1)
 

@@ -1,6 +1,7 @@
 """Softmax attention against a loop over queries in float64, whole and in the blocks of a CPU."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,3 +68,20 @@ def test_long_rows_of_scores_leave_out_what_no_query_sees_on_a_cpu(platform, len
         program = jax.make_jaxpr(lambda q: attention.causal_attention(q, q, q, **options))(x)
     formed = [e.outvars[0].aval.size for e in equations(program.jaxpr) if e.primitive.name == "exp"]
     assert sum(formed) == numbers
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 1, 128), (1, 1, 128, 1), (128, 128)])
+def test_blocks_take_a_keep_that_broadcasts(monkeypatch, shape):
+    q, keep = jnp.asarray(_random(0, 1, 128, 2, 4), jnp.float32), jnp.asarray(_random(1, *shape), jnp.float32)
+    blocks = attention.causal_attention(q, q, q, keep_BHTS=keep)
+    monkeypatch.setattr(attention, "CPU_ROWS", 129)
+    whole = attention.causal_attention(q, q, q, keep_BHTS=keep)
+    np.testing.assert_allclose(blocks, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_a_length_may_be_a_symbol():
+    (length,) = jax.export.symbolic_shape("t")
+    x = jax.ShapeDtypeStruct((1, length, 2, 4), jnp.float32)
+    exported = jax.export.export(jax.jit(attention.causal_attention))(x, x, x)
+    q = jnp.asarray(_random(0, 1, 130, 2, 4), jnp.float32)
+    np.testing.assert_allclose(exported.call(q, q, q), attention.causal_attention(q, q, q), rtol=1e-5, atol=1e-5)
