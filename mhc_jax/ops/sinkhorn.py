@@ -36,7 +36,9 @@ class HalfSteps(NamedTuple):
         largest = jnp.finfo(z.dtype).max / 8
         z = jnp.clip(z, -largest, largest)  # differences must not overflow
         for axis in self:
-            z = z - jax.nn.logsumexp(z, axis=axis, keepdims=True)
+            # In this order: beside a large maximum the logarithm of the sum would be rounded away.
+            z = z - jax.lax.stop_gradient(jnp.max(z, axis=axis, keepdims=True))
+            z = z - jnp.log(jnp.sum(jnp.exp(z), axis=axis, keepdims=True))
         return jnp.exp(z)
 
     def again(self, p: jax.Array) -> jax.Array:

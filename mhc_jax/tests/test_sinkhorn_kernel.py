@@ -68,6 +68,16 @@ def test_the_kernel_of_gpus_equals_the_op(shape, iters, order):
     np.testing.assert_allclose(found, pull(cotangent)[0], rtol=1e-4, atol=2e-6)
 
 
+@pytest.mark.parametrize("size", [1e3, 1e7, 4e37])
+@pytest.mark.parametrize(
+    "project", [sinkhorn_gpu.project, lambda z, iters, _: OPS["columns_then_rows"](z, iters=iters)]
+)
+def test_rows_sum_to_one_however_large_the_logits(project, size):
+    logits = jnp.array([[size, 0], [0, -size]], jnp.float32)[None, None]
+    found = project(logits, 1, sinkhorn.ORDERS["columns_then_rows"])
+    np.testing.assert_allclose(found.sum(-1), 1, rtol=1e-6)
+
+
 def test_projections_without_a_kernel_are_left_to_xla():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((1, 2, 3, 3)), jnp.float32)
     for config in (SinkhornConfig(gradient="implicit"), SinkhornConfig(domain="exp", order="rows_then_columns")):
