@@ -18,9 +18,9 @@ from mhc_jax.backend import target_backend
 THREADS = 128
 
 
-def is_interpreted() -> bool:
-    """Whether there are no threads: the kernels are tried out on another platform."""
-    return target_backend() != "gpu"
+def has_threads() -> bool:
+    """Whether kernels are compiled; elsewhere than on a GPU they are tried out, interpreted."""
+    return target_backend() == "gpu"
 
 
 def over_blocks(kernel: Callable[..., None], blocks: int, makes: Any, name: str) -> Callable[..., Any]:
@@ -31,7 +31,7 @@ def over_blocks(kernel: Callable[..., None], blocks: int, makes: Any, name: str)
     Args:
         makes: tree of the shapes of its results.
     """
-    if is_interpreted():
+    if not has_threads():
         return pl.pallas_call(
             lambda *refs: kernel(pl.program_id(0), *refs), grid=(blocks,), out_shape=makes, interpret=True
         )

@@ -1,7 +1,8 @@
 """Sinkhorn's iterations as Pallas Mosaic kernels of GPUs, for many small matrices: a thread holds one matrix.
 
 Every entry is a vector of its own over the matrices of a warpgroup, so that sums over rows and columns stay within a
-thread. Off a GPU the kernels are interpreted.
+thread. Mosaic has no axes for rows and columns then, and the half-steps are stated anew, on the entries. Off a GPU the
+kernels are interpreted.
 """
 
 import functools
@@ -37,7 +38,6 @@ def project(logits_BTNN: jax.Array, iters: int, half_steps: HalfSteps) -> jax.Ar
 
 def pull(logits_BTNN: jax.Array, dp_BTNN: jax.Array, iters: int, half_steps: HalfSteps) -> jax.Array:
     """The cotangent of the logits; the iterations are repeated, and their inputs pass through memory once."""
-
     on_logs, again = functools.partial(_on_logs, half_steps), functools.partial(_again, half_steps)
 
     def kernel(load, store, z, dp, dz, *inputs):

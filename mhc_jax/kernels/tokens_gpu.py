@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mhc_jax.config import ConfigError
-from mhc_jax.kernels.mosaic_gpu import THREADS, is_interpreted, number, over_blocks, run_program
+from mhc_jax.kernels.mosaic_gpu import THREADS, has_threads, number, over_blocks, run_program
 
 # Registers of a thread, and the tokens of a block.
 REGISTERS, TOKENS = 255, 16
@@ -43,7 +43,7 @@ def by_token(body, weights, params, arrays, cotangents, made):
         raise ConfigError(
             "the kernels of streams on GPUs take norms whose parameters are vectors; take implementation 'xla'"
         )
-    (B, T), static, interpret = arrays[0].shape[:2], weights.ndim == 1, is_interpreted()
+    (B, T), static = arrays[0].shape[:2], weights.ndim == 1
     tokens, blocks = B * T, pl.cdiv(B * T, TOKENS)
 
     def float32(*shape):
@@ -56,7 +56,7 @@ def by_token(body, weights, params, arrays, cotangents, made):
 
     def laid(x):
         """A row with the same channels in the same threads whatever its dtype; an interpreter has no threads."""
-        if x.size == 1 or interpret:
+        if x.size == 1 or not has_threads():
             return x
         return plgpu.layout_cast(x, plgpu.Layout.WG_STRIDED(x.shape, vec_size=math.gcd(x.size // THREADS, 4)))
 

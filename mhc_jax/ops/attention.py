@@ -187,7 +187,7 @@ def _lengths(queries: jax.Array, keys: jax.Array, start: Any) -> tuple[int, int]
 def _visible(T: int, S: int, start: Any, start_B: Any, causal: bool, segment_ids: Any) -> jax.Array:
     """Which keys each query sees, broadcast to (B, H, T, S)."""
     queries_T1 = (0 if start is None else start) + jnp.arange(T)[:, None]
-    visible = jnp.arange(S) <= (queries_T1 if causal else jnp.full((T, 1), S))
+    visible = jnp.arange(S) <= (queries_T1 if causal else S)
     if start_B is not None:
         visible = visible & ((jnp.arange(S) >= start_B[:, None, None]) | (jnp.arange(S) == queries_T1))[:, None]
     return visible if segment_ids is None else visible & _same(segment_ids)
