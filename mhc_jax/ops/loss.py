@@ -270,6 +270,14 @@ def _zeros(loss, dtype, chunks, whole, head_VD):
     return jax.tree.map(lambda found: jnp.zeros(found.shape, found.dtype), jax.eval_shape(first, chunks))
 
 
+def _outer(g_BKV, hidden_BKD, dtype):
+    """The share of some tokens in the head's gradient, (V, D)."""
+    if hidden_BKD.dtype != dtype:
+        return jnp.einsum("bkv,bkd->vd", g_BKV, hidden_BKD, preferred_element_type=dtype)
+    # A CPU transposes the left factor, which is to be the small one. A product that it widens it cannot transpose.
+    return jnp.einsum("bkd,bkv->dv", hidden_BKD, g_BKV, preferred_element_type=dtype).T
+
+
 @_summed.defjvp
 def _summed_jvp(loss, dtype, chunk, primals, tangents):
     sliced, whole, hidden_BTD, head_VD = primals
@@ -283,8 +291,7 @@ def _summed_jvp(loss, dtype, chunk, primals, tangents):
         found, g_BKV = jax.value_and_grad(loss, argnums=2, has_aux=True)(some, whole, logits_BKV)
         g_BKV = g_BKV.astype(narrow)
         g_hidden_BKD = jnp.einsum("bkv,vd->bkd", g_BKV, head_VD).astype(hidden_BKD.dtype)
-        # As (D, V), so that a CPU, which transposes the left factor, transposes the small one.
-        g_head_VD += jnp.einsum("bkd,bkv->dv", hidden_BKD, g_BKV, preferred_element_type=dtype).T
+        g_head_VD += _outer(g_BKV, hidden_BKD, dtype)
         return (jax.tree.map(jnp.add, totals, found), g_head_VD), g_hidden_BKD
 
     chunks = _to_chunks(chunk, (sliced, hidden_BTD))

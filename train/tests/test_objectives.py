@@ -50,6 +50,24 @@ def test_cross_entropy_and_errors_of_known_targets(chunk, known):
     assert not penalties
 
 
+@pytest.mark.parametrize("policy", ["float32", "bfloat16", "bfloat16_wide_streams", "float16"])
+def test_chunks_have_the_gradients_of_all_tokens_at_once_under_every_policy(policy, known):
+    """In one compiled program: a CPU cannot transpose what a product in 16 bits has widened."""
+    params, batch, _ = known
+    model = MODEL.replace(execution=MODEL.execution.replace(policy=policy))
+
+    def chunked(params):
+        return CrossEntropyConfig(chunk=3).sums(model, params, batch)[0]["loss"]
+
+    def whole(params):
+        return cross_entropy(mhc_jax.apply(model, params, batch["inputs"]).logits_BTV, batch["targets"])[0]
+
+    error = 1e-4 if policy == "float32" else 0.05
+    found, expected = (jax.jit(jax.grad(loss))(params) for loss in (chunked, whole))
+    for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(x, y, rtol=0, atol=error * float(jnp.abs(y).max()))
+
+
 def test_errors_are_counted_in_evaluation_alone_and_only_if_asked_for(known):
     params, batch, _ = known
     training, _ = CrossEntropyConfig(errors=True).sums(MODEL, params, batch, key=jax.random.key(0))
