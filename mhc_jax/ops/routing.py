@@ -1,8 +1,14 @@
 """Choices of each token: weights of a few components out of several, and the number of streams it keeps."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+# Up to so many choices every one is an array of its own: choosing and weighing are then one kernel, where sorting, and
+# sums over a last axis of a few numbers, are each a kernel or two.
+FEW = 8
 
 
 def top_k_softmax(logits_K: Float[Array, "*B K"], *, k: int) -> Float[Array, "*B K"]:
@@ -17,9 +23,27 @@ def top_k_softmax(logits_K: Float[Array, "*B K"], *, k: int) -> Float[Array, "*B
     if not 1 <= k <= choices:
         raise ValueError(f"k must be one of 1 to {choices}, got {k}")
     if k < choices:
+        logits_K = jnp.where(_among_largest(logits_K, k), logits_K, -jnp.inf)
+    return _softmax(logits_K)
+
+
+def _among_largest(logits_K, k):
+    if logits_K.shape[-1] > FEW:
         chosen = jax.lax.top_k(logits_K, k)[1]
-        logits_K = jnp.where(jnp.any(chosen[..., None] == jnp.arange(choices), axis=-2), logits_K, -jnp.inf)
-    return jax.nn.softmax(logits_K, axis=-1)
+        return jnp.any(chosen[..., None] == jnp.arange(logits_K.shape[-1]), axis=-2)
+    columns = jnp.unstack(logits_K, axis=-1)
+    ahead = ([y >= x for y in columns[:i]] + [y > x for y in columns[i + 1 :]] for i, x in enumerate(columns))
+    return jnp.stack([sum(y.astype(jnp.int32) for y in each) < k for each in ahead], axis=-1)
+
+
+def _softmax(logits_K):
+    if logits_K.shape[-1] > FEW:
+        return jax.nn.softmax(logits_K, axis=-1)
+    columns = jnp.unstack(logits_K, axis=-1)
+    largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, columns))
+    weights = [jnp.exp(x - largest) for x in columns]
+    total = sum(weights)
+    return jnp.stack([weight / total for weight in weights], axis=-1)
 
 
 def load_balance(logits_K: Float[Array, "*B K"], weight_K: Float[Array, "*B K"]) -> Float[Array, ""]:
@@ -33,7 +57,7 @@ def load_balance(logits_K: Float[Array, "*B K"], weight_K: Float[Array, "*B K"])
     """
     tokens = tuple(range(logits_K.ndim - 1))
     chosen_K = jnp.mean(weight_K > 0, axis=tokens, dtype=logits_K.dtype)
-    probability_K = jnp.mean(jax.nn.softmax(logits_K, axis=-1), axis=tokens)
+    probability_K = jnp.mean(_softmax(logits_K), axis=tokens)
     return logits_K.shape[-1] * jnp.sum(chosen_K / jnp.sum(chosen_K) * probability_K)
 
 

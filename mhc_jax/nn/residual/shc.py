@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import block_diag
 
 from mhc_jax.nn.deferred import projected
 from mhc_jax.nn.init import Init, constant, normal, ones, zeros
@@ -104,7 +105,7 @@ class SHC(MHC, Preparing):
     """See :class:`SHCConfig`. Rows of ``phi`` and ``bias``: C for each of the three routes, then n for n_eff."""
 
     defers = True
-    orthogonal_RCNN: Prepared | None = None
+    mixtures_KM: Prepared | None = None
 
     def __init__(self, config: SHCConfig, width: int, policy: Policy, init: Init):
         n, C = config.streams, config.components
@@ -124,33 +125,40 @@ class SHC(MHC, Preparing):
         self.bias = init("bias", constant(start), len(start), axes=("coefficient",))
 
     def prepare(self):
-        return {} if self.config.streams == 1 else {"orthogonal_RCNN": self._orthogonal()}
+        return {} if self.config.streams == 1 else {"mixtures_KM": self._mixtures()}
 
-    def _orthogonal(self):
-        return projections.spread_rotations(self.skew[...].astype(self.policy.accumulate), size=self.config.streams)
+    def _mixtures(self):
+        """What each component of a route adds to H_pre, H_res and H_post of a token, which lie beside each other.
+
+        K is all components of the three routes, M = N + N N + N.
+        """
+        dtype, n = self.policy.accumulate, self.config.streams
+        read_N, write_N = (leaf[...].astype(dtype) for leaf in (self.read, self.write))
+        reads, mixings, writes = projections.spread_rotations(self.skew[...].astype(dtype), size=n)
+        # Vectors are mixed instead of matrices where only a product with a vector is needed.
+        return block_diag(read_N @ reads, (1 - self.factor) / 2 * mixings.reshape(-1, n * n), writes @ write_N)
 
     def coefficients(self, h, scope):
-        config, dtype = self.config, self.policy.accumulate
-        read_N, write_N = (leaf[...].astype(dtype) for leaf in (self.read, self.write))
-        if config.streams == 1:
-            return h, (read_N, write_N, None)
+        config, dtype, n = self.config, self.policy.accumulate, self.config.streams
+        if n == 1:
+            return h, (self.read[...].astype(dtype), self.write[...].astype(dtype), None)
         h, logits_BTK = projected(h, _of_mean, self.phi[...].astype(dtype))
         logits_BTK, rank_BTN = jnp.split(
             logits_BTK + self.bias[...].astype(dtype), [ROUTES * config.components], axis=-1
         )
-        routes = jnp.split(logits_BTK, ROUTES, axis=-1)
+        logits_BTRC = logits_BTK.reshape(*logits_BTK.shape[:-1], ROUTES, config.components)
+        weights_BTRC = routing.top_k_softmax(logits_BTRC, k=config.used)
         weights = [
-            scope.tap(f"alpha_{name}", routing.top_k_softmax(logits_BTC, k=config.used))
-            for name, logits_BTC in zip(NAMES, routes, strict=True)
+            scope.tap(f"alpha_{name}", weight_BTC)
+            for name, weight_BTC in zip(NAMES, jnp.unstack(weights_BTRC, axis=-2), strict=True)
         ]
         if config.used < config.components:
-            balance = sum(map(routing.load_balance, routes, weights)) / ROUTES
-            scope.penalise("routing_balance", config.balance * balance)
-        orthogonal = self._orthogonal() if self.orthogonal_RCNN is None else self.orthogonal_RCNN[...]
-        # Vectors are mixed instead of matrices where only a product with a vector is needed.
-        parts = read_N @ orthogonal[0], orthogonal[1], orthogonal[2] @ write_N
-        pre_BTN, mixed_BTNN, post_BTN = map(projections.mixture, weights, parts)
-        res_BTNN = projections.identity_mix(mixed_BTNN, jnp.asarray((1 - self.factor) / 2, dtype))
+            balance_R = jax.vmap(routing.load_balance, in_axes=-2)(logits_BTRC, weights_BTRC)
+            scope.penalise("routing_balance", config.balance * jnp.mean(balance_R))
+        mixtures_KM = self._mixtures() if self.mixtures_KM is None else self.mixtures_KM[...]
+        mixed_BTM = jnp.matmul(jnp.concatenate(weights, axis=-1), mixtures_KM, precision="highest")
+        pre_BTN, mixed_BTM, post_BTN = jnp.split(mixed_BTM, [n, n + n * n], axis=-1)
+        res_BTNN = (1 + self.factor) / 2 * jnp.eye(n, dtype=dtype) + mixed_BTM.reshape(*mixed_BTM.shape[:-1], n, n)
         if not config.adaptive:
             return h, (pre_BTN, post_BTN, res_BTNN)
         mask_BTN = self._mask(rank_BTN, scope)
