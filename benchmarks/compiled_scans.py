@@ -41,7 +41,7 @@ from train.measure.speed import peak_flops
 
 KERNEL = " by kernel"
 MATRIX = ("delta", "delta of wide values", "gla")
-NAMES = (*MATRIX, *(name + KERNEL for name in MATRIX), "diagonal", "selective")
+NAMES = (*MATRIX, *(name + KERNEL for name in MATRIX), "diagonal", "diagonal" + KERNEL, "selective")
 WIDTH, STATES = 768, 16
 SCHEDULE = "final_bundles"
 COLUMNS = ("recurrence", "sizes", "pass", "kernels", "temporaries MiB", "MB", "floor MB", "bytes over floor")
@@ -94,12 +94,15 @@ def recurrences(B: int, T: int) -> dict[str, Recurrence]:
             found[name + kernel] = by_head(delta, heads, (wide(B, T, heads.out), wide(B, T, heads.out)), dtype)
         heads = GLA_SIZES["170M_baseline"].mixer.shape(WIDTH)
         found["gla" + kernel] = by_head(gla, heads, (wide(B, T, heads.out * heads.K),), dtype)
+    arguments, sizes = (narrow(B, T, WIDTH), *(wide(WIDTH),) * 4), f"D {WIDTH}"
     for form in ("sequential", "associative", "chunked"):
-        found[f"diagonal, {form}"] = Recurrence(
-            lambda u, *rest, form=form: diag_ssm(u.astype(jnp.float32), *rest, form=form, chunk=16)[0].astype(u.dtype),
-            (narrow(B, T, WIDTH), *(wide(WIDTH),) * 4),
-            f"D {WIDTH}",
-        )
+
+        def diagonal(u, *rest, form=form):
+            return diag_ssm(u.astype(jnp.float32), *rest, form=form, chunk=16)[0].astype(u.dtype)
+
+        found[f"diagonal, {form}"] = Recurrence(diagonal, arguments, sizes)
+    by_kernel = functools.partial(diag_ssm, implementation="pallas")
+    found["diagonal" + KERNEL] = Recurrence(lambda *arguments: by_kernel(*arguments)[0], arguments, sizes)
     E, N = 2 * WIDTH, STATES
     for form in ("sequential", "chunked"):
 
@@ -213,7 +216,7 @@ def compile_all(given: argparse.Namespace, schedules: Path) -> None:
     for there in given.machines:
         rows = []
         for which, run, arguments in programs(given.batch, given.length, given.recurrences):
-            if KERNEL in which["recurrence"] and there.chip.platform != "tpu":
+            if which["recurrence"] in (name + KERNEL for name in MATRIX) and there.chip.platform != "tpu":
                 continue
             rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments, schedules))
             for file in schedules.iterdir():

@@ -11,6 +11,8 @@ pytestmark = pytest.mark.aot
 
 TINY = "--data.seq-len 128 --data.batch-size 8 --train.accumulate 1 --model.width 64 --model.layers 6 --mesh.fsdp 4"
 GPT = f"{TINY} --model.mixer.heads 2 --model.vocab-size 50304"
+# At widths of 64 and 128 the compiler of TPUs (libtpu 0.0.42.1) aborts over a reduction of this model.
+SSM = f"{TINY} --data.tokenizer bytes --model.width 256 --model.execution.policy bfloat16"
 KERNELS = f"{GPT} --model.width 128 --model.residual.implementation pallas"
 
 
@@ -27,7 +29,8 @@ KERNELS = f"{GPT} --model.width 128 --model.residual.implementation pallas"
         ("rlm_small", f"{GPT} --model.mlp.hidden 96 --model.mixer.implementation splash"),
         ("gla_170m_baseline", f"{GPT} --model.mixer.implementation pallas"),
         ("gated_deltanet_170m_baseline_shortconv", f"{GPT} --model.mixer.implementation pallas"),
-        ("mhc_ssm_adapters", f"{TINY} --data.tokenizer bytes --model.execution.policy bfloat16"),
+        ("mhc_ssm_adapters", SSM),
+        ("mhc_ssm_adapters", f"{SSM} --model.mixer.implementation pallas"),
     ],
 )
 def test_figures_of_a_slice_of_four(name, flags):

@@ -1,4 +1,4 @@
-"""Kernels of streams compiled for an H100, which takes the gpu extra and no GPU."""
+"""Kernels of streams, and of the diagonal recurrence, compiled for an H100, which takes the gpu extra and no GPU."""
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,7 @@ import configs
 from mhc_jax.backend import compiling_for
 from mhc_jax.kernels import streams as kernels
 from mhc_jax.kernels.sinkhorn import log_sinkhorn
+from mhc_jax.ops.diag_ssm import diag_ssm
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.ops.streams import Streams
 from train.devices import sharding
@@ -52,6 +53,29 @@ def test_a_boundary_of_any_number_of_streams(N, width, tokens, dtype):
     with compiling_for("gpu"):
         lowered = jax.jit(run).lower((row,) * N, (row, row), *coefficients, (array(width), array()))
     assert calls(lowered.compile().as_text()) == 6
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("resets", [False, True])
+@pytest.mark.parametrize(("T", "channels"), [(16, 128), (530, 768)])
+def test_the_diagonal_recurrence(T, channels, resets, dtype):
+    """Two kernels forward and two backward."""
+    device = SingleDeviceSharding(target.devices(H100)[0])
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+
+    def run(u, gains, s0, reset):
+        def recur(u, gains, s0):
+            return diag_ssm(u, *gains, s0, reset_BT=reset if resets else None, implementation="pallas")
+
+        results, pull = jax.vjp(recur, u, gains, s0)
+        return results, pull(results)
+
+    arguments = array(3, T, channels, dtype=dtype), array(4, channels), array(3, channels), array(3, T, dtype=bool)
+    with compiling_for("gpu"):
+        lowered = jax.jit(run).lower(*arguments)
+    assert calls(lowered.compile().as_text()) == 4
 
 
 @pytest.mark.parametrize(("N", "iters"), [(1, 1), (2, 3), (4, 20), (8, 20)])

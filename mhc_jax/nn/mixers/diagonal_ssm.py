@@ -12,6 +12,7 @@ from mhc_jax.nn.init import Init, constant, normal, ones, zeros
 from mhc_jax.nn.layers import Dense, DepthwiseFilter
 from mhc_jax.nn.mixers.base import MixerConfig
 from mhc_jax.nn.mixers.gated_ssm import GatedSSM, scan_form
+from mhc_jax.ops.chunks import Implementation
 from mhc_jax.ops.diag_ssm import diag_ssm
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -30,17 +31,28 @@ class DiagonalSSMConfig(MixerConfig):
         form: algorithm of the recurrence; ``"auto"`` is sequential on CPU, associative on a GPU (with its gradients the
             compiler makes 22 kernels of it, and 129 of the chunked form) and chunked elsewhere.
         chunk: tokens per chunk of the chunked form.
+        implementation: ``"xla"``, or ``"pallas"`` for the kernels of TPUs and GPUs, see
+            :mod:`mhc_jax.kernels.diagonal`. Input and output of the recurrence are then in the policy's compute dtype,
+            and ``form`` and ``chunk`` are for the few tokens that no kernel takes.
     """
 
     conv_kernel: int = 3
     init: Literal["time_scales", "original"] = "time_scales"
     form: Literal["auto", "sequential", "associative", "chunked"] = "auto"
     chunk: int = 16
+    implementation: Implementation = "xla"
 
     def validate(self):
         super().validate()
         self.require(self.conv_kernel >= 1, f"conv_kernel must be at least 1, got {self.conv_kernel}")
         self.require(self.chunk >= 1, f"chunk must be at least 1, got {self.chunk}")
+
+    def check_kernels(self, width, policy):
+        if self.implementation == "pallas":
+            from mhc_jax.kernels.diagonal import fault  # Pallas takes long to import
+
+            found = fault(width, policy.compute)
+            self.require(not found, f"implementation 'pallas': {found}")
 
     def build(self, width, policy, init):
         return DiagonalSSM(self, width, policy, init)
@@ -81,9 +93,9 @@ class DiagonalSSM(GatedSSM):
         return jnp.zeros((batch, self.channels), self.policy.accumulate)
 
     def recur(self, x_BTE, ssm, scope):
-        accumulate = self.policy.accumulate
+        accumulate, implementation = self.policy.accumulate, self.config.implementation
         return diag_ssm(
-            x_BTE.astype(accumulate),
+            x_BTE.astype(accumulate) if implementation == "xla" else x_BTE,
             self.ssm.logit_a[...].astype(accumulate),
             self.ssm.b[...].astype(accumulate),
             self.ssm.c[...].astype(accumulate),
@@ -92,4 +104,6 @@ class DiagonalSSM(GatedSSM):
             reset_BT=scope.starts_BT(x_BTE.shape[1]),
             form=scan_form(self.config.form, gpu="associative"),
             chunk=self.config.chunk,
+            implementation=implementation,
+            batch_sharding=scope.batch_sharding,
         )
