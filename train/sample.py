@@ -15,7 +15,7 @@ from mhc_jax.sampling import Sampling
 from train.data.continuation import texts
 from train.storage.restore import load_run
 from train.terminal import cli
-from train.terminal.console import task
+from train.terminal.console import shown, task
 
 # Separates samples.
 RULE = "-" * 20
@@ -109,9 +109,9 @@ def _print(prompts: Sequence[str], rows: Sequence[Iterator[str]], *, further: bo
     for index, (prompt, pieces) in enumerate(zip(prompts, rows, strict=True)):
         with task("compiling the model and reading the prompt", quiet=further or index > 0):
             first = next(pieces, "")
-        print(f"{RULE}\n" if further or index else "", prompt, first, sep="", end="", flush=True)
+        print(f"{RULE}\n" if further or index else "", prompt, shown(first), sep="", end="", flush=True)
         for piece in pieces:
-            print(piece, end="", flush=True)
+            print(shown(piece), end="", flush=True)
         print(flush=True)
 
 

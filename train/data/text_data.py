@@ -14,7 +14,7 @@ from train.data.kind import Data, EvalBatches
 from train.data.loader import eval_batches, steps_per_epoch, train_batches
 from train.data.tokenizer import Tokenizer
 from train.data.tokens import Tokens, check_ids, unigram_perplexity
-from train.terminal.console import say, task
+from train.terminal.console import say, shown, task
 from train.terminal.table import text
 
 
@@ -96,7 +96,7 @@ class TextData(Data):
         sampling = Sampling(max_new_tokens=self.config.sample_tokens, temperature=0.8, top_k=50)
         with task("compiling and drawing a text sample"):
             words = sample(model, params, self._corpus.tokenizer, sampling, seed=seed)
-        say(f"sample:\n{words}\n")
+        say(f"sample:\n{shown(words)}\n")
         return words
 
     def _tokens(self, split: str) -> Tokens:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +16,9 @@ T = TypeVar("T")
 
 # Between two lines about the same piece of work where there is no terminal.
 LINE_EVERY_S = 10.0
+
+# All but tabs and ends of lines.
+_CODES = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]|\r(?!\n)")
 
 # The bars of this process: rich draws one display at a time, so all of them stand in it.
 _bars: Progress | None = None
@@ -110,6 +114,11 @@ def clock(seconds: float) -> str:
 def _note(text: str) -> None:
     if jax.process_index() == 0:
         print(text, file=sys.stderr, flush=True)
+
+
+def shown(text: str) -> str:
+    """Text that a model wrote, as a terminal may show it: codes that would command the terminal are spelled."""
+    return _CODES.sub(lambda code: f"\\x{ord(code[0]):02x}", text) if sys.stdout.isatty() else text
 
 
 def say(text: str) -> None:

@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import pytest
@@ -87,6 +88,13 @@ def test_log_has_a_line_every_ten_seconds(monkeypatch, capsys):
     first, *lines = capsys.readouterr().err.splitlines()
     assert first == "encoding"
     assert lines == [f"encoding: {n * 1000} kB/4000 kB, 100 kB/s, ETA 0:{40 - 10 * n:02}" for n in (1, 2, 3, 4)]
+
+
+def test_what_a_model_writes_commands_no_terminal(monkeypatch):
+    written = "a\tb\r\nc\x1b[2Jd\x07\x7f\x9be\rf é"
+    assert console.shown(written) == written  # elsewhere it is data
+    monkeypatch.setattr(console.sys, "stdout", mock.Mock(isatty=lambda: True))
+    assert console.shown(written) == "a\tb\r\nc\\x1b[2Jd\\x07\\x7f\\x9be\\x0df é"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (60, "1:00"), (3723, "1:02:03")])
