@@ -28,6 +28,8 @@ from mhc_jax.kernels.sharding import axes, by_device
 LANES, ROWS = 128, 8
 # Tokens of a chunk, and of a step within it: a register of bfloat16 has sixteen rows.
 CHUNK, LEAST_CHUNK, STEP = 256, 16, 16
+# Tokens over which the steps of a register reach.
+DOUBLING = 1, 2, 4
 # Of a chunk in the kernel's memory. Independent work for units that otherwise wait for each other.
 MOST_CHANNELS = 1024
 
@@ -43,12 +45,14 @@ def fault(channels: int, dtype: Any) -> str | None:
 
 
 def whole(tokens: int) -> int:
-    """How many of them the kernels take, in whole chunks; the others are left to XLA."""
-    return tokens - tokens % _chunk_of(tokens) if tokens >= LEAST_CHUNK else 0
+    """How many of them the kernels take, in chunks of one size; the last ones, an eighth at most or 15, are XLA's."""
+    sizes = (size for size in (CHUNK, 128, 64, 32, LEAST_CHUNK) if tokens % size <= max(tokens // 8, LEAST_CHUNK - 1))
+    return tokens - tokens % next(sizes)
 
 
 def _chunk_of(tokens):
-    return min(CHUNK, 1 << (tokens.bit_length() - 1))
+    """The largest that divides them."""
+    return min(CHUNK, tokens & -tokens)
 
 
 def scan(
@@ -84,7 +88,7 @@ def scan(
 
 
 def _keep(reset_BT):
-    """0 at resets, and at the tokens before them."""
+    """First a row that is 0 at resets, then one that is 0 at the tokens before them."""
     keep_BT = 1 - reset_BT.astype(jnp.float32)
     return jnp.stack([keep_BT, jnp.pad(keep_BT[:, 1:], ((0, 0), (0, 1)), constant_values=1)], axis=1)
 
@@ -135,17 +139,17 @@ def _forth(u_BTD, gains_4D, s0_BD, keep_B2T):
 
     (B, T, D), s0_B1D = u_BTD.shape, s0_BD[:, None]
     before = jax.ShapeDtypeStruct((B, T // _chunk_of(T), 1, D), jnp.float32)
-    y, before_BN1D, s_B1D = _call(
+    y, before_BND, s_B1D = _call(
         kernel,
         [("tokens", u_BTD), ("gains", gains_4D), ("states", s0_B1D), ("keep", keep_B2T)],
         [("tokens", u_BTD), ("before", before), ("states", s0_B1D)],
         "diagonal",
     )
-    return y, before_BN1D, s_B1D[:, 0]
+    return y, before_BND, s_B1D[:, 0]
 
 
-def _back(u_BTD, gains_4D, before_BN1D, keep_B2T, dy_BTD, ds_BD):
-    """Cotangents of the input, of the gains for each sequence, and of the first states unless these are reset."""
+def _back(u_BTD, gains_4D, before_BND, keep_B2T, dy_BTD, ds_BD):
+    """Cotangents of the input, of the gains for each sequence, and of the first states, unless reset at once."""
 
     def kernel(u, dy, gains, before, ds_last, keep, du, dgains, dh, upright, states):
         a, b, c, d = _rows(gains)
@@ -159,8 +163,8 @@ def _back(u_BTD, gains_4D, before_BN1D, keep_B2T, dy_BTD, ds_BD):
             for k in range(0, STEP, ROWS):
                 powers = forward(at + k)
                 after = _walk(powers, b * u_SD[k : k + ROWS], s_1D)
-                before = jnp.where(row == 0, s_1D, pltpu.roll(after, 1, 0))
-                states[pl.ds(at + k, ROWS), :] = before if keep is None else jnp.where(powers.decay == 0, 0, before)
+                s_RD = jnp.where(row == 0, s_1D, pltpu.roll(after, 1, 0))
+                states[pl.ds(at + k, ROWS), :] = s_RD if keep is None else jnp.where(powers.decay == 0, 0, s_RD)
                 s_1D = after[-1:]
             return s_1D
 
@@ -195,7 +199,7 @@ def _back(u_BTD, gains_4D, before_BN1D, keep_B2T, dy_BTD, ds_BD):
             ("tokens", u_BTD),
             ("tokens", dy_BTD),
             ("gains", gains_4D),
-            ("before", before_BN1D),
+            ("before", before_BND),
             ("states", ds_B1D),
             ("keep", keep_B2T),
         ],
@@ -211,20 +215,19 @@ class _Powers(NamedTuple):
 
     decay: jax.Array
     doubling: list[jax.Array]
-    whole: jax.Array
+    to_border: jax.Array
 
     @classmethod
     def of(cls, decay, reverse):
-        whole, doubling = decay, []
-        for size in (1, 2, 4):
-            inside = _row(decay.shape) < ROWS - size if reverse else _row(decay.shape) >= size
-            doubling.append(jnp.where(inside, whole, 0))
-            whole = whole * jnp.where(inside, _later(whole, size, reverse), 1)
-        return cls(decay, doubling, whole)
+        power, doubling = decay, []
+        for size in DOUBLING:
+            doubling.append(power)
+            power = power * _from_before(power, size, reverse, 1)
+        return cls(decay, doubling, power)
 
 
 def _powers(a, keep, upright, column, reverse=False):
-    """The :class:`_Powers` of the eight tokens from a place on, of which a column of ``keep`` is 0 at resets."""
+    """The :class:`_Powers` of the eight tokens from a place on, of which a row of ``keep`` is 0 at resets."""
     if keep is None:
         powers = _Powers.of(a, reverse)
         return lambda at: powers
@@ -234,14 +237,19 @@ def _powers(a, keep, upright, column, reverse=False):
 
 def _walk(powers, x_RD, s_1D, reverse=False):
     """The states after eight tokens, or, if ``reverse``, from the last to the first."""
-    for size, decay in zip((1, 2, 4), powers.doubling, strict=True):
-        x_RD = x_RD + decay * _later(x_RD, size, reverse)
-    return x_RD + powers.whole * s_1D
+    for size, decay in zip(DOUBLING, powers.doubling, strict=True):
+        x_RD = x_RD + decay * _from_before(x_RD, size, reverse, 0)
+    return x_RD + powers.to_border * s_1D
 
 
-def _later(x_RD, size, reverse):
-    """Rows moved by ``size`` tokens, around the border."""
-    return pltpu.roll(x_RD, ROWS - size if reverse else size, 0)
+def _from_before(x_RD, size, reverse, outside):
+    """What the token ``size`` places before each has, or, if ``reverse``, behind it; ``outside`` beyond the border.
+
+    Not zero times what lies there: it may be no number.
+    """
+    row = _row(x_RD.shape)
+    inside = row < ROWS - size if reverse else row >= size
+    return jnp.where(inside, pltpu.roll(x_RD, ROWS - size if reverse else size, 0), outside)
 
 
 def _row(shape):
@@ -272,7 +280,8 @@ def _first(states, start):
 def _call(kernel, given, made, name, reverse=False):
     """``kernel`` on blocks of arrays, read and written, each with its kind; None stays None.
 
-    Its last arguments are memory for ``keep`` upright and, backward, for the states of a chunk.
+    The last of ``given`` are the rows of ``keep``. The kernel's last arguments are memory for these upright and, if
+    ``reverse``, for the states of a chunk.
     """
     B, T, D = given[0][1].shape
     chunk, width = _chunk_of(T), max(w for w in range(LANES, MOST_CHANNELS + 1, LANES) if D % w == 0)

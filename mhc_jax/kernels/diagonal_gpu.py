@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
+from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.mosaic_gpu import THREADS, over_blocks
 from mhc_jax.ops.diag_scan import states_before
 
@@ -19,9 +20,9 @@ CHUNK, AT_ONCE = 64, 16
 
 
 def forth(u_BTD, gains_4D, s0_BD, keep_B2T):
-    """:func:`mhc_jax.kernels.diagonal.forth` on a GPU."""
+    """Output, states before each chunk, and those after the last token, see :mod:`mhc_jax.kernels.diagonal`."""
     chunk = min(CHUNK, u_BTD.shape[1] & -u_BTD.shape[1])
-    whole = _whole(gains_4D, keep_B2T, 0, chunk)
+    decays = _over_chunk(gains_4D, keep_B2T, 0, chunk)
     run = functools.partial(_over_chunks, chunk, gains_4D, keep_B2T, u_BTD)
 
     def ends(gains, keep, rows, made):
@@ -38,13 +39,16 @@ def forth(u_BTD, gains_4D, s0_BD, keep_B2T):
             y.store(t, c * s + d * u_t)
 
     (ends_BND,) = run(ends, [], [(1, jnp.float32)], "diagonal_ends")
-    before_BND = states_before(whole, ends_BND, s0_BD, form="associative", chunk=1)
+    before_BND = states_before(decays, ends_BND, s0_BD, form="associative", chunk=1)
     (y_BTD,) = run(outputs, [before_BND], [(chunk, u_BTD.dtype)], "diagonal")
-    return y_BTD, before_BND, (whole if whole.ndim == 1 else whole[:, -1]) * before_BND[:, -1] + ends_BND[:, -1]
+    return y_BTD, before_BND, (decays if decays.ndim == 1 else decays[:, -1]) * before_BND[:, -1] + ends_BND[:, -1]
 
 
 def back(u_BTD, gains_4D, before_BND, keep_B2T, dy_BTD, ds_BD):
-    """:func:`mhc_jax.kernels.diagonal.back` on a GPU, with the same h."""
+    """Cotangents of the input, of the gains for each sequence, and of the first states, unless reset at once.
+
+    h is a times the cotangent of the state after a token: ``h_t = a (c dy_t + keep_{t+1} h_{t+1})``.
+    """
     chunk = u_BTD.shape[1] // before_BND.shape[1]
     run = functools.partial(_over_chunks, chunk, gains_4D, keep_B2T)
 
@@ -72,17 +76,17 @@ def back(u_BTD, gains_4D, before_BND, keep_B2T, dy_BTD, ds_BD):
             dgains.store(k, total)
 
     (starts_BND,) = run(dy_BTD, starts, [], [(1, jnp.float32)], "diagonal_starts")
-    whole = _whole(gains_4D, keep_B2T, 1, chunk)
-    ordered = whole if whole.ndim == 1 else jnp.flip(whole, 1)
+    decays = _over_chunk(gains_4D, keep_B2T, 1, chunk)
+    ordered = decays if decays.ndim == 1 else jnp.flip(decays, 1)
     after_BND = jnp.flip(states_before(ordered, jnp.flip(starts_BND, 1), ds_BD, form="associative", chunk=1), 1)
     made = [(chunk, u_BTD.dtype), (4, jnp.float32)]
     du_BTD, dgains_BMD = run(u_BTD, cotangents, [dy_BTD, before_BND, after_BND], made, "diagonal_backward")
     dgains_B4D = jnp.sum(dgains_BMD.reshape(len(u_BTD), -1, *gains_4D.shape), axis=1)
-    dh_BD = (whole if whole.ndim == 1 else whole[:, 0]) * after_BND[:, 0] + starts_BND[:, 0]
+    dh_BD = (decays if decays.ndim == 1 else decays[:, 0]) * after_BND[:, 0] + starts_BND[:, 0]
     return du_BTD, dgains_B4D, dh_BD
 
 
-def _whole(gains_4D, keep_B2T, row, chunk):
+def _over_chunk(gains_4D, keep_B2T, row, chunk):
     """The decays over every chunk."""
     whole_D = gains_4D[0] ** chunk
     if keep_B2T is None:
@@ -132,6 +136,6 @@ def _over_chunks(chunk, gains_4D, keep_B2T, first_BTD, kernel, others, made, nam
         kernel([gains[k, channels] for k in range(4)], decay, views[: len(arrays)], views[len(arrays) :])
 
     makes = [jax.ShapeDtypeStruct((B * pieces * count, D), dtype) for count, dtype in made]
-    run = over_blocks(on_block, B * pieces * (D // THREADS), makes, name)
+    run = not_differentiable(over_blocks(on_block, B * pieces * (D // THREADS), makes, name))
     found = run(gains_4D, keep_B2T, *(x.reshape(-1, D) for x in arrays))
     return [x.reshape(B, -1, D) for x in found]

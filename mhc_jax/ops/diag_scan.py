@@ -47,6 +47,14 @@ def diagonal_scan(
     return a * states_before(a, x_BTD, s0_BD, form=form, chunk=chunk) + x_BTD
 
 
+def check(form: str, chunk: int) -> None:
+    """Raises ValueError for an unknown form, or ``chunk < 1``."""
+    if form not in _FORMS:
+        raise ValueError(unknown("scan form", form, _FORMS))
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+
+
 def states_before(
     a: Float[Array, "*BT D"],
     x_BTD: Float[Array, "B T D"],
@@ -56,10 +64,7 @@ def states_before(
     chunk: int,
 ) -> Float[Array, "B T D"]:
     """The states before every token, ``s_{-1} .. s_{T-2}``; see :func:`diagonal_scan`."""
-    if form not in _FORMS:
-        raise ValueError(unknown("scan form", form, _FORMS))
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    check(form, chunk)
     if s0_BD is not None:
         x_BTD = x_BTD.at[:, 0].add((a if a.ndim == 1 else a[:, 0]) * s0_BD)
 

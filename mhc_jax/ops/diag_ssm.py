@@ -8,7 +8,7 @@ from jax.sharding import Sharding
 from jaxtyping import Array, Bool, Float
 
 from mhc_jax.ops.chunks import Implementation
-from mhc_jax.ops.diag_scan import ScanForm, states_before
+from mhc_jax.ops.diag_scan import ScanForm, check, states_before
 from mhc_jax.registry import unknown
 
 POLE_MARGIN = 1e-4
@@ -55,6 +55,7 @@ def diag_ssm(
     """
     if implementation not in get_args(Implementation):
         raise ValueError(unknown("implementation", implementation, get_args(Implementation)))
+    check(form, chunk)
     a = pole(logit_a_D)
     if implementation == "pallas" and len(u_BTD):
         from mhc_jax.kernels import diagonal  # Pallas takes long to import
@@ -66,7 +67,7 @@ def diag_ssm(
             y_BTD, s_BD = diagonal.scan(u_BTD[:, :T], gains_4D, s0_BD, resets, batch_sharding)
             if u_BTD.shape[1] == T:
                 return y_BTD, s_BD
-            gains = logit_a_D, b_D, c_D, d_D
+            gains = (x_D.astype(jnp.float32) for x_D in (logit_a_D, b_D, c_D, d_D))
             rest_BTD, s_BD = diag_ssm(u_BTD[:, T:], *gains, s_BD, reset_BT=later, form=form, chunk=chunk)
             return jnp.concatenate([y_BTD, rest_BTD], axis=1), s_BD
     if reset_BT is not None:

@@ -272,9 +272,9 @@ def _zeros(loss, dtype, chunks, whole, head_VD):
 
 def _outer(g_BKV, hidden_BKD, dtype):
     """The share of some tokens in the head's gradient, (V, D)."""
-    if hidden_BKD.dtype != dtype:
+    if hidden_BKD.dtype != dtype:  # a CPU does not transpose the result of a product that widens 16 bits
         return jnp.einsum("bkv,bkd->vd", g_BKV, hidden_BKD, preferred_element_type=dtype)
-    # A CPU transposes the left factor, which is to be the small one. A product that it widens it cannot transpose.
+    # It transposes the left factor, which is to be the small one.
     return jnp.einsum("bkd,bkv->dv", hidden_BKD, g_BKV, preferred_element_type=dtype).T
 
 

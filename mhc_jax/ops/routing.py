@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Up to so many choices every one is an array of its own: choosing and weighing are then one kernel, where sorting, and
-# sums over a last axis of a few numbers, are each a kernel or two.
+# With so many choices or fewer, each choice is an array of its own over all tokens: choosing and weighing are then one
+# kernel, where sorting, and each sum over a last axis of a few numbers, are a kernel or two.
 FEW = 8
 
 
@@ -29,6 +29,7 @@ def top_k_softmax(logits_K: Float[Array, "*B K"], *, k: int) -> Float[Array, "*B
 
 def _among_largest(logits_K, k):
     if logits_K.shape[-1] > FEW:
+        logits_K = jnp.where(logits_K == 0, 0, logits_K)  # -0 and 0 are equal, which sorting does not know
         chosen = jax.lax.top_k(logits_K, k)[1]
         return jnp.any(chosen[..., None] == jnp.arange(logits_K.shape[-1]), axis=-2)
     columns = jnp.unstack(logits_K, axis=-1)
@@ -39,11 +40,11 @@ def _among_largest(logits_K, k):
 def _softmax(logits_K):
     if logits_K.shape[-1] > FEW:
         return jax.nn.softmax(logits_K, axis=-1)
-    columns = jnp.unstack(logits_K, axis=-1)
+    columns = jnp.unstack(logits_K.astype(jnp.promote_types(logits_K.dtype, jnp.float32)), axis=-1)
     largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, columns))
     weights = [jnp.exp(x - largest) for x in columns]
     total = sum(weights)
-    return jnp.stack([weight / total for weight in weights], axis=-1)
+    return jnp.stack([(weight / total).astype(logits_K.dtype) for weight in weights], axis=-1)
 
 
 def load_balance(logits_K: Float[Array, "*B K"], weight_K: Float[Array, "*B K"]) -> Float[Array, ""]:

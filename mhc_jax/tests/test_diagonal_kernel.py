@@ -108,6 +108,24 @@ def test_a_pole_at_either_end_has_finite_gradients(kernel):
             assert jnp.isfinite(x).all()
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_no_number_reaches_no_token_before_it(kernel, value):
+    """In the output; and in the gradient of the input none behind it."""
+    (u, *gains, _), (dy, _) = draw(1, 32, 128)
+    u[0, 13], dy[0, 11] = value, value
+    y, pull = jax.vjp(lambda u: diag_ssm(u, *narrow(gains), implementation="pallas")[0], *narrow([u]))
+    np.testing.assert_array_equal(jnp.isfinite(y).all(-1)[0], np.arange(32) < 13)
+    np.testing.assert_array_equal(jnp.isfinite(pull(*narrow([dy]))[0]).all(-1)[0], np.arange(32) > 11)
+
+
+def test_only_some_tokens_behind_the_last_chunk_are_left_to_xla():
+    for tokens in range(300):
+        found = diagonal.whole(tokens)
+        assert 0 <= tokens - found <= max(15, tokens // 8)
+        assert found % 16 == 0
+    assert [diagonal.whole(tokens) for tokens in (15, 16, 255, 256, 1000, 1024)] == [0, 16, 224, 256, 896, 1024]
+
+
 def test_few_tokens_and_none_are_left_to_xla():
     for B, T in ((1, 1), (1, 15), (0, 32)):
         (u, *gains, s0), _ = draw(B, T, 128)
@@ -137,6 +155,12 @@ def test_a_model_has_the_same_loss_and_gradients(kernel):
         assert jnp.abs(x - want).max() < 1e-5 * jnp.abs(want).max() + 1e-8
 
 
+def test_derivatives_without_a_kernel_are_refused(kernel):
+    (u, *gains, _), _ = draw(1, 16, 128)
+    with pytest.raises(ConfigError, match="first derivatives in reverse mode only"):
+        jax.hessian(lambda u: jnp.sum(diag_ssm(u, *narrow(gains), implementation="pallas")[0] ** 2))(*narrow([u]))
+
+
 def test_what_has_no_kernel_is_refused():
     for model, message in (
         (
@@ -156,8 +180,12 @@ def test_what_has_no_kernel_is_refused():
         diag_ssm(*(x[..., :64] for x in arguments), implementation="pallas")
     with pytest.raises(ValueError, match="unknown implementation 'cuda'"):
         diag_ssm(*arguments, implementation="cuda")
-    with pytest.raises(ConfigError, match="first derivatives in reverse mode only"):
-        jax.hessian(lambda u: jnp.sum(diag_ssm(u, *arguments[1:], implementation="pallas")[0] ** 2))(arguments[0])
+    for options, message in (
+        ({"form": "step"}, "unknown scan form 'step'"),
+        ({"chunk": 0}, "chunk must be at least 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            diag_ssm(*arguments, implementation="pallas", **options)
 
 
 SLICED = """

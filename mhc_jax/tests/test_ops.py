@@ -251,7 +251,7 @@ OMITTED = {
     "conv.causal_depthwise_conv": {"history_BJD": None, "segment_ids": None},
     "delta_rule.gated_delta_rule": RECURRENT,
     "diag_scan.diagonal_scan": {"s0_BD": None, "form": "sequential", "chunk": 64},
-    "diag_ssm.diag_ssm": {"s0_BD": None, "reset_BT": None, "form": "sequential", "chunk": 64},
+    "diag_ssm.diag_ssm": {"s0_BD": None, "reset_BT": None, "form": "sequential", "chunk": 64} | KERNELS,
     "gla.gated_linear_attention": RECURRENT,
     "hyper.dynamic_weights": {"gamma_D": None},
     "loss.cross_entropy": {"ignore": -100},

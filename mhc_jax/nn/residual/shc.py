@@ -128,14 +128,14 @@ class SHC(MHC, Preparing):
         return {} if self.config.streams == 1 else {"mixtures_KM": self._mixtures()}
 
     def _mixtures(self):
-        """What each component of a route adds to H_pre, H_res and H_post of a token, which lie beside each other.
+        """What each component adds to a token's H_pre, H_res and H_post, which are the columns, M = N + N N + N.
 
-        K is all components of the three routes, M = N + N N + N.
+        K is the components of all three routes; each adds to the columns of its own.
         """
         dtype, n = self.policy.accumulate, self.config.streams
         read_N, write_N = (leaf[...].astype(dtype) for leaf in (self.read, self.write))
         reads, mixings, writes = projections.spread_rotations(self.skew[...].astype(dtype), size=n)
-        # Vectors are mixed instead of matrices where only a product with a vector is needed.
+        # Where only a product with a vector is needed, vectors are mixed instead of matrices.
         return block_diag(read_N @ reads, (1 - self.factor) / 2 * mixings.reshape(-1, n * n), writes @ write_N)
 
     def coefficients(self, h, scope):
