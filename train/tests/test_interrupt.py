@@ -145,6 +145,7 @@ def folder(tmp_path_factory):
     offer(
         config.replace(
             train=config.train.replace(steps=12, eval_every=4, eval_batches=2),
+            data=config.data.replace(sample_tokens=4),
             checkpoint=config.checkpoint.replace(every=5),
         ),
         folder,
@@ -187,7 +188,7 @@ def test_a_run_that_is_stopped_anywhere_ends_as_the_undisturbed_one(folder, mome
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["train/data/loader.py:_eval_batch 2", "train/update/step.py:train_step 1"])
+@pytest.mark.parametrize("place", ["train/data/loader.py:batch 2", "train/update/step.py:train_step 1"])
 def test_the_second_signal_acts_at_once(folder, place):
     name = place.split(":")[1]
     stopped = call(folder, command(folder, name), f"{place} {signal.SIGINT:d} {signal.SIGINT:d}")
@@ -199,7 +200,7 @@ def test_the_second_signal_acts_at_once(folder, place):
 @pytest.mark.parametrize(
     ("argv", "place"),
     [
-        (["train.evaluate", "whole"], "train/data/loader.py:_eval_batch 1"),
+        (["train.evaluate", "whole"], "train/data/loader.py:batch 1"),
         (["train.sample", "whole"], "train/storage/restore.py:load_run 1"),
         (["train.inspect", "whole"], "train/measure/cost.py:cost_rows 1"),
         (["train.export", "whole", "exported"], "train/export.py:export 1"),
