@@ -148,7 +148,7 @@ def _verdict(row: Row) -> str:
     if not math.isnan(row.err_float64):
         # Where sums cancel, PyTorch's float32 error shows how much rounding is amplified.
         cancelled = 0.0 if math.isnan(row.err_torch) else row.err_torch * tolerances.FLOAT64_PER_FLOAT32
-        bound = max(tolerances.FLOAT64[row.tier], tolerances.RATIO * cancelled)
+        bound = max(tolerances.FLOAT64[row.tier], tolerances.BOTH_ROUND * tolerances.RATIO * cancelled)
         if not row.err_float64 <= bound:
             faults.append(f"float64 error {row.err_float64:.1e} > {bound:.0e}")
     if not math.isnan(row.err_jax):

@@ -21,6 +21,9 @@ FEW_ULP = 12.0
 # float32 as far as its float64 and those 29 bits, where PyTorch happened on roundings that cancel too.
 FLOAT64_PER_FLOAT32 = 2.0**-29
 
+# The truth is a run in float64, too: of two of these, both round, where of float32 beside it one does.
+BOTH_ROUND = 2.0
+
 # A gradient this much smaller than the largest one of its case, in float64, is zero by symmetry, and its rounding is
 # measured relative to that largest one.
 VANISHING = 1e-13

@@ -37,7 +37,8 @@ MOST_CHANNELS = 1024
 def fault(channels: int, dtype: Any) -> str | None:
     """Why there is no kernel for so many channels of this dtype, and what to do; None if there is one."""
     if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"the diagonal recurrence's kernel takes float32 or bfloat16, not {jnp.dtype(dtype)}; take such a policy"
+        what = f"the diagonal recurrence's kernel takes float32 or bfloat16, not {jnp.dtype(dtype)}"
+        return f"{what}; take such a policy, or implementation 'xla'"
     if channels % LANES:
         what = f"the diagonal recurrence's kernel takes multiples of {LANES} channels, not {channels}"
         return f"{what}; take such a width, or implementation 'xla'"

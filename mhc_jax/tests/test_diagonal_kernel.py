@@ -169,7 +169,7 @@ def test_what_has_no_kernel_is_refused():
         ),
         (
             MODEL.replace(execution=MODEL.execution.replace(policy="float16")),
-            "takes float32 or bfloat16, not float16; take such a policy",
+            "takes float32 or bfloat16, not float16; take such a policy, or implementation 'xla'",
         ),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -131,7 +131,9 @@ def changed(config: RunConfig, *also: str) -> str:
     before, now = _flat(begun.to_dict()), _flat(config.to_dict())
     free = {*FREE_ON_RESUME, *(f"data.{name}" for name in (*config.data.of_a_host, *config.data.free_on_resume))}
     for name in sorted({*before, *now}):
-        fixed = not any(name == field or name.startswith(f"{field}.") for field in free - {*also})
+        # Whichever part it is of, an implementation is another way to the same values.
+        is_free = name.endswith(".implementation")
+        fixed = not (is_free or any(name == field or name.startswith(f"{field}.") for field in free - {*also}))
         if fixed and before.get(name) != now.get(name):
             return f"{_flag(name)} was {before.get(name)!r} and is now {now.get(name)!r}"
     return ""

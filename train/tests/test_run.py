@@ -21,8 +21,9 @@ import pytest
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
-from train.config import OptimConfig
+from train.config import OptimConfig, recorded
 from train.loop import run as run_module
+from train.loop.resolve import changed
 from train.loop.run import NonFiniteError, run
 from train.measure.log import MetricsLog
 from train.measure.scores import evaluate_split
@@ -139,6 +140,14 @@ def test_resume_refuses_what_changes_the_numbers(done):
         run(other)
     with pytest.raises(ConfigError, match=r": --model.ends.init was None and is now 'repeat'"):
         run(extended(done).replace(model=mhc_ssm(vocab_size=None, max_len=None, width=16, layers=1)))
+
+
+def test_resume_takes_another_implementation(done):
+    config = recorded(done.folder / "config.json")
+    mixer = config.model.mixer.replace(implementation="pallas")
+    assert changed(config.replace(model=config.model.replace(mixer=mixer))) == ""
+    other = config.model.replace(mixer=mixer.replace(chunk=mixer.chunk + 1))
+    assert changed(config.replace(model=other)) == "--model.mixer.chunk was 16 and is now 17"
 
 
 def test_resume_refuses_other_text(done):
