@@ -34,7 +34,8 @@ def begins(package: str) -> None:
 def _use_huge_pages() -> None:
     """Starts the process anew with large pages for its arrays, unless whoever started it has chosen for the C library.
 
-    On a CPU every step maps its temporary arrays anew. To clear 160,000 pages of 4 KiB for them is an eighth to a fifth of a step.
+    On a CPU every step maps its temporary arrays anew, and to clear their pages of 4 KiB takes an eighth to a fifth of
+    it.
     """
     if TUNABLES in os.environ or not _has_huge_pages():
         return
