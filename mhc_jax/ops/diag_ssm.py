@@ -68,7 +68,7 @@ def diag_ssm(
             if u_BTD.shape[1] == T:
                 return y_BTD, s_BD
             gains = (x_D.astype(jnp.float32) for x_D in (logit_a_D, b_D, c_D, d_D))
-            rest_BTD, s_BD = diag_ssm(u_BTD[:, T:], *gains, s_BD, reset_BT=later, form=form, chunk=chunk)
+            rest_BTD, s_BD = diag_ssm(u_BTD[:, T:], *gains, s0_BD=s_BD, reset_BT=later, form=form, chunk=chunk)
             return jnp.concatenate([y_BTD, rest_BTD], axis=1), s_BD
     if reset_BT is not None:
         a = jnp.where(reset_BT[..., None], 0, a)
