@@ -101,8 +101,9 @@ def recurrences(B: int, T: int) -> dict[str, Recurrence]:
             return diag_ssm(u.astype(jnp.float32), *rest, form=form, chunk=16)[0].astype(u.dtype)
 
         found[f"diagonal, {form}"] = Recurrence(diagonal, arguments, sizes)
-    by_kernel = functools.partial(diag_ssm, implementation="pallas")
-    found["diagonal" + KERNEL] = Recurrence(lambda *arguments: by_kernel(*arguments)[0], arguments, sizes)
+    found["diagonal" + KERNEL] = Recurrence(
+        lambda *arguments: diag_ssm(*arguments, implementation="pallas")[0], arguments, sizes
+    )
     E, N = 2 * WIDTH, STATES
     for form in ("sequential", "chunked"):
 

@@ -122,7 +122,8 @@ def _forth(u_BTD, gains_4D, s0_BD, keep_B2T):
 
     def kernel(u, gains, s0, keep, y, before, s, upright):
         a, b, c, d = _rows(gains)
-        powers = _powers(a, keep, upright, 0)
+        _turn(keep, upright)
+        powers = _powers(a, upright, 0)
         _first(s, s0)
         before[...] = s[...]
 
@@ -154,7 +155,8 @@ def _back(u_BTD, gains_4D, before_BND, keep_B2T, dy_BTD, ds_BD):
 
     def kernel(u, dy, gains, before, ds_last, keep, du, dgains, dh, upright, states):
         a, b, c, d = _rows(gains)
-        forward, backward = _powers(a, keep, upright, 0), _powers(a, keep, upright, 1, reverse=True)
+        _turn(keep, upright)
+        forward, backward = _powers(a, upright, 0), _powers(a, upright, 1, reverse=True)
         _first(dh, ds_last)
         row, steps = _row(a.shape), len(u) // STEP
         a_c, b_over_a = a * c, b / a
@@ -227,12 +229,17 @@ class _Powers(NamedTuple):
         return cls(decay, doubling, power)
 
 
-def _powers(a, keep, upright, column, reverse=False):
-    """The :class:`_Powers` of the eight tokens from a place on, of which a row of ``keep`` is 0 at resets."""
-    if keep is None:
+def _turn(keep, upright):
+    """Its rows as columns, if there are resets."""
+    if keep is not None:
+        upright[...] = keep[...].T
+
+
+def _powers(a, upright, column, reverse=False):
+    """The :class:`_Powers` of the eight tokens from a place on, with resets where a column of ``upright`` is 0."""
+    if upright is None:
         powers = _Powers.of(a, reverse)
         return lambda at: powers
-    upright[...] = keep[...].T
     return lambda at: _Powers.of(a * upright[pl.ds(at, ROWS), column : column + 1], reverse)
 
 

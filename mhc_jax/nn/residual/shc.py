@@ -157,8 +157,8 @@ class SHC(MHC, Preparing):
             scope.penalise("routing_balance", config.balance * jnp.mean(balance_R))
         mixtures_KM = self._mixtures() if self.mixtures_KM is None else self.mixtures_KM[...]
         mixed_BTM = jnp.matmul(jnp.concatenate(weights, axis=-1), mixtures_KM, precision="highest")
-        pre_BTN, mixed_BTM, post_BTN = jnp.split(mixed_BTM, [n, n + n * n], axis=-1)
-        res_BTNN = (1 + self.factor) / 2 * jnp.eye(n, dtype=dtype) + mixed_BTM.reshape(*mixed_BTM.shape[:-1], n, n)
+        pre_BTN, entries, post_BTN = jnp.split(mixed_BTM, [n, n + n * n], axis=-1)
+        res_BTNN = (1 + self.factor) / 2 * jnp.eye(n, dtype=dtype) + entries.reshape(*entries.shape[:-1], n, n)
         if not config.adaptive:
             return h, (pre_BTN, post_BTN, res_BTNN)
         mask_BTN = self._mask(rank_BTN, scope)
