@@ -217,8 +217,6 @@ def compile_all(given: argparse.Namespace, schedules: Path) -> None:
     for there in given.machines:
         rows = []
         for which, run, arguments in programs(given.batch, given.length, given.recurrences):
-            if which["recurrence"] in (name + KERNEL for name in MATRIX) and there.chip.platform != "tpu":
-                continue
             rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments, schedules))
             for file in schedules.iterdir():
                 file.unlink()

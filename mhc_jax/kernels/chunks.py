@@ -1,14 +1,15 @@
-"""Recurrences with a matrix state on TPUs, chunk after chunk in one kernel that touches every array once.
+"""Recurrences with a matrix state, chunk after chunk in one kernel that touches every array once.
 
-What a chunk computes is a function of the state before it and of its tokens, ``inside``. The kernel keeps the states of
-all heads of a sequence in its memory; under differentiation it also writes those between chunks, and the backward
-kernel walks over the chunks in reverse with the derivative of ``inside`` from them.
+What a chunk computes is a function of the state before it and of its tokens, ``inside``. On a TPU the kernel keeps the
+states of all heads of a sequence in its memory; under differentiation it also writes those between chunks, and the
+backward kernel walks over the chunks in reverse with the derivative of ``inside`` from them. GPUs have
+:mod:`mhc_jax.kernels.chunks_gpu`.
 
 Several heads share the lanes of a tile: heads of 64 lie two by two beside each other, see
 :class:`mhc_jax.kernels.heads.Heads`. A state is kept transposed, (V, K) for each head, so that decays of keys are by
 lane.
 
-Sums are in float32 whatever the inputs. Off a TPU the kernels are interpreted, which is slow.
+Sums are in float32 whatever the inputs. On a CPU the kernels are interpreted, which is slow.
 """
 
 import dataclasses
@@ -24,7 +25,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Float
 
+from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
+from mhc_jax.kernels import chunks_gpu
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.heads import Heads, iota
 from mhc_jax.kernels.interpretation import is_interpreted
@@ -34,14 +37,22 @@ LANES, LEAST_CHUNK = 128, 16
 MEMORY = 12 * 2**20
 
 
-# Of the heads of a tile, the states (V, K) before a chunk, its wide arrays (C, M) and the columns of its narrow ones.
+# Of the heads of a tile, with their operations, the states (V, K) before a chunk, its wide arrays (C, M) and the
+# columns of its narrow ones.
 Inside = Callable[..., tuple[jax.Array, jax.Array]]
 
 
-def fault(heads: int, K: int, V: int, chunk: int, dtype: Any) -> str | None:
-    """Why there is no kernel for so many heads of these sizes and dtype, and what to do; None if there is one."""
+def fault(heads: int, K: int, V: int, chunk: int, dtype: Any, wide: int, target: str | None) -> str | None:
+    """Why that platform has no kernel for so many heads of these sizes and dtype, and what to do; None if it has one.
+
+    Args:
+        wide: number of inputs with channels, see :func:`scan`.
+        target: as :func:`mhc_jax.backend.stated_backend` returns it.
+    """
     if dtype not in (jnp.float32, jnp.bfloat16):
         return f"the kernel of chunks takes float32 or bfloat16, not {jnp.dtype(dtype)}; take such a policy"
+    if target == "gpu":
+        return chunks_gpu.fault(K, wide)
     plan, what = _Plan.of(None, chunk, heads, K, V), f"{heads} heads of {K} by {V} in chunks of {chunk}"
     C, G, U, K, V = plan.chunk, plan.heads, plan.together, _width(K), _width(V)
     # Arrays of a chunk twice, as they are read and written, and those that the derivative of a chunk holds.
@@ -64,30 +75,31 @@ def scan(
     """``inside`` from chunk to chunk.
 
     Args:
-        inside: function of :class:`Heads`, float32 states (V, K), arrays (C, M) in float32 and lists of columns (C, 1)
-            to the states after the chunk and its output (C, V).
+        inside: function of :class:`Heads`, or a GPU's :class:`mhc_jax.kernels.tile_gpu.Tile`, float32 states (V, K),
+            arrays (C, M) in float32 and lists of columns, (C, 1) or a GPU's (C,), to the states after the chunk and its output (C, V).
         s0_BHKV: states before the first token, float32.
         wide: inputs with channels: queries, which ``inside`` gets divided by the root of K, keys, values and others.
         narrow: inputs with one number for each head.
-        chunk: tokens of a chunk, rounded up to a power of two of at least :data:`LEAST_CHUNK`.
+        chunk: tokens of a chunk, rounded up to a power of two of at least :data:`LEAST_CHUNK`; on a GPU 64 in any case.
         batch_sharding: sharding of arrays (B, ...) on several devices, each of which then does its own rows. The mesh's
             other axes slice the heads where they divide them.
 
     Returns:
-        Output in the dtype of the values, and the states after the last token.
+        Output in the dtype of the values, on a GPU of no more than 16 digits, and the states after the last token.
 
     Raises:
         ConfigError: there is no kernel for these heads, see :func:`fault`.
     """
     (_, T, H, K), V = wide[0].shape, wide[2].shape[-1]
     for x in (s0_BHKV, *wide, *narrow):
-        if reason := fault(H, K, V, chunk, x.dtype):
+        if reason := fault(H, K, V, chunk, x.dtype, len(wide), target_backend()):
             raise ConfigError(reason)
 
     rows, others = axes(batch_sharding)
     by_head = tuple(others) if H % math.prod(others.values()) == 0 else None
     tokens, states = PartitionSpec(rows, None, by_head), PartitionSpec(rows, by_head)
-    run = functools.partial(_on_one_device, inside, min(chunk, T))
+    on_gpu = target_backend() == "gpu"
+    run = functools.partial(chunks_gpu.run if on_gpu else _on_one_device, inside, min(chunk, T))
     sliced = by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))
     return sliced(s0_BHKV, tuple(wide), tuple(narrow))
 

@@ -1,26 +1,24 @@
-"""A chunk of the gated delta rule in the kernel of :mod:`mhc_jax.kernels.chunks`."""
+"""A chunk of the gated delta rule in the kernels of :mod:`mhc_jax.kernels.chunks`."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.kernels.heads import Heads, sizes_of_halves, sums
+from mhc_jax.kernels.heads import Heads, sizes_of_halves
 
 
 def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decays_C1, betas_C1):
     """C tokens of heads side by side, given the state before them, as in :mod:`mhc_jax.ops.delta_rule`."""
     C, K, V = len(q_CK), q_CK.shape[1] // heads.count, v_CV.shape[1] // heads.count
     i, j = heads.pairs(C)
-    between_CC, _ = sums(jnp.where(i > j, heads.spread(log_decays_C1, C), 0))
+    between_CC = heads.sums(jnp.where(i > j, heads.spread(log_decays_C1, C), 0)).from_start()
     decay_CC = jnp.where(i >= j, jnp.exp(between_CC), 0)
-    from_start_CV, _ = sums(heads.spread(log_decays_C1, V))
-    from_start_CK, to_end_CK = sums(heads.spread(log_decays_C1, K))
-    since_CV = jnp.exp(from_start_CV)
+    of_values, of_keys = (heads.sums(heads.spread(log_decays_C1, width)) for width in (V, K))
+    since_CV = jnp.exp(of_values.from_start())
 
-    qk_CK = jnp.concatenate([q_CK, k_CK])
-    of_queries_CC, of_keys_CC = jnp.split(heads.times_transposed(qk_CK, k_CK), 2)
-    read_CV, answer_CV = jnp.split(heads.times_transposed(qk_CK, s_VK), 2)
+    of_queries_CC, of_keys_CC = heads.each_times_transposed([q_CK, k_CK], k_CK)
+    read_CV, answer_CV = heads.each_times_transposed([q_CK, k_CK], s_VK)
 
     # What a token corrects depends on the corrections before it: (I + L) corrections = beta (v - answers of S).
     lower_CC = jnp.where(i > j, heads.spread(betas_C1, C) * of_keys_CC * decay_CC, 0)
@@ -28,8 +26,8 @@ def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decays_C1, betas_C1):
     correction_CV = _unit_lower_solve(heads, lower_CC, asked_CV)
 
     y_CV = since_CV * read_CV + heads.times(of_queries_CC * decay_CC, correction_CV)
-    written_VK = heads.transposed_times(correction_CV, k_CK * jnp.exp(to_end_CK))
-    return jnp.exp(from_start_CK[-1:]) * s_VK + written_VK, y_CV
+    written_VK = heads.transposed_times(correction_CV, k_CK * jnp.exp(of_keys.to_end()))
+    return jnp.exp(of_keys.total(V)) * s_VK + written_VK, y_CV
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

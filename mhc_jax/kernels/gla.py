@@ -1,8 +1,10 @@
-"""A chunk of gated linear attention in the kernel of :mod:`mhc_jax.kernels.chunks`."""
+"""A chunk of gated linear attention in the kernels of :mod:`mhc_jax.kernels.chunks`."""
+
+import functools
 
 import jax.numpy as jnp
 
-from mhc_jax.kernels.heads import Heads, halves, second_half, sizes_of_halves
+from mhc_jax.kernels.heads import Heads, sizes_of_halves
 
 
 def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decay_CK):
@@ -13,12 +15,21 @@ def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decay_CK):
     """
     C = len(q_CK)
     i, j = heads.pairs(C)
+    decays = heads.sums(log_decay_CK)
+
+    def across(s, q_CK, k_CK):
+        decay_CK = jnp.exp(decays.to_border(s))
+        return heads.times_transposed(q_CK * decay_CK, k_CK * decay_CK)
+
+    def read(q_CK, s_VK):
+        return heads.times_transposed(q_CK * jnp.exp(decays.from_start()), s_VK)
+
+    def carried(s_VK, k_CK, v_CV):
+        written_VK = heads.transposed_times(v_CV, k_CK * jnp.exp(decays.to_end()))
+        return jnp.exp(decays.total(len(s_VK))) * s_VK + written_VK
+
     scores_CC = heads.times_transposed(q_CK, k_CK)
-    *cut, (from_start_CK, to_end_CK) = halves(log_decay_CK)
-    for s, (first_CK, rest_CK) in zip(sizes_of_halves(C), cut, strict=True):
-        decay_CK = jnp.exp(jnp.where(second_half(q_CK.shape, s), first_CK, rest_CK))
-        scores_CC = jnp.where(i ^ j >= s, heads.times_transposed(q_CK * decay_CK, k_CK * decay_CK), scores_CC)
-    read_CV = heads.times_transposed(q_CK * jnp.exp(from_start_CK), s_VK)
-    y_CV = read_CV + heads.times(jnp.where(i >= j, scores_CC, 0), v_CV)
-    written_VK = heads.transposed_times(v_CV, k_CK * jnp.exp(to_end_CK))
-    return jnp.exp(from_start_CK[-1:]) * s_VK + written_VK, y_CV
+    for s in sizes_of_halves(C):
+        scores_CC = jnp.where(i ^ j >= s, heads.recomputed(functools.partial(across, s))(q_CK, k_CK), scores_CC)
+    y_CV = heads.recomputed(read)(q_CK, s_VK) + heads.times(jnp.where(i >= j, scores_CC, 0), v_CV)
+    return heads.recomputed(carried)(s_VK, k_CK, v_CV), y_CV

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,10 @@ class Heads:
         rows = jnp.split(_dot(a_CV, b_CK, 0, 0), self.count)
         return sum(jnp.where(own, x, 0) for own, x in zip(self._lanes(rows[0].shape), rows, strict=True))
 
+    def each_times_transposed(self, rows: Sequence[jax.Array], b_CM: jax.Array) -> list[jax.Array]:
+        """``a b'`` of every head for each ``a`` of the same shape, in one product."""
+        return jnp.split(self.times_transposed(jnp.concatenate(rows), b_CM), len(rows))
+
     def spread(self, columns: Sequence[jax.Array], width: int) -> jax.Array:
         """A column (C, 1) of every head over its lanes, (C, count * width)."""
         lanes = self._lanes((columns[0].shape[0], self.count * width))
@@ -47,9 +51,44 @@ class Heads:
         shape = tokens, self.count * tokens
         return iota(shape, 0), iota(shape, 1) & (tokens - 1)
 
+    def sums(self, x_CM: Float[Array, "C M"]) -> "Sums":
+        return Sums(list(_halves(x_CM)))
+
+    def recomputed(self, run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """``run``, which computes little from much; the memory of a TPU's core holds both for the backward pass."""
+        return run
+
     def _lanes(self, shape: tuple[int, int]) -> list[jax.Array]:
         lane, width = iota(shape, 1), shape[1] // self.count
         return [(lane >= h * width) & (lane < (h + 1) * width) for h in range(self.count)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sums:
+    """Sums over the tokens of a chunk cut into pieces of 1, 2, 4 ... C tokens, a power of two.
+
+    ``levels`` has for each size those from the start of a token's piece up to and with it, and those after it to the
+    piece's end. Nothing is subtracted: beside sums of -1000 small ones keep all their digits.
+    """
+
+    levels: Sequence[tuple[Float[Array, "C M"], Float[Array, "C M"]]]
+
+    def to_border(self, s: int) -> Float[Array, "C M"]:
+        """From a token to the border between its half of ``s`` tokens and the other: after it in the first."""
+        from_start_CM, to_end_CM = self.levels[s.bit_length() - 1]
+        return jnp.where(second_half(from_start_CM.shape, s), from_start_CM, to_end_CM)
+
+    def from_start(self) -> Float[Array, "C M"]:
+        """Up to every token and with it."""
+        return self.levels[-1][0]
+
+    def to_end(self) -> Float[Array, "C M"]:
+        """After every token."""
+        return self.levels[-1][1]
+
+    def total(self, rows: int) -> Float[Array, "1 M"]:
+        """Of all tokens, to go with ``rows`` rows."""
+        return self.from_start()[-1:]
 
 
 def sizes_of_halves(tokens: int) -> Iterator[int]:
@@ -62,14 +101,7 @@ def second_half(shape: tuple[int, ...], s: int) -> jax.Array:
     return iota(shape, 0) & s != 0
 
 
-def halves(x_CM: Float[Array, "C M"]) -> Iterator[tuple[Float[Array, "C M"], Float[Array, "C M"]]]:
-    """Sums over the tokens of a chunk cut into pieces of 1, 2, 4 ... C tokens, a power of two.
-
-    Nothing is subtracted: beside sums of -1000 small ones keep all their digits.
-
-    Yields:
-        The sums from the start of a token's piece up to and with it, and those after it to the piece's end.
-    """
+def _halves(x_CM):
     from_start_CM, to_end_CM = x_CM, jnp.zeros_like(x_CM)
     yield from_start_CM, to_end_CM
     for s in sizes_of_halves(len(x_CM)):
@@ -77,12 +109,6 @@ def halves(x_CM: Float[Array, "C M"]) -> Iterator[tuple[Float[Array, "C M"], Flo
         from_start_CM += jnp.where(second, other_CM, 0)
         to_end_CM += jnp.where(second, 0, other_CM)
         yield from_start_CM, to_end_CM
-
-
-def sums(x_CM: Float[Array, "C M"]) -> tuple[Float[Array, "C M"], Float[Array, "C M"]]:
-    """Sums up to every token and with it, and after it."""
-    *_, found = halves(x_CM)
-    return found
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))

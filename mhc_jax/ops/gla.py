@@ -40,8 +40,9 @@ def gated_linear_attention(
             A single token is one step of the recurrence in both.
         chunk: tokens of a chunk, rounded up to a power of two in the chunked form; T need not be a multiple. Only
             states between chunks are kept for the backward pass.
-        implementation: ``"xla"``, or ``"pallas"`` for the chunked form in one kernel of TPUs, see
-            :mod:`mhc_jax.kernels.chunks`; there a chunk has at least 16 tokens, a power of two.
+        implementation: ``"xla"``, or ``"pallas"`` for the chunked form in one kernel, see
+            :mod:`mhc_jax.kernels.chunks`; there a chunk has at least 16 tokens, a power of two, on a GPU 64, where
+            queries, keys, values and output are rounded to bfloat16.
         batch_sharding: sharding of arrays (B, ...) on several devices, which only the kernel has to know.
 
     Returns:

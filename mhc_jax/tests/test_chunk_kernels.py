@@ -1,4 +1,4 @@
-"""The kernel of chunks, interpreted: equal to the recurrence in float64, in a model to XLA's form, and sliced."""
+"""The kernels of chunks, interpreted: equal to the recurrence in float64, in a model to XLA's form, and sliced."""
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import pytest
 import mhc_jax
 from mhc_jax import ConfigError
 from mhc_jax.backend import compiling_for
+from mhc_jax.kernels import chunks, chunks_gpu, tile_gpu
 from mhc_jax.models import gated_deltanet, gla
 from mhc_jax.nn.mixers import GatedDeltaConfig, GLAConfig
 from mhc_jax.nn.stack import Execution
@@ -17,6 +18,20 @@ from mhc_jax.tests.devices import run_on_devices
 from mhc_jax.tests.own import slow_unless
 
 OPS = {"gla": gated_linear_attention, "delta": gated_delta_rule}
+
+
+@pytest.fixture(params=["tpu", "gpu"])
+def kernel(request, monkeypatch):
+    if request.param == "gpu":
+        monkeypatch.setattr(chunks, "_on_one_device", chunks_gpu.run)
+    return request.param
+
+
+@pytest.fixture
+def exact_factors(monkeypatch):
+    """Products of a GPU's tensor cores as if their factors were not rounded."""
+    monkeypatch.setattr(tile_gpu, "FACTOR", jnp.float32)
+    monkeypatch.setattr(chunks_gpu, "FACTOR", jnp.float32)
 
 
 def draw(op, B, T, H, K, V):
@@ -69,13 +84,27 @@ CASES = {  # T, H, K, V, chunk
 
 @pytest.mark.parametrize("case", slow_unless(["last chunk not full"], CASES))
 @pytest.mark.parametrize("op", OPS)
-def test_equals_the_recurrence_in_float64(op, case):
+def test_equals_the_recurrence_in_float64(kernel, exact_factors, op, case):
     T, H, K, V, chunk = CASES[case]
     arguments, cotangents = draw(op, 2, T, H, K, V)
     found = results(op, arguments, cotangents, chunk=chunk, implementation="pallas")
     for x, goal in zip(found, exact(op, arguments, cotangents), strict=True):
         assert x.shape == goal.shape
         assert np.abs(x - goal).max() < 1e-5 * np.abs(goal).max()
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_factors_of_16_bits_cost_a_gpu_no_more_than_that(op, monkeypatch):
+    """Also where later tokens build on corrections of many earlier ones, and states remember all."""
+    monkeypatch.setattr(chunks, "_on_one_device", chunks_gpu.run)
+    arguments, (dy, ds) = draw(op, 2, 130, 2, 32, 64)
+    arguments[3][:, 50:] /= 100
+    narrow = [x.astype(jnp.bfloat16) if n < 3 else x for n, x in enumerate(arguments)]
+    dy = dy.astype(jnp.bfloat16)
+    for x, goal in zip(
+        results(op, narrow, [dy, ds], implementation="pallas"), exact(op, narrow, [dy, ds]), strict=True
+    ):
+        assert np.abs(np.asarray(x, np.float64) - goal).max() < 2**-6 * np.abs(goal).max()
 
 
 @pytest.mark.slow
@@ -146,8 +175,8 @@ def test_derivatives_without_a_kernel_are_refused(op):
 
 
 def test_what_there_is_no_kernel_for_is_refused():
-    def check(mixer):
-        gla("170M", mixer=mixer, width=768).validate()
+    def check(mixer, execution=Execution(policy="bfloat16")):
+        gla("170M", mixer=mixer, width=768, execution=execution).validate()
 
     check(GLAConfig(implementation="pallas"))
     check(GatedDeltaConfig(implementation="pallas"))
@@ -168,8 +197,18 @@ def test_what_there_is_no_kernel_for_is_refused():
     *rest, s0 = (x.astype(jnp.float16) for x in arguments)
     with pytest.raises(ConfigError, match="the kernel of chunks takes float32 or bfloat16, not float16; take such a"):
         gated_linear_attention(*rest, s0_BHKV=s0, implementation="pallas")
-    with compiling_for("gpu"), pytest.raises(ConfigError, match="this kernel is for TPUs; take implementation 'xla'"):
-        gated_linear_attention(*arguments[:-1], s0_BHKV=arguments[-1], implementation="pallas")
+    with compiling_for("gpu"):
+        with pytest.raises(
+            ConfigError, match="gla: .* at most 64 channels of keys of a head on a GPU, not 96; take more"
+        ):
+            check(GLAConfig(implementation="pallas"))
+        with pytest.raises(
+            ConfigError, match="gated_delta: .* at most 128 channels of keys of a head on a GPU, not 256"
+        ):
+            check(GatedDeltaConfig(implementation="pallas", head_width=256))
+        with pytest.raises(ConfigError, match="multiplies in bfloat16 on a GPU; take such a policy, or implementation"):
+            check(GLAConfig(implementation="pallas", heads=12), Execution(policy="float32"))
+        check(GLAConfig(implementation="pallas", heads=12))
     with pytest.raises(ValueError, match="implementation 'pallas' has no form 'recurrent'"):
         gated_linear_attention(*rest, form="recurrent", implementation="pallas")
     with pytest.raises(ValueError, match="unknown implementation 'palas'; did you mean 'pallas'"):

@@ -1,4 +1,4 @@
-"""Kernels of streams, and of the diagonal recurrence, compiled for an H100, which takes the gpu extra and no GPU."""
+"""Kernels of streams and of recurrences compiled for an H100, which takes the gpu extra and no GPU."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,9 @@ import configs
 from mhc_jax.backend import compiling_for
 from mhc_jax.kernels import streams as kernels
 from mhc_jax.kernels.sinkhorn import log_sinkhorn
+from mhc_jax.ops.delta_rule import gated_delta_rule
 from mhc_jax.ops.diag_ssm import diag_ssm
+from mhc_jax.ops.gla import gated_linear_attention
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.ops.streams import Streams
 from train.devices import sharding
@@ -76,6 +78,34 @@ def test_the_diagonal_recurrence(T, channels, resets, dtype):
     with compiling_for("gpu"):
         lowered = jax.jit(run).lower(*arguments)
     assert calls(lowered.compile().as_text()) == 4
+
+
+@pytest.mark.parametrize(
+    ("op", "T", "K", "V", "dtype"),
+    [
+        (gated_linear_attention, 37, 8, 24, jnp.float32),
+        (gated_linear_attention, 256, 64, 256, jnp.bfloat16),
+        (gated_delta_rule, 37, 8, 24, jnp.float32),
+        (gated_delta_rule, 256, 128, 256, jnp.bfloat16),
+    ],
+)
+def test_recurrences_with_a_matrix_state(op, T, K, V, dtype):
+    """The largest heads fill a processor's shared memory."""
+    device = SingleDeviceSharding(target.devices(H100)[0])
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+
+    def run(s0, cotangents, *inputs):
+        results, pull = jax.vjp(lambda s0, *xs: op(*xs, s0_BHKV=s0, implementation="pallas"), s0, *inputs)
+        return results, pull(cotangents)
+
+    qkv = [array(2, T, 3, size, dtype=dtype) for size in (K, K, V)]
+    gates = [array(2, T, 3, K)] if op is gated_linear_attention else [array(2, T, 3)] * 2
+    s0 = array(2, 3, K, V)
+    with compiling_for("gpu"):
+        lowered = jax.jit(run).lower(s0, (qkv[2], s0), *qkv, *gates)
+    assert calls(lowered.compile().as_text()) == 2
 
 
 @pytest.mark.parametrize(("N", "iters"), [(1, 1), (2, 3), (4, 20), (8, 20)])

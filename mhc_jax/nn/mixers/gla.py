@@ -1,7 +1,7 @@
 """Gated linear attention (Yang, Wang, Shen, Panda and Kim, arXiv 2312.06635)."""
 
 import dataclasses
-from typing import Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class GLAConfig(LinearAttentionConfig):
         gate_floor: least logarithm of a decay; None for none.
         feature_map: of queries and keys.
     """
+
+    decays_by_key: ClassVar[bool] = True
 
     heads: int = 4
     kv_heads: int | None = None

@@ -1,11 +1,12 @@
 """What mixers share whose heads carry a matrix from token to token: projections, short convolution, gated output."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.backend import stated_backend
 from mhc_jax.nn.init import Init, normal
 from mhc_jax.nn.layers import Dense, DepthwiseFilter, dropout
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
@@ -46,9 +47,12 @@ class LinearAttentionConfig(MixerConfig):
         scale_output: divide that of the output by the square root of the number of sites, as in GPT-2.
         form: algorithm of the recurrence, see :mod:`mhc_jax.ops.chunks`.
         chunk: tokens of a chunk.
-        implementation: of the chunked form: ``"xla"``, or ``"pallas"`` for a kernel of TPUs, see
+        implementation: of the chunked form: ``"xla"``, or ``"pallas"`` for a kernel of TPUs or GPUs, see
             :mod:`mhc_jax.kernels.chunks`; single tokens are always one step of the recurrence.
     """
+
+    # Whether every channel of a key has a decay of its own.
+    decays_by_key: ClassVar[bool] = False
 
     conv_kernel: int | None = None
     output_gate: Literal["silu", "sigmoid"] | None = "silu"
@@ -75,8 +79,12 @@ class LinearAttentionConfig(MixerConfig):
         if self.implementation == "pallas":
             from mhc_jax.kernels.chunks import fault  # Pallas takes long to import
 
-            heads = self.shape(width)
-            found = fault(heads.out, heads.K, heads.V, self.chunk, policy.accumulate)
+            heads, target, wide = self.shape(width), stated_backend(), 4 if self.decays_by_key else 3
+            found = fault(heads.out, heads.K, heads.V, self.chunk, policy.accumulate, wide, target)
+            if target == "gpu" and policy.compute != jnp.bfloat16:
+                found = (
+                    "the kernel of chunks multiplies in bfloat16 on a GPU; take such a policy, or implementation 'xla'"
+                )
             self.require(not found, f"implementation 'pallas': {found}")
 
     @required
