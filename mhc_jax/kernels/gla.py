@@ -5,6 +5,7 @@ import functools
 import jax.numpy as jnp
 
 from mhc_jax.kernels.heads import Heads, sizes_of_halves
+from mhc_jax.ops.chunks import Chunks
 
 
 def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decay_CK):
@@ -15,7 +16,7 @@ def chunk(heads: Heads, s_VK, q_CK, k_CK, v_CV, log_decay_CK):
     """
     C = len(q_CK)
     i, j = heads.pairs(C)
-    decays = heads.sums(log_decay_CK)
+    decays = heads.sums(Chunks.finite(log_decay_CK))
 
     def across(s, q_CK, k_CK):
         decay_CK = jnp.exp(decays.to_border(s))

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
+from mhc_jax.kernels.interpretation import is_interpreted
+from mhc_jax.kernels.products import product
+
 
 @dataclasses.dataclass(frozen=True)
 class Heads:
@@ -26,15 +29,15 @@ class Heads:
 
     def times(self, a_RC: jax.Array, b_CM: jax.Array) -> jax.Array:
         """``a b`` of every head, (R, M)."""
-        return _dot(a_RC, self.apart(b_CM), 1, 0)
+        return self._product(a_RC, self.apart(b_CM), 1, 0)
 
     def times_transposed(self, a_RM: jax.Array, b_CM: jax.Array) -> jax.Array:
         """``a b'`` of every head, (R, count * C)."""
-        return _dot(a_RM, self.apart(b_CM), 1, 1)
+        return self._product(a_RM, self.apart(b_CM), 1, 1)
 
     def transposed_times(self, a_CV: jax.Array, b_CK: jax.Array) -> jax.Array:
         """``a' b`` of every head, (V / count, K)."""
-        rows = jnp.split(_dot(a_CV, b_CK, 0, 0), self.count)
+        rows = jnp.split(self._product(a_CV, b_CK, 0, 0), self.count)
         return sum(jnp.where(own, x, 0) for own, x in zip(self._lanes(rows[0].shape), rows, strict=True))
 
     def each_times_transposed(self, rows: Sequence[jax.Array], b_CM: jax.Array) -> list[jax.Array]:
@@ -57,6 +60,10 @@ class Heads:
     def recomputed(self, run: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
         """``run``, which computes little from much; the memory of a TPU's core holds both for the backward pass."""
         return run
+
+    def _product(self, a, b, of_a, of_b):
+        """A core rounds factors to 16 bits anyway; here at once, so that fewer registers hold them."""
+        return product(a, b, of_a, of_b, jnp.float32 if is_interpreted() else jnp.bfloat16)
 
     def _lanes(self, shape: tuple[int, int]) -> list[jax.Array]:
         lane, width = iota(shape, 1), shape[1] // self.count
@@ -118,11 +125,6 @@ def _other_half(x_CM, s):
 
 
 _other_half.defvjp(lambda x_CM, s: (_other_half(x_CM, s), None), lambda s, _, dy_CM: (_other_half(dy_CM, s),))
-
-
-def _dot(a, b, of_a, of_b):
-    """The product of two matrices over those axes, in float32."""
-    return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def iota(shape, axis):

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mhc_jax.kernels.products import of_factors, product
+
 # Of what tensor cores multiply.
 FACTOR = jnp.bfloat16
 
@@ -24,15 +26,15 @@ class Tile:
 
     def times(self, a_RC: jax.Array, b_CM: jax.Array) -> jax.Array:
         """``a b``, (R, M)."""
-        return _product(1, 0, a_RC, b_CM)
+        return product(a_RC, b_CM, 1, 0, FACTOR)
 
     def times_transposed(self, a_RM: jax.Array, b_CM: jax.Array) -> jax.Array:
         """``a b'``, (R, C)."""
-        return _product(1, 1, a_RM, b_CM)
+        return product(a_RM, b_CM, 1, 1, FACTOR)
 
     def transposed_times(self, a_CV: jax.Array, b_CK: jax.Array) -> jax.Array:
         """``a' b``, (V, K)."""
-        return _product(0, 0, a_CV, b_CK)
+        return product(a_CV, b_CK, 0, 0, FACTOR)
 
     def each_times_transposed(self, rows: Sequence[jax.Array], b_CM: jax.Array) -> list[jax.Array]:
         """``a b'`` for each ``a``."""
@@ -88,38 +90,16 @@ def _all(i, j):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(of_a, of_b, a, b):
-    """The product of two matrices over those axes."""
-    return _dot(of_a, of_b, _rounded(a), _rounded(b))
-
-
-def _product_forward(of_a, of_b, a, b):
-    a, b = _rounded(a), _rounded(b)
-    return _dot(of_a, of_b, a, b), (a, b)
-
-
-def _product_backward(of_a, of_b, factors, dy):
-    """Products again, of which none has to be turned about."""
-    (a, b), dy = factors, _rounded(dy)
-    da = _dot(1, 1 - of_b, dy, b) if of_a == 1 else _dot(1 - of_b, 1, b, dy)
-    db = _dot(1 - of_a, 0, a, dy) if of_b == 0 else _dot(0, 1 - of_a, dy, a)
-    return da, db
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _summed(which, rows, x_CM, high_CM, low_CM):
     """At row ``i`` the sum of those rows ``j`` of x, the sum of two parts, where ``which(i, j)``."""
     member_RC = _ones(which(*_pairs(rows, len(x_CM))))
-    return _dot(1, 0, member_RC, high_CM) + _dot(1, 0, member_RC, low_CM)
+    return of_factors(1, 0, member_RC, high_CM) + of_factors(1, 0, member_RC, low_CM)
 
 
 def _summed_backward(which, rows, C, dy_RM):
     member_RC = _ones(which(*_pairs(rows, C)))
     high_RM, low_RM = _parts(dy_RM)
-    return _dot(0, 0, member_RC, high_RM) + _dot(0, 0, member_RC, low_RM), None, None
+    return of_factors(0, 0, member_RC, high_RM) + of_factors(0, 0, member_RC, low_RM), None, None
 
 
 _summed.defvjp(lambda which, rows, x_CM, *parts: (_summed(which, rows, x_CM, *parts), len(x_CM)), _summed_backward)
@@ -141,9 +121,3 @@ def _parts(x):
     """Two numbers of 16 bits, whose sum has 16 digits."""
     high = _rounded(x)
     return high, _rounded(x - high.astype(x.dtype))
-
-
-def _dot(of_a, of_b, a, b):
-    """In float32, whatever a CPU has for factors of 16 bits."""
-    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), precision="highest")

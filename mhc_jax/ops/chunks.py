@@ -43,11 +43,16 @@ class Chunks:
         return max(1, min(size, length))
 
     @staticmethod
-    def log_decays(x_BTM: Float[Array, "B T *M"], reset_BT: Bool[Array, "B T"] | None) -> Float[Array, "B T *M"]:
-        """With :data:`FORGET` at resets and for all below it: 0 times minus infinity would be no number."""
-        if reset_BT is not None:
-            x_BTM = jnp.where(reset_BT.reshape(*reset_BT.shape, *(1,) * (x_BTM.ndim - 2)), FORGET, x_BTM)
-        return jnp.maximum(x_BTM, FORGET)
+    def with_resets(log_decay_BTM: Float[Array, "B T *M"], reset_BT: Bool[Array, "B T"] | None) -> jax.Array:
+        """The logarithms of decays with :data:`FORGET` at resets."""
+        if reset_BT is None:
+            return log_decay_BTM
+        return jnp.where(reset_BT.reshape(*reset_BT.shape, *(1,) * (log_decay_BTM.ndim - 2)), FORGET, log_decay_BTM)
+
+    @staticmethod
+    def finite(log_decay: jax.Array) -> jax.Array:
+        """The same with :data:`FORGET` for all below it: 0 times minus infinity would be no number."""
+        return jnp.maximum(log_decay, FORGET)
 
     @staticmethod
     def by_head(x_BCM: Float[Array, "B C M"], heads: int) -> Float[Array, "B H C K"]:

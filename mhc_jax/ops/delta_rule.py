@@ -59,7 +59,8 @@ def gated_delta_rule(
     Chunks.check(form, implementation, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    qkv, gates = (q_BTHK, k_BTHK, v_BTHV), (Chunks.log_decays(log_decay_BTH, reset_BT), beta_BTH)
+    log_decay_BTH = Chunks.finite(Chunks.with_resets(log_decay_BTH, reset_BT))
+    qkv, gates = (q_BTHK, k_BTHK, v_BTHV), (log_decay_BTH, beta_BTH)
     if implementation == "pallas" and B and T > 1:
         from mhc_jax.kernels import chunks, delta_rule  # Pallas takes long to import
 

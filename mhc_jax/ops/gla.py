@@ -54,12 +54,13 @@ def gated_linear_attention(
     Chunks.check(form, implementation, chunk=chunk)
     dtype, (B, T, H, K), V = jnp.promote_types(v_BTHV.dtype, jnp.float32), q_BTHK.shape, v_BTHV.shape[-1]
     s0_BHKV = jnp.zeros((B, H, K, V), dtype) if s0_BHKV is None else s0_BHKV.astype(dtype)
-    inputs = (q_BTHK, k_BTHK, v_BTHV, Chunks.log_decays(log_decay_BTHK, reset_BT))
+    qkv, log_decay_BTHK = (q_BTHK, k_BTHK, v_BTHV), Chunks.with_resets(log_decay_BTHK, reset_BT)
     if implementation == "pallas" and B and T > 1:
         from mhc_jax.kernels import chunks, gla  # Pallas takes long to import
 
-        return chunks.scan(gla.chunk, s0_BHKV, inputs, (), chunk=chunk, batch_sharding=batch_sharding)
-    inputs = [jax.lax.collapse(x.astype(dtype), 2) for x in inputs]
+        wide = *qkv, log_decay_BTHK
+        return chunks.scan(gla.chunk, s0_BHKV, wide, (), chunk=chunk, batch_sharding=batch_sharding)
+    inputs = [jax.lax.collapse(x.astype(dtype), 2) for x in (*qkv, Chunks.finite(log_decay_BTHK))]
     inputs[0] /= math.sqrt(K)
     size = Chunks.fitting(chunk, T)
     if form == "recurrent" or T == 1:
