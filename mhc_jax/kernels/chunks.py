@@ -76,7 +76,8 @@ def scan(
 
     Args:
         inside: function of :class:`Heads`, or a GPU's :class:`mhc_jax.kernels.tile_gpu.Tile`, float32 states (V, K),
-            arrays (C, M) in float32 and lists of columns, (C, 1) or a GPU's (C,), to the states after the chunk and its output (C, V).
+            arrays (C, M) in float32 and lists of columns, (C, 1) or a GPU's (C,), to the states after the chunk and its
+            output (C, V).
         s0_BHKV: states before the first token, float32.
         wide: inputs with channels: queries, which ``inside`` gets divided by the root of K, keys, values and others.
         narrow: inputs with one number for each head.

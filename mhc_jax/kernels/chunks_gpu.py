@@ -22,8 +22,6 @@ from mhc_jax.kernels.tile_programs import Program, tile
 
 # Tokens of a chunk and value channels of a block: the rows of a product on tensor cores.
 ROWS = 64
-
-
 # Most channels of keys, by the number of inputs with channels: the shared memory of a processor holds no more.
 MOST_KEYS = {3: 128, 4: 64}
 
@@ -54,22 +52,27 @@ def run(inside, chunk, s0_BHKV, wide, narrow):
     Tokens and channels are filled up with zeros. Queries, keys, values and output are rounded to bfloat16.
     """
     (B, T, H, K), V = wide[0].shape, wide[2].shape[3]
-    tokens, whole_K, whole_V = (-(-size // ROWS) * ROWS for size in (T, K, V))
+    tokens, whole_K, whole_V = (_whole(size) for size in (T, K, V))
     plan = _Plan(inside, K**-0.5, H, whole_V // ROWS)
 
     def filled(x, *shape):
         return jnp.pad(x, [(0, size - found) for found, size in zip(x.shape, shape, strict=True)])
 
     def laid(x, dtype):
-        return filled(x.astype(dtype), B, tokens, H, -(-x.shape[3] // ROWS) * ROWS).reshape(B, tokens, -1)
+        return filled(x.astype(dtype), B, tokens, H, _whole(x.shape[3])).reshape(B, tokens, -1)
 
     s0 = jnp.swapaxes(filled(s0_BHKV, B, H, whole_K, whole_V), 2, 3).reshape(B, -1, ROWS, whole_K)
     laid_wide = tuple(laid(x, FACTOR if n < 3 else jnp.float32) for n, x in enumerate(wide))
     numbers = tuple(jnp.swapaxes(filled(x.astype(jnp.float32), B, tokens, H), 1, 2) for x in narrow)
-    y, s = _over_chunks(plan, s0, laid_wide, numbers)
+    found: Any = _over_chunks(plan, s0, laid_wide, numbers)
+    y, s = found
     y_BTHV = y.reshape(B, tokens, H, whole_V)[:, :T, :, :V].astype(wide[2].dtype)
     s_BHKV = jnp.swapaxes(s.reshape(B, H, whole_V, whole_K), 2, 3)
     return y_BTHV, s_BHKV[:, :, :K, :V]
+
+
+def _whole(size):
+    return -(-size // ROWS) * ROWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,16 +183,15 @@ class _Plan:
                 plgpu.barrier_wait(arrived[0])
 
                 def give(n, x):
-                    if n in program.late or n == 0:
-                        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
                     if n in program.homes:
-                        values[program.homes[n]][...] = x
-                        x = values[program.homes[n]]
-                    if n == 0:
-                        return
-                    if n not in program.homes and isinstance(x, jax.Array):
+                        if n == 0 or n in program.late:  # what is there may still be on its way
+                            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+                        home = values[program.homes[n]]
+                        home[...] = x
+                        x = home
+                    if n > 0 and isinstance(x, jax.Array):
                         made[n - 1][...] = x
-                    else:
+                    elif n > 0:
                         plgpu.commit_smem()
                         plgpu.copy_smem_to_gmem(x, made[n - 1])
 
@@ -259,9 +261,7 @@ def _backward(plan, saved, cotangents):
     inputs = plan.inputs(wide, narrow)
     given, made = [Piece("states", before), Piece("values", dy), *inputs], plan.made(inputs)
     *found, ds0 = plan.call(step, ds_last, given, made, "chunks_backward", reverse=True)
-    found = [
-        plan.summed(*new, x) for new, (_, x) in zip([(k, x) for (k, _), x in zip(made, found)], inputs, strict=True)
-    ]
+    found = [plan.summed(kind, x, like) for x, (kind, like) in zip(found, inputs, strict=True)]
     return ds0, tuple(found[:W]), tuple(found[W:])
 
 

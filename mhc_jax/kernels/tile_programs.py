@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jax.extend.core import ClosedJaxpr, Literal, Var
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
 from mhc_jax.kernels.tile_gpu import FACTOR
 
@@ -37,12 +37,13 @@ class Program:
 
     Attributes:
         operations: each is used, and of those without arguments no two are the same.
+        arguments, results: values; the first of each is the state.
         same: for values that are others, or others of 16 bits made wide, those others.
         places: a place in ``shapes`` for each value that goes to shared memory.
         constants: values without arguments that do; a place of theirs is not shared.
         shapes: those of the places, of 16 bits.
         homes: for results that are tiles the argument of the same shape and dtype whose place they may take when it has
-            served, that of the state, the first, by the first result.
+            served; that of the state is for the state.
         late: results whose homes others have taken before, or that are there before their homes have served.
     """
 
@@ -61,7 +62,7 @@ class Program:
         """The program of ``run``."""
         traced = jax.make_jaxpr(run)(*arguments)
         jaxpr = jax.make_jaxpr(lambda *xs: _inlined(traced, xs))(*arguments).jaxpr
-        operations, same = _once(_with_products(_early(_used(jaxpr), jaxpr.outvars)))
+        operations, same = _once(_with_products(_early(_used(jaxpr), jaxpr.outvars)), jaxpr.outvars)
         places = _places(operations, jaxpr.invars, same)
         return cls(operations, jaxpr.invars, jaxpr.outvars, same, *places, *_homes(operations, jaxpr, same))
 
@@ -147,10 +148,10 @@ def _inlined(program: ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
     known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*program.consts, *values), strict=True))
     for eqn in jaxpr.eqns:
         operands = [x.val if isinstance(x, Literal) else known[x] for x in eqn.invars]
-        called = [x for x in eqn.params.values() if isinstance(x, ClosedJaxpr)]
-        called += [ClosedJaxpr(x, ()) for x in eqn.params.values() if hasattr(x, "eqns") and not hasattr(x, "consts")]
+        called = [x for x in eqn.params.values() if isinstance(x, ClosedJaxpr | Jaxpr)]
         if called:
-            found = _inlined(called[0], operands)
+            [called] = called
+            found = _inlined(called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ()), operands)
         elif eqn.primitive.name == "stop_gradient":
             found = operands
         else:
@@ -172,21 +173,12 @@ def _used(jaxpr):
 
 def _early(operations, results):
     """Results that are others made narrow at once, so that registers need not hold those."""
-    moved = {
-        eqn.invars[0]: eqn
-        for eqn in operations
-        if eqn.primitive.name == "convert_element_type" and eqn.outvars[0] in results
-    }
-    made = {eqn.outvars[0] for eqn in operations}
-    found = []
-    for eqn in operations:
-        if (
-            moved.get(eqn.invars[0] if eqn.invars and isinstance(eqn.invars[0], Var) else None) is not eqn
-            or eqn.invars[0] not in made
-        ):
-            found.append(eqn)
-        if eqn.outvars[0] in moved:
-            found.append(moved[eqn.outvars[0]])
+    narrow = [eqn for eqn in operations if eqn.primitive.name == "convert_element_type" and eqn.outvars[0] in results]
+    others = [eqn for eqn in operations if all(eqn is not x for x in narrow)]
+    made = {eqn.outvars[0] for eqn in others}
+    found = [eqn for eqn in narrow if eqn.invars[0] not in made]
+    for eqn in others:
+        found += [eqn, *(x for x in narrow if x.invars[0] is eqn.outvars[0])]
     return found
 
 
@@ -207,29 +199,24 @@ def _with_products(operations):
     return list(found.values())
 
 
-def _once(operations):
+def _once(operations, results):
     """Those that make a new value, and what the values of the others are, see :class:`Program`."""
-    kept, same, made, constant = [], {}, {}, set()
+    kept, same, constants = [], {}, {}
     for eqn in operations:
-        operands, [out] = [x if isinstance(x, Literal) else same.get(x, x) for x in eqn.invars], eqn.outvars
-        if isinstance(eqn, _Products):
+        [out], operands = eqn.outvars, [x if isinstance(x, Literal) else same.get(x, x) for x in eqn.invars]
+        if isinstance(eqn, _Products) or out in results:
             kept.append(eqn)
-            continue
-        if eqn.primitive.name == "convert_element_type" and operands[0].aval.dtype == FACTOR:
+        elif eqn.primitive.name == "convert_element_type" and operands[0].aval.dtype == FACTOR:
             same[out] = operands[0]
-            continue
-        if all(isinstance(x, Literal) or x in constant for x in operands):
-            which = (
-                str(eqn.primitive),
-                str(eqn.params),
-                tuple(str(x) if isinstance(x, Literal) else id(x) for x in operands),
-            )
-            if which in made:
-                same[out] = made[which]
-                continue
-            made[which] = out
-            constant.add(out)
-        kept.append(eqn)
+        elif all(isinstance(x, Literal) or x in constants.values() for x in operands):
+            which = str(eqn.primitive), str(eqn.params), *(str(x) if isinstance(x, Literal) else x for x in operands)
+            if which in constants:
+                same[out] = constants[which]
+            else:
+                constants[which] = out
+                kept.append(eqn)
+        else:
+            kept.append(eqn)
     return kept, same
 
 
