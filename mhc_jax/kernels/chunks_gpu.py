@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mhc_jax.kernels.derivatives import not_differentiable
-from mhc_jax.kernels.mosaic_gpu import has_threads
+from mhc_jax.kernels.mosaic_gpu import by_lanes, has_threads
 from mhc_jax.kernels.tile_gpu import FACTOR, Tile
 from mhc_jax.kernels.tile_programs import Program, tile
 
@@ -210,6 +210,7 @@ class _Plan:
             grid_names=("sequence", "block"),
             kernel_name=name,
             out_type=makes,
+            compiler_params=by_lanes(),
             scratch_types={
                 "state": tile(state, s0.dtype),
                 "tiles": loaded,

@@ -41,8 +41,16 @@ def over_blocks(kernel: Callable[..., None], blocks: int, makes: Any, name: str)
         grid_names=("block",),
         kernel_name=name,
         out_type=makes,
-        compiler_params=plgpu.CompilerParams(unsafe_no_auto_barriers=True),
+        compiler_params=by_lanes(unsafe_no_auto_barriers=True),
     )
+
+
+def by_lanes(**options: Any) -> plgpu.CompilerParams:
+    """Parameters for a program of what each thread does, for which these kernels are written.
+
+    JAX 0.11 takes one of whole warpgroups unless told otherwise, and has fewer operations for it.
+    """
+    return plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane, **options)
 
 
 def number(x: jax.Array) -> jax.Array:

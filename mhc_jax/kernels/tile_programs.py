@@ -271,7 +271,7 @@ def _laid(x):
 
 
 def _turned(ref):
-    return plgpu.transpose_ref(ref, (1, 0))
+    return ref.T
 
 
 def _multiplied(factors, shape):
