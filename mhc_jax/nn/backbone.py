@@ -21,7 +21,7 @@ from mhc_jax.nn.residual import PlainConfig, ResidualConfig
 from mhc_jax.nn.residual.base import State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope
 from mhc_jax.nn.stack import Execution, build_stack, layer_of, run_stack, sliced
-from mhc_jax.nn.value_residual import ValueResidual, ValueResidualConfig
+from mhc_jax.nn.value_residual import FirstValues, ValueResidual, ValueResidualConfig
 from mhc_jax.ops import streams
 from mhc_jax.precision import Policy, policy
 
@@ -212,14 +212,14 @@ class Backbone(nnx.Module):
             return state
         return with_streams(state, streams_of(state).astype(self.policy.streams))
 
-    def _no_values(self, x_BTD: jax.Array) -> jax.Array | None:
+    def _no_values(self, x_BTD: jax.Array) -> FirstValues | None:
         """The place of the first layer's values, if later layers share them."""
         config = self.config
         if config.value_residual is None:
             return None
         B, T = x_BTD.shape[:2]
         shape = B * config.residual.branches, T, config.mixer.value_width(config.width)
-        return jnp.zeros(shape, self.policy.compute)
+        return FirstValues(jnp.zeros(shape, self.policy.compute))
 
     def _collapse(self, state: State, scope: Scope) -> jax.Array:
         if self.config.norm_streams:

@@ -15,11 +15,11 @@ from mhc_jax.nn.mixers.base import Mixer, MixerState
 from mhc_jax.nn.norms import Norm
 from mhc_jax.nn.residual.base import Residual, State, streams_of, with_streams
 from mhc_jax.nn.scope import Scope, own_values
-from mhc_jax.nn.value_residual import ValueMix, ValueResidual
+from mhc_jax.nn.value_residual import FirstValues, ValueMix, ValueResidual
 from mhc_jax.precision import Policy
 
 # The carry of the scan over layers: the residual state and, with value residual, the values of the first layer.
-Carry = tuple[State, jax.Array | None]
+Carry = tuple[State, FirstValues | None]
 
 
 class Site(nnx.Module):
@@ -110,7 +110,7 @@ class Block(nnx.Module):
     def __call__(self, carry: Carry, memory: MixerState | None, scope: Scope) -> tuple[Carry, MixerState | None]:
         """The carry after the layer, and the mixer's state after the last token; see :class:`Mixer`."""
         state, first = carry
-        shared = None if self.values is None else ValueMix(self.values.weights(), scope.layer, first)
+        shared = None if self.values is None else ValueMix(self.values.weights(), scope.layer, first.v_BTE)
         mixer: Any = self.mixer.branch
 
         def mix(x: jax.Array, inside: Scope):
@@ -122,7 +122,7 @@ class Block(nnx.Module):
         state, memory = self.mixer(state, mix, scope / "mixer")
         state = _through_channels(self.before_mlp, state, scope / "before_mlp")
         state = _through_channels(self.mlp, state, scope / "mlp")
-        return (state, None if shared is None else shared.first), memory
+        return (state, None if shared is None else FirstValues(shared.first)), memory
 
 
 def _check_state(mixer: Mixer, before: MixerState | None, after: MixerState | None) -> None:

@@ -10,12 +10,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from mhc_jax.config import Config
 from mhc_jax.nn.columns import joined, split
 from mhc_jax.nn.deferred import computed, is_deferred
 from mhc_jax.nn.init import Init
 from mhc_jax.nn.scope import Scope
+from mhc_jax.nn.value_residual import FirstValues
 from mhc_jax.precision import PolicyName
 from mhc_jax.registry import required
 
@@ -122,10 +124,14 @@ def sliced(tree: Any, batch_sharding: jax.sharding.Sharding | None) -> Any:
         return tree
 
     def held(x):
-        # Whoever computes deferred streams holds them to the slices.
-        return x if is_deferred(x) else jax.lax.with_sharding_constraint(x, batch_sharding)
+        if is_deferred(x):  # whoever computes deferred streams holds them to the slices
+            return x
+        if isinstance(x, FirstValues) and isinstance(batch_sharding, NamedSharding):
+            rows = PartitionSpec(batch_sharding.spec[0], None, PartitionSpec.UNCONSTRAINED)
+            return jax.lax.with_sharding_constraint(x, NamedSharding(batch_sharding.mesh, rows))
+        return jax.lax.with_sharding_constraint(x, batch_sharding)
 
-    return jax.tree.map(held, tree, is_leaf=is_deferred)
+    return jax.tree.map(held, tree, is_leaf=lambda x: is_deferred(x) or isinstance(x, FirstValues))
 
 
 def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, execution: Execution) -> tuple[Any, Any]:

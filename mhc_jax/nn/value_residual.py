@@ -1,6 +1,7 @@
 """Value residual (ResFormer, arXiv 2410.17897): every layer also uses the values of the first layer."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,12 @@ class ValueResidual(nnx.Module):
         """(a, b) as they act."""
         lambdas = self.lambdas[...]
         return jax.nn.softmax(lambdas) if self.config.constrained else lambdas
+
+
+class FirstValues(NamedTuple):
+    """What layers hand on, (B, T, E); devices that slice the heads of mixers slice E."""
+
+    v_BTE: jax.Array
 
 
 class ValueMix:
