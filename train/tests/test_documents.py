@@ -355,7 +355,7 @@ def test_the_python_of_a_page(page, reader, monkeypatch):
         for written, instead in SMALLER.items():
             block = block.replace(written, instead)
         exec(compile(block, str(page), "exec"), names)
-    for made in ("runs/exported", "folder", "runs/quickstart"):
+    for made in ("runs/saved", "folder", "runs/quickstart"):
         shutil.rmtree(reader / made, ignore_errors=True)
 
 
