@@ -347,7 +347,9 @@ def test_the_commands_of_the_makefile_are_known(command, reader):
 @pytest.mark.parametrize(
     "page", slow_unless(PAGES[:1], [page for page in PAGES if blocks(page, "python")]), ids=name_of
 )
-def test_the_python_of_a_page(page, reader, monkeypatch):
+def test_the_python_of_a_page(page, reader, request, monkeypatch):
+    if "mhc_folder" in page.read_text():  # with the tokenizer of a run
+        request.getfixturevalue("trained")
     monkeypatch.syspath_prepend(str(reader / "examples"))
     site = {"phi": torch.ones(24, 8), "bias": torch.ones(24), "alpha": torch.ones(3)}
     names = {"smaller": smaller, **site_to_deepseek_v4(**site)}
