@@ -134,18 +134,24 @@ def test_sinkhorn_iterations(N, iters):
 def test_a_training_step(topology, found):
     """The kernels of one layer, whose forward and backward passes are the loops over layers."""
     config = configs.load(f"gpt2@{topology}")
-    model = config.model.replace(
-        width=128, layers=6, mixer=config.model.mixer.replace(heads=2), vocab_size=50304, residual=by_kernels(config)
-    )
+    mixer, residual = config.model.mixer.replace(heads=2), config.model.residual.replace(implementation="pallas")
+    assert calls_of_a_step(config, mixer=mixer, residual=residual, vocab_size=50304) == found
+
+
+@pytest.mark.parametrize("name", ["gla_170m_baseline", "gated_deltanet_170m_baseline_shortconv"])
+def test_a_training_step_of_a_recurrence(name):
+    """Beside a mesh, too, of which a program says more than without."""
+    config = configs.load(name)
+    mixer = config.model.mixer.replace(heads=2, implementation="pallas")
+    assert calls_of_a_step(config, mixer=mixer) == 2
+
+
+def calls_of_a_step(config, **changes):
     config = config.replace(
-        model=model,
+        model=config.model.replace(width=128, layers=6, **changes),
         data=config.data.replace(seq_len=128, batch_size=8),
         train=config.train.replace(accumulate=1),
     )
     config = resolve(config)
     mesh = sharding.make_mesh(config.mesh, target.devices(H100))
-    assert calls(target.compile_step(config, H100, mesh)[1].as_text()) == found
-
-
-def by_kernels(config):
-    return config.model.residual.replace(implementation="pallas")
+    return calls(target.compile_step(config, H100, mesh)[1].as_text())
