@@ -9,7 +9,8 @@ Several heads share the lanes of a tile: heads of 64 lie two by two beside each 
 :class:`mhc_jax.kernels.heads.Heads`. A state is kept transposed, (V, K) for each head, so that decays of keys are by
 lane.
 
-Sums are in float32 whatever the inputs. On a CPU the kernels are interpreted, which is slow.
+Sums are in float32 whatever the inputs. Factors of products are rounded to 16 bits, as a TPU does by default, unless
+products of the highest precision are asked for. On a CPU the kernels are interpreted, which is slow, and round nothing.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from mhc_jax.kernels import chunks_gpu
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.heads import Heads, iota
 from mhc_jax.kernels.interpretation import is_interpreted
+from mhc_jax.kernels.products import wants_exact_factors
 from mhc_jax.kernels.sharding import axes, by_device
 
 LANES, LEAST_CHUNK = 128, 16
@@ -47,20 +49,22 @@ def fault(heads: int, K: int, V: int, chunk: int, dtype: Any, wide: int, target:
 
     Args:
         wide: number of inputs with channels, see :func:`scan`.
-        target: as :func:`mhc_jax.backend.stated_backend` returns it.
+        target: as :func:`mhc_jax.backend.stated_backend` returns it; if it is not known, one of them has to have it.
     """
     if dtype not in (jnp.float32, jnp.bfloat16):
-        return f"the kernel of chunks takes float32 or bfloat16, not {jnp.dtype(dtype)}; take such a policy"
-    if target == "gpu":
-        return chunks_gpu.fault(K, wide)
-    plan, what = _Plan.of(None, chunk, heads, K, V), f"{heads} heads of {K} by {V} in chunks of {chunk}"
+        what = f"the kernel of chunks takes float32 or bfloat16, not {jnp.dtype(dtype)}"
+        return f"{what}; take such a policy, or implementation 'xla'"
+    of_gpu = chunks_gpu.fault(K, wide)
+    if target == "gpu" or (target is None and of_gpu is None):
+        return of_gpu
+    plan, what = _Plan.of(None, None, chunk, heads, K, V), f"{heads} heads of {K} by {V} in chunks of {chunk}"
     C, G, U, K, V = plan.chunk, plan.heads, plan.together, _width(K), _width(V)
     # Arrays of a chunk twice, as they are read and written, and those that the derivative of a chunk holds.
     tokens = 4 * C * U * G * (4 * (2 * K + V) + C.bit_length() * (4 * K + 2 * C))
     states = 4 * plan.groups * G * K * V * 4
     if tokens + states <= MEMORY:
         return None
-    return f"{what} are too large for the kernel of chunks; take smaller ones, or implementation 'xla'"
+    return f"{what} are too large for the kernel of chunks; take smaller heads or chunks, or implementation 'xla'"
 
 
 def scan(
@@ -99,17 +103,22 @@ def scan(
     rows, others = axes(batch_sharding)
     by_head = tuple(others) if H % math.prod(others.values()) == 0 else None
     tokens, states = PartitionSpec(rows, None, by_head), PartitionSpec(rows, by_head)
-    on_gpu = target_backend() == "gpu"
-    run = functools.partial(chunks_gpu.run if on_gpu else _on_one_device, inside, min(chunk, T))
+    if target_backend() == "gpu":
+        if wants_exact_factors():
+            raise ConfigError(chunks_gpu.ROUNDS)
+        run = functools.partial(chunks_gpu.run, inside)
+    else:
+        factor = jnp.float32 if is_interpreted() or wants_exact_factors() else jnp.bfloat16
+        run = functools.partial(_on_one_device, inside, factor, min(chunk, T))
     sliced = by_device(run, batch_sharding, (states, tokens, tokens), (tokens, states))
     return sliced(s0_BHKV, tuple(wide), tuple(narrow))
 
 
-def _on_one_device(inside, chunk, s0_BHKV, wide, narrow):
+def _on_one_device(inside, factor, chunk, s0_BHKV, wide, narrow):
     """Tokens, heads and channels are filled up with zeros, which change no state."""
     B, T = wide[0].shape[:2]
     _, H, K, V = s0_BHKV.shape
-    plan = _Plan.of(inside, chunk, H, K, V)
+    plan = _Plan.of(inside, factor, chunk, H, K, V)
     P, G, whole_K, whole_V = plan.groups, plan.heads, _width(K), _width(V)
     tokens = -(-T // plan.chunk) * plan.chunk
 
@@ -140,6 +149,7 @@ class _Plan:
     """
 
     inside: Any
+    factor: Any
     scale: float
     chunk: int
     heads: int
@@ -147,11 +157,11 @@ class _Plan:
     together: int
 
     @classmethod
-    def of(cls, inside, chunk, heads, K, V):
+    def of(cls, inside, factor, chunk, heads, K, V):
         G = min(heads, max(1, LANES // _width(K), LANES // _width(V)))
         groups = -(-heads // G)
         size = max(LEAST_CHUNK, 1 << (chunk - 1).bit_length())
-        return cls(inside, K**-0.5, size, G, groups, 1 if groups % 2 else 2)
+        return cls(inside, factor, K**-0.5, size, G, groups, 1 if groups % 2 else 2)
 
     def groups_of_step(self):
         """Their numbers."""
@@ -170,7 +180,7 @@ class _Plan:
             for x_CH in (x_CH.astype(jnp.float32) for x_CH in narrow)
         ]
         q_CK, *others = (x_CM.astype(jnp.float32) for x_CM in wide)
-        return self.inside(Heads(self.heads), s_VK, self.scale * q_CK, *others, *columns)
+        return self.inside(Heads(self.heads, self.factor), s_VK, self.scale * q_CK, *others, *columns)
 
     def call(self, kernel, step, given, made, name, reverse=False):
         """``kernel`` on blocks of arrays, read and written, each with its kind, see :meth:`_block`.

@@ -26,12 +26,15 @@ ROWS = 64
 MOST_KEYS = {3: 128, 4: 64}
 
 
+ROUNDS = "the kernel of chunks multiplies in bfloat16 on a GPU; take --model.execution.policy bfloat16, or 'xla'"
+
+
 def fault(K: int, wide: int) -> str | None:
     """Why there is no kernel for heads with so many channels of keys, and what to do; None if there is one."""
     if MOST_KEYS[wide] >= K:
         return None
     what = f"the kernel of chunks holds at most {MOST_KEYS[wide]} channels of keys of a head on a GPU, not {K}"
-    return f"{what}; take more heads, or implementation 'xla'"
+    return f"{what}; take narrower ones, or implementation 'xla'"
 
 
 class Piece(NamedTuple):
@@ -46,8 +49,8 @@ class Piece(NamedTuple):
     array: Any
 
 
-def run(inside, chunk, s0_BHKV, wide, narrow):
-    """:func:`mhc_jax.kernels.chunks.scan` on one device, in chunks of :data:`ROWS` whatever ``chunk`` is.
+def run(inside, s0_BHKV, wide, narrow):
+    """:func:`mhc_jax.kernels.chunks.scan` on one device, in chunks of :data:`ROWS`.
 
     Tokens and channels are filled up with zeros. Queries, keys, values and output are rounded to bfloat16.
     """

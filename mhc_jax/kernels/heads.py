@@ -3,13 +3,13 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.products import product
 
 
@@ -19,9 +19,13 @@ class Heads:
 
     The second factor is set apart, every head in its own rows with zeros beside it, so that a product of whole matrices
     is that of every head.
+
+    Attributes:
+        factor: dtype of factors.
     """
 
     count: int
+    factor: Any
 
     def apart(self, x_CM: jax.Array) -> jax.Array:
         """(count * C, M): the block-diagonal matrix of the heads."""
@@ -62,8 +66,7 @@ class Heads:
         return run
 
     def _product(self, a, b, of_a, of_b):
-        """A core rounds factors to 16 bits anyway; here at once, so that fewer registers hold them."""
-        return product(a, b, of_a, of_b, jnp.float32 if is_interpreted() else jnp.bfloat16)
+        return product(a, b, of_a, of_b, self.factor)
 
     def _lanes(self, shape: tuple[int, int]) -> list[jax.Array]:
         lane, width = iota(shape, 1), shape[1] // self.count

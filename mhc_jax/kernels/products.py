@@ -1,4 +1,4 @@
-"""Products of the matrices of a chunk, whose factors have 16 bits where a device multiplies such, and sums 32."""
+"""Products of the matrices of a chunk, whose sums have 32 bits, and factors mostly 16."""
 
 import functools
 from typing import Any
@@ -7,6 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.backend import target_backend
+
+
+def wants_exact_factors() -> bool:
+    """Whether products are asked for that round no factor, as the policies float32 and float64 do."""
+    return jax.config.jax_default_matmul_precision in ("highest", "float32")
 
 
 def product(a: jax.Array, b: jax.Array, of_a: int, of_b: int, factor: Any) -> jax.Array:
@@ -43,4 +48,6 @@ def of_factors(of_a: int, of_b: int, a: jax.Array, b: jax.Array) -> jax.Array:
     """The product of matrices that are rounded already."""
     if target_backend() == "cpu":  # has no such products of 16 bits
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
-    return jax.lax.dot_general(a, b, (((of_a,), (of_b,)), ((), ())), preferred_element_type=jnp.float32)
+    precision = "highest" if a.dtype == jnp.float32 else "default"
+    axes = ((of_a,), (of_b,)), ((), ())
+    return jax.lax.dot_general(a, b, axes, precision=precision, preferred_element_type=jnp.float32)

@@ -110,7 +110,9 @@ class Block(nnx.Module):
     def __call__(self, carry: Carry, memory: MixerState | None, scope: Scope) -> tuple[Carry, MixerState | None]:
         """The carry after the layer, and the mixer's state after the last token; see :class:`Mixer`."""
         state, first = carry
-        shared = None if self.values is None else ValueMix(self.values.weights(), scope.layer, first.v_BTE)
+        shared = None
+        if self.values is not None and first is not None:
+            shared = ValueMix(self.values.weights(), scope.layer, first.v_BTE)
         mixer: Any = self.mixer.branch
 
         def mix(x: jax.Array, inside: Scope):

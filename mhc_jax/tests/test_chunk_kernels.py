@@ -20,10 +20,14 @@ from mhc_jax.tests.own import slow_unless
 OPS = {"gla": gated_linear_attention, "delta": gated_delta_rule}
 
 
+def on_a_gpu(inside, factor, chunk, *arguments):
+    return chunks_gpu.run(inside, *arguments)
+
+
 @pytest.fixture(params=["tpu", "gpu"])
 def kernel(request, monkeypatch):
     if request.param == "gpu":
-        monkeypatch.setattr(chunks, "_on_one_device", chunks_gpu.run)
+        monkeypatch.setattr(chunks, "_on_one_device", on_a_gpu)
     return request.param
 
 
@@ -96,7 +100,7 @@ def test_equals_the_recurrence_in_float64(kernel, exact_factors, op, case):
 @pytest.mark.parametrize("op", OPS)
 def test_factors_of_16_bits_cost_a_gpu_no_more_than_that(op, monkeypatch):
     """Also where later tokens build on corrections of many earlier ones, and states remember all."""
-    monkeypatch.setattr(chunks, "_on_one_device", chunks_gpu.run)
+    monkeypatch.setattr(chunks, "_on_one_device", on_a_gpu)
     arguments, (dy, ds) = draw(op, 2, 130, 2, 32, 64)
     arguments[3][:, 50:] /= 100
     narrow = [x.astype(jnp.bfloat16) if n < 3 else x for n, x in enumerate(arguments)]
@@ -175,6 +179,8 @@ def test_derivatives_without_a_kernel_are_refused(op):
 
 
 def test_what_there_is_no_kernel_for_is_refused():
+    arguments, _ = draw("gla", 1, 3, 2, 8, 8)
+
     def check(mixer, execution=Execution(policy="bfloat16")):
         gla("170M", mixer=mixer, width=768, execution=execution).validate()
 
@@ -193,22 +199,27 @@ def test_what_there_is_no_kernel_for_is_refused():
         pytest.raises(ConfigError, match="gla: .* takes float32 or bfloat16, not float64"),
     ):
         gla("170M", mixer=GLAConfig(implementation="pallas"), execution=Execution(policy="float64")).validate()
-    arguments, _ = draw("gla", 1, 3, 2, 8, 8)
     *rest, s0 = (x.astype(jnp.float16) for x in arguments)
     with pytest.raises(ConfigError, match="the kernel of chunks takes float32 or bfloat16, not float16; take such a"):
         gated_linear_attention(*rest, s0_BHKV=s0, implementation="pallas")
     with compiling_for("gpu"):
         with pytest.raises(
-            ConfigError, match="gla: .* at most 64 channels of keys of a head on a GPU, not 96; take more"
+            ConfigError, match="gla: .* at most 64 channels of keys of a head on a GPU, not 96; take narrower"
         ):
             check(GLAConfig(implementation="pallas"))
         with pytest.raises(
             ConfigError, match="gated_delta: .* at most 128 channels of keys of a head on a GPU, not 256"
         ):
             check(GatedDeltaConfig(implementation="pallas", head_width=256))
-        with pytest.raises(ConfigError, match="multiplies in bfloat16 on a GPU; take such a policy, or implementation"):
+        with pytest.raises(ConfigError, match="multiplies in bfloat16 on a GPU; take --model.execution.policy b"):
             check(GLAConfig(implementation="pallas", heads=12), Execution(policy="float32"))
         check(GLAConfig(implementation="pallas", heads=12))
+        check(GatedDeltaConfig(implementation="pallas", head_width=64, chunk=256))
+        with (
+            jax.default_matmul_precision("highest"),
+            pytest.raises(ConfigError, match="multiplies in bfloat16 on a GPU"),
+        ):
+            gated_linear_attention(*arguments[:-1], s0_BHKV=arguments[-1], implementation="pallas")
     with pytest.raises(ValueError, match="implementation 'pallas' has no form 'recurrent'"):
         gated_linear_attention(*rest, form="recurrent", implementation="pallas")
     with pytest.raises(ValueError, match="unknown implementation 'palas'; did you mean 'pallas'"):

@@ -6,7 +6,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mhc_jax.backend import stated_backend
+from mhc_jax.backend import stated_backend, target_backend
+from mhc_jax.config import ConfigError
 from mhc_jax.nn.init import Init, normal
 from mhc_jax.nn.layers import Dense, DepthwiseFilter, dropout
 from mhc_jax.nn.mixers.base import Mixer, MixerConfig
@@ -46,7 +47,7 @@ class LinearAttentionConfig(MixerConfig):
         init_std: standard deviation of the projections and the convolutions.
         scale_output: divide that of the output by the square root of the number of sites, as in GPT-2.
         form: algorithm of the recurrence, see :mod:`mhc_jax.ops.chunks`.
-        chunk: tokens of a chunk.
+        chunk: tokens of a chunk; by the kernel of GPUs always 64.
         implementation: of the chunked form: ``"xla"``, or ``"pallas"`` for a kernel of TPUs or GPUs, see
             :mod:`mhc_jax.kernels.chunks`; single tokens are always one step of the recurrence.
     """
@@ -77,15 +78,19 @@ class LinearAttentionConfig(MixerConfig):
 
     def check_kernels(self, width, policy):
         if self.implementation == "pallas":
-            from mhc_jax.kernels.chunks import fault  # Pallas takes long to import
+            from mhc_jax.kernels import chunks  # Pallas takes long to import
 
             heads, target, wide = self.shape(width), stated_backend(), 4 if self.decays_by_key else 3
-            found = fault(heads.out, heads.K, heads.V, self.chunk, policy.accumulate, wide, target)
-            if target == "gpu" and policy.compute != jnp.bfloat16:
-                found = (
-                    "the kernel of chunks multiplies in bfloat16 on a GPU; take such a policy, or implementation 'xla'"
-                )
+            found = chunks.fault(heads.out, heads.K, heads.V, self.chunk, policy.accumulate, wide, target)
             self.require(not found, f"implementation 'pallas': {found}")
+            self.check_rounding(policy, target)
+
+    def check_rounding(self, policy: Policy, target: str | None) -> None:
+        """Raises ConfigError if the kernel of that platform would round more than the policy does."""
+        if target == "gpu" and policy.compute != jnp.bfloat16:
+            from mhc_jax.kernels.chunks_gpu import ROUNDS
+
+            raise ConfigError(f"implementation 'pallas': {ROUNDS}")
 
     @required
     def shape(self, width: int) -> Heads:
@@ -156,6 +161,8 @@ class LinearAttention(Mixer):
         return state
 
     def __call__(self, u_BTD, state, scope):
+        if self.config.implementation == "pallas":
+            self.config.check_rounding(self.policy, target_backend())
         u_BTD = u_BTD.astype(self.policy.compute)
         B, T, _ = u_BTD.shape
         before = self.init_state(B, 0) if state is None else state
