@@ -168,7 +168,8 @@ class _Plan:
 
         arrays = s0, *(x for _, x in given)
         if not has_threads():
-            return pl.pallas_call(interpreted, grid=(B, blocks), out_shape=makes, interpret=True)(*arrays)
+            run = pl.pallas_call(interpreted, grid=(B, blocks), out_shape=makes, interpret=True)
+            return not_differentiable(run)(*arrays)
         shapes = [self.piece(*x) for x in given]
         program = Program.of(rounded, jax.ShapeDtypeStruct(state, s0.dtype), *shapes)
 

@@ -62,6 +62,7 @@ class Program:
         """The program of ``run``."""
         traced = jax.make_jaxpr(run)(*arguments)
         jaxpr = jax.make_jaxpr(lambda *xs: _inlined(traced, xs))(*arguments).jaxpr
+        assert len(set(jaxpr.outvars)) == len(jaxpr.outvars)  # each is given, by its number, once
         operations, same = _once(_with_products(_early(_used(jaxpr), jaxpr.outvars)), jaxpr.outvars)
         places = _places(operations, jaxpr.invars, same)
         return cls(operations, jaxpr.invars, jaxpr.outvars, same, *places, *_homes(operations, jaxpr, same))
@@ -256,12 +257,13 @@ def _homes(operations, jaxpr, same):
     for when, eqn in enumerate(operations):
         made[eqn.outvars[0]] = when
         served.update((same.get(x, x), when) for x in eqn.invars if isinstance(x, Var) and same.get(x, x) in served)
-    homes, late, taken = {}, [], set()
+    homes, late, taken = {}, [], {k for k, x in enumerate(arguments) if k > 0 and x in jaxpr.outvars}
     for n, x in sorted(enumerate(jaxpr.outvars), key=lambda result: made.get(result[1], -1)):
         if x in arguments or len(x.aval.shape) == 1:
             continue
         fitting = [k for k, y in enumerate(arguments) if (y.aval.shape, y.aval.dtype) == (x.aval.shape, x.aval.dtype)]
         fitting = [0] if n == 0 else [k for k in fitting if k > 0]
+        assert fitting  # results are rounded as arguments of their shape are
         free = [k for k in fitting if k not in taken and served[arguments[k]] <= made[x]]
         if not free:
             late.append(n)

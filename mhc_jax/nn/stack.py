@@ -10,7 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from mhc_jax.config import Config
 from mhc_jax.nn.columns import joined, split
@@ -127,8 +127,10 @@ def sliced(tree: Any, batch_sharding: jax.sharding.Sharding | None) -> Any:
         if is_deferred(x):  # whoever computes deferred streams holds them to the slices
             return x
         if isinstance(x, FirstValues) and isinstance(batch_sharding, NamedSharding):
-            rows = PartitionSpec(batch_sharding.spec[0], None, PartitionSpec.UNCONSTRAINED)
-            return jax.lax.with_sharding_constraint(x, NamedSharding(batch_sharding.mesh, rows))
+            mesh, (rows, tokens, *_) = batch_sharding.mesh, (*batch_sharding.spec, None, None)
+            if all(kind == AxisType.Auto for kind in mesh.axis_types):
+                free = PartitionSpec(rows, tokens, PartitionSpec.UNCONSTRAINED)
+                return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, free))
         return jax.lax.with_sharding_constraint(x, batch_sharding)
 
     return jax.tree.map(held, tree, is_leaf=lambda x: is_deferred(x) or isinstance(x, FirstValues))

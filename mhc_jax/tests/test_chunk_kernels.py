@@ -165,7 +165,7 @@ def test_single_tokens_and_none_are_left_to_xla(op):
 
 
 @pytest.mark.parametrize("op", OPS)
-def test_derivatives_without_a_kernel_are_refused(op):
+def test_derivatives_without_a_kernel_are_refused(kernel, op):
     (*arguments, _), _ = draw(op, 1, 32, 1, 8, 8)
 
     def product(*arguments):

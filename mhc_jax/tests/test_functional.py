@@ -230,6 +230,18 @@ def test_a_sharding_of_the_batch_changes_no_value_also_under_vmap_and_differenti
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-7), found, expected)
 
 
+@pytest.mark.parametrize("kind", [jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit])
+def test_shared_values_go_with_any_sharding_of_the_batch(kind):
+    """Also one that slices nothing, and that of a mesh whose axes are part of types."""
+    config = nanogpt(value_residual="free", heads=2, vocab_size=11, max_len=8, width=8, layers=2)
+    params, tokens = mhc_jax.init(config, jax.random.key(0)), np.arange(16).reshape(2, 8) % 11
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(kind,), devices=jax.devices()[:1])
+    for spec in (jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec(None)):
+        sharding = jax.sharding.NamedSharding(mesh, spec)
+        found = jax.jit(lambda p, its=sharding: mhc_jax.apply(config, p, tokens, batch_sharding=its).logits_BTV)(params)
+        np.testing.assert_allclose(found, mhc_jax.apply(config, params, tokens).logits_BTV, rtol=1e-5, atol=1e-6)
+
+
 def test_activations_that_are_asked_for_by_name_are_all_that_is_kept(params):
     names = ("blocks.mixer.state", "hidden")
     every = jax.jit(lambda p: mhc_jax.apply(CONFIG, p, TOKENS, taps=True).taps)(params)

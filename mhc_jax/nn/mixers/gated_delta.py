@@ -25,6 +25,8 @@ class GatedDeltaConfig(LinearAttentionConfig):
 
     ``a = exp(-exp(a_log) softplus(a_proj(x) + dt_bias))`` and ``beta = sigmoid(b_proj(x))``, one number for each head.
 
+    Other fields are those of :class:`mhc_jax.nn.mixers.linear_attention.LinearAttentionConfig`.
+
     Attributes:
         heads: of queries and keys.
         value_heads: a multiple of ``heads``, and that number if None.

@@ -21,6 +21,8 @@ _FEATURES = {"relu": jax.nn.relu, "silu": jax.nn.silu}
 class GLAConfig(LinearAttentionConfig):
     """``S_t = diag(a_t) S_{t-1} + k_t v_t'`` with ``a = sigmoid(gk_up(gk_down(x)))^(1 / gate_normalizer)``.
 
+    Other fields are those of :class:`mhc_jax.nn.mixers.linear_attention.LinearAttentionConfig`.
+
     Attributes:
         heads: H, of queries and of the output.
         kv_heads: G, of keys, values and decays; divides H, and is H if None.
