@@ -29,7 +29,7 @@ from jaxtyping import Array, Float
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels import chunks_gpu
-from mhc_jax.kernels.derivatives import not_differentiable
+from mhc_jax.kernels.derivatives import from_chunk_to_chunk, not_differentiable
 from mhc_jax.kernels.heads import Heads, iota
 from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.products import wants_exact_factors
@@ -130,7 +130,7 @@ def _on_one_device(inside, factor, chunk, s0_BHKV, wide, narrow):
 
     s0 = filled(s0_BHKV, B, P * G, whole_K, whole_V).reshape(B, P, G, whole_K, whole_V)
     s0 = jnp.moveaxis(s0, -1, 2).reshape(B, P, whole_V, G * whole_K)
-    found: Any = _over_chunks(plan, s0, tuple(map(laid, wide)), tuple(map(laid, narrow)))
+    found: Any = from_chunk_to_chunk(_forth, _back, plan, s0, tuple(map(laid, wide)), tuple(map(laid, narrow)))
     y, s = found
     s_BHKV = jnp.moveaxis(s.reshape(B, P, whole_V, G, whole_K), 2, -1).reshape(B, P * G, whole_K, whole_V)
     return y.reshape(B, tokens, P * G, whole_V)[:, :T, :H, :V], s_BHKV[:, :H, :K, :V]
@@ -233,19 +233,8 @@ class _Plan:
         return pl.BlockSpec((None, *shape), index)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _over_chunks(plan, s0, wide, narrow):
-    """Outputs (B, T, H V), and the last states (B, H / G, V, G K)."""
-    y, s = _forth(plan, s0, wide, narrow, keep=False)
-    return y, s
-
-
-def _forward(plan, s0, wide, narrow):
-    y, before, s = _forth(plan, s0, wide, narrow, keep=True)
-    return (y, s), (before, wide, narrow)
-
-
 def _forth(plan, s0, wide, narrow, keep):
+    """Outputs (B, T, H V), and the last states (B, H / G, V, G K)."""
     W = len(wide)
 
     def step(p, s_VK, *pieces):
@@ -272,8 +261,7 @@ def _forth(plan, s0, wide, narrow, keep):
     return plan.call(kernel, step, [("states", s0), *_inputs(wide, narrow)], made, "chunks")
 
 
-def _backward(plan, saved, cotangents):
-    (before, wide, narrow), (dy, ds_last) = saved, cotangents
+def _back(plan, before, wide, narrow, dy, ds_last):
     W = len(wide)
 
     def step(p, ds_VK, s_VK, dy_CV, *pieces):
@@ -299,9 +287,6 @@ def _backward(plan, saved, cotangents):
     given, made = [("states", ds_last), ("before", before), ("wide", dy), *inputs], [*inputs, ("states", ds_last)]
     *dinputs, ds0 = plan.call(kernel, step, given, made, "chunks_backward", reverse=True)
     return ds0, tuple(dinputs[:W]), tuple(dinputs[W:])
-
-
-_over_chunks.defvjp(_forward, _backward)
 
 
 def _inputs(wide, narrow):

@@ -6,7 +6,6 @@ is a program of products of tiles, on the tensor cores, and of operations on eac
 """
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mhc_jax.kernels.derivatives import not_differentiable
+from mhc_jax.kernels.derivatives import from_chunk_to_chunk, not_differentiable
 from mhc_jax.kernels.mosaic_gpu import by_lanes, has_threads
 from mhc_jax.kernels.tile_gpu import FACTOR, Tile
 from mhc_jax.kernels.tile_programs import Program, tile
@@ -67,7 +66,7 @@ def run(inside, s0_BHKV, wide, narrow):
     s0 = jnp.swapaxes(filled(s0_BHKV, B, H, whole_K, whole_V), 2, 3).reshape(B, -1, ROWS, whole_K)
     laid_wide = tuple(laid(x, FACTOR if n < 3 else jnp.float32) for n, x in enumerate(wide))
     numbers = tuple(jnp.swapaxes(filled(x.astype(jnp.float32), B, tokens, H), 1, 2) for x in narrow)
-    found: Any = _over_chunks(plan, s0, laid_wide, numbers)
+    found: Any = from_chunk_to_chunk(_forth, _back, plan, s0, laid_wide, numbers)
     y, s = found
     y_BTHV = y.reshape(B, tokens, H, whole_V)[:, :T, :, :V].astype(wide[2].dtype)
     s_BHKV = jnp.swapaxes(s.reshape(B, H, whole_V, whole_K), 2, 3)
@@ -229,19 +228,9 @@ def _row(ref):
     return plgpu.load(ref, (), layout=plgpu.Layout.WGMMA.reduce(1), optimized=False)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _over_chunks(plan, s0, wide, narrow):
-    """Outputs (B, T, blocks * 64), and the last states (B, blocks, 64, K)."""
-    y, s = _forth(plan, s0, wide, narrow, keep=False)
-    return y, s
-
-
-def _forward(plan, s0, wide, narrow):
-    y, before, s = _forth(plan, s0, wide, narrow, keep=True)
-    return (y, s), (before, wide, narrow)
-
-
 def _forth(plan, s0, wide, narrow, keep):
+    """Outputs (B, T, blocks * 64), and the last states (B, blocks, 64, K)."""
+
     def step(s_VK, *parts):
         s, y_CV = plan.run(s_VK, *_float32(parts, len(wide)))
         return s, y_CV, *[s_VK] * keep
@@ -254,8 +243,7 @@ def _forth(plan, s0, wide, narrow, keep):
     return plan.call(step, s0, plan.inputs(wide, narrow), made, "chunks")
 
 
-def _backward(plan, saved, cotangents):
-    (before, wide, narrow), (dy, ds_last) = saved, cotangents
+def _back(plan, before, wide, narrow, dy, ds_last):
     W = len(wide)
 
     def step(ds_VK, s_VK, dy_CV, *parts):
@@ -274,6 +262,3 @@ def _float32(parts, W):
     """The first W, and the others, so that sums over blocks of their cotangents are not of rounded ones."""
     found = [x.astype(jnp.float32) for x in parts]
     return found[:W], found[W:]
-
-
-_over_chunks.defvjp(_forward, _backward)

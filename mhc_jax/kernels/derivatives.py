@@ -1,5 +1,6 @@
 """Derivatives of kernels: those that are written with them, and no others."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,3 +21,27 @@ def not_differentiable(run: Callable[..., Any]) -> Callable[..., Any]:
         )
 
     return run
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def from_chunk_to_chunk(forth: Callable[..., Any], back: Callable[..., Any], plan: Any, s0: Any, *inputs: Any) -> Any:
+    """A recurrence by two kernels, of which the second begins at states that the first has kept.
+
+    Args:
+        forth: ``forth(plan, s0, *inputs, keep)`` to outputs, with ``keep`` the states before each chunk, and the last.
+        back: ``back(plan, before, *inputs, dy, ds)`` to the cotangents of ``s0`` and the inputs.
+    """
+    y, s = forth(plan, s0, *inputs, keep=False)
+    return y, s
+
+
+def _forward(forth, back, plan, s0, *inputs):
+    y, before, s = forth(plan, s0, *inputs, keep=True)
+    return (y, s), (before, *inputs)
+
+
+def _backward(forth, back, plan, saved, cotangents):
+    return back(plan, *saved, *cotangents)
+
+
+from_chunk_to_chunk.defvjp(_forward, _backward)
