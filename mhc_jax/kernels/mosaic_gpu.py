@@ -58,6 +58,11 @@ def number(x: jax.Array) -> jax.Array:
     return lax.squeeze(x, range(x.ndim))
 
 
+def only_states_a_sharding(eqn: Any) -> bool:
+    """Whether it is a reshape to the same shape, as derivatives have them beside a mesh."""
+    return eqn.primitive.name == "reshape" and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape
+
+
 def run_program(program: ClosedJaxpr, values: Sequence[jax.Array]) -> list[jax.Array]:
     """Results of ``program`` by operations that Mosaic has.
 
@@ -86,8 +91,8 @@ def run_program(program: ClosedJaxpr, values: Sequence[jax.Array]) -> list[jax.A
             found = [lax.broadcast(number(x) if x.size == 1 else jnp.sum(x), shape)]
         elif name in ("broadcast_in_dim", "reshape") and operands[0].size == 1:
             found = [lax.broadcast(number(operands[0]), shape)]
-        elif name == "reshape" and operands[0].shape == shape:
-            found = operands  # only states a sharding
+        elif only_states_a_sharding(eqn):
+            found = operands
         else:
             found = eqn.primitive.bind(*operands, **eqn.params)
             found = found if eqn.primitive.multiple_results else [found]

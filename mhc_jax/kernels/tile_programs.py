@@ -17,6 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 
+from mhc_jax.kernels.mosaic_gpu import only_states_a_sharding
 from mhc_jax.kernels.tile_gpu import FACTOR
 
 # Bytes of a row of the pieces in which a tile lies in shared memory.
@@ -153,18 +154,13 @@ def _inlined(program: ClosedJaxpr, values: Sequence[Any]) -> list[Any]:
         if called:
             [called] = called
             found = _inlined(called if isinstance(called, ClosedJaxpr) else ClosedJaxpr(called, ()), operands)
-        elif eqn.primitive.name == "stop_gradient" or _states_a_sharding(eqn):
+        elif eqn.primitive.name == "stop_gradient" or only_states_a_sharding(eqn):
             found = operands
         else:
             found = eqn.primitive.bind(*operands, **eqn.params)
             found = found if eqn.primitive.multiple_results else [found]
         known.update(zip(eqn.outvars, found, strict=True))
     return [x.val if isinstance(x, Literal) else known[x] for x in jaxpr.outvars]
-
-
-def _states_a_sharding(eqn):
-    """And nothing else, as reshapes to the same shape do beside a mesh."""
-    return eqn.primitive.name == "reshape" and eqn.invars[0].aval.shape == eqn.outvars[0].aval.shape
 
 
 def _used(jaxpr):

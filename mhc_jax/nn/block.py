@@ -110,9 +110,7 @@ class Block(nnx.Module):
     def __call__(self, carry: Carry, memory: MixerState | None, scope: Scope) -> tuple[Carry, MixerState | None]:
         """The carry after the layer, and the mixer's state after the last token; see :class:`Mixer`."""
         state, first = carry
-        shared = None
-        if self.values is not None and first is not None:
-            shared = ValueMix(self.values.weights(), scope.layer, first.v_BTE)
+        shared = None if self.values is None else ValueMix(self.values.weights(), scope.layer, first)
         mixer: Any = self.mixer.branch
 
         def mix(x: jax.Array, inside: Scope):
@@ -124,7 +122,7 @@ class Block(nnx.Module):
         state, memory = self.mixer(state, mix, scope / "mixer")
         state = _through_channels(self.before_mlp, state, scope / "before_mlp")
         state = _through_channels(self.mlp, state, scope / "mlp")
-        return (state, None if shared is None else FirstValues(shared.first)), memory
+        return (state, None if shared is None else shared.first), memory
 
 
 def _check_state(mixer: Mixer, before: MixerState | None, after: MixerState | None) -> None:

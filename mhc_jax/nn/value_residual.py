@@ -46,10 +46,10 @@ class FirstValues(NamedTuple):
 class ValueMix:
     """The hook that a mixer's values pass through; afterwards ``first`` holds the first layer's values."""
 
-    def __init__(self, weights: jax.Array, layer: jax.Array, first: jax.Array):
+    def __init__(self, weights: jax.Array, layer: jax.Array, first: FirstValues):
         self.weights, self.layer, self.first = weights, layer, first
 
     def __call__(self, v_BTD: jax.Array) -> jax.Array:
-        self.first = jnp.where(self.layer == 0, v_BTD, self.first)
+        self.first = FirstValues(jnp.where(self.layer == 0, v_BTD, self.first.v_BTE))
         a, b = self.weights.astype(v_BTD.dtype)
-        return a * v_BTD + b * self.first
+        return a * v_BTD + b * self.first.v_BTE
