@@ -156,12 +156,13 @@ def figures(
     machine: target.Target, run: Callable[..., Any], arguments: tuple[Any, ...], schedules: Path
 ) -> dict[str, Any]:
     """What the compiler says of a program, and the floor: its arguments read and its results written once."""
-    sharding = SingleDeviceSharding(target.devices(machine)[0])
+    device = target.devices(machine)[0]
+    sharding = SingleDeviceSharding(device)
     there = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
     touched = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((there, jax.eval_shape(run, *there))))
     floor = {"floor MB": touched / 1e6, "floor ms": 1e3 * touched / machine.chip.bandwidth}
     start = time.perf_counter()
-    with compiling_for(machine.chip.platform):
+    with compiling_for(machine.chip.platform, device.device_kind):
         traced = jax.jit(run).trace(*there)
         try:
             program = target.compiled(traced.lower())

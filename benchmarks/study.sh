@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Residual topologies on real text at a size for two CPU cores: the same tokens and three seeds for every row, the
 # learning rate tuned per row; what reads, mixes and writes streams learns at RESIDUAL_LR (0: at the rate of the rest).
-# TOPOLOGIES chooses other rows, and EXTRA adds flags to all runs.
+# TOPOLOGIES chooses other rows, RATES other rates, and EXTRA adds flags to all runs.
 # usage: benchmarks/study.sh shakespeare FILE [OUT] | fineweb FILE [OUT]     (PYTHON chooses the interpreter)
 set -euo pipefail
 text=$1 file=$2 out=${3:-runs/study-$1} python=${PYTHON:-.venv/bin/python} residual_lr=${RESIDUAL_LR:-3e-3}
@@ -15,6 +15,7 @@ case $text in
   fineweb) size="$size --data.tokenizer bytes"; rates="1e-3 3e-3 1e-2" ;;
   *) echo "expected shakespeare or fineweb, got $text" >&2; exit 2 ;;
 esac
+rates=${RATES:-$rates}
 "$python" -m train.study nanogpt --out "$out" --jobs 2 --rates $rates \
     --topologies ${TOPOLOGIES:-plain plain_matched ihc hc mhc_original mhc dynamic_mhc mhc_lite} \
     --train-flags="$size ${EXTRA:-}"

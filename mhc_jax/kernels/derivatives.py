@@ -5,22 +5,33 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 
 from mhc_jax.config import ConfigError
 
 
 def not_differentiable(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, a kernel or what calls one; whoever asks JAX for its derivative gets a ConfigError."""
-    run = jax.custom_jvp(run)
+    return lambda *arguments: run(*jax.tree.map(_constant.bind, arguments))
 
-    @run.defjvp
-    def refuse(primals, tangents):
-        raise ConfigError(
-            "Pallas kernels have first derivatives in reverse mode only; for others, such as a product with the "
-            "Hessian, take implementation 'xla'"
-        )
 
-    return run
+# The identity, of which no derivative is allowed: a custom_jvp would be forgotten where a scan is differentiated.
+_constant = Primitive("constant_of_kernels")
+_constant.def_impl(lambda x: x)
+_constant.def_abstract_eval(lambda x: x)
+mlir.register_lowering(_constant, lambda _, x: [x])
+batching.defvectorized(_constant)
+
+
+def _refuse(primals, tangents):
+    raise ConfigError(
+        "Pallas kernels have first derivatives in reverse mode only; for others, such as a product with the Hessian, "
+        "take implementation 'xla'"
+    )
+
+
+ad.primitive_jvps[_constant] = _refuse
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -6,7 +6,7 @@ the kernels of TPUs are interpreted, which is slow.
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from mhc_jax.kernels import sinkhorn_gpu
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.sharding import axes, by_device
-from mhc_jax.ops.sinkhorn import ORDERS
+from mhc_jax.ops.sinkhorn import ORDERS, HalfSteps
 
 SUBLANES, LANES = 8, 128
 TILE = SUBLANES * LANES
@@ -71,8 +71,7 @@ def _log_sinkhorn(logits_BTNN, iters, order, batch_sharding):
         return _by_rows(project, batch_sharding)(logits_BTNN)
 
     def kernel(z, p):
-        begun = half_steps.on_logs(z[...])
-        p[...] = jax.lax.fori_loop(0, iters - 1, lambda _, p: half_steps.again(p), begun)
+        p[...] = iterated(z[...], iters, half_steps)
 
     return _over_matrices(kernel, [logits_BTNN], iters, 0, batch_sharding)
 
@@ -88,23 +87,37 @@ def _backward(iters, order, batch_sharding, logits_BTNN, dp_BTNN):
         return (_by_rows(pull, batch_sharding, arrays=2)(logits_BTNN, dp_BTNN),)
 
     def kernel(z, dp, dz, inputs):
-        p, pull_logs = jax.vjp(half_steps.on_logs, z[...])
-
-        def forth(k, p):
-            inputs[k] = p
-            return half_steps.again(p)
-
-        def back(k, dp):
-            _, pull = jax.vjp(half_steps.again, inputs[iters - 2 - k])
-            return pull(dp)[0]
-
-        jax.lax.fori_loop(0, iters - 1, forth, p)
-        (dz[...],) = pull_logs(jax.lax.fori_loop(0, iters - 1, back, dp[...]))
+        dz[...] = pulled(z[...], dp[...], iters, half_steps, inputs)
 
     return (_over_matrices(kernel, [logits_BTNN, dp_BTNN], iters, max(1, iters - 1), batch_sharding),)
 
 
 _log_sinkhorn.defvjp(_forward, _backward)
+
+
+def iterated(z: jax.Array, iters: int, half_steps: HalfSteps) -> jax.Array:
+    """All iterations in a kernel, on logits (N, N, ...) of matrices in the last axes."""
+    return jax.lax.fori_loop(0, iters - 1, lambda _, p: half_steps.again(p), half_steps.on_logs(z))
+
+
+def pulled(z: jax.Array, dp: jax.Array, iters: int, half_steps: HalfSteps, inputs: Any) -> jax.Array:
+    """The cotangent of the logits in a kernel.
+
+    Args:
+        inputs: reference to memory for ``max(1, iters - 1)`` arrays like ``z``.
+    """
+    p, pull_logs = jax.vjp(half_steps.on_logs, z)
+
+    def forth(k, p):
+        inputs[k] = p
+        return half_steps.again(p)
+
+    def back(k, dp):
+        _, pull = jax.vjp(half_steps.again, inputs[iters - 2 - k])
+        return pull(dp)[0]
+
+    jax.lax.fori_loop(0, iters - 1, forth, p)
+    return pull_logs(jax.lax.fori_loop(0, iters - 1, back, dp))[0]
 
 
 def _by_rows(run, batch_sharding, arrays=1):

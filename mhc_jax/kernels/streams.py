@@ -7,7 +7,8 @@ h' in the same kernel, so that the boundary of two sites takes one; if it projec
 that computes h' does so too, except on GPUs, and another one reads.
 
 The derivative of m is not computed either. The cotangent of m is that of h', and the backward pass of the ``read`` that
-gave m gets it together with that of u. Backward kernels are the derivatives of the same functions of rows.
+gave m gets it together with that of u. Backward kernels are the derivatives of the same functions of rows, and begin at
+h', which the next site keeps anyway.
 
 Traffic in arrays (B, T, D), for N streams: a boundary 2 N + 2 and 3 N + 3 backward, a read alone N + 1 and 3 N + 1, a
 write alone 2 N + 1 and N + 2, one that projects 2 N + 1 and 3 N + 2.
@@ -28,6 +29,7 @@ from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
+from mhc_jax.kernels.rows import dot, mix, written
 from mhc_jax.kernels.tokens import over_tokens, tile_of
 from mhc_jax.nn.deferred import Deferred
 from mhc_jax.ops.streams import Streams
@@ -76,7 +78,7 @@ class Pending(Deferred):
         return h, found
 
     def _written(self, project, params):
-        mixed, ys = self.mixed, _parts(self.y)
+        mixed, ys = self.mixed, parts(self.y)
         params = tuple(x.astype(jnp.float32) for x in params)
         found: Any = _write(project, mixed.batch_sharding, mixed.h, ys, Coefficients(mixed.res_NN, self.post_N), params)
         return found
@@ -93,6 +95,9 @@ class Normalised(NamedTuple):
     of: Callable[..., jax.Array]
     params: tuple[jax.Array, ...]
     dtype: Any
+
+
+AS_IT_IS = Normalised(lambda u: u, (), jnp.float32)
 
 
 class Coefficients(NamedTuple):
@@ -131,14 +136,13 @@ class Coefficients(NamedTuple):
         )
 
     def cotangents(self, columns: jax.Array) -> "Coefficients":
-        """Those of all arrays, from those of the columns behind the matrix of the site before.
+        """Those of all arrays, from those of the columns of all but the matrix of the site before.
 
         That matrix has its gradient from that site's read, which sees the same cotangent of streams.
         """
-        joined, split = jax.vjp(Coefficients.joined, self)
-        missing = joined.shape[-1] - columns.shape[-1]
-        (found,) = split(jnp.pad(columns, [(0, 0)] * (columns.ndim - 1) + [(missing, 0)]))
-        return found
+        _, split = jax.vjp(Coefficients.joined, self._replace(before=None))
+        (found,) = split(columns)
+        return found._replace(before=None if self.before is None else jnp.zeros_like(self.before))
 
 
 def fault(streams: int, width: int, dtype: Any, target: str | None) -> str | None:
@@ -170,7 +174,7 @@ def read(
     pre_N: Float[Array, "*B N"],
     res_NN: Float[Array, "*B N N"] | None,
     *,
-    norm: Normalised | None = None,
+    norm: Normalised = AS_IT_IS,
     batch_sharding: Sharding | None = None,
 ) -> tuple[Float[Array, "B T D"], Mixed]:
     """``u = sum_i pre[i] h_i``, in float32 or normalised, and the mixed streams.
@@ -185,24 +189,16 @@ def read(
         ConfigError: there is no kernel for these streams, see :func:`fault`.
     """
     if isinstance(state, Pending):
-        h, ys, before, post = state.mixed.h, _parts(state.y), state.mixed.res_NN, state.post_N
+        h, ys, before, post = state.mixed.h, parts(state.y), state.mixed.res_NN, state.post_N
     else:
         h, ys, before, post = state, (), None, None
     if reason := fault(len(h), h.parts[0].shape[-1], h.dtype, target_backend()):
         raise ConfigError(reason)
-    norm = norm or Normalised(lambda u: u, (), jnp.float32)
     coefficients = Coefficients(before, post, pre_N, res_NN)
-    params = tuple(jnp.atleast_2d(x.astype(jnp.float32)) for x in norm.params)
+    params = matrices(norm.params)
     found: Any = _read(norm.of, norm.dtype, batch_sharding, h, ys, coefficients, params)
     u_BTD, h = found
     return u_BTD, Mixed(h, res_NN, batch_sharding)
-
-
-def _after(mixed, ys, post):
-    """One site's streams, of those mixed; all of them lists of rows."""
-    if not ys:
-        return mixed
-    return [x + weight * y for x, weight, y in zip(mixed, post, ys * (len(mixed) // len(ys)), strict=True)]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -213,35 +209,36 @@ def _read(norm, dtype, batch_sharding, h, ys, coefficients, params):
 
     def body(columns, params, rows, _):
         weights = needed.columns(columns, N)
-        after = _after(_mix(weights.before, rows[:N]), rows[N:], weights.post)
-        return [norm(_dot(weights.pre, after), *params), *(after if ys else [])], [], []
+        after = written(mix(weights.before, rows[:N]), rows[N:], weights.post)
+        return [norm(dot(weights.pre, after), *params), *(after if ys else [])], [], []
 
     made = [(D, dtype), *[(D, h.dtype)] * (N if ys else 0)]
     (u_BTD, *after), *_ = over_tokens(body, needed.joined(), params, (*h.parts, *ys), (), made, batch_sharding)
     return u_BTD, Streams(tuple(after)) if ys else h
 
 
-def _read_forward(norm, dtype, batch_sharding, *arguments):
-    return _read(norm, dtype, batch_sharding, *arguments), arguments
+def _read_forward(norm, dtype, batch_sharding, h, ys, coefficients, params):
+    found: Any = _read(norm, dtype, batch_sharding, h, ys, coefficients, params)
+    return found, (found[1], ys, coefficients, params)
 
 
 def _read_backward(norm, dtype, batch_sharding, saved, cotangents):
-    (h, ys, coefficients, params), (du_BTD, dm) = saved, cotangents
-    N, D = len(h), du_BTD.shape[-1]
+    (after, ys, coefficients, params), (du_BTD, dm) = saved, cotangents
+    N, D, needed = len(after), du_BTD.shape[-1], coefficients._replace(before=None)
 
-    def site(mixed, ys, weights, params):
-        after = _after(mixed, ys, weights.post)
-        return norm(_dot(weights.pre, after), *params), _mix(weights.res, after)
+    def site(after, weights, params):
+        return norm(dot(weights.pre, after), *params), mix(weights.res, after)
 
     def body(columns, params, rows, cotangents):
-        weights = coefficients.columns(columns, N)
-        _, pull = jax.vjp(site, _mix(weights.before, rows[:N]), rows[N:], weights._replace(before=None), params)
-        dmixed, dys, dweights, dparams = pull((cotangents[0], cotangents[1:]))
-        return [*dmixed, *dys], jax.tree.leaves(dweights), dparams
+        weights, after = needed.columns(columns, N), rows[:N]
+        _, pull = jax.vjp(site, after, weights._replace(post=None), params)
+        dafter, dweights, dparams = pull((cotangents[0], cotangents[1:]))
+        dys, dpost = _of_write(rows[N:], weights.post, dafter)
+        return [*dafter, *dys], jax.tree.leaves(dweights._replace(post=dpost)), dparams
 
-    arrays, cotangents = (*h.parts, *ys), (du_BTD, *dm.parts)
+    arrays, cotangents = (*after.parts, *ys), (du_BTD, *dm.parts)
     made = [(D, x.dtype) for x in arrays]
-    made, dweights, dparams = over_tokens(body, coefficients.joined(), params, arrays, cotangents, made, batch_sharding)
+    made, dweights, dparams = over_tokens(body, needed.joined(), params, arrays, cotangents, made, batch_sharding)
     return Streams(made[:N]), made[N:], coefficients.cotangents(dweights), dparams
 
 
@@ -255,7 +252,7 @@ def _write(project, batch_sharding, h, ys, coefficients, params):
 
     def body(columns, params, rows, _):
         weights = coefficients.columns(columns, N)
-        after = _after(_mix(weights.before, rows[:N]), rows[N:], weights.post)
+        after = written(mix(weights.before, rows[:N]), rows[N:], weights.post)
         return [*after, *project(after, *params)], [], []
 
     arrays, one_token = (*h.parts, *ys), [jax.ShapeDtypeStruct((1, D), jnp.float32)] * N
@@ -265,47 +262,47 @@ def _write(project, batch_sharding, h, ys, coefficients, params):
 
 
 def _write_forward(project, batch_sharding, h, ys, coefficients, params):
+    found: Any = _write(project, batch_sharding, h, ys, coefficients, params)
     # Without a projection the derivative needs no streams.
-    saved = h if params else None
-    return _write(project, batch_sharding, h, ys, coefficients, params), (saved, ys, coefficients, params)
+    return found, (found[0].parts if params else (), ys, coefficients, params)
 
 
 def _write_backward(project, batch_sharding, saved, cotangents):
-    (h, ys, coefficients, params), (dafter, dprojected) = saved, cotangents
-    N, D = len(dafter), ys[0].shape[-1]
-    if h is None:
-        coefficients = coefficients._replace(before=None)
-    streams = () if h is None else h.parts
-
-    def site(mixed, ys, post, params):
-        after = _after(mixed, ys, post)
-        return after, project(after, *params)
+    (after, ys, coefficients, params), (dafter, dprojected) = saved, cotangents
+    N, D, needed = len(dafter), ys[0].shape[-1], coefficients._replace(before=None)
 
     def body(columns, params, rows, cotangents):
-        weights, ys = coefficients.columns(columns, N), rows[len(streams) :]
-        mixed = _mix(weights.before, rows[:N]) if streams else [jnp.zeros_like(x) for x in cotangents[:N]]
-        _, pull = jax.vjp(site, mixed, ys, weights.post, params)
-        dmixed, dys, dpost, dparams = pull((cotangents[:N], cotangents[N:]))
-        return [*(dmixed if streams else []), *dys], dpost, dparams
+        dafter, dparams = cotangents[:N], []
+        if after:
+            _, pull = jax.vjp(lambda rows, params: project(rows, *params), rows[:N], params)
+            more, dparams = pull(cotangents[N:])
+            dafter = [x + dx for x, dx in zip(dafter, more, strict=True)]
+        dys, dpost = _of_write(rows[len(after) :], needed.columns(columns, N).post, dafter)
+        return [*(dafter if after else []), *dys], dpost, dparams
 
-    arrays = (*streams, *ys)
+    arrays, cotangents = (*after, *ys), (*dafter.parts, *dprojected)
     made = [(D, x.dtype) for x in arrays]
-    cotangents = *dafter.parts, *dprojected
-    made, dpost, dparams = over_tokens(body, coefficients.joined(), params, arrays, cotangents, made, batch_sharding)
-    dmixed, dys = (Streams(made[:N]), made[N:]) if streams else (dafter, made)
+    made, dpost, dparams = over_tokens(body, needed.joined(), params, arrays, cotangents, made, batch_sharding)
+    dmixed, dys = (Streams(made[:N]), made[N:]) if after else (dafter, made)
     return dmixed, dys, coefficients.cotangents(dpost), dparams
 
 
 _write.defvjp(_write_forward, _write_backward)
 
 
-def _parts(y: jax.Array | Streams) -> tuple[jax.Array, ...]:
+def _of_write(ys, post, dafter):
+    """Cotangents of what was written and of its weights."""
+    if not ys:
+        return [], post
+    _, pull = jax.vjp(lambda ys, post: written(dafter, ys, post), ys, post)  # whatever the streams were
+    return pull(dafter)
+
+
+def parts(y: jax.Array | Streams) -> tuple[jax.Array, ...]:
+    """What a site writes: one array for all streams, or one for each."""
     return y.parts if isinstance(y, Streams) else (y,)
 
 
-def _dot(weights, rows):
-    return sum(weight * x for weight, x in zip(weights, rows, strict=True))
-
-
-def _mix(matrix, rows):
-    return [_dot(weights, rows) for weights in matrix] if matrix else list(rows)
+def matrices(params: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
+    """Parameters of a norm as kernels take them."""
+    return tuple(jnp.atleast_2d(x.astype(jnp.float32)) for x in params)

@@ -1,32 +1,24 @@
 """A function of the rows of a token as a Pallas kernel, which touches every array once.
 
 That of TPUs is here, and is interpreted where there is neither a TPU nor a GPU, which is slow; that of GPUs is in
-:mod:`mhc_jax.kernels.tokens_gpu`. Sequences shorter than :data:`GROUP` tokens, as in decoding, are left to XLA.
+:mod:`mhc_jax.kernels.tokens_gpu`. Sequences shorter than :data:`tiles.GROUP` tokens, as in decoding, are left to XLA.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import PartitionSpec, Sharding
 
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
+from mhc_jax.kernels import tiles
 from mhc_jax.kernels.derivatives import not_differentiable
-from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.sharding import axes, by_device
+from mhc_jax.kernels.tiles import Group, Tiles
 from mhc_jax.kernels.tokens_gpu import by_token, fits
-
-# Tokens of a tile, of which the kernel's memory holds two, and of a group, which fills its registers.
-# A product with a matrix of parameters wants more tokens at once.
-TILES, GROUP, MATRIX_GROUP = (256, 128, 64, 32, 16), 16, 64
-MEMORY = 12 * 2**20
-LANES = 128
 
 # Weights (tokens, 1), parameters, arrays (tokens, C) and cotangents of such arrays, all float32, to other arrays, to
 # cotangents of weights (tokens, 1), and to cotangents of parameters.
@@ -66,7 +58,7 @@ def over_tokens(
 
     @not_differentiable
     def run(weights, params, arrays, cotangents):
-        enough = arrays[0].size and arrays[0].shape[1] >= GROUP
+        enough = arrays[0].size and arrays[0].shape[1] >= tiles.GROUP
         computed = kernel_of(target_backend()) if enough else _plainly
         found, dweights, dparams = computed(body, weights, params, arrays, cotangents, made)
         if rows:
@@ -90,9 +82,7 @@ def tile_of(
     """
     if kernel_of(target) is by_token:
         return int(fits(shapes) and all(rows == 1 for rows, _ in params))
-    bytes_of_token = sum(channels * jnp.dtype(dtype).itemsize for channels, dtype in shapes)
-    bytes_of_params = 4 * sum(map(math.prod, params))
-    return next((tile for tile in TILES if 2 * (tile * bytes_of_token + bytes_of_params) <= MEMORY), 0)
+    return tiles.size(shapes, params)
 
 
 def kernel_of(target: str | None) -> Callable[..., Any]:
@@ -122,111 +112,45 @@ def _in_tiles(body, weights, params, arrays, cotangents, made):
     tile = tile_of(shapes, [x.shape for x in (*params, *dparams)])
     if not tile:
         raise ConfigError(
-            f"no tile of {TILES[-1]} tokens fits the kernel's memory; take fewer channels, or implementation 'xla'"
+            f"no tile of {tiles.TILES[-1]} tokens fits the kernel's memory; take fewer channels, or implementation "
+            "'xla'"
         )
-    group = min(tile, MATRIX_GROUP if any(len(x) > 1 for x in params) else GROUP)
+    over = Tiles(B, T, tile, min(tile, tiles.MATRIX_GROUP if any(len(x) > 1 for x in params) else tiles.GROUP))
 
-    def is_turned(channels):
-        """Whether an array has its tokens in lanes, which few channels would leave empty; kernels turn it upright."""
-        return channels < LANES and tile % LANES == 0
-
-    def turned(x, channels):
-        return jnp.swapaxes(x, 1, 2) if is_turned(channels) else x
-
-    def by_tile(channels):
-        if is_turned(channels):
-            return pl.BlockSpec((None, channels, tile), lambda b, t: (b, 0, t))
-        return pl.BlockSpec((None, tile, channels), lambda b, t: (b, t, 0))
-
-    def whole(shape):
-        return pl.BlockSpec(shape, lambda b, t: (0,) * len(shape))
-
-    of_all, of_tokens = ([weights], []) if static else ([], [weights])
-    given = [*of_tokens, *arrays, *cotangents]
+    shared = ([weights] if static else []), list(params)
+    given = [*([] if static else [weights]), *arrays, *cotangents]
     results = [*made, *[(R, jnp.float32)] * (not static and R > 0)]
     summed = [float32(x.shape) for x in ([float32((1, R))] * (static and R > 0) + list(dparams))]
-    widths = [x.shape[-1] for x in given] + [channels for channels, _ in results]
 
-    def kernel(of_all, params, given, results, sums, scratch):
-        # Sums over tokens stay in the kernel's memory until all tiles are done.
-        @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
-        def _():
-            for ref in sums:
-                ref[...] = jnp.zeros(ref.shape, jnp.float32)
+    def kernel(shared, inputs, outputs, sums):
+        of_all, params = shared
 
-        upright = iter(scratch)
-        refs = [*given, *results]
-        views = [next(upright) if is_turned(width) else ref for ref, width in zip(refs, widths, strict=True)]
-        inputs, outputs = views[: len(given)], views[len(given) :]
-        for ref, view in zip(given, inputs, strict=True):
-            if view is not ref:
-                view[...] = ref[...].astype(jnp.float32).T
-        start = pl.program_id(1) * tile
-
-        def some(g, _):
-            at = pl.ds(pl.multiple_of(g * group, group), group)
-            place = start + g * group + jax.lax.broadcasted_iota(jnp.int32, (group, 1), 0)
-
-            def rows(ref, *, repeat: bool):
-                """What lies behind the last token is undefined: instead the tile's first token, or none."""
-                x = ref[at, :].astype(jnp.float32)
-                if T % tile == 0:
-                    return x
-                return jnp.where(place < T, x, ref[:1, :].astype(jnp.float32) if repeat else 0.0)
-
+        def some(group: Group):
             first_cotangent = len(inputs) - len(cotangents)
-            known = [rows(ref, repeat=i < first_cotangent) for i, ref in enumerate(inputs)]
+            known = [group.rows(ref, repeat=i < first_cotangent) for i, ref in enumerate(inputs)]
             if static:
-                columns = [jnp.full((group, 1), of_all[0][k]) for k in range(K)]
+                columns = [jnp.full((over.group, 1), of_all[0][k]) for k in range(K)]
             else:
                 weights, *known = known
-                columns = [weights[:, k : k + 1] for k in range(K)]
+                columns = tiles.columns(weights)
             found, products, summands = body(
                 columns, [ref[...] for ref in params], known[: len(arrays)], known[len(arrays) :]
             )
             if R:
-                lane = jax.lax.broadcasted_iota(jnp.int32, (group, R), 1)
-                laid = sum(jnp.where(lane == k, x, 0.0) for k, x in enumerate(products))
+                laid = tiles.side_by_side(products)
                 if static:
                     summands = [jnp.sum(laid, axis=0, keepdims=True), *summands]
                 else:
                     found = [*found, laid]
             for ref, x in zip(outputs, found, strict=True):
-                ref[at, :] = x.astype(ref.dtype)
+                ref[group.at, :] = x.astype(ref.dtype)
             for ref, x in zip(sums, summands, strict=True):
                 ref[...] += x
 
-        jax.lax.fori_loop(0, tile // group, some, None)
-        for ref, view in zip(results, outputs, strict=True):
-            if view is not ref:
-                ref[...] = view[...].T.astype(ref.dtype)
+        over.each_group(some)
 
-    shapes_of_results = [
-        jax.ShapeDtypeStruct((B, channels, T) if is_turned(channels) else (B, T, channels), dtype)
-        for channels, dtype in results
-    ]
-    operands = of_all, list(params), [turned(x, x.shape[-1]) for x in given]
-    moved = operands, shapes_of_results, summed
-    found, sums = pl.pallas_call(
-        kernel,
-        grid=(B, pl.cdiv(T, tile)),
-        in_specs=(
-            [pl.BlockSpec(memory_space=pltpu.SMEM)] * static,
-            [whole(x.shape) for x in params],
-            [by_tile(x.shape[-1]) for x in given],
-        ),
-        out_specs=([by_tile(channels) for channels, _ in results], [whole(x.shape) for x in summed]),
-        out_shape=(shapes_of_results, summed),
-        scratch_shapes=([pltpu.VMEM((tile, width), jnp.float32) for width in widths if is_turned(width)],),
-        compiler_params=pltpu.CompilerParams(dimension_semantics=("arbitrary" if summed else "parallel",) * 2),
-        cost_estimate=pl.CostEstimate(
-            flops=2 * B * T * (K + R) * max(channels for channels, _ in shapes),
-            bytes_accessed=sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(moved)),
-            transcendentals=0,
-        ),
-        interpret=is_interpreted(),
-    )(*operands)
-    found = [turned(x, channels) for x, (channels, _) in zip(found, results, strict=True)]
+    flops = 2 * B * T * (K + R) * max(channels for channels, _ in shapes)
+    found, sums = over.call(kernel, shared, given, results, summed, flops=flops)
     if not R:
         return found, None, sums
     if static:

@@ -173,7 +173,7 @@ def compile_step(config: RunConfig, target: Target, mesh: Mesh) -> tuple[TrainSt
     """
     sharding.check(config, mesh)
     optimizer = make_optimizer(config.optim, config.train.steps or 1, trained_info(config))
-    with compiling_for(target.chip.platform):
+    with compiling_for(target.chip.platform, mesh.devices.flat[0].device_kind):
         state = abstract_state(config, optimizer, mesh)
         return state, compiled(lower_train_step(config, optimizer, state, mesh))
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from mhc_jax.config import Config
+from mhc_jax.ops.sinkhorn import HalfSteps
 from mhc_jax.registry import required
 
 # Errors of float32: of sums that one division makes, and of those that iterations only approach.
@@ -82,3 +83,7 @@ class ProjectionConfig(Config):
     ) -> jax.Array:
         """:meth:`project` for the logits of all tokens, (B, T, ...), by a kernel of TPUs if the projection has one."""
         return self.project(logits, streams)
+
+    def iterations(self) -> tuple[float, int, HalfSteps] | None:
+        """If it is Sinkhorn's iterations that kernels can do: the temperature, their number and the half-steps."""
+        return None

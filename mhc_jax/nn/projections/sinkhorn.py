@@ -76,6 +76,9 @@ class SinkhornConfig(ProjectionConfig):
             logits / self.temperature, iters=self.iters, order=self.order, batch_sharding=batch_sharding
         )
 
+    def iterations(self):
+        return (self.temperature, self.iters, sinkhorn.ORDERS[self.order]) if self._has_kernel() else None
+
     def check_kernels(self, streams):
         if self._has_kernel():
             from mhc_jax.kernels.sinkhorn import fault

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -94,13 +94,25 @@ class DynamicMHC(MHC):
         self.bias = init("bias", constant(_initial_bias(config, init)), count, axes=("coefficient",))
         self.alpha = init("alpha", constant(config.alpha), parts, axes=("coefficient",))
 
+    def pre(self, state, scope, norm=None):
+        gates = self._gates()
+        if self.config.implementation == "pallas" and scope.taps is None and gates is not None:
+            from mhc_jax.kernels import coefficients as kernels  # Pallas takes long to import
+
+            behind = self.behind(norm)
+            phi_KM, scale_K, bias_K = self._params()
+            if kernels.has_kernel(state, phi_KM, behind, gates):
+                options = {"eps": self.config.norm_eps, "batch_sharding": scope.batch_sharding}
+                u_BTD, mixed, post_BTN = kernels.read(state, phi_KM, scale_K, bias_K, gates, behind, **options)
+                return u_BTD, (post_BTN, mixed)
+        return super().pre(state, scope, norm)
+
     def coefficients(self, h, scope):
-        config, dtype, n = self.config, self.policy.accumulate, self.config.streams
-        phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
+        config, n = self.config, self.config.streams
+        phi_KM, scale_K, bias_K = self._params()
         h, weights_BTK = projected(h, functools.partial(hyper.flat_weights, eps=config.norm_eps), phi_KM)
-        logits_BTK = alpha[np.repeat(range(3), self.sizes)] * weights_BTK + bias_K
-        pre_BTN = jax.nn.sigmoid(logits_BTK[..., :n]) + config.pre_eps
-        post_BTN = config.post_gain * jax.nn.sigmoid(logits_BTK[..., n : 2 * n]) + config.post_eps
+        logits_BTK = scale_K * weights_BTK + bias_K
+        pre_BTN, post_BTN = self._reading(logits_BTK[..., :n]), self._writing(logits_BTK[..., n : 2 * n])
         if config.projection.is_identity(n):
             return h, (pre_BTN, post_BTN, None)
         res_logits = logits_BTK[..., 2 * n :].reshape(*logits_BTK.shape[:-1], *config.projection.shape(n))
@@ -109,6 +121,34 @@ class DynamicMHC(MHC):
         else:
             res_BTNN = config.projection.project(res_logits, n)
         return h, (pre_BTN, post_BTN, res_BTNN)
+
+    def _params(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """phi (K, M), and scale and bias (K,) of the logits."""
+        dtype = self.policy.accumulate
+        phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
+        return phi_KM, alpha[np.repeat(range(3), self.sizes)], bias_K
+
+    def _reading(self, logits: jax.Array) -> jax.Array:
+        return jax.nn.sigmoid(logits) + self.config.pre_eps
+
+    def _writing(self, logits: jax.Array) -> jax.Array:
+        return self.config.post_gain * jax.nn.sigmoid(logits) + self.config.post_eps
+
+    def _gates(self) -> Any:
+        """What makes all coefficients of their logits in one kernel; None where the projection has none."""
+        config, n = self.config, self.config.streams
+        iterations = config.projection.iterations()
+        if config.projection.is_identity(n) or iterations is None:
+            return None
+        from mhc_jax.kernels.gates import Gates
+
+        temperature, iters, half_steps = iterations
+
+        def gates(logits):
+            read, write, mixing = logits[:n], logits[n : 2 * n], logits[2 * n :]
+            return [*map(self._reading, read), *map(self._writing, write), *(x / temperature for x in mixing)]
+
+        return Gates(gates, n, iters, half_steps)
 
 
 def _initial_bias(config: DynamicMHCConfig, init: Init) -> jax.Array:

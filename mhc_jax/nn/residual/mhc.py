@@ -103,10 +103,15 @@ class MHC(Residual):
         if self.config.implementation == "pallas":
             from mhc_jax.kernels import streams as kernels  # Pallas takes long to import
 
-            behind = None if norm is None else kernels.Normalised(*_pure(norm), self.policy.compute)
-            u_BTD, mixed = kernels.read(h, pre_N, res_NN, norm=behind, batch_sharding=scope.batch_sharding)
+            u_BTD, mixed = kernels.read(h, pre_N, res_NN, norm=self.behind(norm), batch_sharding=scope.batch_sharding)
             return u_BTD, (post_N, mixed)
         return streams.read(h, pre_N), (post_N, res_NN)
+
+    def behind(self, norm: Norm | None) -> Any:
+        """That norm as kernels of streams take it."""
+        from mhc_jax.kernels.streams import AS_IT_IS, Normalised
+
+        return AS_IT_IS if norm is None else Normalised(*_pure(norm), self.policy.compute)
 
     def post(self, state, y, ctx, scope):
         if self.config.implementation == "pallas":
