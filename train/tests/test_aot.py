@@ -5,7 +5,15 @@ import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
+
+from mhc_jax.backend import compiling_for
+from mhc_jax.tests.test_coefficients_kernel import arguments, by_kernels
+from train.measure import target
 
 pytestmark = pytest.mark.aot
 
@@ -48,3 +56,35 @@ def test_figures_of_a_slice_of_four(name, flags):
     assert 0 < value["MFU at that time"] < 100
     assert value["all-gather"] > 0
     assert value["all-reduce"] + value.get("reduce-scatter", 0) > 0
+
+
+SITES = [(1, 16, 128), (2, 300, 2048), (4, 1024, 768), (8, 530, 768)]
+
+
+@pytest.mark.parametrize(
+    ("machine", "N", "T", "width"),
+    # The core of v4 does not hold 20 iterations of matrices of 8.
+    [("v4:1x1x1", *site) for site in SITES[:3]]
+    + [(machine, *site) for machine in ("v5e:1x1", "v5p:1x1x1", "v6e:1x1") for site in SITES],
+)
+def test_sites_with_coefficients_of_tokens(machine, N, T, width):
+    """Two sites: a read, a boundary and a last write, forward and backward."""
+    device = target.devices(target.find(machine))[0]
+
+    def abstract(x, dtype):
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(np.shape(x), dtype, sharding=SingleDeviceSharding(device)), x
+        )
+
+    given = jax.eval_shape(
+        lambda: jax.tree.map(jnp.asarray, arguments(np.random.default_rng(0), N, 2, T, width, 2, False))
+    )
+    inputs = [*(abstract(x, jnp.bfloat16) for x in given[:2]), *(abstract(x, jnp.float32) for x in given[2:])]
+
+    def run(*inputs):
+        results, pull = jax.vjp(lambda *xs: by_kernels(*xs, iters=20, order="columns_then_rows"), *inputs)
+        return results, pull(results)
+
+    with compiling_for("tpu", device.device_kind):
+        text = jax.jit(run).lower(*inputs).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 6
