@@ -1,8 +1,9 @@
 """Sites whose coefficients come from the streams of the token, see :mod:`mhc_jax.kernels.streams`, by fewest kernels.
 
 ``weights = flat_weights(h, phi)``, ``logits = scale * weights + bias``, gates and Sinkhorn's iterations, and with these
-coefficients the read. On a TPU all of it and the write before are one kernel forward and one backward, for
-2 N + 2 and 3 N + 3 passes over an array (B, T, D), as many as with static coefficients.
+coefficients the read. On a TPU all of it and the write before are one kernel forward and one backward, :func:`read`,
+for 2 N + 2 and 3 N + 3 passes over an array (B, T, D), as many as with static coefficients. On a GPU the coefficients
+are one, :func:`project`, between a write and a read, for N passes and 4 N backward.
 """
 
 import functools
@@ -15,22 +16,23 @@ from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
-from mhc_jax.kernels import coefficients_tpu, streams, tiles
+from mhc_jax.kernels import coefficients_gpu, coefficients_tpu, streams, tiles
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.gates import Gates, Params, Site
 from mhc_jax.kernels.sharding import axes, by_device
 from mhc_jax.kernels.streams import Mixed, Normalised, Pending
+from mhc_jax.nn.deferred import computed
 from mhc_jax.ops.streams import Streams
 
 
-def has_kernel(state: Streams | Pending, phi_KM: jax.Array, norm: Normalised, gates: Gates) -> bool:
+def can_read(state: Streams | Pending, phi_KM: jax.Array, norm: Normalised, gates: Gates) -> bool:
     """Whether :func:`read` has a kernel for these streams.
 
     Sequences shorter than a group of tokens, as in decoding, have none.
     """
     h, ys, _ = _parts(state)
     x = h.parts[0]
-    if target_backend() == "gpu" or not x.size or x.shape[1] < tiles.GROUP or x.shape[2] % tiles.LANES:
+    if target_backend() == "gpu" or not _is_regular(x):
         return False
     params = _params(phi_KM, phi_KM[:, 0], phi_KM[:, 0], norm)
     return coefficients_tpu.tile_of(h.parts, ys, jax.ShapeDtypeStruct(x.shape, norm.dtype), params, gates) > 0
@@ -57,9 +59,9 @@ def read(
         batch_sharding: sharding of arrays (B, ...) on several devices, each of which then does its own rows.
 
     Raises:
-        ConfigError: there is no kernel for these streams, see :func:`has_kernel`.
+        ConfigError: there is no kernel for these streams, see :func:`can_read`.
     """
-    if not has_kernel(state, phi_KM, norm, gates):
+    if not can_read(state, phi_KM, norm, gates):
         raise ConfigError("no kernel computes the coefficients of such streams; take implementation 'xla'")
     h, ys, before = _parts(state)
     site, N = Site(phi_KM.shape[1], eps, norm.of, norm.dtype, gates), gates.streams
@@ -67,6 +69,40 @@ def read(
     u_BTD, after, numbers_BTK = found
     res_BTNN = numbers_BTK[..., 2 * N :].reshape(*numbers_BTK.shape[:-1], N, N)
     return u_BTD, Mixed(after, res_BTNN, batch_sharding), numbers_BTK[..., N : 2 * N]
+
+
+def can_project(state: Streams | Pending) -> bool:
+    """Whether :func:`project` has a kernel for these streams: tensor cores multiply those in bfloat16."""
+    x = _parts(state)[0].parts[0]
+    return target_backend() == "gpu" and x.dtype == jnp.bfloat16 and _is_regular(x)
+
+
+def project(
+    state: Streams | Pending,
+    phi_KM: Float[Array, "K M"],
+    scale_K: Float[Array, " K"],
+    bias_K: Float[Array, " K"],
+    gates: Gates,
+    *,
+    eps: float,
+    batch_sharding: Sharding | None = None,
+) -> tuple[Streams, Float[Array, "B T K"]]:
+    """The streams, whose cotangent is then that of all that is made of them, and all coefficients.
+
+    The arguments are those of :func:`read`.
+
+    Raises:
+        ConfigError: there is no kernel for these streams, see :func:`can_project`.
+    """
+    if not can_project(state):
+        raise ConfigError("no kernel projects such streams to coefficients; take implementation 'xla'")
+    params = tuple(x.astype(jnp.float32) for x in (phi_KM, scale_K, bias_K))
+    found: Any = _project(gates, eps, batch_sharding, computed(state), params)
+    return found
+
+
+def _is_regular(x_BTD):
+    return x_BTD.size > 0 and x_BTD.shape[1] >= tiles.GROUP and x_BTD.shape[2] % tiles.LANES == 0
 
 
 def _parts(state):
@@ -107,7 +143,7 @@ def _backward(site, batch_sharding, saved, cotangents):
     @not_differentiable
     def run(*given):
         *found, dparams = coefficients_tpu.backward(site, *given)
-        return *found, jax.lax.psum(dparams, by_row[0]) if by_row[0] else dparams
+        return *found, _over_rows(dparams, by_row)
 
     specs = *[by_row] * 3, shared, *[by_row] * 3
     run = by_device(run, batch_sharding, specs, (*[by_row] * 3, shared))
@@ -122,3 +158,42 @@ _read.defvjp(_forward, _backward)
 def _specs(batch_sharding: Sharding | None):
     rows, _ = axes(batch_sharding)
     return PartitionSpec(rows), PartitionSpec()
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _project(gates, eps, batch_sharding, h, params):
+    return _project_forward(gates, eps, batch_sharding, h, params)[0]
+
+
+def _project_forward(gates, eps, batch_sharding, h, params):
+    by_row, shared = _specs(batch_sharding)
+
+    @not_differentiable
+    def run(h, params):
+        phi_KM, scale_K, bias_K = params
+        return coefficients_gpu.forward(h, phi_KM, scale_K, bias_K, gates, eps)
+
+    kept, numbers_BTK = by_device(run, batch_sharding, (by_row, shared), by_row)(h.parts, params)
+    return (h, numbers_BTK), (h.parts, params, kept)
+
+
+def _project_backward(gates, eps, batch_sharding, saved, cotangents):
+    dh, dnumbers_BTK = cotangents
+    by_row, shared = _specs(batch_sharding)
+
+    @not_differentiable
+    def run(h, params, kept, dh, dnumbers):
+        phi_KM, scale_K, bias_K = params
+        found, *dparams = coefficients_gpu.backward(h, phi_KM, scale_K, bias_K, kept, dh, dnumbers, gates)
+        return found, _over_rows(tuple(dparams), by_row)
+
+    run = by_device(run, batch_sharding, (by_row, shared, *[by_row] * 3), (by_row, shared))
+    found, dparams = run(*saved, dh.parts, dnumbers_BTK)
+    return Streams(tuple(found)), dparams
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+def _over_rows(sums, by_row):
+    return jax.lax.psum(sums, by_row[0]) if by_row[0] else sums

@@ -30,31 +30,31 @@ def project(logits_BTNN: jax.Array, iters: int, half_steps: HalfSteps) -> jax.Ar
     """Sinkhorn's iterations begun on logarithms, as :func:`mhc_jax.ops.sinkhorn.log_sinkhorn`, in float32."""
 
     def kernel(load, store, z, p):
-        begun = _lowered(functools.partial(_on_logs, half_steps), load(z))
-        store(p, lax.fori_loop(0, iters - 1, lambda _, p: _again(half_steps, p), begun))
+        begun = lowered(functools.partial(on_logs, half_steps), load(z))
+        store(p, lax.fori_loop(0, iters - 1, lambda _, p: again(half_steps, p), begun))
 
     return _over_matrices(kernel, [logits_BTNN], 0)
 
 
 def pull(logits_BTNN: jax.Array, dp_BTNN: jax.Array, iters: int, half_steps: HalfSteps) -> jax.Array:
     """The cotangent of the logits; the iterations are repeated, and their inputs pass through memory once."""
-    on_logs, again = functools.partial(_on_logs, half_steps), functools.partial(_again, half_steps)
+    begin, further = functools.partial(on_logs, half_steps), functools.partial(again, half_steps)
 
     def kernel(load, store, z, dp, dz, *inputs):
         logits = load(z)
 
         def forth(k, p):
             store(inputs[0].at[k], p)
-            return again(p)
+            return further(p)
 
         def back(k, dp):
-            return _pulled(again, load(inputs[0].at[iters - 2 - k]), dp)
+            return pulled(further, load(inputs[0].at[iters - 2 - k]), dp)
 
         found = load(dp)
         if iters > 1:
-            lax.fori_loop(0, iters - 1, forth, _lowered(on_logs, logits))
+            lax.fori_loop(0, iters - 1, forth, lowered(begin, logits))
             found = lax.fori_loop(0, iters - 1, back, found)
-        store(dz, _pulled(on_logs, logits, found))
+        store(dz, pulled(begin, logits, found))
 
     return _over_matrices(kernel, [logits_BTNN, dp_BTNN], iters - 1)
 
@@ -67,7 +67,7 @@ def _square(entries: Entries) -> np.ndarray:
     return matrix
 
 
-def _on_logs(half_steps: HalfSteps, entries: Entries) -> list[jax.Array]:
+def on_logs(half_steps: HalfSteps, entries: Entries) -> list[jax.Array]:
     """:meth:`mhc_jax.ops.sinkhorn.HalfSteps.on_logs`."""
     z = _clip(_square(entries))
     for axis in half_steps:
@@ -76,7 +76,7 @@ def _on_logs(half_steps: HalfSteps, entries: Entries) -> list[jax.Array]:
     return list(_exp(z).flat)
 
 
-def _again(half_steps: HalfSteps, entries: Entries) -> list[jax.Array]:
+def again(half_steps: HalfSteps, entries: Entries) -> list[jax.Array]:
     """:meth:`mhc_jax.ops.sinkhorn.HalfSteps.again`."""
     p = _square(entries)
     for axis in half_steps:
@@ -84,14 +84,14 @@ def _again(half_steps: HalfSteps, entries: Entries) -> list[jax.Array]:
     return list(p.flat)
 
 
-def _lowered(function: Callable[..., Entries], *entries: Entries) -> list[jax.Array]:
+def lowered(function: Callable[..., Entries], *entries: Entries) -> list[jax.Array]:
     """``function`` by operations that Mosaic has."""
     return run_program(jax.make_jaxpr(function)(*entries), jax.tree.leaves(entries))
 
 
-def _pulled(function: Callable[[Entries], Entries], inputs: Entries, cotangents: Entries) -> list[jax.Array]:
+def pulled(function: Callable[[Entries], Entries], inputs: Entries, cotangents: Entries) -> list[jax.Array]:
     """Cotangents of the inputs."""
-    return _lowered(lambda xs, dys: jax.vjp(function, xs)[1](dys)[0], inputs, cotangents)
+    return lowered(lambda xs, dys: jax.vjp(function, xs)[1](dys)[0], inputs, cotangents)
 
 
 def _over_matrices(kernel, arrays, kept):

@@ -1,5 +1,7 @@
 """Kernels of streams and of recurrences compiled for an H100, which takes the gpu extra and no GPU."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -7,12 +9,15 @@ from jax.sharding import SingleDeviceSharding
 
 import configs
 from mhc_jax.backend import compiling_for
+from mhc_jax.kernels import coefficients
 from mhc_jax.kernels import streams as kernels
+from mhc_jax.kernels.gates import Gates
 from mhc_jax.kernels.sinkhorn import log_sinkhorn
 from mhc_jax.ops.delta_rule import gated_delta_rule
 from mhc_jax.ops.diag_ssm import diag_ssm
 from mhc_jax.ops.gla import gated_linear_attention
 from mhc_jax.ops.norm import layer_norm
+from mhc_jax.ops.sinkhorn import ORDERS
 from mhc_jax.ops.streams import Streams
 from train.devices import sharding
 from train.loop.resolve import resolve
@@ -122,11 +127,37 @@ def test_sinkhorn_iterations(N, iters):
     assert calls(lowered.compile().as_text()) == 2
 
 
+def gated(N, numbers):
+    return [*(jax.nn.sigmoid(x) for x in numbers[: 2 * N]), *numbers[2 * N :]]
+
+
+@pytest.mark.parametrize(
+    ("N", "width", "tokens"), [(1, 768, 37), (2, 768, 64), (4, 768, 37), (4, 2048, 64), (8, 128, 37)]
+)
+def test_coefficients_of_tokens(N, width, tokens):
+    """One kernel forward and one backward; 8 streams fill a processor's shared memory."""
+    device = SingleDeviceSharding(target.devices(H100)[0])
+
+    def array(*shape, dtype=jnp.float32):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
+
+    gates, K = Gates(functools.partial(gated, N), N, 20, ORDERS["columns_then_rows"]), 2 * N + N**2
+
+    def run(h, *params):
+        (h, numbers), pull = jax.vjp(lambda h, *xs: coefficients.project(h, *xs, gates, eps=1e-6), Streams(h), *params)
+        return numbers, pull((h, numbers))
+
+    h = (array(3, tokens, width, dtype=jnp.bfloat16),) * N
+    with compiling_for("gpu"):
+        lowered = jax.jit(run).lower(h, array(K, N * width), array(K), array(K))
+    assert calls(lowered.compile().as_text()) == 2
+
+
 @pytest.mark.parametrize(
     ("topology", "found"),
     [
         ("mhc", 8),  # forward 3, backward 3, and again a read and a boundary
-        # A write and a read for each boundary, again all but the last write, and at both sites Sinkhorn three times.
+        # A write and a read for each boundary, again all but the last write, and for both sites coefficients thrice.
         ("dynamic_mhc", 11 + 6),
         ("shc", 11),
     ],

@@ -14,6 +14,7 @@ from mhc_jax.nn.deferred import projected
 from mhc_jax.nn.init import Init, constant, normal
 from mhc_jax.nn.projections import ProjectionConfig, SinkhornConfig
 from mhc_jax.nn.residual.mhc import DIAGONAL_BIAS, MHC, READ_LEAN, MHCConfig, own_stream, reading_logits
+from mhc_jax.nn.scope import Scope
 from mhc_jax.ops import hyper
 from mhc_jax.precision import Policy
 from mhc_jax.registry import register
@@ -96,19 +97,25 @@ class DynamicMHC(MHC):
 
     def pre(self, state, scope, norm=None):
         gates = self._gates()
-        if self.config.implementation == "pallas" and scope.taps is None and gates is not None:
+        if gates is not None and scope.taps is None:
             from mhc_jax.kernels import coefficients as kernels  # Pallas takes long to import
 
-            behind = self.behind(norm)
-            phi_KM, scale_K, bias_K = self._params()
-            if kernels.has_kernel(state, phi_KM, behind, gates):
-                options = {"eps": self.config.norm_eps, "batch_sharding": scope.batch_sharding}
-                u_BTD, mixed, post_BTN = kernels.read(state, phi_KM, scale_K, bias_K, gates, behind, **options)
+            params, behind = self._params(), self.behind(norm)
+            if kernels.can_read(state, params[0], behind, gates):
+                u_BTD, mixed, post_BTN = kernels.read(state, *params, gates, behind, **self._options(scope))
                 return u_BTD, (post_BTN, mixed)
         return super().pre(state, scope, norm)
 
     def coefficients(self, h, scope):
         config, n = self.config, self.config.streams
+        gates = self._gates()
+        if gates is not None:
+            from mhc_jax.kernels import coefficients as kernels
+
+            if kernels.can_project(h):
+                h, numbers_BTK = kernels.project(h, *self._params(), gates, **self._options(scope))
+                pre_BTN, post_BTN, res_BTM = jnp.split(numbers_BTK, [n, 2 * n], axis=-1)
+                return h, (pre_BTN, post_BTN, res_BTM.reshape(*res_BTM.shape[:-1], n, n))
         phi_KM, scale_K, bias_K = self._params()
         h, weights_BTK = projected(h, functools.partial(hyper.flat_weights, eps=config.norm_eps), phi_KM)
         logits_BTK = scale_K * weights_BTK + bias_K
@@ -128,6 +135,9 @@ class DynamicMHC(MHC):
         phi_KM, bias_K, alpha = (leaf[...].astype(dtype) for leaf in (self.phi, self.bias, self.alpha))
         return phi_KM, alpha[np.repeat(range(3), self.sizes)], bias_K
 
+    def _options(self, scope: Scope) -> dict[str, Any]:
+        return {"eps": self.config.norm_eps, "batch_sharding": scope.batch_sharding}
+
     def _reading(self, logits: jax.Array) -> jax.Array:
         return jax.nn.sigmoid(logits) + self.config.pre_eps
 
@@ -135,10 +145,10 @@ class DynamicMHC(MHC):
         return self.config.post_gain * jax.nn.sigmoid(logits) + self.config.post_eps
 
     def _gates(self) -> Any:
-        """What makes all coefficients of their logits in one kernel; None where the projection has none."""
+        """What makes all coefficients of their logits in one kernel; None where they have none."""
         config, n = self.config, self.config.streams
         iterations = config.projection.iterations()
-        if config.projection.is_identity(n) or iterations is None:
+        if config.implementation != "pallas" or config.projection.is_identity(n) or iterations is None:
             return None
         from mhc_jax.kernels.gates import Gates
 
