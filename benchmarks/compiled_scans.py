@@ -10,15 +10,13 @@ compiler's, from shapes.
 
 Pallas kernels, of which the TPU compiler estimates no cycles, have three figures: their bytes at the bandwidth of the
 data sheet, the products that they ask for at its peak, and the bundles of instructions that the compiler schedules for
-a step of their grid, one a cycle. The longest counts.
+them, one a cycle, in loops as often as these go. The longest counts.
 """
 
 import argparse
 import functools
 import math
-import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
+import schedules
 from jax.sharding import SingleDeviceSharding
 
 from compiled import Row, keep, machine, page
@@ -43,18 +41,20 @@ KERNEL = " by kernel"
 MATRIX = ("delta", "delta of wide values", "gla")
 NAMES = (*MATRIX, *(name + KERNEL for name in MATRIX), "diagonal", "diagonal" + KERNEL, "selective")
 WIDTH, STATES = 768, 16
-SCHEDULE = "final_bundles"
 COLUMNS = ("recurrence", "sizes", "pass", "kernels", "temporaries MiB", "MB", "floor MB", "bytes over floor")
 COLUMNS += ("estimated ms", "floor ms", "ms over floor", "its bytes ms", "its products ms", "its schedule ms")
 TITLE = "Recurrences compiled for machines that are not here"
-HOW = """\
+COUNTED = """\
 Every number is the compiler's, from shapes; nothing ran on these machines. Kernels and MB: what one run starts, reads
 and writes, loops as often as they run; operands count wherever they are, on a TPU also in the memory of its core.
-Floor: all arguments and results once, at the bandwidth of the data sheet. The compiler for H100s estimates no time.
-By kernel: `implementation="pallas"`, of whose kernels the TPU compiler estimates no cycles. The estimated ms count the
-longest of three figures: their bytes at the bandwidth of the data sheet, their products at its peak, and the bundles of
-instructions that the compiler schedules for one step of their grid, one a cycle, as often as there are steps.
-Rows of one machine may come from several runs of its command, each with some of `--recurrences`."""
+Floor: all arguments and results once, at the bandwidth of the data sheet. The compiler for H100s estimates no time,
+and that for TPUs no cycles of Pallas kernels. The estimated ms count the longest of three figures of these: their bytes
+at the bandwidth of the data sheet, their products at its peak, and the bundles of instructions that the compiler
+schedules, one a cycle, in loops as often as these go."""
+HOW = f"""\
+{COUNTED}
+By kernel: `implementation="pallas"`. Rows of one machine may come from several runs of its command, each with some of
+`--recurrences`."""
 
 
 class Recurrence(NamedTuple):
@@ -126,57 +126,38 @@ def with_gradients(run: Callable[..., jax.Array]) -> Callable[..., Any]:
     return both
 
 
-def grids(jaxpr: Any) -> dict[str, int]:
-    """Steps of all Pallas kernels in a traced program, by name."""
-    found = {}
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == "pallas_call":
-            found[eqn.params["name"]] = math.prod(eqn.params["grid_mapping"].grid)
-        for inner in jaxprs_in_params(eqn.params):
-            found |= grids(inner)
-    return found
-
-
-def seconds_of_kernels(machine: target.Target, text: str, steps: dict[str, int], schedules: Path) -> dict[str, float]:
+def seconds_of_kernels(machine: target.Target, text: str, folder: Path) -> dict[str, float]:
     """Of the Pallas kernels in a compiled program: bytes, products and schedule, each as if it alone took time."""
     flops = sum(map(int, re.findall(r'"cost_estimate":{"flops":"(\d+)"', text)))
-    bundles = 0
-    for instruction in re.findall(r"%(\S+) = \S+.* custom-call\(.*tpu_custom_call", text):
-        [file] = schedules.glob(f"*-{instruction}-*-schedule-analysis_{SCHEDULE}.txt")
-        name = max((name for name in steps if name in instruction), key=len)
-        bundles += steps[name] * int(re.findall(r"total scheduled bundles: +(\d+)", file.read_text())[0])
     return {
         "bytes": hlo.cost(text).pallas / machine.chip.bandwidth,
         "products": flops / (peak_flops(target.devices(machine)[0]) or math.nan),
-        "schedule": bundles / (machine.chip.clock or math.nan),
+        "schedule": schedules.cycles_of_kernels(text, folder) / (machine.chip.clock or math.nan),
     }
 
 
-def figures(
-    machine: target.Target, run: Callable[..., Any], arguments: tuple[Any, ...], schedules: Path
-) -> dict[str, Any]:
+def figures(machine: target.Target, run: Callable[..., Any], arguments: tuple[Any, ...], folder: Path) -> Row:
     """What the compiler says of a program, and the floor: its arguments read and its results written once."""
     device = target.devices(machine)[0]
     sharding = SingleDeviceSharding(device)
-    there = [jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) for x in arguments]
+    there = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
     touched = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves((there, jax.eval_shape(run, *there))))
     floor = {"floor MB": touched / 1e6, "floor ms": 1e3 * touched / machine.chip.bandwidth}
     start = time.perf_counter()
     with compiling_for(machine.chip.platform, device.device_kind):
-        traced = jax.jit(run).trace(*there)
         try:
-            program = target.compiled(traced.lower())
+            program = target.compiled(jax.jit(run).lower(*there))
         except target.DoesNotFit as fault:
             return {"temporaries MiB": fault.needed / 2**20, "fits": False, **floor}
-    text, steps = program.as_text(), grids(traced.jaxpr)
-    cost, memory = hlo.cost(text), program.memory_analysis()
+    text, memory = program.as_text(), program.memory_analysis()
+    cost = hlo.cost(text)
     assert memory is not None  # only backends without this analysis return None
     row = {"kernels": cost.kernels, "MB": cost.bytes / 1e6, "temporaries MiB": memory.temp_size_in_bytes / 2**20}
     row |= {"fits": True, **floor, "bytes over floor": cost.bytes / touched}
     if machine.chip.clock:
         row["estimated ms"] = 1e3 * cost.cycles / machine.chip.clock
-        if steps:
-            kernels = seconds_of_kernels(machine, text, steps, schedules)
+        if cost.pallas:
+            kernels = seconds_of_kernels(machine, text, folder)
             row |= {f"its {what} ms": 1e3 * seconds for what, seconds in kernels.items()}
             row["estimated ms"] += 1e3 * max(kernels.values())
         row["ms over floor"] = row["estimated ms"] / floor["floor ms"]
@@ -204,22 +185,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--out", type=Path, required=True)
-    with tempfile.TemporaryDirectory() as schedules:
-        # The compiler reads this when it is loaded, for which parsing is the occasion; from a cache come no schedules.
-        options = f"--xla_jf_dump_to={schedules} --xla_jf_dump_llo_text=true"
-        options += f" --xla_jf_dump_llo_pass_label_regex={SCHEDULE}"
-        os.environ["LIBTPU_INIT_ARGS"] = f"{os.environ.get('LIBTPU_INIT_ARGS', '')} {options}"
-        jax.config.update("jax_enable_compilation_cache", False)
-        compile_all(parser.parse_args(), Path(schedules))
+    with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
+        compile_all(parser.parse_args(), folder)
 
 
-def compile_all(given: argparse.Namespace, schedules: Path) -> None:
+def compile_all(given: argparse.Namespace, folder: Path) -> None:
     """All rows that the command line asks for, each kept when it is done."""
     for there in given.machines:
         rows = []
         for which, run, arguments in programs(given.batch, given.length, given.recurrences):
-            rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments, schedules))
-            for file in schedules.iterdir():
+            rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments, folder))
+            for file in folder.iterdir():
                 file.unlink()
             print(there.name, rows[-1], flush=True)
             command = f"python benchmarks/compiled_scans.py {there.name} --out {given.out}"

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mhc_jax.backend import target_kind
 from mhc_jax.kernels.interpretation import is_interpreted
 
 # Tokens of a tile, of which the kernel's memory holds two, and of a group, which fills its registers.
@@ -23,6 +24,8 @@ SUBLANES, LANES = 8, 128
 # Of the core's 16 MiB, which every TPU has, and of the 64 or more of some; the compiler needs the rest.
 MEMORY, LARGE_MEMORY, REST = 12 * 2**20, 40 * 2**20, 4 * 2**20
 LARGE = "TPU v5", "TPU v6", "TPU7"
+# Devices of two cores; "TPU v5" is v5p.
+DOUBLE = "TPU v4", "TPU v5", "TPU v5p"
 
 
 def most_memory(kind: str | None) -> int:
@@ -76,7 +79,7 @@ class Group(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How a kernel with the grid (B, tiles of T) goes over arrays of tokens.
+    """How a kernel with the grid (cores, their share of B, tiles of T) goes over arrays of tokens.
 
     Attributes:
         batch, tokens: B and T.
@@ -94,7 +97,7 @@ class Tiles:
 
     def each_group(self, function: Callable[[Group], None]) -> None:
         """Calls ``function`` with all groups of the kernel's tile."""
-        start = pl.program_id(1) * self.tile
+        start = pl.program_id(2) * self.tile
 
         def some(g, _):
             first = g * self.group
@@ -110,12 +113,12 @@ class Tiles:
         if self.tokens % self.tile == 0:
             return ref[...]
         place = jax.lax.broadcasted_iota(jnp.int32, (self.tile, 1), 0)
-        return jnp.where(pl.program_id(1) * self.tile + place < self.tokens, ref[...], 0)
+        return jnp.where(pl.program_id(2) * self.tile + place < self.tokens, ref[...], 0)
 
     def are_tokens(self) -> jax.Array:
         """(1, tile) false behind the last token of a row."""
         place = jax.lax.broadcasted_iota(jnp.int32, (1, self.tile), 1)
-        return pl.program_id(1) * self.tile + place < self.tokens
+        return pl.program_id(2) * self.tile + place < self.tokens
 
     def call(
         self,
@@ -146,7 +149,9 @@ class Tiles:
         widths = [x.shape[-1] for x in given] + [channels for channels, _ in made]
         standing = [pltpu.VMEM((self.tile, width), jnp.float32) for width in widths if self.is_turned(width)]
         results = [self._shape(channels, dtype) for channels, dtype in made]
-        summed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), sums)
+        # Each core has sums of its own.
+        cores = 2 if jax.tree.leaves(sums) and target_kind() in DOUBLE and self.batch % 2 == 0 else 1
+        summed = jax.tree.map(lambda x: jax.ShapeDtypeStruct((cores, *x.shape), jnp.float32), sums)
 
         def run(shared, given, made, sums, standing, scratch):
             if jax.tree.leaves(sums):
@@ -166,30 +171,32 @@ class Tiles:
         operands = shared, [self._turned(x, x.shape[-1]) for x in given]
         found, sums = pl.pallas_call(
             run,
-            grid=(self.batch, pl.cdiv(self.tokens, self.tile)),
-            in_specs=(jax.tree.map(_whole, shared), [self._block(x.shape[-1]) for x in given]),
-            out_specs=([self._block(channels) for channels, _ in made], jax.tree.map(_whole, summed)),
+            grid=(cores, self.batch // cores, pl.cdiv(self.tokens, self.tile)),
+            in_specs=(jax.tree.map(_whole, shared), [self._block(x.shape[-1], cores) for x in given]),
+            out_specs=([self._block(channels, cores) for channels, _ in made], jax.tree.map(_of_core, summed)),
             out_shape=(results, summed),
             scratch_shapes=(standing, list(scratch)),
             compiler_params=pltpu.CompilerParams(
                 vmem_limit_bytes=memory + REST,
-                dimension_semantics=("arbitrary" if jax.tree.leaves(summed) else "parallel",) * 2,
+                dimension_semantics=("parallel", *("arbitrary" if jax.tree.leaves(summed) else "parallel",) * 2),
             ),
             cost_estimate=pl.CostEstimate(
                 flops=flops, bytes_accessed=_bytes((operands, results, summed)), transcendentals=0
             ),
             interpret=is_interpreted(),
         )(*operands)
-        return [self._turned(x, channels) for x, (channels, _) in zip(found, made, strict=True)], sums
+        found = [self._turned(x, channels) for x, (channels, _) in zip(found, made, strict=True)]
+        return found, jax.tree.map(lambda x: jnp.sum(x, axis=0) if cores > 1 else x[0], sums)
 
     def _turned(self, x, channels):
         """An array (B, T, channels) as it lies outside, and back."""
         return jnp.swapaxes(x, 1, 2) if self.is_turned(channels) else x
 
-    def _block(self, channels):
+    def _block(self, channels, cores):
+        of_core = self.batch // cores
         if self.is_turned(channels):
-            return pl.BlockSpec((None, channels, self.tile), lambda b, t: (b, 0, t))
-        return pl.BlockSpec((None, self.tile, channels), lambda b, t: (b, t, 0))
+            return pl.BlockSpec((None, channels, self.tile), lambda c, b, t: (c * of_core + b, 0, t))
+        return pl.BlockSpec((None, self.tile, channels), lambda c, b, t: (c * of_core + b, t, 0))
 
     def _shape(self, channels, dtype):
         B, T = self.batch, self.tokens
@@ -208,7 +215,7 @@ def columns(x: jax.Array) -> list[jax.Array]:
 
 
 def _clear_at_first(refs):
-    @pl.when((pl.program_id(0) == 0) & (pl.program_id(1) == 0))
+    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
     def _():
         for ref in refs:
             ref[...] = jnp.zeros(ref.shape, jnp.float32)
@@ -217,7 +224,11 @@ def _clear_at_first(refs):
 def _whole(x):
     if len(x.shape) == 1:
         return pl.BlockSpec(memory_space=pltpu.SMEM)
-    return pl.BlockSpec(x.shape, lambda b, t: (0,) * len(x.shape))
+    return pl.BlockSpec(x.shape, lambda *_: (0,) * len(x.shape))
+
+
+def _of_core(x):
+    return pl.BlockSpec((None, *x.shape[1:]), lambda c, *_: (c, *[0] * (len(x.shape) - 1)))
 
 
 def _bytes(tree):

@@ -127,11 +127,11 @@ def test_what_is_written_may_differ_by_stream():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5 lite", None])
-def test_tiles_of_any_size_do_the_same(kind):
-    """Of 1,100 tokens a core with more memory takes twice as many at once."""
+@pytest.mark.parametrize("kind", ["TPU v4", "TPU v5", "TPU v5 lite", None])
+def test_all_kinds_of_cores_do_the_same(kind):
+    """Of 600 tokens a core with more memory takes 512 at once; two cores have sums over tokens each."""
     with compiling_for("cpu", kind):
-        errors = compared((4, 1, 1100), jnp.float32, {"iters": 2, "order": "columns_then_rows"}, sites=1)
+        errors = compared((4, 2, 600), jnp.float32, {"iters": 2, "order": "columns_then_rows"}, sites=2)
     assert max(errors) < ROUNDING[jnp.float32], errors
 
 

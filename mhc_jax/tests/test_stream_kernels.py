@@ -10,6 +10,7 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 import mhc_jax
+from mhc_jax.backend import compiling_for
 from mhc_jax.kernels import streams as kernels
 from mhc_jax.kernels import tokens, tokens_gpu
 from mhc_jax.models import with_topology
@@ -185,6 +186,12 @@ def test_a_boundary_equals_sums_in_float64(N, B, T, kinds, dtype, machine):
         # Two roundings lie between the first site and the last; sums over all tokens may cancel.
         size = max(np.abs(goal).max(), 0 if x.ndim > 2 else math.sqrt(B * T * WIDTH))
         assert np.abs(np.asarray(x, np.float64) - goal).max() < 4 * ROUNDING[dtype] * size
+
+
+@pytest.mark.slow
+def test_two_cores_have_sums_each():
+    with compiling_for("cpu", "TPU v5"):
+        test_a_boundary_equals_sums_in_float64(4, 2, 300, "ss", jnp.float32, None)
 
 
 TOKENS = np.arange(40).reshape(2, 20) % 13
