@@ -266,10 +266,11 @@ def kernel_calls(jaxpr):
     return found + sum(kernel_calls(inner) for eqn in jaxpr.eqns for inner in jaxprs_in_params(eqn.params))
 
 
+@pytest.mark.parametrize("topology", ["mhc", "dynamic_mhc"])
 @pytest.mark.parametrize(("remat", "again"), [("none", 0), ("dots", 2)])
-def test_a_layer_runs_no_more_kernels_than_it_must(remat, again):
+def test_a_layer_runs_no_more_kernels_than_it_must(remat, again, topology):
     """The first read, the boundary of both sites, the last write; again for the branches' inputs run the former two."""
-    config = by_kernels(model("mhc", remat=remat))
+    config = by_kernels(model(topology, remat=remat))
     shapes = jax.eval_shape(lambda: mhc_jax.init(config, jax.random.key(0)))
     traced = jax.make_jaxpr(jax.grad(lambda params: loss(params, config)[0]))(shapes)
     assert kernel_calls(traced.jaxpr) == 3 + again + 3
@@ -332,3 +333,57 @@ for tokens in ((), (4, 40)):
 @pytest.mark.slow
 def test_devices_do_their_own_rows():
     run_on_devices(SLICED, 8)
+
+
+SLICED_COEFFICIENTS = """
+import jax, jax.numpy as jnp, numpy as np, re
+from jax.sharding import NamedSharding, PartitionSpec as P
+from mhc_jax.kernels import coefficients, streams
+from mhc_jax.kernels.gates import Gates
+from mhc_jax.ops.norm import rms_norm
+from mhc_jax.ops.sinkhorn import ORDERS
+from mhc_jax.ops.streams import Streams
+
+N, WIDTH, K = 2, 128, 8
+mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"))
+rows, whole = NamedSharding(mesh, P(("data", "fsdp"))), NamedSharding(mesh, P())
+rng = np.random.default_rng(0)
+gates = Gates(lambda z: [*map(jax.nn.sigmoid, z[: 2 * N]), *z[2 * N :]], N, 3, ORDERS["columns_then_rows"])
+
+
+def of_read(h, ys, phi, scale, bias, gain, sharding):
+    norm, state, found = streams.Normalised(rms_norm, (gain,), h[0].dtype), Streams(h), []
+    for y in ys:
+        options = {"eps": 1e-6, "batch_sharding": sharding}
+        u, mixed, post = coefficients.read(state, phi, scale, bias, gates, norm, **options)
+        state, found = streams.Pending(mixed, y, post), [*found, u]
+    return sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in (*found, *state.computed().parts))
+
+
+def of_project(h, ys, phi, scale, bias, gain, sharding):
+    h, numbers = coefficients.project(Streams(h), phi, scale, bias, gates, eps=1e-6, batch_sharding=sharding)
+    return jnp.sum(numbers**2) + sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in h.parts)
+
+
+for run, dtype, platform in ((of_read, jnp.float32, "cpu"), (of_project, jnp.bfloat16, "gpu")):
+    coefficients.target_backend = lambda: platform
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    wide = lambda: tuple(draw(4, 40, WIDTH).astype(dtype) for _ in range(2))
+    inputs = wide(), wide(), draw(K, N * WIDTH), draw(K) / WIDTH**0.5, draw(K), draw(WIDTH)
+    places = rows, rows, whole, whole, whole, whole
+    of = tuple(range(len(inputs)))
+    want = jax.jit(jax.grad(lambda *xs: run(*xs, None), of))(*inputs)
+    inputs = jax.device_put(inputs, places)
+    step = jax.jit(jax.grad(lambda *xs: run(*xs, rows), of))
+    found = step(*inputs)
+    assert found[0][0].addressable_shards[0].data.shape[0] == 1
+    for x, goal in zip(jax.tree.leaves(found), jax.tree.leaves(want)):
+        x, goal = (np.asarray(y, np.float32) for y in (x, goal))
+        np.testing.assert_allclose(x, goal, rtol=1e-4, atol=1e-5 * float(np.abs(goal).max()) + 1e-12)
+    assert not re.search("all-gather|all-to-all|collective-permute", step.lower(*inputs).compile().as_text())
+"""
+
+
+@pytest.mark.slow
+def test_devices_do_the_coefficients_of_their_own_rows():
+    run_on_devices(SLICED_COEFFICIENTS, 8)
