@@ -24,6 +24,9 @@ from mhc_jax.kernels.streams import Mixed, Normalised, Pending
 from mhc_jax.nn.deferred import computed
 from mhc_jax.ops.streams import Streams
 
+# What projects to more, as of all permutations of five streams, fills the registers.
+MOST_NUMBERS = 80
+
 
 def can_read(state: Streams | Pending, phi_KM: jax.Array, norm: Normalised, gates: Gates) -> bool:
     """Whether :func:`read` has a kernel for these streams.
@@ -32,7 +35,7 @@ def can_read(state: Streams | Pending, phi_KM: jax.Array, norm: Normalised, gate
     """
     h, ys, _ = _parts(state)
     x = h.parts[0]
-    if target_backend() == "gpu" or not _is_regular(x):
+    if target_backend() == "gpu" or not _is_regular(x) or len(phi_KM) > MOST_NUMBERS:
         return False
     params = _params(phi_KM, phi_KM[:, 0], phi_KM[:, 0], norm)
     return coefficients_tpu.tile_of(h.parts, ys, jax.ShapeDtypeStruct(x.shape, norm.dtype), params, gates) > 0
@@ -66,15 +69,16 @@ def read(
     h, ys, before = _parts(state)
     site, N = Site(phi_KM.shape[1], eps, norm.of, norm.dtype, gates), gates.streams
     found: Any = _read(site, batch_sharding, h, ys, before, _params(phi_KM, scale_K, bias_K, norm))
-    u_BTD, after, numbers_BTK = found
-    res_BTNN = numbers_BTK[..., 2 * N :].reshape(*numbers_BTK.shape[:-1], N, N)
-    return u_BTD, Mixed(after, res_BTNN, batch_sharding), numbers_BTK[..., N : 2 * N]
+    u_BTD, after, numbers_BTC = found
+    res_BTNN = numbers_BTC[..., 2 * N :].reshape(*numbers_BTC.shape[:-1], N, N)
+    return u_BTD, Mixed(after, res_BTNN, batch_sharding), numbers_BTC[..., N : 2 * N]
 
 
-def can_project(state: Streams | Pending) -> bool:
+def can_project(state: Streams | Pending, phi_KM: jax.Array) -> bool:
     """Whether :func:`project` has a kernel for these streams: tensor cores multiply those in bfloat16."""
     x = _parts(state)[0].parts[0]
-    return target_backend() == "gpu" and x.dtype == jnp.bfloat16 and _is_regular(x)
+    is_possible = x.dtype == jnp.bfloat16 and _is_regular(x) and len(phi_KM) <= MOST_NUMBERS
+    return target_backend() == "gpu" and is_possible
 
 
 def project(
@@ -86,7 +90,7 @@ def project(
     *,
     eps: float,
     batch_sharding: Sharding | None = None,
-) -> tuple[Streams, Float[Array, "B T K"]]:
+) -> tuple[Streams, Float[Array, "B T C"]]:
     """The streams, whose cotangent is then that of all that is made of them, and all coefficients.
 
     The arguments are those of :func:`read`.
@@ -94,7 +98,7 @@ def project(
     Raises:
         ConfigError: there is no kernel for these streams, see :func:`can_project`.
     """
-    if not can_project(state):
+    if not can_project(state, phi_KM):
         raise ConfigError("no kernel projects such streams to coefficients; take implementation 'xla'")
     params = tuple(x.astype(jnp.float32) for x in (phi_KM, scale_K, bias_K))
     found: Any = _project(gates, eps, batch_sharding, computed(state), params)
@@ -131,13 +135,13 @@ def _forward(site, batch_sharding, h, ys, before, params):
     run = not_differentiable(functools.partial(coefficients_tpu.forward, site))
     run = by_device(run, batch_sharding, (by_row, by_row, by_row, shared), by_row)
     rounded = params._replace(phi=params.phi.astype(h.dtype))  # as the factors of its product are
-    after, u_BTD, sums_BTK, numbers_BTK = run(h.parts, ys, before, rounded)
+    after, u_BTD, sums_BTK, numbers_BTC = run(h.parts, ys, before, rounded)
     post = tuple(x[..., site.gates.streams**2 :] for x in before)
-    return (u_BTD, Streams(tuple(after)), numbers_BTK), (after, ys, post, rounded, sums_BTK, numbers_BTK)
+    return (u_BTD, Streams(tuple(after)), numbers_BTC), (after, ys, post, rounded, sums_BTK, numbers_BTC)
 
 
 def _backward(site, batch_sharding, saved, cotangents):
-    du_BTD, dm, dnumbers_BTK = cotangents
+    du_BTD, dm, dnumbers_BTC = cotangents
     by_row, shared = _specs(batch_sharding)
 
     @not_differentiable
@@ -147,7 +151,7 @@ def _backward(site, batch_sharding, saved, cotangents):
 
     specs = *[by_row] * 3, shared, *[by_row] * 3
     run = by_device(run, batch_sharding, specs, (*[by_row] * 3, shared))
-    dh, dys, dpost, dparams = run(*saved, (du_BTD, dm.parts, dnumbers_BTK))
+    dh, dys, dpost, dparams = run(*saved, (du_BTD, dm.parts, dnumbers_BTC))
     dbefore = tuple(jnp.pad(x, ((0, 0), (0, 0), (site.gates.streams**2, 0))) for x in dpost)
     return Streams(tuple(dh)), tuple(dys), dbefore, dparams
 
@@ -173,12 +177,12 @@ def _project_forward(gates, eps, batch_sharding, h, params):
         phi_KM, scale_K, bias_K = params
         return coefficients_gpu.forward(h, phi_KM, scale_K, bias_K, gates, eps)
 
-    kept, numbers_BTK = by_device(run, batch_sharding, (by_row, shared), by_row)(h.parts, params)
-    return (h, numbers_BTK), (h.parts, params, kept)
+    kept, numbers_BTC = by_device(run, batch_sharding, (by_row, shared), by_row)(h.parts, params)
+    return (h, numbers_BTC), (h.parts, params, kept)
 
 
 def _project_backward(gates, eps, batch_sharding, saved, cotangents):
-    dh, dnumbers_BTK = cotangents
+    dh, dnumbers_BTC = cotangents
     by_row, shared = _specs(batch_sharding)
 
     @not_differentiable
@@ -188,7 +192,7 @@ def _project_backward(gates, eps, batch_sharding, saved, cotangents):
         return found, _over_rows(tuple(dparams), by_row)
 
     run = by_device(run, batch_sharding, (by_row, shared, *[by_row] * 3), (by_row, shared))
-    found, dparams = run(*saved, dh.parts, dnumbers_BTK)
+    found, dparams = run(*saved, dh.parts, dnumbers_BTC)
     return Streams(tuple(found)), dparams
 
 

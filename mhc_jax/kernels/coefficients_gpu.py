@@ -61,7 +61,7 @@ class _Plan(NamedTuple):
 def forward(
     h: Sequence[jax.Array], phi_KM: jax.Array, scale_K: jax.Array, bias_K: jax.Array, gates: Gates, eps: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Coefficients (B, T, K) of streams (B, T, D) in bfloat16: gates of ``scale * weights + bias``, in float32.
+    """Coefficients (B, T, C) of streams (B, T, D) in bfloat16: gates of ``scale * weights + bias``, in float32.
 
     Returns:
         What :func:`backward` takes, (B, T, R) with R even and greater than K: the weights, see
@@ -73,13 +73,15 @@ def forward(
     def of_token(scale, bias, sums, squares):
         r = lax.rsqrt(squares / M + eps)
         weights = [r * x for x in sums]
-        numbers = lowered(gates.of, [scale[k] * x + bias[k] for k, x in enumerate(weights)])
-        begun = lowered(functools.partial(on_logs, gates.half_steps), numbers[2 * gates.streams :])
-        matrix = lax.fori_loop(0, gates.iters - 1, lambda _, p: again(gates.half_steps, p), begun)
-        return [*weights, *[r] * (plan.kept - K)], [*numbers[: 2 * gates.streams], *matrix]
+        found = lowered(gates.of, [scale[k] * x + bias[k] for k, x in enumerate(weights)])
+        if gates.iters:
+            begun = lowered(functools.partial(on_logs, gates.half_steps), found[2 * gates.streams :])
+            matrix = lax.fori_loop(0, gates.iters - 1, lambda _, p: again(gates.half_steps, p), begun)
+            found = [*found[: 2 * gates.streams], *matrix]
+        return [*weights, *[r] * (plan.kept - K)], found
 
     if not plan.tokens:
-        return jnp.zeros((B, T, plan.kept), jnp.float32), jnp.zeros((B, T, K), jnp.float32)
+        return jnp.zeros((B, T, plan.kept), jnp.float32), jnp.zeros((B, T, gates.count), jnp.float32)
     run = _forward_of_blocks if has_threads() else _forward_of_all
     kept, found = run(plan, of_token, _flat(h), plan.parts(phi_KM), scale_K, bias_K)
     return kept.reshape(B, T, -1), found.reshape(B, T, -1)
@@ -92,7 +94,7 @@ def backward(
     bias_K: jax.Array,
     kept_BTR: jax.Array,
     dh: Sequence[jax.Array],
-    dcoefficients_BTK: jax.Array,
+    dcoefficients_BTC: jax.Array,
     gates: Gates,
 ) -> tuple[list[jax.Array], jax.Array, jax.Array, jax.Array]:
     """Cotangents of :func:`forward`'s arrays: of the streams with ``dh`` added, rounded once.
@@ -111,13 +113,13 @@ def backward(
         def logits():
             return [scale[k] * x + bias[k] for k, x in enumerate(kept()[:K])]
 
-        dlogits = _logits_cotangents(gates, logits, lambda: cotangents()[:K], inputs)
+        dlogits = _logits_cotangents(gates, logits, lambda: cotangents()[: gates.count], inputs)
         *weights, r = kept()[: K + 1]
         dweights = [scale[k] * x for k, x in enumerate(dlogits)]
         total = functools.reduce(lax.add, [dw * w for dw, w in zip(dweights, weights, strict=True)])
         return dlogits, [r * dw for dw in dweights], r * r * total / M
 
-    kept, cotangents = _flat([kept_BTR, dcoefficients_BTK])
+    kept, cotangents = _flat([kept_BTR, dcoefficients_BTC])
     run = _backward_of_blocks if has_threads() else _backward_of_all
     found, dlogits = run(plan, of_token, _flat(h), _flat(dh), plan.parts(phi_KM), scale_K, bias_K, kept, cotangents)
     factors = jnp.concatenate(_parts(kept[:, K : K + 1] * scale_K * dlogits), axis=1)
@@ -144,6 +146,8 @@ def _parts(x):
 
 def _logits_cotangents(gates, logits, cotangents, inputs):
     """Of two functions without arguments, which read where entries are used: registers do not hold them throughout."""
+    if not gates.iters:
+        return pulled(gates.of, logits(), cotangents())
     size, repeated = gates.streams**2, gates.iters - 1
     begin, further = (functools.partial(step, gates.half_steps) for step in (on_logs, again))
 
@@ -326,10 +330,10 @@ def _forward_of_blocks(plan, of_token, h, phi, scale, bias):
         staged.give(kept, of_kept)
         staged.give(found, of_found)
 
-    makes = [_float32(plan.blocks * TOKENS * count) for count in (plan.kept, _even(K))]
+    makes = [_float32(plan.blocks * TOKENS * count) for count in (plan.kept, _even(plan.gates.count))]
     made = _on_blocks(plan, kernel, 1, makes, "coefficients")([_whole(plan, x) for x in h], phi, scale, bias)
     kept, found = (x.reshape(plan.blocks * TOKENS, -1)[: plan.tokens] for x in made)
-    return kept, found[:, :K]
+    return kept, found[:, : plan.gates.count]
 
 
 def _backward_of_blocks(plan, of_token, h, dh, phi, scale, bias, kept, cotangents):
@@ -339,7 +343,7 @@ def _backward_of_blocks(plan, of_token, h, dh, phi, scale, bias, kept, cotangent
         block, (memory, factors) = lax.axis_index("block"), shared
         chunks, staged = _Chunks(plan, block, [h, dh], phi, places, arrived), _Staged(memory, block)
         chunks.begin()
-        taken = [functools.partial(staged.take, *x) for x in ((kept, plan.kept), (cotangents, _even(K)))]
+        taken = [functools.partial(staged.take, *x) for x in ((kept, plan.kept), (cotangents, _even(plan.gates.count)))]
         of_logits, of_phi, of_x = of_token(scale, bias, *taken, inputs.at[block])
         staged.give(dlogits, of_logits)
         plgpu.commit_smem()

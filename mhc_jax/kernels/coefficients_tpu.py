@@ -24,7 +24,7 @@ def tile_of(h: Sequence[Any], ys: Sequence[Any], u: Any, params: Params, gates: 
     """Tokens of a tile of the backward kernel, which has most; 0 if none fits."""
     N, K = gates.streams, len(params.phi)
     shapes = [(x.shape[-1], x.dtype) for x in (*h, *h, *h, *ys, *ys, u)]
-    shapes += [(numbers, jnp.float32) for numbers in (N, K + 1, K, K, N)]
+    shapes += [(numbers, jnp.float32) for numbers in (N, K + 1, gates.count, gates.count, N)]
     return tiles.size(
         shapes,
         [x.shape for x in jax.tree.leaves((params, params))],
@@ -39,7 +39,7 @@ def tile_of(h: Sequence[Any], ys: Sequence[Any], u: Any, params: Params, gates: 
 def forward(
     site: Site, h: Sequence[jax.Array], ys: Sequence[jax.Array], before: Sequence[jax.Array], params: Params
 ) -> tuple[list[jax.Array], jax.Array, jax.Array, jax.Array]:
-    """The streams after the write of ``ys``, what is read of them, their sums and the coefficients (B, T, K).
+    """The streams after the write of ``ys``, what is read of them, their sums and the coefficients (B, T, C).
 
     Sums (B, T, K + 1) are the products with phi and the sum of all squares.
 
@@ -50,7 +50,7 @@ def forward(
     """
     D, N, K = h[0].shape[2], site.gates.streams, len(params.phi)
     over = _tiles(site, h, ys, params)
-    made = [*[(D, x.dtype) for x in h if ys], (D, site.dtype), (K + 1, jnp.float32), (K, jnp.float32)]
+    made = [*[(D, x.dtype) for x in h if ys], (D, site.dtype), (K + 1, jnp.float32), (site.gates.count, jnp.float32)]
 
     def kernel(params, inputs, outputs, _):
         *after, u, sums, coefficients = outputs
@@ -70,9 +70,11 @@ def forward(
 
         over.each_group(write)
         sums[:, :K] = sum(_product(phi_KD, x[...], 1, 1) for x, phi_KD in _by_stream(params.phi, after or inputs)).T
-        logits = site.gates.of(_by_number(site.logits(sums[...].T, params.scale[...], params.bias[...])))
-        matrix = iterated(_square(logits, N), *site.gates.sinkhorn)
-        coefficients[...] = _in_lanes([*logits[: -N * N], *_entries(matrix)]).T
+        gated = site.gates.of(_by_number(site.logits(sums[...].T, params.scale[...], params.bias[...])))
+        matrix = _square(gated, N)
+        if site.gates.iters:
+            matrix = iterated(matrix, site.gates.iters, site.gates.half_steps)
+        coefficients[...] = _in_lanes([*gated[: -N * N], *_entries(matrix)]).T
         over.each_group(read)
 
     flops = 2 * over.batch * over.tokens * params.phi.size
@@ -97,9 +99,9 @@ def backward(
     Args:
         h: the streams that are read.
         post: if something is written, its weights (B, T, N).
-        cotangents: of what is read, of the mixed streams, and of the coefficients (B, T, K).
+        cotangents: of what is read, of the mixed streams, and of the coefficients (B, T, C).
     """
-    D, N, K = h[0].shape[2], site.gates.streams, len(params.phi)
+    D, N, K, C = h[0].shape[2], site.gates.streams, len(params.phi), site.gates.count
     over = _tiles(site, h, ys, params)
     du, dm, dcoefficients = cotangents
     given = [*h, *post, *ys, sums, coefficients, dcoefficients, du, *dm]
@@ -125,13 +127,13 @@ def backward(
             for ref, x in zip(dparams.norm, dnorm, strict=True):
                 ref[...] += x
             _, pull = jax.vjp(lambda own: read(rows, own), own)
-            found[group.at, :K] = group.rows(dcoefficients) + tiles.side_by_side(pull((du, dm))[0])
+            found[group.at, :C] = group.rows(dcoefficients) + tiles.side_by_side(pull((du, dm))[0])
 
         def of_all_else(group: Group):
             rows, own, dm = known(group)
             _, pull = jax.vjp(lambda rows: read(rows, own), rows)
             (drows,) = pull((dunnormed[group.at, :], dm))
-            dsums = group.rows(found)
+            dsums = group.rows(found)[:, : K + 1]
             for i, (_, phi_KD) in enumerate(_by_stream(params.phi, streams)):
                 drows[i] += 2 * dsums[:, K:] * rows[i] + _product(dsums[:, :K].astype(phi_KD.dtype), phi_KD, 1, 0)
             found_of_write = []
@@ -148,19 +150,21 @@ def backward(
         known_sums = jnp.where(over.are_tokens(), sums[...].T, 1.0)
         logits, pull_logits = jax.vjp(site.logits, known_sums, params.scale[...], params.bias[...])
         gated, pull_gates = jax.vjp(site.gates.of, _by_number(logits))
-        dgated = _by_number(found[:, :K].T)
-        dmatrix = pulled(_square(gated, N), _square(dgated, N), *site.gates.sinkhorn, iterations)
+        dgated = _by_number(found[:, :C].T)
+        dmatrix = _square(dgated, N)
+        if site.gates.iters:
+            dmatrix = pulled(_square(gated, N), dmatrix, site.gates.iters, site.gates.half_steps, iterations)
         (dlogits,) = pull_gates([*dgated[: -N * N], *_entries(dmatrix)])
         dsums, dscale, dbias = pull_logits(_in_lanes(dlogits))
         dparams.scale[...] += dscale
         dparams.bias[...] += dbias
-        found[...] = dsums.T
+        found[:, : K + 1] = dsums.T
         for (x, _), dphi in zip(_by_stream(params.phi, streams), _columns_of(dparams.phi, N), strict=True):
             dphi[...] += _product(dsums[:K].astype(x.dtype), over.tokens_of(x), 1, 0)
         over.each_group(of_all_else)
 
     iterations = max(1, site.gates.iters - 1), N, N, *_rows_and_lanes(over.tile)
-    scratch = [pltpu.VMEM(shape, jnp.float32) for shape in ((over.tile, K + 1), (over.tile, D), iterations)]
+    scratch = [pltpu.VMEM(shape, jnp.float32) for shape in ((over.tile, max(C, K + 1)), (over.tile, D), iterations)]
     flops = 6 * over.batch * over.tokens * params.phi.size
     found, dparams = over.call(
         kernel, params, given, made, params, flops=flops, memory=tiles.most_memory(target_kind()), scratch=scratch

@@ -12,10 +12,10 @@ class Gates(NamedTuple):
     """How projected numbers of a token become its coefficients.
 
     Attributes:
-        of: K arrays of one shape, an entry for each token, to as many numbers, element by element: whatever weighs
-            reads and writes, and behind them the logits of the matrix, row by row.
-        streams: N, so that the last N * N are logits.
-        iters, half_steps: Sinkhorn's iterations, begun on these logits.
+        of: arrays of one shape, an entry for each token, to the N weights of reads, the N of writes, and N * N logits
+            or, without iterations, entries of the matrix, row by row.
+        streams: N.
+        iters, half_steps: Sinkhorn's iterations, begun on the logits; 0 iterations for none.
     """
 
     of: Callable[[Sequence[jax.Array]], list[jax.Array]]
@@ -24,9 +24,9 @@ class Gates(NamedTuple):
     half_steps: HalfSteps
 
     @property
-    def sinkhorn(self) -> tuple[int, HalfSteps]:
-        """Number and order of the iterations."""
-        return self.iters, self.half_steps
+    def count(self) -> int:
+        """Number of coefficients."""
+        return 2 * self.streams + self.streams**2
 
 
 class Site(NamedTuple):
@@ -35,7 +35,7 @@ class Site(NamedTuple):
     Attributes:
         channels, eps: of the mean square in :func:`mhc_jax.ops.hyper.flat_weights`, over all streams.
         norm, dtype: of the read, as in :class:`mhc_jax.kernels.streams.Normalised`.
-        gates: of the K projected numbers.
+        gates: of the K projected numbers, to C coefficients.
     """
 
     channels: int

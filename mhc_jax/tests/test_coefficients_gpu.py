@@ -128,7 +128,7 @@ def test_no_tokens():
     assert all(not x.any() for x in dparams)
 
 
-@pytest.mark.parametrize("topology", slow_unless(["dynamic_mhc"], ["dynamic_mhc", "single_pass_mhc"]))
+@pytest.mark.parametrize("topology", slow_unless(["dynamic_mhc"], ["dynamic_mhc", "single_pass_mhc", "mhc_lite"]))
 def test_a_model_has_the_same_gradients(topology, monkeypatch):
     """Beside the same model by XLA; streams, branches and all products keep 16 bits."""
     used = []

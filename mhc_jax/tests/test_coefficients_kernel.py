@@ -1,6 +1,7 @@
 """Sites with coefficients of tokens in one kernel, interpreted: equal to sums in float64."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,10 @@ from mhc_jax.backend import compiling_for
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels import coefficients, streams, tiles
 from mhc_jax.kernels.gates import Gates
+from mhc_jax.nn.projections import PermutationsConfig
 from mhc_jax.ops.hyper import flat_weights
 from mhc_jax.ops.norm import layer_norm
+from mhc_jax.ops.projections import permutation_mixture
 from mhc_jax.ops.sinkhorn import ORDERS, log_sinkhorn, log_sinkhorn_columns_then_rows
 from mhc_jax.ops.streams import Streams, mix, write
 from mhc_jax.ops.streams import read as read_streams
@@ -30,10 +33,15 @@ def of(logits, streams):
     return [*map(jax.nn.sigmoid, read), *(2 * jax.nn.sigmoid(x) + 0.1 for x in write), *(x / 2 for x in mixing)]
 
 
+def of_permutations(logits, streams):
+    """The same with a mixture of permutations, which takes no iterations."""
+    return [*of(logits, streams)[: 2 * streams], *PermutationsConfig().entrywise(streams).of(logits[2 * streams :])]
+
+
 def by_kernels(h, ys, phi, scale, bias, params, *, iters, order):
     """What sites read, their writing weights, and the streams behind the last."""
     N = len(h)
-    gates = Gates(functools.partial(of, streams=N), N, iters, ORDERS[order])
+    gates = Gates(functools.partial(of if iters else of_permutations, streams=N), N, iters, ORDERS.get(order))
     norm = streams.Normalised(layer_norm, params, h[0].dtype)
     state, found = Streams(h), []
     for y in ys:
@@ -48,16 +56,20 @@ def by_ops(h, ys, phi, scale, bias, params, *, iters, order):
     for y in ys:
         logits = scale * flat_weights(state, phi, eps=EPS) + bias
         gated = jnp.stack(of(list(jnp.moveaxis(logits, -1, 0)), N), axis=-1)
-        post_BTN, mixing = gated[..., N : 2 * N], gated[..., 2 * N :].reshape(*gated.shape[:-1], N, N)
+        post_BTN = gated[..., N : 2 * N]
+        if order == "permutations":
+            matrix = permutation_mixture(logits[..., 2 * N :], streams=N)
+        else:
+            matrix = OPS[order](gated[..., 2 * N :].reshape(*gated.shape[:-1], N, N), iters=iters)
         found += [layer_norm(read_streams(state, gated[..., :N]), *params), post_BTN]
         written = write(Streams(tuple(y)) if isinstance(y, tuple) else y, post_BTN)
-        state = mix(state, OPS[order](mixing, iters=iters)) + written
+        state = mix(state, matrix) + written
     return *found, *state.parts
 
 
-def arguments(rng, N, B, T, width, sites, wide):
+def arguments(rng, N, B, T, width, sites, wide, logits=None):
     """Streams, what the sites write, phi, scale, bias, and gain and bias of the norm, in float64."""
-    K = 2 * N + N * N
+    K = 2 * N + (logits or N * N)
 
     def draw(*shape):
         return rng.standard_normal(shape)
@@ -71,7 +83,8 @@ def arguments(rng, N, B, T, width, sites, wide):
 
 def compared(shape, dtype, options, *, wide=False, sites=2):
     """Largest errors of all results and gradients, relative to the largest entry."""
-    exact = arguments(np.random.default_rng(0), *shape, WIDTH, sites, wide)
+    logits = math.factorial(shape[0]) if options["order"] == "permutations" else None
+    exact = arguments(np.random.default_rng(0), *shape, WIDTH, sites, wide, logits)
     rounded = [jax.tree.map(lambda x: jnp.asarray(x, dtype), given) for given in exact[:2]]
     rounded += [jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), given) for given in exact[2:]]
     given = [jax.tree.map(lambda x: np.asarray(x, np.float64), x) for x in rounded]
@@ -111,6 +124,8 @@ def compared(shape, dtype, options, *, wide=False, sites=2):
                 (2, 3, 16, 1, "rows_then_columns"),
                 (3, 1, 130, 2, "columns_then_rows"),
                 (8, 1, 140, 4, "columns_then_rows"),
+                (2, 2, 37, 0, "permutations"),
+                (4, 1, 256, 0, "permutations"),
             ]
         ),
     ],

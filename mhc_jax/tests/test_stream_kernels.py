@@ -236,6 +236,7 @@ def loss(params, config, taps=False):
                 ("mhc", {"layers": "unroll", "remat": "block"}),
                 ("dynamic_mhc", {"layers": "unroll", "remat": "dots"}),
                 ("dynamic_mhc", {}),
+                ("mhc_lite", {}),
                 ("ihc", {}),
                 ("per_stream_mhc", {}),
                 ("single_pass_mhc", {"remat": "block"}),

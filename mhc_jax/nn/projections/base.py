@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mhc_jax.config import Config
-from mhc_jax.ops.sinkhorn import HalfSteps
+from mhc_jax.ops.sinkhorn import ORDERS, HalfSteps
 from mhc_jax.registry import required
 
 # Errors of float32: of sums that one division makes, and of those that iterations only approach.
@@ -36,6 +37,19 @@ class Promise:
 
 
 DOUBLY_STOCHASTIC = Promise(rows=EXACT, columns=EXACT, negative=0.0)
+
+
+class Entrywise(NamedTuple):
+    """A projection on the entries of its logits, each an array over tokens.
+
+    Attributes:
+        of: to the entries of the matrix row by row, or to logits of Sinkhorn's iterations.
+        iters, half_steps: of these, if there are any.
+    """
+
+    of: Callable[[Sequence[jax.Array]], list[jax.Array]]
+    iters: int = 0
+    half_steps: HalfSteps = ORDERS["columns_then_rows"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +98,6 @@ class ProjectionConfig(Config):
         """:meth:`project` for the logits of all tokens, (B, T, ...), by a kernel of TPUs if the projection has one."""
         return self.project(logits, streams)
 
-    def iterations(self) -> tuple[float, int, HalfSteps] | None:
-        """If it is Sinkhorn's iterations that kernels can do: the temperature, their number and the half-steps."""
+    def entrywise(self, streams: int) -> Entrywise | None:
+        """The projection in the form that kernels of whole sites compute; None if there is none."""
         return None

@@ -1,11 +1,13 @@
 """Mixtures of permutations."""
 
 import dataclasses
+import functools
+import itertools
 import math
 
 import jax.numpy as jnp
 
-from mhc_jax.nn.projections.base import ProjectionConfig
+from mhc_jax.nn.projections.base import Entrywise, ProjectionConfig
 from mhc_jax.ops import projections
 from mhc_jax.registry import register
 
@@ -33,3 +35,18 @@ class PermutationsConfig(ProjectionConfig):
 
     def project(self, logits, streams):
         return projections.permutation_mixture(logits, streams=streams)
+
+    def entrywise(self, streams):
+        def of(logits):
+            largest = functools.reduce(jnp.maximum, logits)
+            exponentials = [jnp.exp(x - largest) for x in logits]
+            total = functools.reduce(jnp.add, exponentials)
+            weights = [x / total for x in exponentials]
+            orders = list(itertools.permutations(range(streams)))
+            return [
+                functools.reduce(jnp.add, [w for w, order in zip(weights, orders, strict=True) if order[i] == j])
+                for i in range(streams)
+                for j in range(streams)
+            ]
+
+        return Entrywise(of)

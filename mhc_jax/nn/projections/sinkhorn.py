@@ -6,7 +6,7 @@ from typing import Literal
 import jax
 
 from mhc_jax.backend import stated_backend
-from mhc_jax.nn.projections.base import EXACT, NEAR, ProjectionConfig, Promise
+from mhc_jax.nn.projections.base import EXACT, NEAR, Entrywise, ProjectionConfig, Promise
 from mhc_jax.ops import sinkhorn
 from mhc_jax.registry import register
 
@@ -76,8 +76,10 @@ class SinkhornConfig(ProjectionConfig):
             logits / self.temperature, iters=self.iters, order=self.order, batch_sharding=batch_sharding
         )
 
-    def iterations(self):
-        return (self.temperature, self.iters, sinkhorn.ORDERS[self.order]) if self._has_kernel() else None
+    def entrywise(self, streams):
+        if not self._has_kernel():
+            return None
+        return Entrywise(lambda logits: [x / self.temperature for x in logits], self.iters, sinkhorn.ORDERS[self.order])
 
     def check_kernels(self, streams):
         if self._has_kernel():

@@ -112,9 +112,10 @@ class DynamicMHC(MHC):
         if gates is not None:
             from mhc_jax.kernels import coefficients as kernels
 
-            if kernels.can_project(h):
-                h, numbers_BTK = kernels.project(h, *self._params(), gates, **self._options(scope))
-                pre_BTN, post_BTN, res_BTM = jnp.split(numbers_BTK, [n, 2 * n], axis=-1)
+            params = self._params()
+            if kernels.can_project(h, params[0]):
+                h, numbers_BTC = kernels.project(h, *params, gates, **self._options(scope))
+                pre_BTN, post_BTN, res_BTM = jnp.split(numbers_BTC, [n, 2 * n], axis=-1)
                 return h, (pre_BTN, post_BTN, res_BTM.reshape(*res_BTM.shape[:-1], n, n))
         phi_KM, scale_K, bias_K = self._params()
         h, weights_BTK = projected(h, functools.partial(hyper.flat_weights, eps=config.norm_eps), phi_KM)
@@ -147,18 +148,16 @@ class DynamicMHC(MHC):
     def _gates(self) -> Any:
         """What makes all coefficients of their logits in one kernel; None where they have none."""
         config, n = self.config, self.config.streams
-        iterations = config.projection.iterations()
-        if config.implementation != "pallas" or config.projection.is_identity(n) or iterations is None:
+        projection = config.projection.entrywise(n)
+        if config.implementation != "pallas" or config.projection.is_identity(n) or projection is None:
             return None
         from mhc_jax.kernels.gates import Gates
 
-        temperature, iters, half_steps = iterations
-
         def gates(logits):
             read, write, mixing = logits[:n], logits[n : 2 * n], logits[2 * n :]
-            return [*map(self._reading, read), *map(self._writing, write), *(x / temperature for x in mixing)]
+            return [*map(self._reading, read), *map(self._writing, write), *projection.of(mixing)]
 
-        return Gates(gates, n, iters, half_steps)
+        return Gates(gates, n, projection.iters, projection.half_steps)
 
 
 def _initial_bias(config: DynamicMHCConfig, init: Init) -> jax.Array:
