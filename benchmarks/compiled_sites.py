@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("machines", nargs="+", metavar="MACHINE", type=machine, help="such as v5e:1x1 or h100:1")
     parser.add_argument("--widths", nargs="+", type=int, default=[768, 2048])
-    parser.add_argument("--topologies", nargs="+", default=["mhc", "dynamic_mhc"])
+    parser.add_argument("--topologies", nargs="+", default=["mhc", "mhc_lite", "dynamic_mhc"])
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
         given = parser.parse_args()

@@ -79,7 +79,7 @@ class Group(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """How a kernel with the grid (cores, their share of B, tiles of T) goes over arrays of tokens.
+    """How a kernel with the grid (cores, their share of all tiles) goes over arrays of tokens.
 
     Attributes:
         batch, tokens: B and T.
@@ -91,13 +91,24 @@ class Tiles:
     tile: int
     group: int
 
+    @property
+    def of_row(self) -> int:
+        """Number of a row's tiles."""
+        return pl.cdiv(self.tokens, self.tile)
+
+    @property
+    def first_token(self) -> Any:
+        """Place of the first token of the kernel's tile."""
+        step = pl.program_id(0) * (self.batch * self.of_row // 2) + pl.program_id(1)
+        return jax.lax.rem(step, self.of_row) * self.tile
+
     def is_turned(self, channels: int) -> bool:
         """Whether an array has its tokens in lanes outside."""
         return channels < LANES and self.tile % LANES == 0
 
     def each_group(self, function: Callable[[Group], None]) -> None:
         """Calls ``function`` with all groups of the kernel's tile."""
-        start = pl.program_id(2) * self.tile
+        start = self.first_token
 
         def some(g, _):
             first = g * self.group
@@ -113,12 +124,12 @@ class Tiles:
         if self.tokens % self.tile == 0:
             return ref[...]
         place = jax.lax.broadcasted_iota(jnp.int32, (self.tile, 1), 0)
-        return jnp.where(pl.program_id(2) * self.tile + place < self.tokens, ref[...], 0)
+        return jnp.where(self.first_token + place < self.tokens, ref[...], 0)
 
     def are_tokens(self) -> jax.Array:
         """(1, tile) false behind the last token of a row."""
         place = jax.lax.broadcasted_iota(jnp.int32, (1, self.tile), 1)
-        return pl.program_id(2) * self.tile + place < self.tokens
+        return self.first_token + place < self.tokens
 
     def call(
         self,
@@ -150,7 +161,8 @@ class Tiles:
         standing = [pltpu.VMEM((self.tile, width), jnp.float32) for width in widths if self.is_turned(width)]
         results = [self._shape(channels, dtype) for channels, dtype in made]
         # Each core has sums of its own.
-        cores = 2 if jax.tree.leaves(sums) and target_kind() in DOUBLE and self.batch % 2 == 0 else 1
+        steps = self.batch * self.of_row
+        cores = 2 if jax.tree.leaves(sums) and target_kind() in DOUBLE and steps % 2 == 0 else 1
         summed = jax.tree.map(lambda x: jax.ShapeDtypeStruct((cores, *x.shape), jnp.float32), sums)
 
         def run(shared, given, made, sums, standing, scratch):
@@ -171,14 +183,14 @@ class Tiles:
         operands = shared, [self._turned(x, x.shape[-1]) for x in given]
         found, sums = pl.pallas_call(
             run,
-            grid=(cores, self.batch // cores, pl.cdiv(self.tokens, self.tile)),
-            in_specs=(jax.tree.map(_whole, shared), [self._block(x.shape[-1], cores) for x in given]),
-            out_specs=([self._block(channels, cores) for channels, _ in made], jax.tree.map(_of_core, summed)),
+            grid=(cores, steps // cores),
+            in_specs=(jax.tree.map(_whole, shared), [self._block(x.shape[-1], steps // cores) for x in given]),
+            out_specs=([self._block(channels, steps // cores) for channels, _ in made], jax.tree.map(_of_core, summed)),
             out_shape=(results, summed),
             scratch_shapes=(standing, list(scratch)),
             compiler_params=pltpu.CompilerParams(
                 vmem_limit_bytes=memory + REST,
-                dimension_semantics=("parallel", *("arbitrary" if jax.tree.leaves(summed) else "parallel",) * 2),
+                dimension_semantics=("parallel", "arbitrary" if jax.tree.leaves(summed) else "parallel"),
             ),
             cost_estimate=pl.CostEstimate(
                 flops=flops, bytes_accessed=_bytes((operands, results, summed)), transcendentals=0
@@ -192,11 +204,14 @@ class Tiles:
         """An array (B, T, channels) as it lies outside, and back."""
         return jnp.swapaxes(x, 1, 2) if self.is_turned(channels) else x
 
-    def _block(self, channels, cores):
-        of_core = self.batch // cores
+    def _block(self, channels, share):
+        def place(core, step):
+            step += core * share
+            return jax.lax.div(step, self.of_row), jax.lax.rem(step, self.of_row)
+
         if self.is_turned(channels):
-            return pl.BlockSpec((None, channels, self.tile), lambda c, b, t: (c * of_core + b, 0, t))
-        return pl.BlockSpec((None, self.tile, channels), lambda c, b, t: (c * of_core + b, t, 0))
+            return pl.BlockSpec((None, channels, self.tile), lambda *at: (place(*at)[0], 0, place(*at)[1]))
+        return pl.BlockSpec((None, self.tile, channels), lambda *at: (*place(*at), 0))
 
     def _shape(self, channels, dtype):
         B, T = self.batch, self.tokens
@@ -215,7 +230,7 @@ def columns(x: jax.Array) -> list[jax.Array]:
 
 
 def _clear_at_first(refs):
-    @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0))
+    @pl.when(pl.program_id(1) == 0)
     def _():
         for ref in refs:
             ref[...] = jnp.zeros(ref.shape, jnp.float32)
@@ -228,7 +243,7 @@ def _whole(x):
 
 
 def _of_core(x):
-    return pl.BlockSpec((None, *x.shape[1:]), lambda c, *_: (c, *[0] * (len(x.shape) - 1)))
+    return pl.BlockSpec((None, *x.shape[1:]), lambda core, _: (core, *[0] * (len(x.shape) - 1)))
 
 
 def _bytes(tree):
