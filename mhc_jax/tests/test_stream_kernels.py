@@ -1,5 +1,6 @@
 """Kernels of streams, interpreted: equal to sums in float64, in a model to XLA's form, and sliced over devices."""
 
+import dataclasses
 import functools
 import math
 
@@ -17,6 +18,9 @@ from mhc_jax.models import with_topology
 from mhc_jax.nn.channel import GeluMLPConfig
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.mixers import AttentionConfig
+from mhc_jax.nn.projections import PermutationsConfig, SinkhornConfig
+from mhc_jax.nn.residual import DynamicMHCConfig
+from mhc_jax.nn.residual.dynamic_mhc import DynamicMHC
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.ops.streams import Streams
@@ -259,6 +263,47 @@ def test_a_model_has_the_same_activations_and_gradients(topology, execution, mac
     assert [*taps] == [*goal_taps]
     for name, x in taps.items():
         np.testing.assert_allclose(x, goal_taps[name], rtol=1e-4, atol=1e-5)
+
+
+class Cold(DynamicMHC):
+    """Writes that are half as large."""
+
+    def coefficients(self, h, scope):
+        h, (pre, post, res) = super().coefficients(h, scope)
+        return h, (pre, post / 2, res)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColdConfig(DynamicMHCConfig):
+    def build(self, width, policy, init):
+        return Cold(self, width, policy, init)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfMixed(PermutationsConfig):
+    def project(self, logits, streams):
+        return 0.5 * jnp.eye(streams) + 0.5 * super().project(logits, streams)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softened(SinkhornConfig):
+    def project(self, logits, streams):
+        return super().project(logits / 2, streams)
+
+
+@pytest.mark.parametrize(
+    "residual",
+    [
+        ColdConfig(streams=2),
+        *(DynamicMHCConfig(streams=2, bias="zeros", projection=x()) for x in (HalfMixed, Softened)),
+    ],
+    ids=["coefficients", "permutations", "sinkhorn"],
+)
+def test_what_a_subclass_overrides_is_not_left_to_kernels_of_its_base(residual):
+    config = model("dynamic_mhc").replace(residual=residual)
+    params = jax.tree.map(lambda x: 4 * x, perturbed(config))  # the streams separate
+    found, want = (mhc_jax.apply(c, params, TOKENS).logits_BTV for c in (by_kernels(config), config))
+    assert jnp.abs(found - want).max() < 1e-4 * jnp.abs(want).max()
 
 
 def kernel_calls(jaxpr):

@@ -98,6 +98,13 @@ class ProjectionConfig(Config):
         """:meth:`project` for the logits of all tokens, (B, T, ...), by a kernel of TPUs if the projection has one."""
         return self.project(logits, streams)
 
+    def has_own(self, form: str) -> bool:
+        """Whether the method ``form``, another way to project, belongs to this projection.
+
+        It does not if :meth:`project` is of a class below that of the method.
+        """
+        return next(form in vars(of) for of in type(self).__mro__ if {form, "project"} & vars(of).keys())
+
     def entrywise(self, streams: int) -> Entrywise | None:
         """The projection in the form that kernels of whole sites compute; None if there is none."""
         return None

@@ -97,7 +97,9 @@ class DynamicMHC(MHC):
 
     def pre(self, state, scope, norm=None):
         gates = self._gates()
-        if gates is not None and scope.taps is None:
+        # A subclass may have coefficients of its own.
+        is_known = type(self).coefficients is DynamicMHC.coefficients
+        if gates is not None and is_known and scope.taps is None:
             from mhc_jax.kernels import coefficients as kernels  # Pallas takes long to import
 
             params, behind = self._params(), self.behind(norm)
@@ -124,7 +126,7 @@ class DynamicMHC(MHC):
         if config.projection.is_identity(n):
             return h, (pre_BTN, post_BTN, None)
         res_logits = logits_BTK[..., 2 * n :].reshape(*logits_BTK.shape[:-1], *config.projection.shape(n))
-        if config.implementation == "pallas":
+        if config.implementation == "pallas" and config.projection.has_own("project_by_kernel"):
             res_BTNN = config.projection.project_by_kernel(res_logits, n, scope.batch_sharding)
         else:
             res_BTNN = config.projection.project(res_logits, n)
@@ -148,8 +150,10 @@ class DynamicMHC(MHC):
     def _gates(self) -> Any:
         """What makes all coefficients of their logits in one kernel; None where they have none."""
         config, n = self.config, self.config.streams
-        projection = config.projection.entrywise(n)
-        if config.implementation != "pallas" or config.projection.is_identity(n) or projection is None:
+        if config.implementation != "pallas" or config.projection.is_identity(n):
+            return None
+        projection = config.projection.entrywise(n) if config.projection.has_own("entrywise") else None
+        if projection is None:
             return None
         from mhc_jax.kernels.gates import Gates
 
