@@ -1,4 +1,4 @@
-"""Streams, norms and derivatives that there are no kernels for."""
+"""Streams, norms, derivatives and overridden methods that there are no kernels for."""
 
 import dataclasses
 import subprocess
@@ -17,8 +17,9 @@ from mhc_jax.nn.ends import CopyEndsConfig
 from mhc_jax.nn.init import ones
 from mhc_jax.nn.lm import LMConfig
 from mhc_jax.nn.norms import Norm, NormConfig
-from mhc_jax.nn.projections import SinkhornConfig
+from mhc_jax.nn.projections import PermutationsConfig, SinkhornConfig
 from mhc_jax.nn.residual import DynamicMHCConfig, HyperConnectionsConfig, StaticMHCConfig
+from mhc_jax.nn.residual.dynamic_mhc import DynamicMHC
 from mhc_jax.nn.stack import Execution
 from mhc_jax.ops.norm import rms_norm
 from mhc_jax.ops.streams import Streams
@@ -130,3 +131,44 @@ def test_derivatives_without_a_kernel_are_refused(topology):
 
     with pytest.raises(ConfigError, match="first derivatives in reverse mode only; .* take implementation 'xla'"):
         jax.eval_shape(product, shapes)
+
+
+class Cold(DynamicMHC):
+    """Writes that are half as large."""
+
+    def coefficients(self, h, scope):
+        h, (pre, post, res) = super().coefficients(h, scope)
+        return h, (pre, post / 2, res)
+
+
+@dataclasses.dataclass(frozen=True)
+class ColdConfig(DynamicMHCConfig):
+    def build(self, width, policy, init):
+        return Cold(self, width, policy, init)
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfMixed(PermutationsConfig):
+    def project(self, logits, streams):
+        return 0.5 * jnp.eye(streams) + 0.5 * super().project(logits, streams)
+
+
+@dataclasses.dataclass(frozen=True)
+class Softened(SinkhornConfig):
+    def project(self, logits, streams):
+        return super().project(logits / 2, streams)
+
+
+@pytest.mark.parametrize(
+    "residual",
+    [
+        ColdConfig(streams=2),
+        *(DynamicMHCConfig(streams=2, bias="zeros", projection=x()) for x in (HalfMixed, Softened)),
+    ],
+    ids=["coefficients", "permutations", "sinkhorn"],
+)
+def test_what_a_subclass_overrides_is_not_left_to_kernels_of_its_base(residual):
+    config = model("dynamic_mhc").replace(residual=residual)
+    params = jax.tree.map(lambda x: 4 * x, perturbed(config))  # the streams separate
+    found, want = (mhc_jax.apply(c, params, TOKENS).logits_BTV for c in (by_kernels(config), config))
+    assert jnp.abs(found - want).max() < 1e-4 * jnp.abs(want).max()
