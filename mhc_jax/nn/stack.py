@@ -35,7 +35,8 @@ class Execution(Config):
         layers: ``"scan"`` over stacked layers (compile time constant in depth), ``"unroll"``, or ``"groups:K"``: a scan
             over groups of K layers (compile time as of K), the last perhaps smaller.
         remat: recomputation in the backward pass: ``"none"`` recomputes nothing, ``"block"`` everything inside a
-            layer, ``"dots"`` all but the matrix products.
+            layer, ``"dots"`` all but the matrix products, inside a layer or a group of layers: of groups only the first
+            layer's input is kept beside the products (mHC, 2512.24880, section 4.3.2).
     """
 
     policy: PolicyName = "float32"
@@ -169,10 +170,12 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
     group = min(execution.group, layers)
     if execution.layers == "scan":
         step = _closed(step)
-    if execution.remat != "none":
-        # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
-        prevent_cse = execution.layers != "scan"
-        step = jax.checkpoint(step, policy=_REMAT_POLICIES[execution.remat], prevent_cse=prevent_cse)
+    # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
+    prevent_cse = execution.layers != "scan"
+    recomputed = functools.partial(jax.checkpoint, policy=_REMAT_POLICIES.get(execution.remat), prevent_cse=prevent_cse)
+    by_group = execution.remat == "dots" and group > 1
+    if execution.remat != "none" and not by_group:
+        step = recomputed(step)
     carry = carry, columns
     xs = params, jnp.arange(layers), others, {} if taps is None else taps.probes_inside(layers)
     if execution.layers == "unroll":
@@ -180,7 +183,8 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
     elif group == 1:
         carry, outputs = jax.lax.scan(step, carry, xs)
     else:
-        carry, outputs = _in_groups(_closed(functools.partial(_unrolled, step)), carry, xs, layers, group)
+        some = functools.partial(_unrolled, step)
+        carry, outputs = _in_groups(_closed(recomputed(some) if by_group else some), carry, xs, layers, group)
     (carry, columns), (others, values, penalties) = carry, outputs
     if taps is not None:
         taps.record(values)

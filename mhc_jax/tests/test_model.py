@@ -166,7 +166,7 @@ def test_channel_mixers_map_token_by_token(kind):
         assert np.argwhere(changed_BT).tolist() == [[1, t]]
 
 
-MODES = ("unroll", "none"), ("scan", "block"), ("unroll", "dots"), ("groups:2", "block")
+MODES = ("unroll", "none"), ("scan", "block"), ("unroll", "dots"), ("groups:2", "block"), ("groups:2", "dots")
 # Quickly, a group of two layers, which is unrolled, in a scan, and computed again.
 QUICK_MODE = "baseline", "default", MODES[-1:]
 

@@ -274,3 +274,16 @@ def test_a_layer_runs_no_more_kernels_than_it_must(remat, again, topology):
     shapes = jax.eval_shape(lambda: mhc_jax.init(config, jax.random.key(0)))
     traced = jax.make_jaxpr(jax.grad(lambda params: loss(params, config)[0]))(shapes)
     assert kernel_calls(traced.jaxpr) == 3 + again + 3
+
+
+def test_a_group_of_layers_keeps_the_streams_of_its_first_alone():
+    """Beside the products, which every layer keeps (mHC, 2512.24880, section 4.3.2)."""
+    config = model("mhc").replace(layers=4)
+    params, streams = perturbed(config), 2 * TOKENS.size * WIDTH * 4
+
+    def kept(layers):
+        run = config.replace(execution=Execution(layers=layers, remat="dots"))
+        return sum(x.nbytes for x in jax.tree.leaves(jax.vjp(lambda params: loss(params, run)[0], params)[1]))
+
+    assert kept("scan") - kept("groups:2") == 2 * streams
+    assert kept("scan") - kept("groups:4") == 3 * streams
