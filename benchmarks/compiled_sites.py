@@ -26,6 +26,7 @@ from mhc_jax.ops.streams import Streams
 from mhc_jax.precision import policy
 
 STREAMS, SITES, B, T = 4, 2, 8, 1024
+TOPOLOGIES = "mhc", "mhc_lite", "dynamic_mhc"
 SAME = ("width", "topology", "pass")
 COLUMNS = (*SAME, "kernels", "MB", "floor MB", "bytes over floor", "estimated ms", "floor ms", "ms over floor")
 COLUMNS += ("its bytes ms", "its products ms", "its schedule ms")
@@ -65,8 +66,8 @@ def program(width: int, topology: str):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("machines", nargs="+", metavar="MACHINE", type=machine, help="such as v5e:1x1 or h100:1")
-    parser.add_argument("--widths", nargs="+", type=int, default=[768, 2048])
-    parser.add_argument("--topologies", nargs="+", default=["mhc", "mhc_lite", "dynamic_mhc"])
+    parser.add_argument("--widths", nargs="+", type=int, default=[768, 2048], help="multiples of 128")
+    parser.add_argument("--topologies", nargs="+", default=TOPOLOGIES, choices=TOPOLOGIES)
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
         given = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Sites whose coefficients come from the streams of the token, see :mod:`mhc_jax.kernels.streams`, by fewest kernels.
+"""Sites whose coefficients come from the streams of the token, see :mod:`mhc_jax.kernels.streams`, in few kernels.
 
 ``weights = flat_weights(h, phi)``, ``logits = scale * weights + bias``, gates and Sinkhorn's iterations, and with these
 coefficients the read. On a TPU all of it and the write before are one kernel forward and one backward, :func:`read`,
@@ -24,7 +24,7 @@ from mhc_jax.kernels.streams import Mixed, Normalised, Pending
 from mhc_jax.nn.deferred import computed
 from mhc_jax.ops.streams import Streams
 
-# What projects to more, as of all permutations of five streams, fills the registers.
+# More logits of a token, such as those of all permutations of five streams, do not fit the registers.
 MOST_NUMBERS = 80
 
 
@@ -114,7 +114,7 @@ def _parts(state):
     if not isinstance(state, Pending):
         return state, (), ()
     h, ys = state.mixed.h, streams.parts(state.y)
-    # The matrix has its gradient from its own site's read.
+    # The matrix has its gradient from the read of its own site, see Mixed.
     joined = streams.Coefficients(jax.lax.stop_gradient(state.mixed.res_NN), state.post_N).joined()
     return h, ys, (jnp.broadcast_to(joined, (*h.batch_shape, joined.shape[-1])),)
 

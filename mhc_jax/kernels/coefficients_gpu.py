@@ -2,7 +2,7 @@
 
 A block is one warpgroup with :data:`TOKENS` tokens. It streams their channels and phi's through shared memory to the
 tensor cores, several chunks ahead, and so reads the streams once. In gates and Sinkhorn's iterations a thread holds the
-numbers of one token, and half of the threads hold none: with more tokens in a block processors would get no block.
+numbers of one token, and half of the threads hold none: larger blocks would leave processors idle.
 
 Tensor cores multiply numbers of 16 bits: phi, and the cotangents that it multiplies, are two of them each. Off a GPU
 the same functions of a token run on all tokens at once.
@@ -37,7 +37,7 @@ class _Plan(NamedTuple):
 
     Attributes:
         numbers, kept: K, and numbers of a token that go from the forward to the backward kernel.
-        rows: phi's two parts one after another, and zeros up to what tensor cores multiply at a time.
+        rows: number of rows of phi's two parts, one after another, and of zeros up to what tensor cores multiply.
         width: channels of a stream.
     """
 

@@ -30,7 +30,8 @@ def tile_of(h: Sequence[Any], ys: Sequence[Any], u: Any, params: Params, gates: 
         [x.shape for x in jax.tree.leaves((params, params))],
         most=tiles.TILES[0],
         memory=tiles.most_memory(target_kind()),
-        scratch=4 * (h[0].shape[-1] + 7 * LANES),  # what turned the shapes of numbers takes, and the scratch of both
+        scratch=4
+        * (h[0].shape[-1] + 7 * LANES),  # the scratch of `backward`, and copies of numbers whose tokens lie in lanes
         # The inputs of all iterations but the first; a register holds one entry of a matrix.
         kept=4 * SUBLANES * LANES * N**2 * max(1, gates.iters - 1),
     )

@@ -12,8 +12,8 @@ class Gates(NamedTuple):
     """How projected numbers of a token become its coefficients.
 
     Attributes:
-        of: arrays of one shape, an entry for each token, to the N weights of reads, the N of writes, and N * N logits
-            or, without iterations, entries of the matrix, row by row.
+        of: maps arrays of one shape, an entry for each token, to the N weights of reads, the N of writes, and N * N
+            logits or, without iterations, entries of the matrix, row by row.
         streams: N.
         iters, half_steps: Sinkhorn's iterations, begun on the logits; 0 iterations for none.
     """

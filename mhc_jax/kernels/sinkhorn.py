@@ -32,13 +32,14 @@ def fault(streams: int, iters: int, target: str | None) -> str | None:
     """Why that platform has no kernel for such matrices, and what to do; None if it has one.
 
     Args:
-        target: as :func:`mhc_jax.backend.stated_backend` returns it.
+        target: the platform, or None while it is not known, for what no platform takes.
     """
-    if target == "gpu" or 4 * TILE * streams**2 * iters <= MEMORY:
+    most = MEMORY // (4 * TILE * streams**2)
+    if target in ("gpu", None) or iters <= most:
         return None
     return (
-        f"no kernel holds {iters} iterations of {streams} x {streams} matrices; "
-        "take fewer iters, or implementation 'xla'"
+        f"kernels hold at most {most} iterations of {streams} x {streams} matrices, not {iters}; take fewer iters, "
+        "or implementation 'xla'"
     )
 
 

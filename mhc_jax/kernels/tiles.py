@@ -17,7 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 from mhc_jax.backend import target_kind
 from mhc_jax.kernels.interpretation import is_interpreted
 
-# Tokens of a tile, of which the kernel's memory holds two, and of a group, which fills its registers.
+# Tokens of a tile, which is double-buffered, and of a group, which fills the registers.
 # A product with a matrix of parameters wants more tokens at once.
 TILES, GROUP, MATRIX_GROUP = (512, 256, 128, 64, 32, 16), 16, 64
 SUBLANES, LANES = 8, 128
@@ -98,7 +98,7 @@ class Tiles:
 
     @property
     def first_token(self) -> Any:
-        """Place of the first token of the kernel's tile."""
+        """Place of the first token of the kernel's tile; there are one or two cores."""
         step = pl.program_id(0) * (self.batch * self.of_row // 2) + pl.program_id(1)
         return jax.lax.rem(step, self.of_row) * self.tile
 

@@ -95,7 +95,7 @@ class ProjectionConfig(Config):
     def project_by_kernel(
         self, logits: jax.Array, streams: int, batch_sharding: jax.sharding.Sharding | None
     ) -> jax.Array:
-        """:meth:`project` for the logits of all tokens, (B, T, ...), by a kernel of TPUs if the projection has one."""
+        """:meth:`project` for the logits of all tokens, (B, T, ...), by a kernel if the projection has one."""
         return self.project(logits, streams)
 
     def has_own(self, form: str) -> bool:
