@@ -6,13 +6,15 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
 LABEL = "final_bundles"
-# A bundle of instructions: its address, whether a loop's body begins, and how deep in loops it lies unless it is empty.
-BUNDLE = re.compile(r" *(?:0x[0-9a-f]+|\d+) +(\w\w)? *: *(>*) *({}?)")
-EXIT = re.compile(r"scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test \*/")
+# A bundle of instructions: its address, and whether the body of a loop begins with it. A loop goes on until a predicate
+# holds, whose test states the number of trips, and ends with a branch by that predicate.
+BUNDLE = re.compile(r" *(?:0x[0-9a-f]+|\d+) +(\w\w)? *:")
+EXIT = re.compile(r"%(\w+) = scmp\.ge\.s32\.totalorder %\w+, (\d+) /\* loop exit test \*/")
 
 
 @contextlib.contextmanager
@@ -35,22 +37,24 @@ def cycles_of_kernels(program: str, folder: Path) -> int:
 
 
 def cycles(schedule: str) -> int:
-    """Bundles of a schedule, each as often as the loops around it go, whose numbers of trips it states."""
-    loops = [[0, 1]]  # bundles of a trip, and trips
+    """Bundles of a schedule, each as often as the loops around it go.
 
-    def end(depth):
-        while len(loops) > depth + 1:
-            bundles, trips = loops.pop()
-            loops[-1][0] += bundles * trips
+    Raises:
+        ValueError: it does not state the number of trips of a loop.
+    """
+    loops: list[Any] = [[0, 1, None]]  # bundles of a trip, trips, and the predicate
 
     for line in schedule.splitlines():
         if not (bundle := BUNDLE.match(line)):
             continue
-        depth = len(loops) - 1 if bundle[3] == "{}" else len(bundle[2])
-        end(depth - 1 if bundle[1] == "LB" else depth)
-        loops.extend([0, 1] for _ in range(depth + 1 - len(loops)))
+        if bundle[1] == "LB":
+            loops.append([0, None, None])
         loops[-1][0] += 1
         if test := EXIT.search(line):
-            loops[-1][1] = int(test[1])
-    end(0)
+            loops[-1][1:] = int(test[2]), test[1]
+        if loops[-1][2] and f"sbr.rel (!%{loops[-1][2]})" in line:
+            bundles, trips, _ = loops.pop()
+            loops[-1][0] += bundles * trips
+    if len(loops) > 1:
+        raise ValueError(f"a schedule does not state how often a loop of {loops[-1][0]} bundles goes")
     return loops[0][0]

@@ -170,10 +170,10 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
     group = min(execution.group, layers)
     if execution.layers == "scan":
         step = _closed(step)
-    # prevent_cse is only needed where XLA could merge the recomputation with the forward pass.
-    prevent_cse = execution.layers != "scan"
-    recomputed = functools.partial(jax.checkpoint, policy=_REMAT_POLICIES.get(execution.remat), prevent_cse=prevent_cse)
     by_group = execution.remat == "dots" and group > 1
+    # XLA could merge the recomputation with the forward pass unless they are in separate loops.
+    alone = execution.layers == "scan" or (by_group and layers > group and layers % group == 0)
+    recomputed = functools.partial(jax.checkpoint, policy=_REMAT_POLICIES.get(execution.remat), prevent_cse=not alone)
     if execution.remat != "none" and not by_group:
         step = recomputed(step)
     carry = carry, columns
