@@ -79,9 +79,7 @@ def forward(
         over.each_group(read)
 
     flops = 2 * over.batch * over.tokens * params.phi.size
-    (*after, u, sums, coefficients), _ = over.call(
-        kernel, params, [*before, *h, *ys], made, (), flops=flops, memory=tiles.most_memory(target_kind())
-    )
+    (*after, u, sums, coefficients), _ = over.call(kernel, params, [*before, *h, *ys], made, (), flops=flops)
     return after or list(h), u, sums, coefficients
 
 
@@ -105,12 +103,12 @@ def backward(
     D, N, K, C = h[0].shape[2], site.gates.streams, len(params.phi), site.gates.count
     over = _tiles(site, h, ys, params)
     du, dm, dcoefficients = cotangents
-    given = [*h, *post, *ys, sums, coefficients, dcoefficients, du, *dm]
+    given, others = [*h, *post, *ys, sums, coefficients, dcoefficients, du, *dm], N + len(post) + len(ys)
     made = [*[(D, x.dtype) for x in (*h, *ys)], *[(N, jnp.float32)] * bool(ys)]
 
     def kernel(params, inputs, outputs, dparams, found, dunnormed, iterations):
-        streams, written_, numbers = inputs[:N], inputs[N : len(inputs) - N - 4], inputs[len(inputs) - N - 4 :]
-        sums, coefficients, dcoefficients, dread, *dmixed = numbers
+        streams, written_ = inputs[:N], inputs[N:others]
+        sums, coefficients, dcoefficients, dread, *dmixed = inputs[others:]
 
         def read(rows, own):
             return dot(own[:N], rows), mix(matrix(own[-N * N :], N), rows)
@@ -167,9 +165,7 @@ def backward(
     iterations = max(1, site.gates.iters - 1), N, N, *_rows_and_lanes(over.tile)
     scratch = [pltpu.VMEM(shape, jnp.float32) for shape in ((over.tile, max(C, K + 1)), (over.tile, D), iterations)]
     flops = 6 * over.batch * over.tokens * params.phi.size
-    found, dparams = over.call(
-        kernel, params, given, made, params, flops=flops, memory=tiles.most_memory(target_kind()), scratch=scratch
-    )
+    found, dparams = over.call(kernel, params, given, made, params, flops=flops, scratch=scratch)
     dpost = [found.pop()] if ys else []
     return found[:N], found[N:], dpost, dparams
 
@@ -177,7 +173,7 @@ def backward(
 def _tiles(site, h, ys, params):
     B, T, _ = h[0].shape
     tile = tile_of(h, ys, jax.ShapeDtypeStruct(h[0].shape, site.dtype), params, site.gates)
-    return Tiles(B, T, tile, min(tile, tiles.MATRIX_GROUP))
+    return Tiles(B, T, tile, min(tile, tiles.MATRIX_GROUP), tiles.most_memory(target_kind()))
 
 
 def _parts(streams, rows):

@@ -3,8 +3,9 @@
 A site reads ``u = sum_i pre_i h_i`` and later makes ``h'_i = m_i + post_i y``, of mixed streams
 ``m_i = sum_j res_ij h_j``. :func:`read` gives u, normalised if a norm is given, and m as a :class:`Mixed` that nothing
 has computed yet. With y, that is a :class:`Pending` h'. If the next site has static coefficients, its ``read`` computes
-h' in the same kernel, so that the boundary of two sites takes one; if it projects h' to its coefficients, the kernel
-that computes h' does so too, except on GPUs, and another one reads.
+h' in the same kernel, so that the boundary of two sites takes one, and so does :mod:`mhc_jax.kernels.coefficients` for
+those coefficients that it computes itself. Else, if it projects h' to its coefficients, the kernel that computes h'
+does so too, except on GPUs, and another one reads.
 
 The derivative of m is not computed either. The cotangent of m is that of h', and the backward pass of the ``read`` that
 gave m gets it together with that of u. Backward kernels are the derivatives of the same functions of rows, and begin at

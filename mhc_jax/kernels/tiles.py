@@ -84,12 +84,14 @@ class Tiles:
     Attributes:
         batch, tokens: B and T.
         tile, group: tokens of a tile and of a group, powers of two.
+        memory: bytes that the kernel may take.
     """
 
     batch: int
     tokens: int
     tile: int
     group: int
+    memory: int = MEMORY
 
     @property
     def of_row(self) -> int:
@@ -140,7 +142,6 @@ class Tiles:
         sums: Any,
         *,
         flops: int,
-        memory: int = MEMORY,
         scratch: Sequence[Any] = (),
     ) -> tuple[list[jax.Array], Any]:
         """``kernel(shared, given, made, sums, *scratch)`` for all tiles, on references to what they have of each.
@@ -151,7 +152,6 @@ class Tiles:
             made: channels and dtypes of arrays to make.
             sums: tree of matrices, whose shapes float32 sums over all tiles have; they begin as zeros.
             flops: of all tiles.
-            memory: bytes that it may take.
             scratch: further memory.
 
         Returns:
@@ -189,7 +189,7 @@ class Tiles:
             out_shape=(results, summed),
             scratch_shapes=(standing, list(scratch)),
             compiler_params=pltpu.CompilerParams(
-                vmem_limit_bytes=memory + REST,
+                vmem_limit_bytes=self.memory + REST,
                 dimension_semantics=("parallel", "arbitrary" if jax.tree.leaves(summed) else "parallel"),
             ),
             cost_estimate=pl.CostEstimate(
