@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 
 from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
-from mhc_jax.kernels import coefficients_gpu, coefficients_tpu, streams, tiles
+from mhc_jax.kernels import boundary_gpu, coefficients_gpu, coefficients_tpu, streams, tiles
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.gates import Gates, Params, Site
 from mhc_jax.kernels.sharding import axes, by_device
@@ -35,10 +35,10 @@ def can_read(state: Streams | Pending, phi_KM: jax.Array, norm: Normalised, gate
     """
     h, ys, _ = _parts(state)
     x = h.parts[0]
-    if target_backend() == "gpu" or not _is_regular(x) or len(phi_KM) > MOST_NUMBERS:
+    if not _is_regular(x) or len(phi_KM) > MOST_NUMBERS:
         return False
     params = _params(phi_KM, phi_KM[:, 0], phi_KM[:, 0], norm)
-    return coefficients_tpu.tile_of(h.parts, ys, jax.ShapeDtypeStruct(x.shape, norm.dtype), params, gates) > 0
+    return _kernels().tile_of(h.parts, ys, jax.ShapeDtypeStruct(x.shape, norm.dtype), params, gates) > 0
 
 
 def read(
@@ -105,6 +105,11 @@ def project(
     return found
 
 
+def _kernels() -> Any:
+    """Those of the platform."""
+    return boundary_gpu if target_backend() == "gpu" else coefficients_tpu
+
+
 def _is_regular(x_BTD):
     return x_BTD.size > 0 and x_BTD.shape[1] >= tiles.GROUP and x_BTD.shape[2] % tiles.LANES == 0
 
@@ -132,7 +137,7 @@ def _read(site, batch_sharding, h, ys, before, params):
 def _forward(site, batch_sharding, h, ys, before, params):
     """The streams after the write take the place of those that the read's matrix mixes."""
     by_row, shared = _specs(batch_sharding)
-    run = not_differentiable(functools.partial(coefficients_tpu.forward, site))
+    run = not_differentiable(functools.partial(_kernels().forward, site))
     run = by_device(run, batch_sharding, (by_row, by_row, by_row, shared), by_row)
     rounded = params._replace(phi=params.phi.astype(h.dtype))  # as the factors of its product are
     after, u_BTD, sums_BTK, numbers_BTC = run(h.parts, ys, before, rounded)
@@ -146,7 +151,7 @@ def _backward(site, batch_sharding, saved, cotangents):
 
     @not_differentiable
     def run(*given):
-        *found, dparams = coefficients_tpu.backward(site, *given)
+        *found, dparams = _kernels().backward(site, *given)
         return *found, _over_rows(dparams, by_row)
 
     specs = *[by_row] * 3, shared, *[by_row] * 3

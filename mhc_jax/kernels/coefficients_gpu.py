@@ -19,8 +19,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mhc_jax.kernels.gates import Gates
+from mhc_jax.kernels.gates_gpu import cotangents_of_all, cotangents_of_token, numbers_of_token
 from mhc_jax.kernels.mosaic_gpu import THREADS, by_lanes, has_threads
-from mhc_jax.kernels.sinkhorn_gpu import again, lowered, on_logs, pulled
 from mhc_jax.kernels.tile_gpu import FACTOR
 from mhc_jax.kernels.tile_programs import tile
 
@@ -71,13 +71,7 @@ def forward(
     (B, T, _), (K, M), plan = h[0].shape, phi_KM.shape, _Plan.of(h, phi_KM, gates)
 
     def of_token(scale, bias, sums, squares):
-        r = lax.rsqrt(squares / M + eps)
-        weights = [r * x for x in sums]
-        found = lowered(gates.of, [scale[k] * x + bias[k] for k, x in enumerate(weights)])
-        if gates.iters:
-            begun = lowered(functools.partial(on_logs, gates.half_steps), found[2 * gates.streams :])
-            matrix = lax.fori_loop(0, gates.iters - 1, lambda _, p: again(gates.half_steps, p), begun)
-            found = [*found[: 2 * gates.streams], *matrix]
+        weights, r, found = numbers_of_token(gates, M, eps, scale, bias, sums, squares)
         return [*weights, *[r] * (plan.kept - K)], found
 
     if not plan.tokens:
@@ -109,16 +103,7 @@ def backward(
     if not plan.tokens:
         return list(dh), jnp.zeros_like(phi_KM), jnp.zeros_like(scale_K), jnp.zeros_like(bias_K)
 
-    def of_token(scale, bias, kept, cotangents, inputs):
-        def logits():
-            return [scale[k] * x + bias[k] for k, x in enumerate(kept()[:K])]
-
-        dlogits = _logits_cotangents(gates, logits, lambda: cotangents()[: gates.count], inputs)
-        *weights, r = kept()[: K + 1]
-        dweights = [scale[k] * x for k, x in enumerate(dlogits)]
-        total = functools.reduce(lax.add, [dw * w for dw, w in zip(dweights, weights, strict=True)])
-        return dlogits, [r * dw for dw in dweights], r * r * total / M
-
+    of_token = functools.partial(cotangents_of_token, gates, M)
     kept, cotangents = _flat([kept_BTR, dcoefficients_BTC])
     run = _backward_of_blocks if has_threads() else _backward_of_all
     found, dlogits = run(plan, of_token, _flat(h), _flat(dh), plan.parts(phi_KM), scale_K, bias_K, kept, cotangents)
@@ -144,28 +129,6 @@ def _parts(x):
     return high.astype(FACTOR), (x - high).astype(FACTOR)
 
 
-def _logits_cotangents(gates, logits, cotangents, inputs):
-    """Of two functions without arguments, which read where entries are used: registers do not hold them throughout."""
-    if not gates.iters:
-        return pulled(gates.of, logits(), cotangents())
-    size, repeated = gates.streams**2, gates.iters - 1
-    begin, further = (functools.partial(step, gates.half_steps) for step in (on_logs, again))
-
-    def forth(k, p):
-        for e, x in enumerate(p):
-            inputs[k, e] = x
-        return further(p)
-
-    def back(k, dp):
-        return pulled(further, [inputs[repeated - 1 - k, e] for e in range(size)], dp)
-
-    lax.fori_loop(0, repeated, forth, lowered(begin, lowered(gates.of, logits())[-size:]))
-    dp = lax.fori_loop(0, repeated, back, cotangents()[-size:])
-    found = logits()
-    dz = pulled(begin, lowered(gates.of, found)[-size:], dp)
-    return pulled(gates.of, found, [*cotangents()[:-size], *dz])
-
-
 def _float32(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
@@ -181,14 +144,7 @@ def _backward_of_all(plan, of_token, h, dh, phi, scale, bias, kept, cotangents):
     """:func:`_backward_of_blocks`, of whose kernel only ``of_token`` is left, interpreted."""
     K = plan.numbers
 
-    def kernel(scale, bias, kept, cotangents, dlogits, factors, of_x, inputs):
-        taken = [functools.partial(list, ref[...].T) for ref in (kept, cotangents)]
-        *found, of_x[...] = of_token(scale, bias, *taken, inputs)
-        dlogits[...], factors[...] = (jnp.stack(x, axis=1) for x in found)
-
-    sizes = (plan.tokens, K), (plan.tokens, K), (plan.tokens,), (max(1, plan.gates.iters - 1), len(h) ** 2, plan.tokens)
-    run = pl.pallas_call(kernel, out_shape=[_float32(*size) for size in sizes], interpret=True)
-    dlogits, factors, of_x, _ = run(scale, bias, kept, cotangents)
+    dlogits, factors, of_x = cotangents_of_all(of_token, plan.gates, scale, bias, kept, cotangents)
     pairs = _parts(factors), (phi[:K], phi[K : 2 * K])
     own = jnp.matmul(*(a.astype(jnp.float32) + b.astype(jnp.float32) for a, b in pairs))
     x, dx = (jnp.concatenate(xs, axis=1).astype(jnp.float32) for xs in (h, dh))

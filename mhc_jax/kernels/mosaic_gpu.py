@@ -11,6 +11,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.extend.core import ClosedJaxpr, Literal
+from jaxlib.mlir.dialects import nvvm
 
 from mhc_jax.backend import target_backend
 
@@ -51,6 +52,16 @@ def by_lanes(**options: Any) -> plgpu.CompilerParams:
     JAX 0.11 takes one of whole warpgroups unless told otherwise, and has fewer operations for it.
     """
     return plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Lane, **options)
+
+
+def shown_to_copies() -> None:
+    """Lets copies to shared memory see what this thread has stored in the device's; barriers do not."""
+
+    def fence(_: Any) -> None:
+        nvvm.fence_proxy(nvvm.ProxyKind.async_)
+
+    run: Any = plgpu.inline_mgpu()(fence)
+    run()
 
 
 def number(x: jax.Array) -> jax.Array:

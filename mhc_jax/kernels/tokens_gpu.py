@@ -30,6 +30,28 @@ def fits(shapes: Sequence[tuple[int, Any]]) -> bool:
     return sum(channels for channels, _ in shapes) <= THREADS * REGISTERS
 
 
+def laid(x: jax.Array) -> jax.Array:
+    """A row (1, C) with the same channels in the same threads whatever its dtype; an interpreter has no threads."""
+    if x.size == 1 or not has_threads():
+        return x
+    return plgpu.layout_cast(x, plgpu.Layout.WG_STRIDED(x.shape, vec_size=math.gcd(x.size // THREADS, 4)))
+
+
+def load(ref: Any, t: Any, channels: Any = slice(None)) -> jax.Array:
+    """The token's row in float32."""
+    if ref.shape[1] == 1:
+        return jnp.full((1, 1), ref[t, 0])
+    return laid(ref[pl.ds(t, 1), channels]).astype(jnp.float32)
+
+
+def store(ref: Any, t: Any, x: jax.Array, channels: Any = slice(None)) -> None:
+    """Puts a row where the token's is, in the dtype of the reference."""
+    if ref.shape[1] == 1:
+        ref[t, 0] = number(x)
+    else:
+        ref[pl.ds(t, 1), channels] = x.astype(ref.dtype)
+
+
 def by_token(body, weights, params, arrays, cotangents, made):
     """:func:`mhc_jax.kernels.tokens.over_tokens` on one device.
 
@@ -53,21 +75,6 @@ def by_token(body, weights, params, arrays, cotangents, made):
     program, results = jax.make_jaxpr(body, return_shape=True)([float32(1, 1)] * weights.shape[-1], params, *token)
     _, dweights, dparams = results
     R = len(dweights)
-
-    def laid(x):
-        """A row with the same channels in the same threads whatever its dtype; an interpreter has no threads."""
-        if x.size == 1 or not has_threads():
-            return x
-        return plgpu.layout_cast(x, plgpu.Layout.WG_STRIDED(x.shape, vec_size=math.gcd(x.size // THREADS, 4)))
-
-    def load(ref, t):
-        return jnp.full((1, 1), ref[t, 0]) if ref.shape[1] == 1 else laid(ref[pl.ds(t, 1), :]).astype(jnp.float32)
-
-    def store(ref, t, x):
-        if ref.shape[1] == 1:
-            ref[t, 0] = number(x)
-        else:
-            ref[pl.ds(t, 1), :] = x.astype(ref.dtype)
 
     def kernel(block, weights, params, arrays, cotangents, made, dweights, dparams):
         params = [load(ref, 0) for ref in params]

@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mhc_jax.kernels import coefficients, coefficients_gpu
+from mhc_jax.kernels import boundary_gpu, coefficients, coefficients_gpu
 from mhc_jax.kernels.gates import Gates
 from mhc_jax.ops import sinkhorn
 from mhc_jax.ops.hyper import flat_weights
 from mhc_jax.ops.streams import Streams
-from mhc_jax.tests.own import slow_unless
 from mhc_jax.tests.test_stream_kernels import by_kernels as by_all_kernels
 from mhc_jax.tests.test_stream_kernels import loss, model, perturbed
 
@@ -128,14 +127,19 @@ def test_no_tokens():
     assert all(not x.any() for x in dparams)
 
 
-@pytest.mark.parametrize("topology", slow_unless(["dynamic_mhc"], ["dynamic_mhc", "single_pass_mhc", "mhc_lite"]))
-def test_a_model_has_the_same_gradients(topology, monkeypatch):
+@pytest.mark.parametrize(
+    ("topology", "kernels"),
+    [
+        ("dynamic_mhc", boundary_gpu),
+        pytest.param("mhc_lite", boundary_gpu, marks=pytest.mark.slow),
+        pytest.param("single_pass_mhc", coefficients_gpu, marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_has_the_same_gradients(topology, kernels, monkeypatch):
     """Beside the same model by XLA; streams, branches and all products keep 16 bits."""
     used = []
     monkeypatch.setattr(coefficients, "target_backend", lambda: "gpu")
-    monkeypatch.setattr(
-        coefficients_gpu, "forward", lambda *xs, run=coefficients_gpu.forward: used.append(1) or run(*xs)
-    )
+    monkeypatch.setattr(kernels, "forward", lambda *xs, run=kernels.forward: used.append(1) or run(*xs))
     config = model(topology, policy="bfloat16", layers="unroll")
     params = perturbed(config)
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)

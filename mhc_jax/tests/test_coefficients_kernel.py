@@ -135,10 +135,38 @@ def test_sites_equal_sums_in_float64(N, B, T, iters, order, dtype):
     assert max(errors) < ROUNDING[dtype], errors
 
 
+@pytest.mark.parametrize(
+    ("N", "B", "T", "iters", "order"),
+    [
+        (2, 2, 37, 2, "columns_then_rows"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (4, 2, 37, 3, "columns_then_rows"),
+                (1, 2, 37, 2, "columns_then_rows"),
+                (2, 3, 16, 1, "rows_then_columns"),
+                (8, 1, 140, 4, "columns_then_rows"),
+                (4, 1, 64, 0, "permutations"),
+            ]
+        ),
+    ],
+)
+def test_those_of_gpus_do_the_same(N, B, T, iters, order, monkeypatch):
+    used = []
+    run = coefficients.boundary_gpu.backward
+    monkeypatch.setattr(coefficients, "target_backend", lambda: "gpu")
+    monkeypatch.setattr(coefficients.boundary_gpu, "backward", lambda *given: used.append(1) or run(*given))
+    errors = compared((N, B, T), jnp.bfloat16, {"iters": iters, "order": order})
+    assert max(errors) < ROUNDING[jnp.bfloat16], errors
+    assert len(used) == 2
+
+
 @pytest.mark.slow
-def test_what_is_written_may_differ_by_stream():
-    errors = compared((4, 2, 37), jnp.float32, {"iters": 3, "order": "columns_then_rows"}, wide=True)
-    assert max(errors) < ROUNDING[jnp.float32], errors
+@pytest.mark.parametrize(("platform", "dtype"), [("tpu", jnp.float32), ("gpu", jnp.bfloat16)])
+def test_what_is_written_may_differ_by_stream(platform, dtype, monkeypatch):
+    monkeypatch.setattr(coefficients, "target_backend", lambda: platform)
+    errors = compared((4, 2, 37), dtype, {"iters": 3, "order": "columns_then_rows"}, wide=True)
+    assert max(errors) < ROUNDING[dtype], errors
 
 
 @pytest.mark.slow

@@ -93,7 +93,11 @@ def of_project(h, ys, phi, scale, bias, gain, sharding):
     return jnp.sum(numbers**2) + sum(jnp.sum(x.astype(jnp.float32) ** 2) for x in h.parts)
 
 
-for run, dtype, platform in ((of_read, jnp.float32, "cpu"), (of_project, jnp.bfloat16, "gpu")):
+for run, dtype, platform, off in (
+    (of_read, jnp.float32, "cpu", 1e-5),
+    (of_read, jnp.bfloat16, "gpu", 2**-8),  # sums in another order are now and then rounded the other way
+    (of_project, jnp.bfloat16, "gpu", 1e-5),
+):
     coefficients.target_backend = lambda: platform
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
     wide = lambda: tuple(draw(4, 40, WIDTH).astype(dtype) for _ in range(2))
@@ -107,7 +111,7 @@ for run, dtype, platform in ((of_read, jnp.float32, "cpu"), (of_project, jnp.bfl
     assert found[0][0].addressable_shards[0].data.shape[0] == 1
     for x, goal in zip(jax.tree.leaves(found), jax.tree.leaves(want)):
         x, goal = (np.asarray(y, np.float32) for y in (x, goal))
-        np.testing.assert_allclose(x, goal, rtol=1e-4, atol=1e-5 * float(np.abs(goal).max()) + 1e-12)
+        np.testing.assert_allclose(x, goal, rtol=10 * off, atol=off * float(np.abs(goal).max()) + 1e-12)
     assert not re.search("all-gather|all-to-all|collective-permute", step.lower(*inputs).compile().as_text())
 """
 

@@ -131,34 +131,60 @@ def gated(N, numbers):
     return [*(jax.nn.sigmoid(x) for x in numbers[: 2 * N]), *numbers[2 * N :]]
 
 
-@pytest.mark.parametrize(
-    ("N", "width", "tokens"), [(1, 768, 37), (2, 768, 64), (4, 768, 37), (4, 2048, 64), (8, 128, 37)]
-)
-def test_coefficients_of_tokens(N, width, tokens):
-    """One kernel forward and one backward; 8 streams fill a processor's shared memory."""
+SIZES = [(1, 768, 37), (2, 768, 64), (4, 768, 37), (4, 2048, 64), (8, 128, 37)]
+
+
+def compiled_calls(N, width, tokens, run):
+    """Of a function of streams, of what two sites write, and of phi, scale and bias, and of its derivative."""
     device = SingleDeviceSharding(target.devices(H100)[0])
 
     def array(*shape, dtype=jnp.float32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
 
-    gates, K = Gates(functools.partial(gated, N), N, 20, ORDERS["columns_then_rows"]), 2 * N + N**2
+    def both(*arguments):
+        results, pull = jax.vjp(run, *arguments)
+        return results, pull(results)
 
-    def run(h, *params):
-        (h, numbers), pull = jax.vjp(lambda h, *xs: coefficients.project(h, *xs, gates, eps=1e-6), Streams(h), *params)
-        return numbers, pull((h, numbers))
-
-    h = (array(3, tokens, width, dtype=jnp.bfloat16),) * N
+    row, K = array(3, tokens, width, dtype=jnp.bfloat16), 2 * N + N**2
     with compiling_for("gpu"):
-        lowered = jax.jit(run).lower(h, array(K, N * width), array(K), array(K))
-    assert calls(lowered.compile().as_text()) == 2
+        lowered = jax.jit(both).lower((row,) * N, (row,) * 2, array(K, N * width), array(K), array(K))
+    return calls(lowered.compile().as_text())
+
+
+@pytest.mark.parametrize(("N", "width", "tokens"), SIZES)
+def test_a_boundary_with_coefficients_of_tokens(N, width, tokens):
+    """One kernel forward and one backward for a read and for a boundary; of the last write, which XLA may do, one."""
+    gates = Gates(functools.partial(gated, N), N, 20, ORDERS["columns_then_rows"])
+
+    def run(h, ys, *params):
+        state, found = Streams(h), []
+        norm = kernels.Normalised(layer_norm, (jnp.ones(width), jnp.zeros(width)), jnp.bfloat16)
+        for y in ys:
+            u, mixed, post = coefficients.read(state, *params, gates, norm, eps=1e-6)
+            state, found = kernels.Pending(mixed, y, post), [*found, u]
+        return *found, *state.computed().parts
+
+    assert compiled_calls(N, width, tokens, run) == 6
+
+
+@pytest.mark.parametrize(("N", "width", "tokens"), SIZES)
+def test_coefficients_of_tokens(N, width, tokens):
+    """One kernel forward and one backward; 8 streams fill a processor's shared memory."""
+    gates = Gates(functools.partial(gated, N), N, 20, ORDERS["columns_then_rows"])
+
+    def run(h, ys, *params):
+        return coefficients.project(Streams(h), *params, gates, eps=1e-6)
+
+    assert compiled_calls(N, width, tokens, run) == 2
 
 
 @pytest.mark.parametrize(
     ("topology", "found"),
     [
         ("mhc", 8),  # forward 3, backward 3, and again a read and a boundary
+        ("dynamic_mhc", 8),
         # A write and a read for each boundary, again all but the last write, and for both sites coefficients thrice.
-        ("dynamic_mhc", 11 + 6),
+        ("single_pass_mhc", 11 + 6),
         ("shc", 11),
     ],
 )
