@@ -1,9 +1,10 @@
 """Sites whose coefficients come from the streams of the token, see :mod:`mhc_jax.kernels.streams`, in few kernels.
 
 ``weights = flat_weights(h, phi)``, ``logits = scale * weights + bias``, gates and Sinkhorn's iterations, and with these
-coefficients the read. On a TPU all of it and the write before are one kernel forward and one backward, :func:`read`,
-for 2 N + 2 and 3 N + 3 passes over an array (B, T, D), as many as with static coefficients. On a GPU the coefficients
-are one, :func:`project`, between a write and a read, for N passes and 4 N backward.
+coefficients the read. All of it and the write before are one kernel forward and one backward, :func:`read`, for
+2 N + 2 and 3 N + 3 passes over an array (B, T, D), as many as with static coefficients; on a GPU the product that makes
+phi's gradient takes N more. Coefficients alone, or where :func:`read` has no kernel, are one on a GPU, :func:`project`,
+between a write and a read, for N passes and 4 N backward.
 """
 
 import functools
