@@ -17,25 +17,24 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec, Sharding
 from jaxtyping import Array, Float, Int
 
-from mhc_jax.backend import target_kind
+from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.sharding import axes, by_device
-from mhc_jax.kernels.tiles import LARGE_MEMORY, most_memory
-from mhc_jax.kernels.vocabulary_tpu import LEAST, NONE, Tile, gradient, sums
+from mhc_jax.kernels.vocabulary_tpu import LEAST, NONE, gradient, sums
 
 
-def fault(width: int, dtype: Any, memory: int = LARGE_MEMORY) -> str | None:
-    """Why there are no kernels for a head of that width and dtype, and what to do; None if there are.
+def fault(dtype: Any, target: str | None) -> str | None:
+    """Why that platform has no kernels for a head of that dtype, and what to do; None if it has.
 
     Args:
-        memory: bytes that they may take; by default what no TPU exceeds.
+        target: the platform, or None while it is not known.
     """
+    if target == "gpu":
+        return "the kernels of the head are for TPUs; take implementation 'xla'"
     if dtype not in (jnp.float32, jnp.bfloat16):
         what = f"the kernels of the head take float32 or bfloat16, not {jnp.dtype(dtype)}"
         return f"{what}; take such a policy, or implementation 'xla'"
-    if Tile.of(width, dtype, memory) is None:
-        return f"a head of width {width} is too wide for its kernels; take implementation 'xla'"
     return None
 
 
@@ -58,10 +57,10 @@ def normalisers(
             other axes slice the vocabulary if they divide it; if not, their devices all do the same.
 
     Raises:
-        ConfigError: there is no kernel for such inputs, see :func:`fault`, or on a GPU.
+        ConfigError: there is no kernel for such inputs, see :func:`fault`, or none so wide.
     """
     dtype = jnp.promote_types(hidden_BTD.dtype, head_VD.dtype)
-    if reason := fault(head_VD.shape[1], dtype, most_memory(target_kind())):
+    if reason := fault(dtype, target_backend()):
         raise ConfigError(reason)
     if not targets_BT.size:  # kernels have no empty grid
         return (jnp.zeros(targets_BT.shape, jnp.float32),) * 2
@@ -108,13 +107,14 @@ class _Slices(NamedTuple):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _normalisers(batch_sharding, hidden_BTD, head_VD, targets_BT):
-    lse_BT, picked_BT, _ = _run_sums(batch_sharding, hidden_BTD, head_VD, targets_BT, means=False)
+    lse_BT, picked_BT, *_ = _run_sums(batch_sharding, hidden_BTD, head_VD, targets_BT, means=False)
     return lse_BT, picked_BT
 
 
 def _forward(batch_sharding, hidden_BTD, head_VD, targets_BT):
-    lse_BT, picked_BT, [mean_BTD] = _run_sums(batch_sharding, hidden_BTD, head_VD, targets_BT, means=True)
-    return (lse_BT, picked_BT), (hidden_BTD, head_VD, targets_BT, lse_BT, picked_BT, mean_BTD)
+    found: Any = _run_sums(batch_sharding, hidden_BTD, head_VD, targets_BT, means=True)
+    lse_BT, picked_BT, rest_BT, mean_BTD = found
+    return (lse_BT, picked_BT), (hidden_BTD, head_VD, targets_BT, lse_BT, rest_BT, mean_BTD)
 
 
 def _run_sums(batch_sharding, hidden_BTD, head_VD, targets_BT, *, means):
@@ -126,11 +126,13 @@ def _run_sums(batch_sharding, hidden_BTD, head_VD, targets_BT, *, means):
             return x.reshape(*targets_BT.shape, *x.shape[1:])
 
         own_M = slices.own(targets_BT.reshape(-1), len(head_VD))
-        own_lse, picked, mean = sums(jax.lax.collapse(hidden_BTD, 0, 2), head_VD, own_M, means=means)
-        lse, picked = slices.joined(own_lse), slices.over_vocabulary(picked)
-        mean = [slices.over_vocabulary(x * jnp.exp(own_lse - lse)[:, None]) if slices.vocabulary else x for x in mean]
+        own_lse, picked, rest, mean = sums(jax.lax.collapse(hidden_BTD, 0, 2), head_VD, own_M, means=means)
+        lse = slices.joined(own_lse)
+        if slices.vocabulary:
+            picked, share = slices.over_vocabulary(picked), jnp.exp(own_lse - lse)
+            rest, *mean = (slices.over_vocabulary((share * x.T).T) for x in (rest, *mean))
         is_row = (targets_BT >= 0) & (targets_BT < V)
-        return by_row(lse), jnp.where(is_row, by_row(picked), jnp.nan), [by_row(x) for x in mean]
+        return by_row(lse), jnp.where(is_row, by_row(picked), jnp.nan), *map(by_row, (rest, *mean))
 
     by_row, by_token = slices.specs
     return by_device(run, batch_sharding, (by_row, by_token, by_row), by_row)(hidden_BTD, head_VD, targets_BT)
@@ -140,15 +142,15 @@ def _backward(batch_sharding, saved, cotangents):
     slices = _Slices.of(batch_sharding, len(saved[1]))
 
     @not_differentiable
-    def run(hidden_BTD, head_VD, targets_BT, lse_BT, picked_BT, mean_BTD, a_BT, b_BT):
+    def run(hidden_BTD, head_VD, targets_BT, lse_BT, rest_BT, mean_BTD, a_BT, b_BT):
         own_BT = slices.own(targets_BT, len(head_VD))
         row_BTD = jnp.where(own_BT[..., None] == NONE, 0, head_VD.at[own_BT].get(mode="clip").astype(jnp.float32))
-        # The target's row apart from the others: where it is likely, its probability nearly cancels b.
-        of_row_BT = jnp.where(jnp.isnan(picked_BT), 0, a_BT * jnp.exp(picked_BT - lse_BT) + b_BT)
+        # The target's row apart from the others: where it is likely, its probability nearly cancels b / a = -1.
+        of_row_BT = (a_BT + b_BT) - a_BT * rest_BT
         dhidden_BTD = a_BT[..., None] * mean_BTD + of_row_BT[..., None] * slices.over_vocabulary(row_BTD)
-        numbers = (x.reshape(-1) for x in (own_BT, lse_BT, a_BT, b_BT))
+        numbers = [x.reshape(-1) for x in (own_BT, lse_BT, a_BT, b_BT)]
         dtype = jnp.float32 if slices.rows else head_VD.dtype
-        dhead_VD = slices.over_rows(gradient(jax.lax.collapse(hidden_BTD, 0, 2), head_VD, *numbers, dtype))
+        dhead_VD = slices.over_rows(gradient(jax.lax.collapse(hidden_BTD, 0, 2), head_VD, numbers, dtype))
         return dhidden_BTD.astype(hidden_BTD.dtype), dhead_VD.astype(head_VD.dtype)
 
     by_row, by_token = slices.specs

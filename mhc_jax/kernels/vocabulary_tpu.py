@@ -10,6 +10,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from mhc_jax.backend import target_kind
+from mhc_jax.config import ConfigError
 from mhc_jax.kernels.interpretation import is_interpreted
 from mhc_jax.kernels.products import of_factors
 from mhc_jax.kernels.tiles import LANES, REST, most_memory
@@ -48,8 +49,9 @@ class Tile(NamedTuple):
 
 def sums(
     hidden_MD: jax.Array, head_VD: jax.Array, targets_M: jax.Array, *, means: bool
-) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
-    """Of each token the logarithm of the softmax's denominator, and the logit of its target, 0 for :data:`NONE`.
+) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
+    """Of each token the logarithm of the softmax's denominator, the logit of its target, 0 for :data:`NONE`, and the
+    probability of all but the target.
 
     If ``means`` are asked for, also the sum (M, D) of the head's rows but the target's, each times its probability.
     """
@@ -59,8 +61,8 @@ def sums(
     hidden_MD, targets_M = _whole(T, hidden_MD, 0), _whole(T, targets_M, NONE)
     steps = pl.cdiv(V, passing)
 
-    def kernel(hidden, head, targets, lse, picked, *rest):
-        *mean, target, most, total, found = rest
+    def kernel(hidden, head, targets, lse, picked, rest, *more):
+        *mean, target, most, total, found = more
         first = pl.program_id(1) * passing
 
         @pl.when(first == 0)
@@ -81,57 +83,51 @@ def sums(
         before = most[...]
         now = jnp.maximum(before, jnp.max(functools.reduce(jnp.maximum, columns), axis=1, keepdims=True))
         scale = jnp.exp(before - now)
-        powers = [jnp.exp(x - now) for x in columns]
         chosen = [place == target[...] for place in places]
+        others = [jnp.where(one, 0.0, jnp.exp(x - now)) for one, x in zip(chosen, columns, strict=True)]
         most[...] = now
-        total[...] = total[...] * scale + sum(powers)
+        total[...] = total[...] * scale + sum(others)
         found[...] += sum(jnp.where(one, x, 0.0) for one, x in zip(chosen, columns, strict=True))
         for ref in mean:
-            others = [jnp.where(one, 0.0, x).astype(rows.dtype) for one, x in zip(chosen, powers, strict=True)]
+            others = [x.astype(rows.dtype) for x in others]
             if V % passing:  # behind the last row there may be anything
                 rows = jnp.where(first + jax.lax.broadcasted_iota(jnp.int32, (passing, 1), 0) < V, rows, 0)
             ref[...] = ref[...] * scale[:, :1] + of_factors(1, 0, jnp.concatenate(others, axis=1), rows)
 
         @pl.when(pl.program_id(1) == steps - 1)
         def _():
-            whole = jnp.sum(total[...], axis=1, keepdims=True)
-            lse[...] = _to_lanes(most[...] + jnp.log(whole))
-            picked[...] = _to_lanes(jnp.sum(found[...], axis=1, keepdims=True))
+            of_target = jnp.sum(found[...], axis=1, keepdims=True)
+            others = jnp.sum(total[...], axis=1, keepdims=True)
+            whole = others + jnp.where(target[...] == NONE, 0.0, jnp.exp(of_target - most[...]))
+            for ref, x in ((lse, most[...] + jnp.log(whole)), (picked, of_target), (rest, others / whole)):
+                ref[...] = _to_lanes(x)
             for ref in mean:
-                ref[...] = ref[...] / whole
+                ref[...] = ref[...] / whole[:, :1]
 
     stays, passes = _rows(T, D, 0), _rows(passing, D, 1)
     number = pl.BlockSpec((1, T), lambda i, _: (0, i))
-    lse, picked, *mean = _call(
+    lse, picked, rest, *mean = _call(
         kernel,
         tile,
         2 + 2 * means,
         [(hidden_MD, stays), (head_VD, passes), (targets_M[None], number)],
-        [((1, len(hidden_MD)), jnp.float32, number)] * 2 + [(hidden_MD.shape, jnp.float32, stays)] * means,
+        [((1, len(hidden_MD)), jnp.float32, number)] * 3 + [(hidden_MD.shape, jnp.float32, stays)] * means,
         [pltpu.VMEM((T, LANES), dtype) for dtype in (jnp.int32, *[jnp.float32] * 3)],
     )
-    return lse[0, :M], picked[0, :M], [x[:M] for x in mean]
+    return lse[0, :M], picked[0, :M], rest[0, :M], [x[:M] for x in mean]
 
 
-def gradient(
-    hidden_MD: jax.Array,
-    head_VD: jax.Array,
-    targets_M: jax.Array,
-    lse_M: jax.Array,
-    a_M: jax.Array,
-    b_M: jax.Array,
-    dtype: Any,
-) -> jax.Array:
+def gradient(hidden_MD: jax.Array, head_VD: jax.Array, numbers: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """That of the head, in the given dtype, if that of a token's logits is ``a softmax + b onehot(target)``.
 
     Args:
-        targets_M: rows of the head, or :data:`NONE`.
-        lse_M: logarithms of the denominators.
+        numbers: of every token (M,) its target, a row of the head or :data:`NONE`; the logarithm of the softmax's
+            denominator; a; b.
     """
     (M, D), V = hidden_MD.shape, len(head_VD)
     tile = _tile(head_VD).within(V, M)
     R, passing = tile
-    hidden_MD, *numbers = (_whole(passing, x, 0) for x in (hidden_MD, targets_M, lse_M, a_M, b_M))
+    hidden_MD, *numbers = (_whole(passing, x, 0) for x in (hidden_MD, *numbers))
 
     def kernel(head, hidden, targets, lse, a, b, made, total):
         @pl.when(pl.program_id(1) == 0)
@@ -199,7 +195,8 @@ def _call(
 
 def _tile(head_VD):
     tile = Tile.of(head_VD.shape[1], head_VD.dtype, most_memory(target_kind()))
-    assert tile is not None  # see `fault`
+    if tile is None:
+        raise ConfigError(f"a head of width {head_VD.shape[1]} is too wide for its kernels; take implementation 'xla'")
     return tile
 
 

@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int
+
+from mhc_jax.ops.chunks import Implementation
+from mhc_jax.registry import unknown
 
 IGNORE = -100
 
@@ -31,6 +35,8 @@ def chunked_cross_entropy(
     *,
     chunk: int,
     logits_dtype: jnp.dtype = jnp.float32,
+    implementation: Implementation = "xla",
+    batch_sharding: Sharding | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """:func:`cross_entropy` of ``hidden @ head.T`` with at most (B, chunk, V) logits alive.
 
@@ -45,7 +51,16 @@ def chunked_cross_entropy(
         targets_BT: token ids, or ``IGNORE``.
         chunk: tokens of each sequence in a chunk; T need not be a multiple.
         logits_dtype: dtype of logits, sums and loss.
+        implementation: ``"xla"``, or ``"pallas"`` for kernels of TPUs that have no chunks, as logits exist in the core
+            alone, see :mod:`mhc_jax.kernels.vocabulary`. They sum in float32, with first derivatives in reverse mode.
+        batch_sharding: sharding of arrays (B, ...) on several devices, which only the kernels have to know.
+
+    Raises:
+        ValueError: an unknown implementation, or no kernel for this head.
     """
+    if _is_by_kernel(implementation):
+        entropy, _, count = _by_kernel(hidden_BTD, head_VD, targets_BT, batch_sharding)
+        return entropy, count
     targets_BT, hidden_BTD = _padded(chunk, targets_BT, hidden_BTD)
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
     total, _ = _summed(_entropy_of_chunk, logits_dtype, chunk, targets_BT, (), hidden_BTD, head_VD)
@@ -70,6 +85,8 @@ def chunked_cross_entropy_and_z_loss(
     *,
     chunk: int,
     logits_dtype: jnp.dtype = jnp.float32,
+    implementation: Implementation = "xla",
+    batch_sharding: Sharding | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Sum of :func:`cross_entropy` and the weighted :func:`z_loss`, at the price of :func:`chunked_cross_entropy`.
 
@@ -79,6 +96,10 @@ def chunked_cross_entropy_and_z_loss(
     Returns:
         The weighted sum; the two sums, without weight or derivatives, to be reported; the number of targets.
     """
+    if _is_by_kernel(implementation):
+        entropy, squares, count = _by_kernel(hidden_BTD, head_VD, targets_BT, batch_sharding)
+        reported = jax.lax.stop_gradient((entropy, squares))
+        return entropy + jax.lax.stop_gradient(weight) * squares, *reported, count
     targets_BT, hidden_BTD = _padded(chunk, targets_BT, hidden_BTD)
     count = jnp.sum(targets_BT != IGNORE, dtype=logits_dtype)
     fixed = targets_BT, jax.lax.stop_gradient(jnp.asarray(weight, logits_dtype))
@@ -207,6 +228,22 @@ def _picked_jvp(primals, tangents):
     logits_BTV, targets_BT = primals
     chosen_BTV = targets_BT[..., None] == jnp.arange(logits_BTV.shape[-1])
     return _picked(logits_BTV, targets_BT), jnp.sum(chosen_BTV * tangents[0], axis=-1)
+
+
+def _is_by_kernel(implementation):
+    if implementation not in get_args(Implementation):
+        raise ValueError(unknown("implementation", implementation, get_args(Implementation)))
+    return implementation == "pallas"
+
+
+def _by_kernel(hidden_BTD, head_VD, targets_BT, batch_sharding):
+    """The sums of :func:`cross_entropy` and :func:`z_loss`, and the number of targets."""
+    from mhc_jax.kernels.vocabulary import normalisers  # Pallas takes long to import
+
+    valid = targets_BT != IGNORE
+    lse_BT, picked_BT = normalisers(hidden_BTD, head_VD, targets_BT, batch_sharding=batch_sharding)
+    losses = (jnp.where(valid, x_BT, 0) for x_BT in (lse_BT - picked_BT, jnp.square(lse_BT)))
+    return *map(jnp.sum, losses), jnp.sum(valid, dtype=lse_BT.dtype)
 
 
 def _logits(dtype, hidden_BKD, head_VD):

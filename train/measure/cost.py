@@ -13,6 +13,7 @@ from train.config import RunConfig
 from train.measure import hlo
 from train.measure.speed import peak_flops
 from train.measure.target import Chip
+from train.objectives.cross_entropy import CrossEntropyConfig
 from train.update.optimizer import make_optimizer
 from train.update.state import TrainState, trained_info
 from train.update.step import init_state, make_train_step
@@ -65,11 +66,15 @@ def step_flops(config: RunConfig) -> float:
 
     XLA counts the body of a loop once. The loops over layers, micro-batches and loss chunks are therefore
     unrolled first; the loop over time is not: it has few operations per channel compared with the matrix products.
+    The loss counts as by XLA, since kernels may compute logits twice.
     """
     execution = config.model.execution.replace(layers="unroll")
+    objective = config.objective.replace(chunk=config.data.seq_len)
+    if isinstance(objective, CrossEntropyConfig):
+        objective = objective.replace(implementation="xla")
     config = config.replace(
         model=config.model.replace(execution=execution),
-        objective=config.objective.replace(chunk=config.data.seq_len),
+        objective=objective,
         train=config.train.replace(accumulate=1),
     )
     cost = _lowered_step(config).cost_analysis()

@@ -233,6 +233,7 @@ def _head_training(config: RunConfig, params: Params, tokens_BT: jax.Array) -> S
 
     def loss(hidden_BTD, head_VD):
         options = {"chunk": config.objective.chunk, "logits_dtype": dtypes.accumulate}
+        options["implementation"] = getattr(config.objective, "implementation", "xla")
         with precision(model):
             return chunked_cross_entropy(hidden_BTD, head_VD, tokens_BT, **options)[0]
 

@@ -1,10 +1,12 @@
 """Cross-entropy with the batch's targets: on text, of the next token."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from mhc_jax.backend import stated_backend
 from mhc_jax.functional import Hidden, hidden
 from mhc_jax.nn.model import ModelConfig
 from mhc_jax.ops.loss import IGNORE, chunked_cross_entropy, chunked_cross_entropy_and_z_loss
@@ -23,10 +25,13 @@ class CrossEntropyConfig(ObjectiveConfig):
         errors: evaluation also counts targets that are not the likeliest token, as ``error``.
         z_loss: weight of the auxiliary loss ``z_loss``, the mean of ``log(Z)^2`` where Z is the softmax's denominator
             (PaLM, arXiv 2204.02311: 1e-4), which keeps logits from drifting; 0 for none.
+        implementation: ``"xla"``, or ``"pallas"`` for kernels of TPUs whose logits exist in the core alone, see
+            :mod:`mhc_jax.kernels.vocabulary`; ``chunk`` then counts for ``errors`` only.
     """
 
     errors: bool = False
     z_loss: float = 0.0
+    implementation: Literal["xla", "pallas"] = "xla"
 
     def validate(self):
         super().validate()
@@ -34,21 +39,34 @@ class CrossEntropyConfig(ObjectiveConfig):
 
     def check(self, model):
         model.check_next_token()
+        if self.implementation == "pallas":
+            from mhc_jax.kernels.vocabulary import fault  # Pallas takes long to import
+
+            found = fault(policy(model.execution.policy).compute, stated_backend())
+            self.require(not found, f"implementation 'pallas': {found}")
 
     def sums(self, model, params, batch, *, key=None, progress=None, batch_sharding=None):
         called = {"key": key, "progress": progress, "batch_sharding": batch_sharding}
         found = hidden(model, params, batch["inputs"], **places(batch), **called)
-        sums, penalties = self.sums_of(model, found, batch["targets"], errors=self.errors and key is None)
+        options = {"errors": self.errors and key is None, "batch_sharding": batch_sharding}
+        sums, penalties = self.sums_of(model, found, batch["targets"], **options)
         return sums, found.penalties | penalties
 
     def sums_of(
-        self, model: ModelConfig, found: Hidden, targets_BT: jax.Array, *, errors: bool
+        self,
+        model: ModelConfig,
+        found: Hidden,
+        targets_BT: jax.Array,
+        *,
+        errors: bool,
+        batch_sharding: jax.sharding.Sharding | None = None,
     ) -> tuple[Sums, dict[str, jax.Array]]:
         """The sums of a forward pass, and the auxiliary losses of its logits."""
         dtypes = policy(model.execution.policy)
         targets_BT = self.counted(model, targets_BT)
         hidden_BTD, penalties = found.hidden_BTD.astype(dtypes.compute), {}
-        options = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}
+        chunks = {"chunk": self.chunk, "logits_dtype": dtypes.accumulate}
+        options = {**chunks, "implementation": self.implementation, "batch_sharding": batch_sharding}
         with jax.default_matmul_precision(dtypes.precision):
             if self.z_loss:
                 total, loss, squares, count = chunked_cross_entropy_and_z_loss(
@@ -61,7 +79,7 @@ class CrossEntropyConfig(ObjectiveConfig):
                 loss, count = chunked_cross_entropy(hidden_BTD, found.head_VD, targets_BT, **options)
             sums = {"loss": loss, "tokens": count}
             if errors:
-                sums["error"] = _errors(hidden_BTD, found.head_VD, targets_BT, **options)
+                sums["error"] = _errors(hidden_BTD, found.head_VD, targets_BT, **chunks)
         return sums, penalties
 
 

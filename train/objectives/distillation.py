@@ -66,6 +66,7 @@ class DistillationConfig(CrossEntropyConfig):
         self.require(self.temperature >= 1e-6, f"temperature must be at least 1e-06, got {self.temperature}")
         self.require_not_negative("kl", "hidden", "cross_entropy")
         self.require(not self.z_loss, "z_loss is not part of distillation; leave it at 0")
+        self.require(self.implementation == "xla", "implementation 'pallas' has no distillation; leave it at 'xla'")
         for name in ("hidden_until", "kl_from", "cross_entropy_from"):
             self.require(0 <= getattr(self, name) <= 1, f"{name} must lie in [0, 1], got {getattr(self, name)}")
         for at in sorted({0.0, self.hidden_until, self.kl_from, self.cross_entropy_from} - {1.0}):

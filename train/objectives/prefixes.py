@@ -63,7 +63,7 @@ class PrefixesConfig(CrossEntropyConfig):
             loss, count = prefix_cross_entropy(prefixes, classifier, batch["targets"], logits_dtype=dtypes.accumulate)
         # Words no longer than a chunk have no such target.
         penalty = self.weight * loss / jnp.maximum(count, 1)
-        sums, penalties = self.sums_of(model, found, batch["targets"], errors=False)
+        sums, penalties = self.sums_of(model, found, batch["targets"], errors=False, batch_sharding=batch_sharding)
         return sums, found.penalties | penalties | {TAP: penalty}
 
 

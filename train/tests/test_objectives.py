@@ -9,6 +9,7 @@ import pytest
 
 import mhc_jax
 from mhc_jax import registry
+from mhc_jax.backend import compiling_for
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info
 from mhc_jax.models import mhc_ssm
@@ -66,6 +67,32 @@ def test_chunks_have_the_gradients_of_all_tokens_at_once_under_every_policy(poli
     found, expected = (jax.jit(jax.grad(loss))(params) for loss in (chunked, whole))
     for x, y in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
         np.testing.assert_allclose(x, y, rtol=0, atol=error * float(jnp.abs(y).max()))
+
+
+@pytest.mark.parametrize("z_loss", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_a_step_by_kernels_is_that_by_xla(z_loss, known):
+    params, batch, _ = known
+    found = []
+    for implementation in ("xla", "pallas"):
+        config = tiny_run_of(CrossEntropyConfig(chunk=3, z_loss=z_loss, implementation=implementation), 1)
+        optimizer = make_optimizer(config.optim, 10, param_info(MODEL))
+        state = dataclasses.replace(init_state(config, optimizer), params=params)
+        found.append(jax.jit(make_train_step(config, optimizer))(state, batch))
+    (by_xla, metrics), (by_kernels, same) = found
+    assert metrics.keys() == same.keys()
+    for x, y in zip(*map(jax.tree.leaves, ((by_xla.params, metrics), (by_kernels.params, same))), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+
+
+def test_kernels_that_there_are_not_are_refused():
+    objective, narrow = CrossEntropyConfig(implementation="pallas"), MODEL.execution.replace(policy="float16")
+    objective.check(MODEL)
+    with pytest.raises(ConfigError, match="implementation 'pallas': .* float32 or bfloat16, not float16; take such a"):
+        objective.check(MODEL.replace(execution=narrow))
+    with compiling_for("gpu"), pytest.raises(ConfigError, match="implementation 'pallas': .*are for TPUs; take impl"):
+        objective.check(MODEL)
+    with pytest.raises(ConfigError, match="'pallas' has no distillation; leave it at 'xla'"):
+        DistillationConfig(implementation="pallas").validate()
 
 
 def test_errors_are_counted_in_evaluation_alone_and_only_if_asked_for(known):
