@@ -21,7 +21,7 @@ from mhc_jax.backend import target_backend
 from mhc_jax.config import ConfigError
 from mhc_jax.kernels.derivatives import not_differentiable
 from mhc_jax.kernels.sharding import axes, by_device
-from mhc_jax.kernels.vocabulary_tpu import LEAST, NONE, gradient, sums
+from mhc_jax.kernels.vocabulary_tpu import NONE, gradient, sums
 
 
 def fault(dtype: Any, target: str | None) -> str | None:
@@ -97,12 +97,9 @@ class _Slices(NamedTuple):
         """The sum of all slices."""
         return jax.lax.psum(x, self.rows) if self.rows else x
 
-    def joined(self, lse: jax.Array) -> jax.Array:
-        """The logarithm of the whole denominator."""
-        if not self.vocabulary:
-            return lse
-        most = jnp.maximum(jax.lax.pmax(lse, self.vocabulary), LEAST)
-        return most + jnp.log(self.over_vocabulary(jnp.exp(lse - most)))
+    def greatest(self, x: jax.Array) -> jax.Array:
+        """Of all slices of the vocabulary."""
+        return jax.lax.pmax(x, self.vocabulary) if self.vocabulary else x
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -118,24 +115,31 @@ def _forward(batch_sharding, hidden_BTD, head_VD, targets_BT):
 
 
 def _run_sums(batch_sharding, hidden_BTD, head_VD, targets_BT, *, means):
+    """Denominators and logits of targets, the probability of all but the target, and, if asked for, the sum of their
+    rows by their probabilities."""
     slices, V = _Slices.of(batch_sharding, len(head_VD)), len(head_VD)
 
     @not_differentiable
     def run(hidden_BTD, head_VD, targets_BT):
-        def by_row(x):
-            return x.reshape(*targets_BT.shape, *x.shape[1:])
-
-        own_M = slices.own(targets_BT.reshape(-1), len(head_VD))
-        own_lse, picked, rest, mean = sums(jax.lax.collapse(hidden_BTD, 0, 2), head_VD, own_M, means=means)
-        lse = slices.joined(own_lse)
-        if slices.vocabulary:
-            picked, share = slices.over_vocabulary(picked), jnp.exp(own_lse - lse)
-            rest, *mean = (slices.over_vocabulary((share * x.T).T) for x in (rest, *mean))
-        is_row = (targets_BT >= 0) & (targets_BT < V)
-        return by_row(lse), jnp.where(is_row, by_row(picked), jnp.nan), *map(by_row, (rest, *mean))
+        own_BT = slices.own(targets_BT, len(head_VD))
+        own_most, total, mean = sums(jax.lax.collapse(hidden_BTD, 0, 2), head_VD, own_BT.reshape(-1), means=means)
+        most = slices.greatest(own_most)
+        others_BT = most + jnp.log(slices.over_vocabulary(total * jnp.exp(own_most - most)))
+        others_BT = others_BT.reshape(targets_BT.shape)
+        picked_BT = slices.over_vocabulary(jnp.sum(hidden_BTD * _rows(head_VD, own_BT), axis=-1))
+        is_row_BT = (targets_BT >= 0) & (targets_BT < V)
+        lse_BT = jnp.where(is_row_BT, jnp.logaddexp(others_BT, picked_BT), others_BT)
+        share_BT1 = jnp.exp(own_most.reshape(lse_BT.shape) - lse_BT)[..., None]
+        means_BTD = [slices.over_vocabulary(share_BT1 * x.reshape(hidden_BTD.shape)) for x in mean]
+        return lse_BT, jnp.where(is_row_BT, picked_BT, jnp.nan), jnp.exp(others_BT - lse_BT), *means_BTD
 
     by_row, by_token = slices.specs
     return by_device(run, batch_sharding, (by_row, by_token, by_row), by_row)(hidden_BTD, head_VD, targets_BT)
+
+
+def _rows(head_VD, own_BT):
+    """Of the head, for the targets; zeros for :data:`NONE`."""
+    return jnp.where(own_BT[..., None] == NONE, 0, head_VD.at[own_BT].get(mode="clip")).astype(jnp.float32)
 
 
 def _backward(batch_sharding, saved, cotangents):
@@ -144,7 +148,7 @@ def _backward(batch_sharding, saved, cotangents):
     @not_differentiable
     def run(hidden_BTD, head_VD, targets_BT, lse_BT, rest_BT, mean_BTD, a_BT, b_BT):
         own_BT = slices.own(targets_BT, len(head_VD))
-        row_BTD = jnp.where(own_BT[..., None] == NONE, 0, head_VD.at[own_BT].get(mode="clip").astype(jnp.float32))
+        row_BTD = _rows(head_VD, own_BT)
         # The target's row apart from the others: where it is likely, its probability nearly cancels b / a = -1.
         of_row_BT = (a_BT + b_BT) - a_BT * rest_BT
         dhidden_BTD = a_BT[..., None] * mean_BTD + of_row_BT[..., None] * slices.over_vocabulary(row_BTD)

@@ -49,72 +49,67 @@ class Tile(NamedTuple):
 
 def sums(
     hidden_MD: jax.Array, head_VD: jax.Array, targets_M: jax.Array, *, means: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, list[jax.Array]]:
-    """Of each token the logarithm of the softmax's denominator, the logit of its target, 0 for :data:`NONE`, and the
-    probability of all but the target.
+) -> tuple[jax.Array, jax.Array, list[jax.Array]]:
+    """Of each token the greatest logit but the target's, and the sum of all others' exponentials relative to it.
 
-    If ``means`` are asked for, also the sum (M, D) of the head's rows but the target's, each times its probability.
+    If ``means`` are asked for, also the sum (M, D) of the head's rows, each times that exponential.
     """
     (M, D), V = hidden_MD.shape, len(head_VD)
     tile = _tile(head_VD).within(M, V)
     T, passing = tile
     hidden_MD, targets_M = _whole(T, hidden_MD, 0), _whole(T, targets_M, NONE)
     steps = pl.cdiv(V, passing)
+    full = (V % passing or passing) // LANES  # columns of logits that the last tile fills, too
 
-    def kernel(hidden, head, targets, lse, picked, rest, *more):
-        *mean, target, most, total, found = more
+    def kernel(hidden, head, targets, greatest, sum_, *more):
+        *mean, target, most, total = more
         first = pl.program_id(1) * passing
 
         @pl.when(first == 0)
         def _():
             target[...] = _to_rows(targets[...])
             most[...] = jnp.full(most.shape, LEAST, jnp.float32)
-            for ref in (total, found, *mean):
+            for ref in (total, *mean):
                 ref[...] = jnp.zeros(ref.shape, jnp.float32)
 
         rows = head[...]
         logits = of_factors(1, 1, hidden[...], rows)
+        lane, columns = jax.lax.broadcasted_iota(jnp.int32, (T, LANES), 1), []
         # By columns as wide as the lanes, in all of which a number of a token stands.
-        columns = [logits[:, start : start + LANES] for start in range(0, passing, LANES)]
-        lane = jax.lax.broadcasted_iota(jnp.int32, (T, LANES), 1)
-        places = [lane + (first + start) for start in range(0, passing, LANES)]
-        if V % passing:
-            columns = [jnp.where(place < V, x, -jnp.inf) for place, x in zip(places, columns, strict=True)]
+        for n in range(passing // LANES):
+            place, x = lane + (first + n * LANES), logits[:, n * LANES : (n + 1) * LANES]
+            is_other = place != target[...]
+            columns.append(jnp.where(is_other if n < full else is_other & (place < V), x, -jnp.inf))
         before = most[...]
         now = jnp.maximum(before, jnp.max(functools.reduce(jnp.maximum, columns), axis=1, keepdims=True))
         scale = jnp.exp(before - now)
-        chosen = [place == target[...] for place in places]
-        others = [jnp.where(one, 0.0, jnp.exp(x - now)) for one, x in zip(chosen, columns, strict=True)]
+        powers = [jnp.exp(x - now) for x in columns]
         most[...] = now
-        total[...] = total[...] * scale + sum(others)
-        found[...] += sum(jnp.where(one, x, 0.0) for one, x in zip(chosen, columns, strict=True))
+        total[...] = total[...] * scale + sum(powers)
         for ref in mean:
-            others = [x.astype(rows.dtype) for x in others]
             if V % passing:  # behind the last row there may be anything
-                rows = jnp.where(first + jax.lax.broadcasted_iota(jnp.int32, (passing, 1), 0) < V, rows, 0)
-            ref[...] = ref[...] * scale[:, :1] + of_factors(1, 0, jnp.concatenate(others, axis=1), rows)
+                known, ends = rows[: full * LANES], rows[full * LANES :]
+                place = first + full * LANES + jax.lax.broadcasted_iota(jnp.int32, (len(ends), 1), 0)
+                rows = jnp.concatenate([known, jnp.where(place < V, ends, 0)])
+            factors = jnp.concatenate([x.astype(rows.dtype) for x in powers], axis=1)
+            ref[...] = ref[...] * scale[:, :1] + of_factors(1, 0, factors, rows)
 
         @pl.when(pl.program_id(1) == steps - 1)
         def _():
-            of_target = jnp.sum(found[...], axis=1, keepdims=True)
-            others = jnp.sum(total[...], axis=1, keepdims=True)
-            whole = others + jnp.where(target[...] == NONE, 0.0, jnp.exp(of_target - most[...]))
-            for ref, x in ((lse, most[...] + jnp.log(whole)), (picked, of_target), (rest, others / whole)):
-                ref[...] = _to_lanes(x)
-            for ref in mean:
-                ref[...] = ref[...] / whole[:, :1]
+            greatest[...] = _to_lanes(most[...])
+            sum_[...] = _to_lanes(jnp.sum(total[...], axis=1, keepdims=True))
 
     stays, passes = _rows(T, D, 0), _rows(passing, D, 1)
     number = pl.BlockSpec((1, T), lambda i, _: (0, i))
-    lse, picked, rest, *mean = _call(
+    most, total, *mean = _call(
         kernel,
         tile,
         2 + 2 * means,
         [(hidden_MD, stays), (head_VD, passes), (targets_M[None], number)],
-        [((1, len(hidden_MD)), jnp.float32, number)] * 3 + [(hidden_MD.shape, jnp.float32, stays)] * means,
-        [pltpu.VMEM((T, LANES), dtype) for dtype in (jnp.int32, *[jnp.float32] * 3)],
+        [((1, len(hidden_MD)), jnp.float32, number)] * 2 + [(hidden_MD.shape, jnp.float32, stays)] * means,
+        [pltpu.VMEM((T, LANES), dtype) for dtype in (jnp.int32, jnp.float32, jnp.float32)],
     )
-    return lse[0, :M], picked[0, :M], rest[0, :M], [x[:M] for x in mean]
+    return most[0, :M], total[0, :M], [x[:M] for x in mean]
 
 
 def gradient(hidden_MD: jax.Array, head_VD: jax.Array, numbers: Sequence[jax.Array], dtype: Any) -> jax.Array:

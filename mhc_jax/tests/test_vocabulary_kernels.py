@@ -52,6 +52,7 @@ CASES = {  # B, T, D, V
     "several tiles, the last not full": (2, 75, 24, 300),
     "tiles that are full": (2, 128, 16, 256),
     "one token and few words": (1, 1, 8, 5),
+    "one word": (1, 3, 8, 1),
     "a head as wide as it is long": (1, 30, 130, 130),
 }
 
