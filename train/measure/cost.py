@@ -90,7 +90,9 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
     """
     memory, text = compiled.memory_analysis(), compiled.as_text()
     assert memory is not None  # only backends without this analysis return None
-    cost = hlo.cost(text)
+    devices = state.step.sharding.device_set
+    peak = peak_flops(next(iter(devices)))
+    cost = hlo.cost(text, peak / chip.bandwidth if peak else math.inf)
     quantities = {
         "parameters": (_mib(state.params), "MiB"),
         "optimizer state": (_mib((state.opt_state, state.ema)), "MiB"),
@@ -102,13 +104,15 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
         **_layer_kernels(text, config.model.layers),
     }
     if chip.clock:
-        seconds, devices = cost.seconds(chip.clock, chip.bandwidth), state.step.sharding.device_set
+        seconds = cost.seconds(chip.clock, chip.bandwidth)
         flops = flops_per_token(config.model, config.data.seq_len) * config.data.batch_size * config.data.seq_len
         quantities["estimated time without communication"] = (1e3 * seconds, "ms")
         if cost.pallas:
-            quantities["of that Pallas kernels, by their bytes"] = (1e3 * cost.pallas / chip.bandwidth, "ms")
-        peak = len(devices) * (peak_flops(next(iter(devices))) or math.nan)
-        quantities["MFU at that time"] = (100 * flops / (seconds * peak), "%")
+            quantities["of that Pallas kernels, at least"] = (
+                1e3 * cost.pallas / chip.bandwidth,
+                "ms",
+            )
+        quantities["MFU at that time"] = (100 * flops / (seconds * len(devices) * (peak or math.nan)), "%")
     return [{"one device, one step": name, "value": value, "unit": unit} for name, (value, unit) in quantities.items()]
 
 

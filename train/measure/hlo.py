@@ -22,6 +22,7 @@ _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _PALLAS = 'custom_call_target="tpu_custom_call"'
+_STATED = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
 # An array that lies in tiles of these lengths of its last two axes.
 _TILED = re.compile(r"\b([a-z]+\d\w*)\[([\d,]+)\]\{([\d,]+):T\((\d+),(\d+)\)")
 
@@ -42,7 +43,8 @@ class Cost:
     The TPU compiler estimates everything except collectives and Pallas kernels, other compilers estimate nothing.
 
     Attributes:
-        pallas: bytes that Pallas kernels of a TPU read and write, with what fills the last tiles.
+        pallas: bytes that Pallas kernels of a TPU read and write, with what fills the last tiles, or as many as would
+            take the time of their products, see :func:`cost`.
     """
 
     bytes: int = 0
@@ -57,7 +59,7 @@ class Cost:
         return Cost(*(times * mine for mine in dataclasses.astuple(self)))
 
     def seconds(self, clock: float, bandwidth: float) -> float:
-        """The estimated cycles at ``clock``, and Pallas kernels as if they did nothing but move their bytes."""
+        """The estimated cycles at ``clock``, and Pallas kernels as if they moved bytes and nothing ever waited."""
         return self.cycles / clock + self.pallas / bandwidth
 
 
@@ -97,10 +99,15 @@ class _Instruction:
 _Program = dict[str, dict[str, _Instruction]]
 
 
-def cost(text: str) -> Cost:
-    """Cost of one run of the program ``compiled.as_text()``."""
+def cost(text: str, flops_a_byte: float = math.inf) -> Cost:
+    """Cost of one run of the program ``compiled.as_text()``.
+
+    Args:
+        flops_a_byte: operations that the device does while it moves a byte. Pallas kernels that state more than that
+            of each of theirs count with more bytes; by default no products count.
+    """
     program, entry = _parse(text)
-    return _computation(program, entry)
+    return _computation(program, entry, flops_a_byte)
 
 
 def loops(text: str, trips: int) -> list[Cost]:
@@ -217,15 +224,15 @@ def _trips(program: _Program, each: _Instruction) -> int:
     return int(constants[0][: _closing(constants[0])]) if len(constants) == 1 else 1
 
 
-def _computation(program: _Program, name: str) -> Cost:
-    return sum((_instruction(program, name, each) for each in program[name].values()), Cost())
+def _computation(program: _Program, name: str, flops_a_byte: float = math.inf) -> Cost:
+    return sum((_instruction(program, name, each, flops_a_byte) for each in program[name].values()), Cost())
 
 
-def _instruction(program: _Program, computation: str, each: _Instruction) -> Cost:
+def _instruction(program: _Program, computation: str, each: _Instruction, flops_a_byte: float) -> Cost:
     if each.op in _FREE or each.op.endswith(_ASYNC_ENDS):
         return Cost()
     if each.op in _CONTROL:
-        return sum((_computation(program, name) for name in each.called), Cost()) * _trips(program, each)
+        return sum((_computation(program, name, flops_a_byte) for name in each.called), Cost()) * _trips(program, each)
     there = program[computation]
     sizes = [there[name].size if name in there else 0 for name in each.operands]
     fused = program[each.called[0]] if each.op == "fusion" else _alone(each, sizes)
@@ -235,6 +242,8 @@ def _instruction(program: _Program, computation: str, each: _Instruction) -> Cos
     if _PALLAS in each.rest:
         operands = [there[name].shape for name in each.operands if name in there]
         moved = sum(map(_size_in_tiles, (*operands, each.shape)))
+        if stated := _STATED.search(each.rest):  # what passes by a tile that stays is read again for each
+            moved = max(moved, int(stated[2]), int(int(stated[1]) / flops_a_byte))
     return Cost(read + _written(fused, each.size), 1, int(estimate[1]) if estimate else 0, moved)
 
 

@@ -98,6 +98,10 @@ custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{}}
     assert (cost.kernels, cost.cycles, cost.pallas) == (1, 0, 2 * (tiles + 3 * 4))
     assert cost.seconds(1e9, 1e12) == pytest.approx(cost.pallas / 1e12)
     assert hlo.cost(text.replace("tpu_custom_call", "Sharding")).pallas == 0
+    stated = text.replace(
+        "{}}", '{"cost_estimate":{"flops":"9000000","transcendentals":"0","bytes_accessed":"90000"}}}'
+    )
+    assert (hlo.cost(stated).pallas, hlo.cost(stated, 50).pallas) == (90_000, 180_000)
 
 
 def test_a_loop_whose_trips_nobody_can_tell_counts_once():
