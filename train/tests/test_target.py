@@ -27,7 +27,7 @@ def here(monkeypatch):
     monkeypatch.setattr(target, "devices", lambda machine: jax.devices())
     monkeypatch.setattr(cost, "peak_flops", lambda device: 1e12)
     count = hlo.cost
-    monkeypatch.setattr(hlo, "cost", lambda text: dataclasses.replace(count(text), cycles=3_000_000))
+    monkeypatch.setattr(hlo, "cost", lambda text, *_: dataclasses.replace(count(text), cycles=3_000_000))
 
 
 @pytest.mark.parametrize(
