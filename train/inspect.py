@@ -44,7 +44,8 @@ ESTIMATE = """\
 The time is the TPU compiler's own estimate of cycles, from shapes, without
 collectives; nothing has run. Products of matrices are estimated 11 to 42 %
 above the chip's peak rate. The compiler does not estimate Pallas kernels: they
-count as if they only moved their bytes. The MFU is that of this time."""
+count as if they only moved their bytes, or, where that takes longer, only
+multiplied at the peak rate. The MFU is that of this time."""
 
 
 @dataclasses.dataclass(frozen=True)
