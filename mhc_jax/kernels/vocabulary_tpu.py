@@ -32,12 +32,14 @@ class Tile(NamedTuple):
     @staticmethod
     def of(width: int, dtype: Any, memory: int) -> "Tile | None":
         """The largest in so many bytes; None if none fits."""
-        size, passes = jnp.dtype(dtype).itemsize, 1 if dtype == jnp.bfloat16 else 4
+        size = jnp.dtype(dtype).itemsize
+        # Factors of 32 bits are multiplied in three parts of 16.
+        passes, parts = (1, 0) if dtype == jnp.bfloat16 else (4, 6)
         for staying in STAYING:
             for passing in PASSING:
                 # What comes and goes twice, a copy of what passes, and float32 sums with what is added to them.
-                rows = staying * (2 * size + 12) + passing * 3 * size
-                fits = width * rows + staying * passing * (8 + size) <= memory
+                rows = staying * (2 * size + 12 + parts) + passing * (3 * size + parts)
+                fits = width * rows + staying * passing * (8 + size + parts) <= memory
                 if fits and passes * staying * passing * width <= MOST_WORK:
                     return Tile(staying, passing)
         return None
@@ -88,9 +90,10 @@ def sums(
         total[...] = total[...] * scale + sum(powers)
         for ref in mean:
             if V % passing:  # behind the last row there may be anything
-                known, ends = rows[: full * LANES], rows[full * LANES :]
-                place = first + full * LANES + jax.lax.broadcasted_iota(jnp.int32, (len(ends), 1), 0)
-                rows = jnp.concatenate([known, jnp.where(place < V, ends, 0)])
+                start = full * LANES
+                place = first + start + jax.lax.broadcasted_iota(jnp.int32, (passing - start, 1), 0)
+                ends = jnp.where(place < V, rows[start:], 0)
+                rows = jnp.concatenate([rows[:start], ends]) if start else ends
             factors = jnp.concatenate([x.astype(rows.dtype) for x in powers], axis=1)
             ref[...] = ref[...] * scale[:, :1] + of_factors(1, 0, factors, rows)
 

@@ -101,6 +101,7 @@ def test_sites_with_coefficients_of_tokens(machine, N, T, width):
         (1000, 50257, 768, "bfloat16"),
         (1024, 50304, 2048, "bfloat16"),
         (130, 999, 96, "float32"),
+        (130, 4000, 1280, "bfloat16"),
     ],
 )
 def test_the_head_with_its_loss(machine, tokens, words, width, dtype):
