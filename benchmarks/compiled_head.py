@@ -1,9 +1,9 @@
 """A language model's head with its loss and gradients, compiled for machines that need not be here: XLA's and kernels.
 
 ``python benchmarks/compiled_head.py v5e:1x1 v5p:1x1x1 v6e:1x1 --out benchmarks/results/compiled_head``, which takes the
-compiler (extra ``tpu``) and no device; H100s (extra ``gpu``) have no kernels: ``--by 128 256 1024``. Cross-entropy of hidden states and a head in bfloat16, with the gradients of
-both. Rows replace those of the same machine and program in the file as they are done. What is counted is told in
-``compiled_scans.py``.
+compiler (extra ``tpu``) and no device; for H100s (extra ``gpu``) there are no kernels: ``--by 128 256 1024``.
+Cross-entropy of hidden states and a head in bfloat16, with the gradients of both. Rows replace those of the same
+machine and program in the file as they are done. What is counted is told in ``compiled_scans.py``.
 """
 
 import argparse
