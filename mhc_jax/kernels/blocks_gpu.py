@@ -13,12 +13,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mhc_jax.kernels.coefficients_gpu import CHANNELS, MOST_SHARED
+from mhc_jax.kernels.coefficients_gpu import CHANNELS
 from mhc_jax.kernels.mosaic_gpu import by_lanes
 from mhc_jax.kernels.tile_gpu import FACTOR
 
 # Processors of an H100, and bytes of the cache that they share, less what others need of it.
 PROCESSORS, CACHE = 132, 40 * 2**20
+# Bytes of shared memory of a processor, less what sums over threads and barriers take, and those an array begins at.
+SHARED, ALIGNED = 224 * 2**10, 2**10
 # Rows of phi that tensor cores multiply at once, and those that they sum over at once.
 ROWS, SUMMED = 64, 16
 # Least and most chunks on their way.
@@ -73,13 +75,10 @@ class Blocks(NamedTuple):
         """The block's tokens."""
         return pl.ds(0, self.most)
 
-    def room(self, streams: int) -> int:
-        """Bytes of shared memory for a block, so many that the cache holds ``streams`` of all blocks that run at once.
-
-        Not more than three blocks run at once on a processor.
-        """
+    def at_once(self, streams: int) -> int:
+        """Blocks on a processor, one to three, for which the cache should hold so many streams of each."""
         held = 2 * self.most * self.width * streams
-        return MOST_SHARED // min(3, max(1, CACHE // (PROCESSORS * held)))
+        return min(3, max(1, CACHE // (PROCESSORS * held)))
 
     def phi(self, phi_KM: jax.Array) -> jax.Array:
         """The matrix as blocks take it."""

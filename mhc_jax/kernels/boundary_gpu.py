@@ -19,8 +19,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mhc_jax.kernels.blocks_gpu import LEAST_STAGES, MOST_STAGES, PRODUCT, TILE, Blocks, ByThread
-from mhc_jax.kernels.coefficients_gpu import CHANNELS, MOST_SHARED
+from mhc_jax.kernels.blocks_gpu import ALIGNED, LEAST_STAGES, MOST_STAGES, PRODUCT, SHARED, TILE, Blocks, ByThread
+from mhc_jax.kernels.coefficients_gpu import CHANNELS
 from mhc_jax.kernels.gates import Gates, Params, Site
 from mhc_jax.kernels.gates_gpu import cotangents_of_all, cotangents_of_token, numbers_of_token
 from mhc_jax.kernels.mosaic_gpu import THREADS, has_threads, number, shown_to_copies
@@ -32,6 +32,8 @@ from mhc_jax.kernels.tokens_gpu import fits, laid, load, store
 
 # Tokens of a block, forward and backward, where twice as many streams pass.
 TOKENS, TOKENS_BACK = 16, 8
+# Channels of a row that are worth a pass.
+ENOUGH = 256
 
 
 class _Given(NamedTuple):
@@ -227,8 +229,8 @@ def _forward_of_blocks(blocks, gates, phases, made, given):
 
         blocks.each(of_read)
 
-    of_chunk, of_numbers = 2 * CHANNELS * (blocks.most + rows), 4 * blocks.most * (rows + 1)
-    stages = min(MOST_STAGES, (blocks.room(N) - of_numbers) // of_chunk)
+    of_chunk, of_numbers = 2 * CHANNELS * (blocks.most + rows), _bytes((rows, blocks.most), (blocks.most,))
+    stages = min(MOST_STAGES, (SHARED // blocks.at_once(N) - of_numbers) // of_chunk)
     scratch = {
         "places": [tile((stages, count, CHANNELS), FACTOR) for count in (blocks.most, rows)],
         "arrived": plgpu.Barrier(num_arrivals=2, num_barriers=stages),
@@ -347,17 +349,24 @@ def _numbers(blocks, gates, piece):
 
 
 def _piece(blocks, gates):
-    """The most channels of each stream for whose products with phi there is shared memory, and chunks on their way.
+    """Channels of each stream for whose products with phi there is shared memory, and chunks on their way.
 
-    Without channels there is too little.
+    The most of them, and fewer blocks at once before there are few. Without channels there is too little memory.
     """
-    for room in (blocks.room(2 * blocks.streams + 2), MOST_SHARED):
+    of_factors, of_chunk = 2 * blocks.rows * blocks.most, 2 * blocks.rows * CHANNELS
+    for at_once in range(blocks.at_once(2 * blocks.streams + 2), 0, -1):
         for piece in range(blocks.width, 0, -THREADS):
-            numbers = 4 * sum(map(math.prod, _numbers(blocks, gates, piece).values()))
-            stages = (room - numbers - 2 * blocks.rows * blocks.most) // (2 * blocks.rows * CHANNELS)
-            if blocks.width % piece == 0 and stages >= LEAST_STAGES:
+            numbers = of_factors + _bytes(*_numbers(blocks, gates, piece).values())
+            stages = (SHARED // at_once - numbers) // of_chunk
+            is_enough = at_once == 1 or piece >= min(ENOUGH, blocks.width)
+            if blocks.width % piece == 0 and stages >= LEAST_STAGES and is_enough:
                 return piece, min(MOST_STAGES, stages)
     return 0, 0
+
+
+def _bytes(*shapes):
+    """Of float32 numbers in shared memory."""
+    return sum(ALIGNED * pl.cdiv(4 * math.prod(shape), ALIGNED) for shape in shapes)
 
 
 def _number(ref, *where):

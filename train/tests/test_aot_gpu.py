@@ -131,7 +131,7 @@ def gated(N, numbers):
     return [*(jax.nn.sigmoid(x) for x in numbers[: 2 * N]), *numbers[2 * N :]]
 
 
-SIZES = [(1, 768, 37), (2, 768, 64), (4, 768, 37), (4, 2048, 64), (8, 128, 37)]
+SIZES = [(1, 768, 37), (2, 768, 64), (4, 768, 37), (4, 2048, 64), (5, 1280, 64), (8, 128, 37)]
 
 
 def compiled_calls(N, width, tokens, run):
