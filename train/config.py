@@ -239,6 +239,8 @@ class RunConfig(Config):
             self.objective.check(self.model)
             if "segments" in self.data.arrays():
                 self.model.check_segments()
+        with within("objective"):
+            self.objective.check_kernels(self.model)
         self.require(
             self.model.max_len >= self.data.seq_len,
             f"model.max_len {self.model.max_len} is shorter than data.seq_len {self.data.seq_len}",

@@ -18,6 +18,6 @@ def axes(batch_sharding: Sharding | None) -> tuple[tuple[str, ...], dict[str, in
     """The axes of the mesh that slice the batch, and the others with their sizes; none on one device."""
     if not isinstance(batch_sharding, NamedSharding):
         return (), {}
-    rows = batch_sharding.spec[0]
-    rows = rows if isinstance(rows, tuple) else (rows,)
+    rows = batch_sharding.spec[0] if len(batch_sharding.spec) else None
+    rows = () if rows is None else rows if isinstance(rows, tuple) else (rows,)
     return rows, {axis: size for axis, size in batch_sharding.mesh.shape.items() if axis not in rows}

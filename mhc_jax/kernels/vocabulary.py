@@ -64,7 +64,8 @@ def normalisers(
         raise ConfigError(reason)
     if not targets_BT.size:  # kernels have no empty grid
         return (jnp.zeros(targets_BT.shape, jnp.float32),) * 2
-    found: Any = _normalisers(batch_sharding, hidden_BTD.astype(dtype), head_VD.astype(dtype), targets_BT)
+    inputs = hidden_BTD.astype(dtype), head_VD.astype(dtype), targets_BT.astype(jnp.int32)
+    found: Any = _normalisers(batch_sharding, *inputs)
     return found
 
 
@@ -152,7 +153,7 @@ def _backward(batch_sharding, saved, cotangents):
         # The target's row apart from the others: where it is likely, its probability nearly cancels b / a = -1.
         of_row_BT = (a_BT + b_BT) - a_BT * rest_BT
         dhidden_BTD = a_BT[..., None] * mean_BTD + of_row_BT[..., None] * slices.over_vocabulary(row_BTD)
-        numbers = [x.reshape(-1) for x in (own_BT, lse_BT, a_BT, b_BT)]
+        numbers = [x.reshape(-1) for x in (own_BT, lse_BT, a_BT, of_row_BT)]
         dtype = jnp.float32 if slices.rows else head_VD.dtype
         dhead_VD = slices.over_rows(gradient(jax.lax.collapse(hidden_BTD, 0, 2), head_VD, numbers, dtype))
         return dhidden_BTD.astype(hidden_BTD.dtype), dhead_VD.astype(head_VD.dtype)

@@ -116,7 +116,7 @@ def sums(
 
 
 def gradient(hidden_MD: jax.Array, head_VD: jax.Array, numbers: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """That of the head, in the given dtype, if that of a token's logits is ``a softmax + b onehot(target)``.
+    """That of the head, in the given dtype, if that of a token's logits is b for the target and else ``a softmax``.
 
     Args:
         numbers: of every token (M,) its target, a row of the head or :data:`NONE`; the logarithm of the softmax's
@@ -135,7 +135,7 @@ def gradient(hidden_MD: jax.Array, head_VD: jax.Array, numbers: Sequence[jax.Arr
         tokens = hidden[...]
         logits = of_factors(1, 1, head[...], tokens)  # with tokens in lanes
         place = pl.program_id(0) * R + jax.lax.broadcasted_iota(jnp.int32, (R, passing), 0)
-        found = a[...] * jnp.exp(logits - lse[...]) + jnp.where(place == targets[...], b[...], 0.0)
+        found = jnp.where(place == targets[...], b[...], a[...] * jnp.exp(logits - lse[...]))
         total[...] += of_factors(1, 0, found.astype(tokens.dtype), tokens)
 
         @pl.when(pl.program_id(1) == len(hidden_MD) // passing - 1)

@@ -75,11 +75,12 @@ def test_the_gradient_of_a_likely_target_keeps_its_digits():
     targets = np.where(targets == IGNORE, 7, targets)
     hidden = head[targets]
     cotangents = np.ones(targets.shape), -np.ones(targets.shape)
-    *_, found, _ = jax.jit(with_gradients, static_argnums=0)(normalisers, hidden, head, targets, cotangents)
-    lse, picked, goal, _ = exact(hidden, head, targets, cotangents)
+    *_, dhidden, dhead = jax.jit(with_gradients, static_argnums=0)(normalisers, hidden, head, targets, cotangents)
+    lse, picked, *goals = exact(hidden, head, targets, cotangents)
     assert np.median(picked - lse) > -1e-2
-    error = np.linalg.norm(np.asarray(found, np.float64) - goal, axis=-1) / np.linalg.norm(goal, axis=-1)
-    assert error.max() < 2 * ROUNDED
+    for found, goal in ((dhidden, goals[0]), (dhead[np.unique(targets)], goals[1][np.unique(targets)])):
+        error = np.linalg.norm(np.asarray(found, np.float64) - goal, axis=-1) / np.linalg.norm(goal, axis=-1)
+        assert error.max() < 2 * ROUNDED
 
 
 def losses(hidden, head, targets, implementation):
@@ -89,10 +90,11 @@ def losses(hidden, head, targets, implementation):
     return (total, entropy), (*parts, count)
 
 
-@pytest.mark.parametrize("ignored", ["some", "all"])
-def test_losses_equal_those_of_xla(ignored):
-    hidden, head, targets, _ = draw(2, 20, 16, 61)
-    targets = jnp.full_like(targets, IGNORE) if ignored == "all" else jnp.asarray(targets)
+@pytest.mark.parametrize("targets_are", ["some ignored", "all ignored", "bytes"])
+def test_losses_equal_those_of_xla(targets_are):
+    hidden, head, targets, _ = draw(2, 20, 16, 256 if targets_are == "bytes" else 61)
+    changed = {"all ignored": np.full_like(targets, IGNORE), "bytes": np.abs(targets).astype("uint8")}
+    targets = jnp.asarray(changed.get(targets_are, targets))
 
     @jax.jit
     def both(hidden, head):
@@ -103,7 +105,7 @@ def test_losses_equal_those_of_xla(ignored):
             found.append((sums, parts, pull((2.0, 0.5))))
         return found
 
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-5, atol=1e-5), *both(hidden, head))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(y, x, rtol=1e-4, atol=1e-4), *both(hidden, head))
 
 
 def test_logits_that_are_no_numbers_and_targets_that_are_no_words_give_no_number():

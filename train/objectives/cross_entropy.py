@@ -39,6 +39,8 @@ class CrossEntropyConfig(ObjectiveConfig):
 
     def check(self, model):
         model.check_next_token()
+
+    def check_kernels(self, model):
         if self.implementation == "pallas":
             from mhc_jax.kernels.vocabulary import fault  # Pallas takes long to import
 

@@ -75,6 +75,9 @@ class ObjectiveConfig(Config):
     def check(self, model: ModelConfig) -> None:
         """Raises ConfigError, on a field of the model, unless the model can be trained on it."""
 
+    def check_kernels(self, model: ModelConfig) -> None:
+        """Raises ConfigError, on a field of the objective, if it has no such kernel for the model."""
+
     @required
     def sums(
         self,

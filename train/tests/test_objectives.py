@@ -86,11 +86,11 @@ def test_a_step_by_kernels_is_that_by_xla(z_loss, known):
 
 def test_kernels_that_there_are_not_are_refused():
     objective, narrow = CrossEntropyConfig(implementation="pallas"), MODEL.execution.replace(policy="float16")
-    objective.check(MODEL)
-    with pytest.raises(ConfigError, match="implementation 'pallas': .* float32 or bfloat16, not float16; take such a"):
-        objective.check(MODEL.replace(execution=narrow))
+    objective.check_kernels(MODEL)
+    with pytest.raises(ConfigError, match="implementation 'pallas': .* or bfloat16, not float16; take such a"):
+        tiny_run_of(objective, 1).replace(model=MODEL.replace(execution=narrow)).validate()
     with compiling_for("gpu"), pytest.raises(ConfigError, match="implementation 'pallas': .*are for TPUs; take impl"):
-        objective.check(MODEL)
+        objective.check_kernels(MODEL)
     with pytest.raises(ConfigError, match="'pallas' has no distillation; leave it at 'xla'"):
         DistillationConfig(implementation="pallas").validate()
 
