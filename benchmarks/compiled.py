@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mhc_jax.config import ConfigError
 from train.measure import target
@@ -46,3 +46,29 @@ def page(title: str, how: str, record: dict[str, Any], shown: Callable[[list[Row
         names = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
         lines += ["", f"## {machine}", "", f"`{told['command']}`", "", names, "", markdown(shown(told["rows"]))]
     return "\n".join(lines) + "\n"
+
+
+class Table(NamedTuple):
+    """What a script finds, in a file and on a page.
+
+    Attributes:
+        script: its name.
+        how: what the page says before the rows.
+        same: columns that tell the rows of a machine apart.
+        columns: those of the page.
+    """
+
+    script: str
+    title: str
+    how: str
+    same: tuple[str, ...]
+    columns: tuple[str, ...]
+
+    def keep(self, out: Path, machine: str, row: Row) -> None:
+        """Puts a row in its place in both."""
+        record = keep(out, machine, f"python benchmarks/{self.script} {machine} --out {out}", [row], self.same)
+        out.with_suffix(".md").write_text(page(self.title, self.how, record, self.shown))
+
+    def shown(self, rows: list[Row]) -> list[Row]:
+        """What the page has of them."""
+        return [{column: row[column] for column in self.columns if column in row} for row in rows]

@@ -7,14 +7,15 @@ machine and program in the file as they are done. What is counted is told in ``c
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import schedules
-from compiled_scans import COUNTED, figures
+from compiled_scans import COUNTED, Programs, compile_all
 
-from compiled import Row, keep, machine, page
+from compiled import Table, machine
 from mhc_jax.ops.loss import chunked_cross_entropy
 
 B, T, V = 8, 1024, 50304
@@ -22,12 +23,12 @@ BY_KERNELS = "pallas"
 SAME = ("width", "by", "pass")
 COLUMNS = (*SAME, "kernels", "temporaries MiB", "MB", "estimated ms", "its bytes ms", "its products ms")
 COLUMNS += ("its schedule ms",)
-TITLE = "The head with its loss, compiled for machines that are not here"
 HOW = f"""\
 {B} x {T} tokens, a head of {V:,} rows, bfloat16. XLA's form by tokens of each sequence in a chunk. The floor is left
 out, as products take longer than all arguments and results once. Bytes of kernels count what passes as often as it
 does.
 {COUNTED}"""
+TABLE = Table("compiled_head.py", "The head with its loss, compiled for machines that are not here", HOW, SAME, COLUMNS)
 
 
 def program(width: int, by: str, *, gradients: bool):
@@ -56,23 +57,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
         given = parser.parse_args()
-        for there in given.machines:
-            command = f"python benchmarks/compiled_head.py {there.name} --out {given.out}"
-            for width in given.widths:
-                for by in given.by:
-                    for name, gradients in (("forward", False), ("forward and backward", True)):
-                        row: Row = {"width": width, "by": by, "pass": name}
-                        row |= figures(there, *program(width, by, gradients=gradients), folder)
-                        print(there.name, row, flush=True)
-                        for file in folder.iterdir():
-                            file.unlink()
-                        record = keep(given.out, there.name, command, [row], SAME)
-                        given.out.with_suffix(".md").write_text(page(TITLE, HOW, record, shown))
+        compile_all(TABLE, given, lambda: programs(given.widths, given.by), folder)
 
 
-def shown(rows: list[Row]) -> list[Row]:
-    """The columns of the page."""
-    return [{column: row[column] for column in COLUMNS if column in row} for row in rows]
+def programs(widths: list[int], forms: list[str]) -> Programs:
+    """Each form forward, and with its gradients."""
+    for width, by in itertools.product(widths, forms):
+        for name, gradients in (("forward", False), ("forward and backward", True)):
+            yield {"width": width, "by": by, "pass": name}, *program(width, by, gradients=gradients)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import schedules
 from jax.sharding import SingleDeviceSharding
 
-from compiled import Row, keep, machine, page
+from compiled import Row, Table, machine
 from mhc_jax.backend import compiling_for
 from mhc_jax.models.linear_attention import GATED_DELTANET_SIZES, GLA_SIZES
 from mhc_jax.ops.delta_rule import gated_delta_rule
@@ -43,7 +43,6 @@ NAMES = (*MATRIX, *(name + KERNEL for name in MATRIX), "diagonal", "diagonal" + 
 WIDTH, STATES = 768, 16
 COLUMNS = ("recurrence", "sizes", "pass", "kernels", "temporaries MiB", "MB", "floor MB", "bytes over floor")
 COLUMNS += ("estimated ms", "floor ms", "ms over floor", "its bytes ms", "its products ms", "its schedule ms")
-TITLE = "Recurrences compiled for machines that are not here"
 COUNTED = """\
 Every number is the compiler's, from shapes; nothing ran on these machines. Kernels and MB: what one run starts, reads
 and writes, loops as often as they run; operands count wherever they are, on a TPU also in the memory of its core.
@@ -55,6 +54,15 @@ HOW = f"""\
 {COUNTED}
 By kernel: `implementation="pallas"`. Rows of one machine may come from several runs of its command, each with some of
 `--recurrences`."""
+TABLE = Table(
+    "compiled_scans.py",
+    "Recurrences compiled for machines that are not here",
+    HOW,
+    ("recurrence", "pass"),
+    COLUMNS,
+)
+# What each is, its function and its arguments.
+Programs = Iterator[tuple[Row, Callable[..., Any], tuple[Any, ...]]]
 
 
 class Recurrence(NamedTuple):
@@ -164,18 +172,13 @@ def figures(machine: target.Target, run: Callable[..., Any], arguments: tuple[An
     return {**row, "seconds of compiling": time.perf_counter() - start}
 
 
-def programs(B: int, T: int, names: list[str]) -> Iterator[tuple[dict[str, str], Callable[..., Any], tuple[Any, ...]]]:
+def programs(B: int, T: int, names: list[str]) -> Programs:
     """Each recurrence forward, and with its gradients: what it is, the function and its arguments."""
     for name, (run, arguments, sizes) in recurrences(B, T).items():
         if name.partition(",")[0] in names:
-            which, dy = {"recurrence": name, "sizes": sizes}, jax.eval_shape(run, *arguments)
-            yield which | {"pass": "forward"}, run, arguments
-            yield which | {"pass": "forward and backward"}, with_gradients(run), (dy, *arguments)
-
-
-def shown(rows: list[Row]) -> list[Row]:
-    """The columns of the page."""
-    return [{column: row[column] for column in COLUMNS if column in row} for row in rows]
+            which, dy = {"recurrence": name, "sizes": sizes, "B": B, "T": T}, jax.eval_shape(run, *arguments)
+            yield {**which, "pass": "forward"}, run, arguments
+            yield {**which, "pass": "forward and backward"}, with_gradients(run), (dy, *arguments)
 
 
 def main() -> None:
@@ -186,21 +189,19 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
-        compile_all(parser.parse_args(), folder)
+        given = parser.parse_args()
+        compile_all(TABLE, given, lambda: programs(given.batch, given.length, given.recurrences), folder)
 
 
-def compile_all(given: argparse.Namespace, folder: Path) -> None:
-    """All rows that the command line asks for, each kept when it is done."""
+def compile_all(table: Table, given: argparse.Namespace, programs: Callable[[], Programs], folder: Path) -> None:
+    """All rows for the machines that the command line asks for, each kept when it is done."""
     for there in given.machines:
-        rows = []
-        for which, run, arguments in programs(given.batch, given.length, given.recurrences):
-            rows.append(which | {"B": given.batch, "T": given.length} | figures(there, run, arguments, folder))
+        for which, run, arguments in programs():
+            row: Row = which | figures(there, run, arguments, folder)
+            print(there.name, row, flush=True)
             for file in folder.iterdir():
                 file.unlink()
-            print(there.name, rows[-1], flush=True)
-            command = f"python benchmarks/compiled_scans.py {there.name} --out {given.out}"
-            record = keep(given.out, there.name, command, rows, ("recurrence", "pass"))
-            given.out.with_suffix(".md").write_text(page(TITLE, HOW, record, shown))
+            table.keep(given.out, there.name, row)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,16 @@ and program in the file as they are done. What is counted is told in ``compiled_
 """
 
 import argparse
+import itertools
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import schedules
-from compiled_scans import COUNTED, figures, with_gradients
+from compiled_scans import COUNTED, Programs, compile_all, with_gradients
 from flax import nnx
 
-from compiled import Row, keep, machine, page
+from compiled import Table, machine
 from mhc_jax.models import topologies
 from mhc_jax.nn.deferred import computed
 from mhc_jax.nn.init import Init
@@ -30,10 +31,10 @@ TOPOLOGIES = "mhc", "mhc_lite", "dynamic_mhc"
 SAME = ("width", "topology", "pass")
 COLUMNS = (*SAME, "kernels", "MB", "floor MB", "bytes over floor", "estimated ms", "floor ms", "ms over floor")
 COLUMNS += ("its bytes ms", "its products ms", "its schedule ms")
-TITLE = "Two sites by kernels, compiled for machines that are not here"
 HOW = f"""\
 Four streams of {B} x {T} tokens in bfloat16 through two sites without their branches: a read, a boundary and a write.
 {COUNTED}"""
+TABLE = Table("compiled_sites.py", "Two sites by kernels, compiled for machines that are not here", HOW, SAME, COLUMNS)
 
 
 def program(width: int, topology: str):
@@ -71,28 +72,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
         given = parser.parse_args()
-        for there in given.machines:
-            command = f"python benchmarks/compiled_sites.py {there.name} --out {given.out}"
-            for width in given.widths:
-                for topology in given.topologies:
-                    run, arguments = program(width, topology)
-                    results = jax.eval_shape(run, *arguments)
-                    for name, function, inputs in (
-                        ("forward", run, arguments),
-                        ("forward and backward", with_gradients(run), (results, *arguments)),
-                    ):
-                        row: Row = {"width": width, "topology": topology, "pass": name}
-                        row |= figures(there, function, inputs, folder)
-                        print(there.name, row, flush=True)
-                        for file in folder.iterdir():
-                            file.unlink()
-                        record = keep(given.out, there.name, command, [row], SAME)
-                        given.out.with_suffix(".md").write_text(page(TITLE, HOW, record, shown))
+        compile_all(TABLE, given, lambda: programs(given.widths, given.topologies), folder)
 
 
-def shown(rows: list[Row]) -> list[Row]:
-    """The columns of the page."""
-    return [{column: row[column] for column in COLUMNS if column in row} for row in rows]
+def programs(widths: list[int], topologies: list[str]) -> Programs:
+    """Each topology forward, and with its gradients."""
+    for width, topology in itertools.product(widths, topologies):
+        which, (run, arguments) = {"width": width, "topology": topology}, program(width, topology)
+        results = jax.eval_shape(run, *arguments)
+        yield {**which, "pass": "forward"}, run, arguments
+        yield {**which, "pass": "forward and backward"}, with_gradients(run), (results, *arguments)
 
 
 if __name__ == "__main__":
