@@ -1,7 +1,7 @@
 """A language model's head with its loss and gradients, compiled for machines that need not be here: XLA's and kernels.
 
-``python benchmarks/compiled_head.py v5e:1x1 v5p:1x1x1 v6e:1x1 --out benchmarks/results/compiled_head``, which takes the
-compiler (extra ``tpu``) and no device; for H100s (extra ``gpu``) there are no kernels: ``--by 128 256 1024``.
+``python benchmarks/compiled_head.py v5e:1x1 v5p:1x1x1 v6e:1x1 h100:1 --out benchmarks/results/compiled_head``, which
+takes the compilers (extras ``tpu`` and ``gpu``) and no device. H100s have no kernels.
 Cross-entropy of hidden states and a head in bfloat16, with the gradients of both. Rows replace those of the same
 machine and program in the file as they are done. What is counted is told in ``compiled_scans.py``.
 """
@@ -17,9 +17,11 @@ from compiled_scans import COUNTED, Programs, compile_all
 
 from compiled import Table, machine
 from mhc_jax.ops.loss import chunked_cross_entropy
+from train.measure.target import Target
 
 B, T, V = 8, 1024, 50304
 BY_KERNELS = "pallas"
+FORMS = "128", "256", "1024", BY_KERNELS
 SAME = ("width", "by", "pass")
 COLUMNS = (*SAME, "kernels", "temporaries MiB", "MB", "estimated ms", "its bytes ms", "its products ms")
 COLUMNS += ("its schedule ms",)
@@ -53,15 +55,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("machines", nargs="+", metavar="MACHINE", type=machine, help="such as v5e:1x1")
     parser.add_argument("--widths", nargs="+", type=int, default=[768, 2048])
-    parser.add_argument("--by", nargs="+", default=["128", "256", "1024", BY_KERNELS], help="chunks, or pallas")
+    parser.add_argument("--by", nargs="+", default=FORMS, choices=FORMS, help="chunks, or pallas")
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
         given = parser.parse_args()
-        compile_all(TABLE, given, lambda: programs(given.widths, given.by), folder)
+        compile_all(TABLE, given, lambda there: programs(there, given.widths, given.by), folder)
 
 
-def programs(widths: list[int], forms: list[str]) -> Programs:
-    """Each form forward, and with its gradients."""
+def programs(there: Target, widths: list[int], forms: list[str]) -> Programs:
+    """Each form that the machine has, forward, and with its gradients."""
+    if there.chip.platform == "gpu":
+        forms = [by for by in forms if by != BY_KERNELS]
     for width, by in itertools.product(widths, forms):
         for name, gradients in (("forward", False), ("forward and backward", True)):
             yield {"width": width, "by": by, "pass": name}, *program(width, by, gradients=gradients)

@@ -190,13 +190,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
         given = parser.parse_args()
-        compile_all(TABLE, given, lambda: programs(given.batch, given.length, given.recurrences), folder)
+        compile_all(TABLE, given, lambda _: programs(given.batch, given.length, given.recurrences), folder)
 
 
-def compile_all(table: Table, given: argparse.Namespace, programs: Callable[[], Programs], folder: Path) -> None:
+def compile_all(
+    table: Table, given: argparse.Namespace, programs: Callable[[target.Target], Programs], folder: Path
+) -> None:
     """All rows for the machines that the command line asks for, each kept when it is done."""
     for there in given.machines:
-        for which, run, arguments in programs():
+        for which, run, arguments in programs(there):
             row: Row = which | figures(there, run, arguments, folder)
             print(there.name, row, flush=True)
             for file in folder.iterdir():

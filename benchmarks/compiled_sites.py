@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     with schedules.dumped() as folder:  # the compiler is loaded when the name of a machine is parsed
         given = parser.parse_args()
-        compile_all(TABLE, given, lambda: programs(given.widths, given.topologies), folder)
+        compile_all(TABLE, given, lambda _: programs(given.widths, given.topologies), folder)
 
 
 def programs(widths: list[int], topologies: list[str]) -> Programs:

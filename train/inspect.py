@@ -12,6 +12,7 @@ import tyro
 
 import mhc_jax
 from mhc_jax import diagnostics
+from mhc_jax.backend import compiling_for
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import Params, check_policy, param_shapes
 from mhc_jax.models import mhc_ssm
@@ -169,6 +170,8 @@ def _write(path: Path, content: Callable[[], str]) -> None:
 
 def _look_ahead(config: RunConfig, machine: target.Target) -> None:
     """Prints memory, traffic and estimated time of the training step on a machine that need not be present."""
+    with compiling_for(machine.chip.platform):
+        config.validate()  # what kernels there are for that platform
     mesh = sharding.make_mesh(config.mesh, target.devices(machine))
     execution, data, train = config.model.execution, config.data, config.train
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

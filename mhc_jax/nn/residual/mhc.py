@@ -51,7 +51,7 @@ class MHCConfig(StreamsConfig):
         streams: number of parallel streams n.
         implementation: how streams are read, mixed and written: ``"xla"``, or ``"pallas"`` for the fused kernels of
             TPUs and GPUs, see :mod:`mhc_jax.kernels.streams`. Where logits of H_res come from all streams of the token,
-            the projection runs in a kernel too if it has one, which is for TPUs.
+            the projection runs in a kernel too if it has one, on GPUs for streams in bfloat16.
     """
 
     implementation: Literal["xla", "pallas"] = "xla"
