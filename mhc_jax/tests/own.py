@@ -24,3 +24,8 @@ def slow_unless(quick, values):
 def quickly(*values, topology):
     """Parameters of a test that is slow unless its topology is the one of its kind."""
     return pytest.param(*values, marks=[] if topology in ONE_OF_EACH_KIND else pytest.mark.slow)
+
+
+def slow_after_one(first, *others):
+    """Cases of several values, of which all but the first are slow."""
+    return [first, *(pytest.param(*case, marks=pytest.mark.slow) for case in others)]

@@ -19,6 +19,7 @@ from mhc_jax.kernels import blocks_gpu, boundary_gpu, gates_gpu
 from mhc_jax.kernels.gates import Gates, Params, Site
 from mhc_jax.ops.norm import layer_norm
 from mhc_jax.ops.sinkhorn import ORDERS
+from mhc_jax.tests.own import slow_after_one
 from mhc_jax.tests.test_coefficients_kernel import of
 
 
@@ -147,19 +148,14 @@ def walked():
 
 @pytest.mark.parametrize(
     ("N", "D", "T", "iters", "written"),
-    [
+    slow_after_one(
         (2, 128, 37, 2, 1),  # a block that is not full
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                (4, 768, 9, 3, 0),  # three pieces of channels backward
-                (4, 128, 16, 20, 4),
-                (8, 128, 5, 2, 1),  # more numbers than tensor cores multiply at once
-                (1, 256, 33, 0, 1),
-                (3, 384, 19, 1, 3),
-            ]
-        ),
-    ],
+        (4, 768, 9, 3, 0),  # three pieces of channels backward
+        (4, 128, 16, 20, 4),
+        (8, 128, 5, 2, 1),  # more numbers than tensor cores multiply at once
+        (1, 256, 33, 0, 1),
+        (3, 384, 19, 1, 3),
+    ),
 )
 def test_a_walk_equals_what_it_stands_for(N, D, T, iters, written):
     rng, K = np.random.default_rng(N * D), 2 * N + N * N

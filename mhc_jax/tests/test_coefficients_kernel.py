@@ -19,7 +19,7 @@ from mhc_jax.ops.projections import permutation_mixture
 from mhc_jax.ops.sinkhorn import ORDERS, log_sinkhorn, log_sinkhorn_columns_then_rows
 from mhc_jax.ops.streams import Streams, mix, write
 from mhc_jax.ops.streams import read as read_streams
-from mhc_jax.tests.own import slow_unless
+from mhc_jax.tests.own import slow_after_one, slow_unless
 
 # Relative to the largest entry, after two sites. In bfloat16 streams, phi and what multiplies it are rounded.
 ROUNDING = {jnp.float32: 3e-6, jnp.bfloat16: 2**-5}
@@ -113,22 +113,17 @@ def compared(shape, dtype, options, *, wide=False, sites=2):
 @pytest.mark.parametrize("dtype", slow_unless([jnp.float32], ROUNDING))
 @pytest.mark.parametrize(
     ("N", "B", "T", "iters", "order"),
-    [
+    slow_after_one(
         (4, 2, 37, 3, "columns_then_rows"),  # a tile that is not full
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                (4, 2, 300, 20, "columns_then_rows"),  # more than one tile, the last not full
-                (4, 1, 256, 20, "rows_then_columns"),
-                (1, 2, 37, 2, "columns_then_rows"),
-                (2, 3, 16, 1, "rows_then_columns"),
-                (3, 1, 130, 2, "columns_then_rows"),
-                (8, 1, 140, 4, "columns_then_rows"),
-                (2, 2, 37, 0, "permutations"),
-                (4, 1, 256, 0, "permutations"),
-            ]
-        ),
-    ],
+        (4, 2, 300, 20, "columns_then_rows"),  # more than one tile, the last not full
+        (4, 1, 256, 20, "rows_then_columns"),
+        (1, 2, 37, 2, "columns_then_rows"),
+        (2, 3, 16, 1, "rows_then_columns"),
+        (3, 1, 130, 2, "columns_then_rows"),
+        (8, 1, 140, 4, "columns_then_rows"),
+        (2, 2, 37, 0, "permutations"),
+        (4, 1, 256, 0, "permutations"),
+    ),
 )
 def test_sites_equal_sums_in_float64(N, B, T, iters, order, dtype):
     errors = compared((N, B, T), dtype, {"iters": iters, "order": order})
@@ -137,19 +132,14 @@ def test_sites_equal_sums_in_float64(N, B, T, iters, order, dtype):
 
 @pytest.mark.parametrize(
     ("N", "B", "T", "iters", "order"),
-    [
+    slow_after_one(
         (2, 2, 37, 2, "columns_then_rows"),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)
-            for case in [
-                (4, 2, 37, 3, "columns_then_rows"),
-                (1, 2, 37, 2, "columns_then_rows"),
-                (2, 3, 16, 1, "rows_then_columns"),
-                (8, 1, 140, 4, "columns_then_rows"),
-                (4, 1, 64, 0, "permutations"),
-            ]
-        ),
-    ],
+        (4, 2, 37, 3, "columns_then_rows"),
+        (1, 2, 37, 2, "columns_then_rows"),
+        (2, 3, 16, 1, "rows_then_columns"),
+        (8, 1, 140, 4, "columns_then_rows"),
+        (4, 1, 64, 0, "permutations"),
+    ),
 )
 def test_those_of_gpus_do_the_same(N, B, T, iters, order, monkeypatch):
     used = []

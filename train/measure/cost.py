@@ -108,10 +108,7 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
         flops = flops_per_token(config.model, config.data.seq_len) * config.data.batch_size * config.data.seq_len
         quantities["estimated time without communication"] = (1e3 * seconds, "ms")
         if cost.pallas:
-            quantities["of that Pallas kernels, at least"] = (
-                1e3 * cost.pallas / chip.bandwidth,
-                "ms",
-            )
+            quantities["of that Pallas kernels, at least"] = (1e3 * cost.pallas / chip.bandwidth, "ms")
         quantities["MFU at that time"] = (100 * flops / (seconds * len(devices) * (peak or math.nan)), "%")
     return [{"one device, one step": name, "value": value, "unit": unit} for name, (value, unit) in quantities.items()]
 
