@@ -3,8 +3,7 @@
 ``python benchmarks/compiled_topologies.py v5e:1x1 v5p:1x1x1 v6e:1x1 h100:1 --out
 benchmarks/results/compiled_topologies``, which takes the compilers (extras ``tpu`` and ``gpu``) and no device, and some
 minutes for each row; rows replace those of the same step as they are done. The whole step (forward, backward, AdamW) of
-GPT-2 of the given width under the bfloat16 policy, products kept and the rest recomputed, with fused attention. A step
-whose layers are unrolled is compiled with two layers and with four, and the rest is their difference.
+GPT-2 of the given width under the bfloat16 policy, products kept and the rest recomputed, with fused attention.
 """
 
 import argparse
@@ -41,9 +40,9 @@ and backward pass. Ratios are to the plain step in the same form. The compiler f
 machine may come from several runs of its command, each with some of its flags."""
 
 
-def configuration(width: int, topology: str, layers: str, depth: int, fused: str, streams_by: str) -> RunConfig:
+def configuration(width: int, topology: str, layers: str, fused: str, streams_by: str) -> RunConfig:
     """The training step to compile."""
-    name, _, batch = NETWORKS[width]
+    name, depth, batch = NETWORKS[width]
     config = configs.load(name)
     model = with_topology(config.model, "dynamic_mhc" if topology == IMPLICIT else topology)
     residual = model.residual if streams_by == "xla" else model.residual.replace(implementation=streams_by)
@@ -82,7 +81,7 @@ def figures(machine: target.Target, cost: hlo.Cost) -> dict[str, float]:
     return found
 
 
-def of_layer(found: dict[str, float], layers: int = 1) -> dict[str, float]:
+def of_layer(found: dict[str, float], layers: int) -> dict[str, float]:
     return {f"{name}, a layer": value / layers for name, value in found.items() if not name.startswith("temp")}
 
 
@@ -91,15 +90,9 @@ def row(machine: target.Target, width: int, topology: str, layers: str, streams_
     start, depth, fused = time.perf_counter(), NETWORKS[width][1], FUSED[machine.chip.platform]
     same = dict(zip(SAME, (width, layers, topology, streams_by)))
 
-    def step(depth: int) -> tuple[str, dict[str, float]]:
-        return compiled(machine, configuration(width, topology, layers, depth, fused, streams_by))
-
-    if layers == "unroll":
-        two, four = (step(depth)[1] for depth in (2, 4))
-        both = {name: four[name] - two[name] for name in two}
-        found = {name: two[name] + (depth - 2) / 2 * both[name] for name in two} | of_layer(both, 2)
-    else:
-        (text, found), group = step(depth), Execution(layers=layers).group
+    text, found = compiled(machine, configuration(width, topology, layers, fused, streams_by))
+    if layers != "unroll":
+        group = Execution(layers=layers).group
         passes = sorted(hlo.loops(text, depth // group), key=lambda cost: cost.kernels)[-2:]
         found |= of_layer(figures(machine, sum(passes, hlo.Cost())), group)
     return same | found | {"seconds of compiling": time.perf_counter() - start}

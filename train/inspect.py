@@ -172,18 +172,19 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
     """Prints memory, traffic and estimated time of the training step on a machine that need not be present."""
     with compiling_for(machine.chip.platform):
         config.validate()  # what kernels there are for that platform
+        layers = config.model.execution.walk(config.model.layers)
     mesh = sharding.make_mesh(config.mesh, target.devices(machine))
     execution, data, train = config.model.execution, config.data, config.train
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())
     print(
         f"{config.name}: {parameter_rows(param_shapes(config.model))[-1]['count']:,} parameters, {execution.policy}, "
-        f"remat {execution.remat}\n"
+        f"layers {layers}, remat {execution.remat}\n"
         f"{machine.name}: {mesh.size} x {mesh.devices.flat[0].device_kind}, mesh {axes}\n"
         f"{data.batch_size} x {data.seq_len} tokens a step, in {train.accumulate} part(s)",
         flush=True,
     )
     try:
-        with task("compiling the training step; this takes a minute or two"):
+        with task("compiling the training step; this takes some minutes"):
             state, compiled = target.compile_step(config, machine, mesh)
     except target.DoesNotFit as fault:
         print(target.verdict(machine, fault.needed))

@@ -19,7 +19,7 @@ from mhc_jax.nn.residual import PlainConfig, StaticMHCConfig
 Form = Literal["default", "original"]
 Variant = Literal["baseline", "mhc", "adapters"]
 
-_SINKHORN = SinkhornConfig(iters=8, order="rows_then_columns", gradient="unrolled")
+_SINKHORN = SinkhornConfig(iters=8, order="rows_then_columns")
 _RESIDUAL: dict[Form, StaticMHCConfig] = {
     "default": StaticMHCConfig(projection=_SINKHORN, noise=0.02),
     "original": StaticMHCConfig(

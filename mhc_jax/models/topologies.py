@@ -186,7 +186,7 @@ def mhc() -> Topology:
 @register(AXIS, "mhc_original")
 def mhc_original() -> Topology:
     """Static mHC of the nanoGPT example: its H_res never learns, its writes are 1/n, its norm precedes the sum."""
-    frozen = SinkhornConfig(iters=10, temperature=0.05, gradient="unrolled")
+    frozen = SinkhornConfig(iters=10, temperature=0.05)
     original = StaticMHCConfig(projection=frozen, unit_writes=False, read_bias=8.0, diagonal_bias=8.0)
     return Topology(original, ends=CopyEndsConfig(collapse="sum"), norm_streams=True, starts_plain=False)
 
@@ -206,7 +206,7 @@ def mhc_identity_mix() -> Topology:
 @register(AXIS, "mhc_ssm")
 def mhc_ssm() -> Topology:
     """Static mHC of mHC-SSM, repaired, with its dense ends."""
-    rows_first = SinkhornConfig(iters=8, order="rows_then_columns", gradient="unrolled")
+    rows_first = SinkhornConfig(iters=8, order="rows_then_columns")
     return Topology(StaticMHCConfig(projection=rows_first, noise=0.02), ends=DenseEndsConfig())
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from mhc_jax.backend import target_backend
 from mhc_jax.config import Config
 from mhc_jax.nn.columns import joined, split
 from mhc_jax.nn.deferred import computed, is_deferred
@@ -23,6 +24,9 @@ from mhc_jax.registry import required
 
 RematName = Literal["none", "block", "dots"]
 
+# The deepest network that accelerators unroll where nothing is stated.
+UNROLLED = 24
+
 _REMAT_POLICIES = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
 
 
@@ -32,21 +36,34 @@ class Execution(Config):
 
     Attributes:
         policy: dtypes; see :mod:`mhc_jax.precision`.
-        layers: ``"scan"`` over stacked layers (compile time constant in depth), ``"unroll"``, or ``"groups:K"``: a scan
-            over groups of K layers (compile time as of K), the last perhaps smaller.
+        layers: ``"scan"`` over stacked layers (compile time constant in depth), ``"unroll"``, ``"groups:K"``: a scan
+            over groups of K layers (compile time as of K), the last perhaps smaller, or ``"auto"``: what
+            :meth:`walk` chooses for the platform and the depth.
         remat: recomputation in the backward pass: ``"none"`` recomputes nothing, ``"block"`` everything inside a
             layer, ``"dots"`` all but the matrix products, inside a layer or a group of layers: of groups only the first
             layer's input is kept beside the products (mHC, 2512.24880, section 4.3.2).
     """
 
     policy: PolicyName = "float32"
-    layers: str = "scan"
+    layers: str = "auto"
     remat: RematName = "none"
 
     def validate(self):
         super().validate()
-        known = self.layers in ("scan", "unroll") or re.fullmatch("groups:[1-9][0-9]{0,3}", self.layers)
-        self.require(bool(known), f"layers must be scan, unroll or groups:K such as groups:4, got {self.layers!r}")
+        known = self.layers in ("auto", "scan", "unroll") or re.fullmatch("groups:[1-9][0-9]{0,3}", self.layers)
+        self.require(
+            bool(known), f"layers must be auto, scan, unroll or groups:K such as groups:4, got {self.layers!r}"
+        )
+
+    def walk(self, depth: int) -> str:
+        """``layers``, of ``"auto"`` what is chosen for that many layers on the target platform.
+
+        Unrolled, a step of an accelerator takes less time and memory, and minutes to compile. On a CPU it gains little,
+        and most runs there are short.
+        """
+        if self.layers != "auto":
+            return self.layers
+        return "unroll" if target_backend() != "cpu" and depth <= UNROLLED else "scan"
 
     @property
     def group(self) -> int:
@@ -167,6 +184,7 @@ def run_stack(blocks: nnx.Module, carry: Any, states: Any, scope: Scope, executi
         return (sliced(carry, scope.batch_sharding), columns), (others, values, inside.mean_penalties())
 
     layers = len(jax.tree.leaves(params)[0])
+    execution = execution.replace(layers=execution.walk(layers))
     group = min(execution.group, layers)
     if execution.layers == "scan":
         step = _closed(step)

@@ -33,13 +33,17 @@ class HalfSteps(NamedTuple):
 
     def on_logs(self, z: jax.Array) -> jax.Array:
         """The first iteration, see :func:`_from_logs`."""
+        return jnp.exp(self.logs(z))
+
+    def logs(self, z: jax.Array) -> jax.Array:
+        """Logarithms of the first iteration's result."""
         largest = jnp.finfo(z.dtype).max / 8
         z = jnp.clip(z, -largest, largest)  # differences must not overflow
         for axis in self:
             # In this order: beside a large maximum the logarithm of the sum would be rounded away.
             z = z - jax.lax.stop_gradient(jnp.max(z, axis=axis, keepdims=True))
             z = z - jnp.log(jnp.sum(jnp.exp(z), axis=axis, keepdims=True))
-        return jnp.exp(z)
+        return z
 
     def again(self, p: jax.Array) -> jax.Array:
         """A further iteration."""
@@ -237,8 +241,42 @@ def _from_logs(z_NN: jax.Array, iters: int, order: HalfSteps) -> jax.Array:
     the next divides by at most N. These iterations then need no logarithms, which would cost an exponential for every
     entry in every half-step.
     """
-    begun = HalfSteps(order.first - 2, order.second - 2).on_logs(z_NN)
-    return _iterate(order.again, begun, iters - 1)
+    z = jnp.moveaxis(z_NN, (-2, -1), (COLUMNS, ROWS))
+    return jnp.moveaxis(_further(order.logs(z), iters - 1, order), (COLUMNS, ROWS), (-2, -1))
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1, 2))
+def _further(z: jax.Array, iters: int, order: HalfSteps) -> jax.Array:
+    """``iters`` iterations on the exponentials of ``z``, whose axes stand as in :func:`_iterate`."""
+    return _half_steps(z, iters, order)[0]
+
+
+@_further.defjvp
+def _further_jvp(iters, order, primals, tangents):
+    """On logarithms, from which a half-step takes a mean: the transpose of that is one sum, without a division."""
+    p, matrices = _half_steps(*primals, iters, order)
+
+    def iteration(dz, matrices):
+        for p, axis in zip(matrices, order, strict=True):
+            dz = dz + _sum(p * -dz, axis)  # the transpose of a difference would be a kernel that only negates
+        return dz, None
+
+    dz, _ = jax.lax.scan(iteration, *tangents, matrices)
+    return p, p * dz
+
+
+def _half_steps(z: jax.Array, iters: int, order: HalfSteps) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """:func:`_further` and what the first and the second half-steps have left, (iters, N, N, *L) each."""
+
+    def iteration(carry, _):
+        p, total = carry  # sums are handed on, so that one kernel writes a matrix and sums it
+        halfway = p / total
+        p = halfway / _sum(halfway, order.second)
+        return (p, _sum(p, order.first)), (halfway, p)
+
+    p = jnp.exp(z)
+    (p, _), matrices = jax.lax.scan(iteration, (p, _sum(p, order.first)), None, length=iters)
+    return p, matrices
 
 
 def _iterate(iteration: Callable[[jax.Array], jax.Array], z_NN: jax.Array, iters: int) -> jax.Array:

@@ -12,6 +12,7 @@ from flax import nnx
 
 import mhc_jax
 from mhc_jax import decode, registry
+from mhc_jax.backend import compiling_for
 from mhc_jax.functional import param_shapes
 from mhc_jax.models import mhc_ssm, topologies, with_topology
 from mhc_jax.nn.adapters import StreamAdaptersConfig
@@ -24,7 +25,7 @@ from mhc_jax.nn.norms import Norm, NormConfig, RMSNormConfig
 from mhc_jax.nn.projections import SinkhornConfig
 from mhc_jax.nn.residual import StaticMHCConfig
 from mhc_jax.nn.scope import Scope
-from mhc_jax.nn.stack import Execution
+from mhc_jax.nn.stack import UNROLLED, Execution
 from mhc_jax.precision import policy
 from mhc_jax.registry import register
 from mhc_jax.tree import flatten
@@ -184,13 +185,25 @@ def test_execution_modes_agree(variant, form, modes, tokens):
         run = config.replace(execution=execution)
         return lambda params: jnp.mean(jnp.sin(forward(run, params, tokens).logits_BTV))
 
-    want, grads = jax.jit(jax.value_and_grad(loss(Execution())))(params)
+    want, grads = jax.jit(jax.value_and_grad(loss(Execution(layers="scan"))))(params)
     for layers, remat in modes:
         got, other = jax.jit(jax.value_and_grad(loss(Execution(layers=layers, remat=remat))))(params)
         # A mean of numbers up to 1 that cancel.
         np.testing.assert_allclose(got, want, atol=1e-6)
         for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(other), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
+def test_accelerators_unroll_the_layers_of_networks_that_are_not_too_deep(tokens):
+    config = small("baseline")
+    config = config.replace(mixer=config.mixer.replace(form="associative"))  # so that only layers are in a loop
+    params = perturbed(config)
+    for platform, loops in (("cpu", 1), ("tpu", 0), ("gpu", 0)):
+        with compiling_for(platform):
+            program = jax.make_jaxpr(functools.partial(mhc_jax.apply, config))(params, tokens)
+        assert str(program).count("scan[") == loops
+    with compiling_for("tpu"):
+        assert [Execution().walk(depth) for depth in (UNROLLED, UNROLLED + 1)] == ["unroll", "scan"]
 
 
 @pytest.mark.slow
@@ -316,7 +329,7 @@ def test_probes_read_cotangents(tokens):
         ({"ends": IdentityEndsConfig()}, "a residual of 4 streams needs ends that expand"),
         ({"residual": StaticMHCConfig(projection=SinkhornConfig(iters=0))}, "sinkhorn: iters must be at least 1"),
         ({"residual": StaticMHCConfig(projection=SinkhornConfig(temperature=0.0))}, "temperature must be positive"),
-        ({"execution": Execution(layers="groups:0")}, "layers must be scan, unroll or groups:K such as groups:4"),
+        ({"execution": Execution(layers="groups:0")}, "layers must be auto, scan, unroll or groups:K such as groups:4"),
     ],
 )
 def test_contradictions_are_refused(change, message):

@@ -331,7 +331,7 @@ def test_gradients_by_choice_are_the_same():
         (configs.SinkhornConfig(iters=0), 4, "iters must be at least 1 in the domain 'log', got 0"),
         (configs.SinkhornConfig(temperature=0.0), 4, "temperature must be positive"),
         (configs.SinkhornConfig(domain="exp"), 4, "domain 'exp' has the order 'rows_then_columns' only"),
-        (configs.SinkhornConfig(order="rows_then_columns", gradient="implicit"), 4, "use gradient 'recompute'"),
+        (configs.SinkhornConfig(order="rows_then_columns", gradient="implicit"), 4, "use gradient 'unrolled'"),
         (configs.OrthostochasticConfig(coefficients=(1.0, 2.0)), 4, "coefficients must be three numbers"),
         (configs.CirculantConfig(gamma=0.0), 4, r"gamma must lie in \(0, 1\], got 0.0"),
         (configs.PermutationsConfig(), 7, "7 streams have 5040 permutations; at most 6"),
@@ -341,6 +341,11 @@ def test_gradients_by_choice_are_the_same():
 def test_contradictions_are_refused(config, streams, message):
     with pytest.raises(ConfigError, match=message):
         StaticMHCConfig(streams=streams, projection=config).validate()
+
+
+@pytest.mark.parametrize("form", [sinkhorn.log_sinkhorn_columns_then_rows, sinkhorn.log_sinkhorn])
+def test_derivatives_are_those_of_iterations_that_have_not_converged(form, x64):
+    check_grads(jax.jit(partial(form, iters=3, temperature=0.7)), (fill(2, 3, 3),), order=2, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -170,7 +170,7 @@ def settings(config: RunConfig) -> str:
     return (
         f"Whole optimizer steps on {jax.devices()[0].device_kind}: {model.layers} layers of width {model.width}, "
         f"{data.batch_size} sequences of {data.seq_len} tokens, vocabulary {model.vocab_size}, "
-        f"{model.execution.policy}, layers {model.execution.layers}, remat {model.execution.remat}."
+        f"{model.execution.policy}, layers {model.execution.walk(model.layers)}, remat {model.execution.remat}."
     )
 
 

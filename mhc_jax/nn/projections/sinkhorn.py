@@ -24,15 +24,16 @@ class SinkhornConfig(ProjectionConfig):
         domain: ``"log"`` is finite, and its gradient too, at any finite logits; ``"exp"`` is mHC-SSM's own form, in its
             order only (there 0 iterations are allowed, and leave the exponentials as they are): where the logits of a
             column lie about 90 below their rows' largest, its gradient becomes NaN.
-        gradient: ``"unrolled"`` keeps every iteration for the backward pass; ``"recompute"`` repeats them there, to the
-            same gradient; ``"implicit"`` differentiates the exact projection, which the iterations approach.
+        gradient: ``"unrolled"`` keeps two matrices of every iteration for the backward pass, and where layers are
+            recomputed (``remat``) only while a layer is; ``"recompute"`` repeats the iterations there, to the same
+            gradient; ``"implicit"`` differentiates the exact projection, which the iterations approach.
     """
 
     iters: int = 20
     temperature: float = 1.0
     order: Literal["columns_then_rows", "rows_then_columns"] = "columns_then_rows"
     domain: Literal["log", "exp"] = "log"
-    gradient: Literal["unrolled", "recompute", "implicit"] = "recompute"
+    gradient: Literal["unrolled", "recompute", "implicit"] = "unrolled"
 
     def validate(self):
         super().validate()
@@ -43,7 +44,7 @@ class SinkhornConfig(ProjectionConfig):
         )
         self.require(
             self.gradient != "implicit" or papers,
-            "gradient 'implicit' has the order 'columns_then_rows' only; use gradient 'recompute'",
+            "gradient 'implicit' has the order 'columns_then_rows' only; use gradient 'unrolled'",
         )
         least = 1 if self.domain == "log" else 0
         self.require(
