@@ -7,6 +7,7 @@ from mhc_jax.functional import param_info
 from train.config import RunConfig
 from train.data.kind import Data
 from train.devices import sharding
+from train.loop.resolve import implementations
 from train.terminal.console import say
 from train.update.optimizer import muon_share
 from train.update.state import trained_info
@@ -27,6 +28,9 @@ def introduce(
     say("\n".join(filter(None, lines)))
     if config.model.remark:
         say(f"warning: {config.model.remark}")
+    kernels = [f"{flag} {value}" for flag, value in implementations(config).items() if value != "xla"]
+    if kernels and jax.default_backend() == "cpu":
+        say(f"warning: kernels are interpreted on a CPU, which is slow: {', '.join(kernels)}; faster with xla")
     known = config.data.vocab_size()
     if config.model.vocab_size > 2 * known:
         say(

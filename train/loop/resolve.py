@@ -42,6 +42,11 @@ def must_agree(config: RunConfig) -> dict[str, Any]:
     return {_flag(name): fields[name] for name in sorted({*fields} - free)}
 
 
+def implementations(config: RunConfig) -> dict[str, str]:
+    """How each part that has a choice is computed, by flag."""
+    return {_flag(name): way for name, way in _flat(config.to_dict()).items() if name.endswith(".implementation")}
+
+
 def run_folder(config: RunConfig) -> Path:
     """The folder of the run."""
     return Path(config.run_dir or Path("runs", config.name)).expanduser()

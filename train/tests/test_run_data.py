@@ -52,6 +52,15 @@ def test_a_warm_up_as_long_as_the_run_is_pointed_out(tmp_path, capsys):
         assert ("--optim.warmup-steps 5 covers all 5 steps of the run" in capsys.readouterr().out) == warned
 
 
+def test_interpreted_kernels_are_pointed_out(tmp_path, capsys):
+    config, data = resolve(tiny_run(tmp_path)), SimpleNamespace(introduction=lambda baselines: "data")
+    for way, warned in (("xla", False), ("pallas", True)):
+        objective = config.objective.replace(implementation=way)
+        introduce(config.replace(objective=objective), data, make_mesh(config.mesh), 1, 6, {})
+        said = "interpreted on a CPU, which is slow: --objective.implementation pallas;" in capsys.readouterr().out
+        assert said == warned
+
+
 @pytest.mark.parametrize(
     ("changes", "warned"), [({}, True), ({"decay_steps": 6}, False), ({"schedule": "constant"}, False)]
 )
