@@ -223,9 +223,11 @@ def _closed(step: Callable) -> Callable:
 
 def _unrolled(step: Callable, carry: Any, xs: Any) -> tuple[Any, Any]:
     """``jax.lax.scan(step, carry, xs)`` without a loop."""
+    arrays, tree = jax.tree.flatten(xs)
     outputs = []
-    for layer in range(len(jax.tree.leaves(xs)[0])):
-        carry, out = step(carry, jax.tree.map(lambda x, layer=layer: x[layer], xs))
+    # Split, so that gradients are concatenated: those of single slices are padded with zeros and added up.
+    for each in zip(*map(jnp.unstack, arrays), strict=True):
+        carry, out = step(carry, jax.tree.unflatten(tree, each))
         outputs.append(out)
     return carry, jax.tree.map(lambda *xs: jnp.stack(xs), *outputs)
 
