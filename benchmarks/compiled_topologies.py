@@ -127,6 +127,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
     for layers in given.layers:
+        if layers == "auto":
+            parser.error("--layers auto: give what it stands for")
         if any(NETWORKS[width][1] % Execution(layers=layers).group for width in given.widths):
             parser.error(
                 f"--layers {layers}: the group must divide the {[NETWORKS[x][1] for x in given.widths]} layers"

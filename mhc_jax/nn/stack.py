@@ -37,8 +37,8 @@ class Execution(Config):
     Attributes:
         policy: dtypes; see :mod:`mhc_jax.precision`.
         layers: ``"scan"`` over stacked layers (compile time constant in depth), ``"unroll"``, ``"groups:K"``: a scan
-            over groups of K layers (compile time as of K), the last perhaps smaller, or ``"auto"``: what
-            :meth:`walk` chooses for the platform and the depth.
+            over groups of K layers (compile time as of K), the last perhaps smaller, or ``"auto"``: on TPUs and GPUs
+            unrolled up to 24 layers, else scanned.
         remat: recomputation in the backward pass: ``"none"`` recomputes nothing, ``"block"`` everything inside a
             layer, ``"dots"`` all but the matrix products, inside a layer or a group of layers: of groups only the first
             layer's input is kept beside the products (mHC, 2512.24880, section 4.3.2).

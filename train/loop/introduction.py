@@ -28,7 +28,7 @@ def introduce(
     say("\n".join(filter(None, lines)))
     if config.model.remark:
         say(f"warning: {config.model.remark}")
-    kernels = [f"{flag} {value}" for flag, value in implementations(config).items() if value != "xla"]
+    kernels = [f"{flag} {value}" for flag, value in implementations(config).items() if value in ("pallas", "splash")]
     if kernels and jax.default_backend() == "cpu":
         say(f"warning: kernels are interpreted on a CPU, which is slow: {', '.join(kernels)}; faster with xla")
     known = config.data.vocab_size()

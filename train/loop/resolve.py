@@ -137,7 +137,7 @@ def changed(config: RunConfig, *also: str) -> str:
     free = {*FREE_ON_RESUME, *(f"data.{name}" for name in (*config.data.of_a_host, *config.data.free_on_resume))}
     for name in sorted({*before, *now}):
         # Whichever part it is of, an implementation is another way to the same values.
-        is_free = name.endswith(".implementation")
+        is_free = name.endswith(".implementation") or _repeats_iterations(name, before, now)
         fixed = not (is_free or any(name == field or name.startswith(f"{field}.") for field in free - {*also}))
         if fixed and before.get(name) != now.get(name):
             return f"{_flag(name)} was {before.get(name)!r} and is now {now.get(name)!r}"
@@ -180,6 +180,11 @@ def _recorded(folder: Path) -> RunConfig | None:
     """The configuration that the run in the folder began with, or was last resumed with."""
     file = folder / CONFIG_FILE
     return recorded(file) if file.is_file() else None
+
+
+def _repeats_iterations(name: str, before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether all that changes is that one of both repeats Sinkhorn's iterations, to the same gradient."""
+    return name.endswith(".gradient") and {before.get(name), now.get(name)} == {"unrolled", "recompute"}
 
 
 def _flag(name: str) -> str:

@@ -20,7 +20,7 @@ import pytest
 
 from mhc_jax.config import ConfigError
 from mhc_jax.functional import param_info
-from mhc_jax.models import mhc_ssm
+from mhc_jax.models import mhc_ssm, with_topology
 from train.config import OptimConfig, recorded
 from train.loop import run as run_module
 from train.loop.resolve import changed
@@ -148,6 +148,20 @@ def test_resume_takes_another_implementation(done):
     assert changed(config.replace(model=config.model.replace(mixer=mixer))) == ""
     other = config.model.replace(mixer=mixer.replace(chunk=mixer.chunk + 1))
     assert changed(config.replace(model=other)) == "--model.mixer.chunk was 16 and is now 17"
+
+
+def test_resume_takes_iterations_that_are_kept_or_repeated(done, tmp_path):
+    def having(gradient):
+        model = with_topology(done.config.model, "mhc")
+        projection = model.residual.projection.replace(gradient=gradient)
+        model = model.replace(residual=model.residual.replace(projection=projection))
+        return done.config.replace(model=model, run_dir=str(tmp_path))
+
+    (tmp_path / "config.json").write_text(json.dumps(having("recompute").to_dict()))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert changed(having("unrolled")) == ""
+    told = "--model.residual.projection.gradient was 'recompute' and is now 'implicit'"
+    assert changed(having("implicit")) == told
 
 
 def test_resume_refuses_other_text(done):
