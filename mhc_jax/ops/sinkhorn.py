@@ -254,14 +254,15 @@ def _further(z: jax.Array, iters: int, order: HalfSteps) -> jax.Array:
 @_further.defjvp
 def _further_jvp(iters, order, primals, tangents):
     """On logarithms, from which a half-step takes a mean: the transpose of that is one sum, without a division."""
-    p, matrices = _half_steps(*primals, iters, order)
+    (z,), (dz,) = primals, tangents
+    p, matrices = _half_steps(z, iters, order)
 
     def iteration(dz, matrices):
         for p, axis in zip(matrices, order, strict=True):
             dz = dz + _sum(p * -dz, axis)  # the transpose of a difference would be a kernel that only negates
         return dz, None
 
-    dz, _ = jax.lax.scan(iteration, *tangents, matrices)
+    dz, _ = jax.lax.scan(iteration, dz, matrices)
     return p, p * dz
 
 
