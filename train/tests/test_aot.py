@@ -19,6 +19,7 @@ from train.measure import target
 pytestmark = pytest.mark.aot
 
 TINY = "--data.seq-len 128 --data.batch-size 8 --train.accumulate 1 --model.width 64 --model.layers 6 --mesh.fsdp 4"
+TINY += " --model.execution.layers scan"  # whose layers have figures of their own
 GPT = f"{TINY} --model.mixer.heads 2 --model.vocab-size 50304"
 # At widths of 64 and 128 the compiler of TPUs (libtpu 0.0.42.1) aborts over a reduction of this model.
 SSM = f"{TINY} --data.tokenizer bytes --model.width 256 --model.execution.policy bfloat16"
@@ -32,6 +33,7 @@ KERNELS = f"{GPT} --model.width 128 --model.residual.implementation pallas"
         ("gpt2", f"{GPT} --objective.implementation pallas"),
         ("gpt2", f"{GPT} --mesh.fsdp 2 --mesh.tensor 2 --objective.implementation pallas"),
         ("gpt2_mhc", GPT),
+        ("gpt2_mhc", f"{GPT} --model.execution.layers auto"),
         ("gpt2_dynamic_mhc", GPT),
         ("gpt2@hc", GPT),
         ("gpt2_mhc", KERNELS),
@@ -54,7 +56,10 @@ def test_figures_of_a_slice_of_four(name, flags):
     rows = dict(re.findall(r"^\| ([a-zMFU, -]+?) +\| +([\d.,]+) \|", done.stdout, re.MULTILINE))
     value = {row: float(number.replace(",", "")) for row, number in rows.items()}
     assert value["parameters"] < value["optimizer state"] < 1024 * float(peak)
-    assert 0 < value["kernels of a layer, forward"] < value["kernels of a layer, backward"] < value["kernels"]
+    if flags.endswith("layers auto"):
+        assert "bfloat16, layers unroll, remat dots" in done.stdout
+    else:
+        assert 0 < value["kernels of a layer, forward"] < value["kernels of a layer, backward"] < value["kernels"]
     assert value["estimated time without communication"] > 0
     assert 0 < value["MFU at that time"] < 100
     assert value["all-gather"] > 0

@@ -205,7 +205,9 @@ def test_a_training_step_of_a_recurrence(name):
 
 def calls_of_a_step(config, **changes):
     config = config.replace(
-        model=config.model.replace(width=128, layers=6, **changes),
+        model=config.model.replace(
+            width=128, layers=6, execution=config.model.execution.replace(layers="scan"), **changes
+        ),
         data=config.data.replace(seq_len=128, batch_size=8),
         train=config.train.replace(accumulate=1),
     )
