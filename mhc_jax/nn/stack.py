@@ -37,8 +37,8 @@ class Execution(Config):
     Attributes:
         policy: dtypes; see :mod:`mhc_jax.precision`.
         layers: ``"scan"`` over stacked layers (compile time constant in depth), ``"unroll"``, ``"groups:K"``: a scan
-            over groups of K layers (compile time as of K), the last perhaps smaller, or ``"auto"``: on TPUs and GPUs
-            unrolled up to 24 layers, else scanned.
+            over groups of K layers (compile time as of K), the last perhaps smaller, or ``"auto"``: ``"unroll"``
+            on TPUs and GPUs for up to 24 layers, ``"scan"`` for more and on CPUs.
         remat: recomputation in the backward pass: ``"none"`` recomputes nothing, ``"block"`` everything inside a
             layer, ``"dots"`` all but the matrix products, inside a layer or a group of layers: of groups only the first
             layer's input is kept beside the products (mHC, 2512.24880, section 4.3.2).
@@ -58,8 +58,8 @@ class Execution(Config):
     def walk(self, depth: int) -> str:
         """``layers``, of ``"auto"`` what is chosen for that many layers on the target platform.
 
-        Unrolled, a step of an accelerator takes less time and memory, and minutes to compile. On a CPU it gains little,
-        and most runs there are short.
+        Unrolled, a step of an accelerator takes less time, and minutes to compile. On a CPU it gains little, and most
+        runs there are short.
         """
         if self.layers != "auto":
             return self.layers

@@ -30,7 +30,7 @@ def introduce(
         say(f"warning: {config.model.remark}")
     kernels = [f"{flag} {value}" for flag, value in implementations(config).items() if value in ("pallas", "splash")]
     if kernels and jax.default_backend() == "cpu":
-        say(f"warning: kernels are interpreted on a CPU, which is slow: {', '.join(kernels)}; faster with xla")
+        say(f"warning: kernels are interpreted on a CPU, which is slow: {', '.join(kernels)}; for speed give xla")
     known = config.data.vocab_size()
     if config.model.vocab_size > 2 * known:
         say(

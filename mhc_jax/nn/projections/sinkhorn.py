@@ -24,9 +24,9 @@ class SinkhornConfig(ProjectionConfig):
         domain: ``"log"`` is finite, and its gradient too, at any finite logits; ``"exp"`` is mHC-SSM's own form, in its
             order only (there 0 iterations are allowed, and leave the exponentials as they are): where the logits of a
             column lie about 90 below their rows' largest, its gradient becomes NaN.
-        gradient: ``"unrolled"`` keeps two matrices of every iteration for the backward pass, and where layers are
-            recomputed (``remat``) only while a layer is; ``"recompute"`` repeats the iterations there, to the same
-            gradient; ``"implicit"`` differentiates the exact projection, which the iterations approach.
+        gradient: ``"unrolled"`` keeps two matrices of every iteration for the backward pass, with ``remat`` only those
+            of the layer that is recomputed; ``"recompute"`` keeps none and repeats the iterations in the backward pass,
+            to the same gradient; ``"implicit"`` differentiates the exact projection, which the iterations approach.
     """
 
     iters: int = 20
