@@ -30,7 +30,9 @@ def test_a_run_of_older_days_is_read():
     """Its fields have other names by now, and some did not exist."""
     text = (Path(__file__).parents[2] / "train" / "tests" / "run_of_2026_11.json").read_text()
     config = configs.load("mhc_ssm_adapters")
-    assert RunConfig.from_json(text) == config.replace(model=config.model.replace(stream_diversity=0.25))
+    scanned = config.model.execution.replace(layers="scan")
+    model = config.model.replace(stream_diversity=0.25, execution=scanned)
+    assert RunConfig.from_json(text) == config.replace(model=model)
     record = json.loads(text)
     record["train"] |= {"loss_chunk": 48, "sample_tokens": 9}
     moved = RunConfig.from_dict(record)
