@@ -172,7 +172,7 @@ def _look_ahead(config: RunConfig, machine: target.Target) -> None:
     """Prints memory, traffic and estimated time of the training step on a machine that need not be present."""
     with compiling_for(machine.chip.platform):
         config.validate()  # what kernels there are for that platform
-        layers = config.model.execution.walk(getattr(config.model, "layers", 1))  # a plug-in may have none
+        layers = config.model.execution.walk(config.model.depth)
     mesh = sharding.make_mesh(config.mesh, target.devices(machine))
     execution, data, train = config.model.execution, config.data, config.train
     axes = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items())

@@ -108,6 +108,11 @@ class ModelConfig(Config):
         self.require_counts(1, *SIZES)
 
     @property
+    def depth(self) -> int:
+        """Number of its layers, one after another; 0 for a model that has none."""
+        return getattr(self, "layers", 0)
+
+    @property
     def description(self) -> tuple[str, ...]:
         """Its parts, in a few words each."""
         return (self.kind or type(self).__name__,)

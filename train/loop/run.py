@@ -339,9 +339,9 @@ def _due(step: int, every: int) -> bool:
 def _compile_train_step(config: RunConfig, optimizer, state: TrainState, mesh: Mesh, total_steps: int):
     """The training step compiled for this state and batch and no other, and the seconds that took."""
     start = time.perf_counter()
-    depth = getattr(config.model, "layers", 0)  # a plug-in may have none
-    unrolled = depth and config.model.execution.layers == "auto" and config.model.execution.walk(depth) == "unroll"
-    with task(f"compiling the training step{f', {depth} layers without a loop' if unrolled else ''}"):
+    execution, depth = config.model.execution, config.model.depth
+    unrolled = depth > 0 and execution.layers == "auto" and execution.walk(depth) == "unroll"
+    with task("compiling the training step" + f", {depth} layers without a loop" * unrolled):
         compiled = lower_train_step(config, optimizer, state, mesh, total_steps).compile()
     seconds = time.perf_counter() - start
     say(f"compiled the training step in {seconds:.1f} s")

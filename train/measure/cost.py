@@ -101,7 +101,7 @@ def machine_rows(config: RunConfig, state: TrainState, compiled: jax.stages.Comp
         "of that in place of input": (memory.alias_size_in_bytes / 2**20, "MiB"),
         "peak": (memory.peak_memory_in_bytes / 2**20, "MiB"),
         "kernels": (cost.kernels, ""),
-        **_layer_kernels(text, getattr(config.model, "layers", 0)),
+        **_layer_kernels(text, config.model.depth),
     }
     if chip.clock:
         seconds = cost.seconds(chip.clock, chip.bandwidth)
